@@ -1,0 +1,1 @@
+"""fm_storage: asyncio-native storage on PostgreSQL and Qdrant."""
