@@ -1,0 +1,244 @@
+"""What every command shares: settings, running, output, mistakes.
+
+Text from logs and databases is hostile until it has passed ``plain()``: it may
+hold rich markup, ANSI escapes or bidirectional overrides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+import orjson
+from rich.console import Console
+from rich.text import Text
+
+from fm_storage.config import StorageConfig
+from fm_storage.errors import ConfigurationInvalid, StorageError
+
+if TYPE_CHECKING:
+    from fm_storage.manager import StorageManager
+
+__all__ = [
+    "Settings",
+    "ago",
+    "configure_logging",
+    "console",
+    "exit_code_of",
+    "json_option",
+    "plain",
+    "print_json",
+    "report",
+    "run",
+    "with_storage",
+]
+
+T = TypeVar("T")
+
+# C0 and C1 controls but tab and newline, ANSI sequences, and the characters that
+# reorder or hide what follows them on a terminal.
+_ANSI = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|.)", re.DOTALL
+)
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
+)
+
+_WIDE = 120
+
+
+def _console(*, stderr: bool = False) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _WIDE
+    return Console(
+        stderr=stderr, width=width, highlight=False, markup=False, emoji=False
+    )
+
+
+def console() -> Console:
+    """Return a console on standard output that takes no markup from text."""
+    return _console()
+
+
+def plain(text: object, *, limit: int | None = None) -> Text:
+    """Return *text* as literal text: no markup, no escapes, no controls.
+
+    Args:
+        text: Anything; None shows nothing.
+        limit: Characters at most, on one line; longer text ends in ``…``.
+    """
+    shown = "" if text is None else str(text)
+    shown = _CONTROL.sub("\ufffd", _ANSI.sub("", shown))
+    shown = shown.encode("utf-8", "replace").decode("utf-8")
+    if limit is not None:
+        shown = " ".join(shown.split())
+        if len(shown) > limit:
+            shown = shown[: limit - 1] + "…"
+    return Text(shown)
+
+
+def ago(moment: datetime | None) -> str:
+    """Say how long ago *moment* (aware) was: ``3 min ago``."""
+    if moment is None:
+        return "never"
+    seconds = (datetime.now(UTC) - moment).total_seconds()
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return "just now" if seconds < 1 else f"{seconds:.0f} s ago"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where the settings come from, as the command line said."""
+
+    config_file: str | None = None
+    env_file: str | None = None
+
+    def load(self) -> StorageConfig:
+        """Read them.
+
+        Raises:
+            ConfigurationInvalid: A setting is wrong.
+        """
+        if self.config_file:
+            return StorageConfig.from_toml(self.config_file)
+        return StorageConfig.from_env(env_file=self.env_file)
+
+
+def configure_logging(verbose: int) -> None:
+    """Log to standard error: errors only, more with each ``-v``."""
+    level = (logging.ERROR, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(
+        level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run *main*; SIGTERM and Ctrl-C cancel it, so that everything is closed.
+
+    Raises:
+        KeyboardInterrupt: After SIGINT, once *main* has ended.
+        SystemExit: With 143 after SIGTERM, once *main* has ended.
+    """
+    return asyncio.run(_terminable(main))
+
+
+async def _terminable(main: Coroutine[Any, Any, T]) -> T:
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine always runs in a task
+    terminated = False
+
+    def on_term() -> None:
+        nonlocal terminated
+        terminated = True
+        task.cancel()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, on_term)
+    try:
+        return await main
+    except asyncio.CancelledError:
+        if terminated:
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+
+
+def with_storage(
+    settings: Settings,
+    job: Callable[[StorageManager], Awaitable[T]],
+    **overrides: Any,  # noqa: ANN401 - settings of any kind
+) -> T:
+    """Open a ``StorageManager``, run *job* with it, close it, return the result.
+
+    Args:
+        settings: Where the settings come from.
+        job: Called with the opened manager.
+        **overrides: Sections to replace (``qdrant=None`` for a command that
+            needs no vectors).
+    """
+
+    async def body() -> T:
+        from fm_storage.manager import StorageManager  # noqa: PLC0415 - heavy
+
+        config = settings.load()
+        if overrides:
+            config = config.model_copy(update=overrides)
+        async with StorageManager(config) as storage:
+            return await job(storage)
+
+    return run(body())
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def json_option(function: F) -> F:
+    """Add ``--json`` (``as_json``), for output that a program reads."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print JSON, for programs."
+    )(function)
+
+
+def print_json(value: object) -> None:
+    """Print *value* as JSON; dataclasses, UUIDs and times are understood."""
+    data = orjson.dumps(
+        value,
+        default=str,
+        option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS,
+    )
+    click.echo(data.decode())
+
+
+_EXIT_CODES: tuple[tuple[tuple[type[BaseException], ...], int], ...] = (
+    ((click.Abort, KeyboardInterrupt), 128 + signal.SIGINT),
+    ((ConfigurationInvalid,), 2),
+    ((StorageError, OSError), 1),
+)
+
+
+def exit_code_of(exc: BaseException) -> int | None:
+    """Return the exit code that *exc* stands for; None for a fault of ours."""
+    if isinstance(exc, click.exceptions.Exit | click.ClickException):
+        return exc.exit_code
+    if isinstance(exc, SystemExit):
+        return exc.code if isinstance(exc.code, int) else 1
+    if isinstance(exc, BaseExceptionGroup):
+        return 1 if exc.split(StorageError)[1] is None else None
+    for kinds, code in _EXIT_CODES:
+        if isinstance(exc, kinds):
+            return code
+    return None
+
+
+def report(exc: BaseException) -> None:
+    """Say on standard error what went wrong, in one line without a traceback."""
+    if isinstance(exc, click.exceptions.Exit | SystemExit):
+        return
+    if isinstance(exc, BrokenPipeError):
+        # The reader (head, less) has gone; nobody is left to be told.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    if isinstance(exc, click.ClickException):
+        exc.show()
+        return
+    shown = _console(stderr=True)
+    if isinstance(exc, click.Abort | KeyboardInterrupt):
+        shown.print("interrupted; what was done so far is kept")
+        return
+    if isinstance(exc, BaseExceptionGroup):
+        for inner in exc.exceptions:
+            report(inner)
+        return
+    shown.print(Text("error: ", style="bold red") + plain(exc), soft_wrap=True)
