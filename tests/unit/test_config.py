@@ -1,0 +1,335 @@
+"""Settings: sources, their order, what is refused and how it is said."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from fm_storage.config import (
+    CollectionConfig,
+    ConfigManager,
+    EnvironmentConfigManager,
+    MappingConfigManager,
+    MigrationsConfig,
+    PostgresConfig,
+    QdrantConfig,
+    StorageConfig,
+    TomlConfigManager,
+    mask_dsn,
+)
+from fm_storage.errors import ConfigurationInvalid
+
+SECRET = "s3cr:e@t/"
+SERVER = "postgresql://app@db.example:5432/shop"
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in os.environ if n.startswith("FM_STORAGE_")]:
+        monkeypatch.delenv(name)
+
+
+def test_nothing_said_means_both_engines_embedded():
+    """Without settings both engines are ours, under ./.fm_storage."""
+    config = StorageConfig()
+
+    assert config.postgres is not None
+    assert config.postgres.embedded
+    assert config.qdrant is not None
+    assert config.qdrant.embedded
+    assert config.embedded_folder(config.postgres.dsn) == Path(".fm_storage")
+
+
+def test_embedded_path_names_the_folder(tmp_path: Path):
+    """``embedded:PATH`` wins over the data folder."""
+    config = StorageConfig(data_dir=tmp_path)
+
+    assert config.embedded_folder("embedded:") == tmp_path
+    assert config.embedded_folder("embedded:/srv/pg") == Path("/srv/pg")
+
+
+def test_environment_is_read(monkeypatch: pytest.MonkeyPatch):
+    """FM_STORAGE_SECTION__KEY sets section.key, and ``none`` switches a part off."""
+    monkeypatch.setenv("FM_STORAGE_POSTGRES__DSN", SERVER)
+    monkeypatch.setenv("FM_STORAGE_POSTGRES__MAX_SIZE", "4")
+    monkeypatch.setenv("FM_STORAGE_QDRANT", "none")
+    monkeypatch.setenv("FM_STORAGE_DATA_DIR", "/srv/data")
+
+    config = StorageConfig()
+
+    assert config.postgres is not None
+    assert (config.postgres.dsn, config.postgres.max_size) == (SERVER, 4)
+    assert config.qdrant is None
+    assert config.data_dir == Path("/srv/data")
+
+
+def test_keywords_win_over_the_environment(monkeypatch: pytest.MonkeyPatch):
+    """A keyword is stronger than a variable of the same name."""
+    monkeypatch.setenv("FM_STORAGE_POSTGRES__DSN", "postgresql://other/db")
+    monkeypatch.setenv("FM_STORAGE_QDRANT__URL", "http://vectors:6333")
+
+    config = StorageConfig(postgres=PostgresConfig(dsn=SERVER), qdrant=None)
+
+    assert config.postgres is not None
+    assert config.postgres.dsn == SERVER
+    assert config.qdrant is None
+
+
+def test_env_file_is_read_only_when_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A ``.env`` lying about changes nothing; a named one counts."""
+    (tmp_path / ".env").write_text("FM_STORAGE_POSTGRES__MAX_SIZE=3\n")
+    monkeypatch.chdir(tmp_path)
+
+    unnamed, named = StorageConfig(), StorageConfig.from_env(env_file=".env")
+
+    assert unnamed.postgres is not None
+    assert unnamed.postgres.max_size == 10
+    assert named.postgres is not None
+    assert named.postgres.max_size == 3
+    assert StorageConfig.from_env() == unnamed
+
+
+def test_a_missing_env_file_is_named():
+    """Naming a file that is not there is a mistake, not silence."""
+    with pytest.raises(ConfigurationInvalid, match="'nowhere' is not a file"):
+        StorageConfig.from_env(env_file="nowhere")
+
+
+@pytest.mark.parametrize("table", ["", "tool.fm_storage."])
+def test_toml_is_read_and_the_environment_wins(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Sections stand at the top or under tool.fm_storage; variables override."""
+    path = tmp_path / "settings.toml"
+    path.write_text(
+        f'[{table}postgres]\ndsn = "{SERVER}"\nmax_size = 2\n'
+        f'[{table}qdrant]\nurl = "http://vectors:6333"\n'
+        f"[{table}qdrant.collections.notes]\nsize = 8\n"
+    )
+    monkeypatch.setenv("FM_STORAGE_POSTGRES__MAX_SIZE", "7")
+    monkeypatch.setenv("FM_STORAGE_TEST_POSTGRES_IMAGE", "ignored")
+
+    config = StorageConfig.from_toml(path)
+
+    assert config.postgres is not None
+    assert (config.postgres.dsn, config.postgres.max_size) == (SERVER, 7)
+    assert config.qdrant is not None
+    assert config.qdrant.collections == {"notes": CollectionConfig(size=8)}
+    assert TomlConfigManager(path).get("unknown", 5) == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "cannot be read"), ("postgres = [", "is not TOML")],
+)
+def test_a_bad_toml_file_is_named(content: str | None, said: str, tmp_path: Path):
+    """The message names the file and what is wrong with it."""
+    path = tmp_path / "settings.toml"
+    if content is not None:
+        path.write_text(content)
+
+    with pytest.raises(ConfigurationInvalid, match=said) as caught:
+        StorageConfig.from_toml(path)
+
+    assert "settings.toml" in caught.value.key
+
+
+@pytest.mark.parametrize(
+    "manager",
+    [
+        MappingConfigManager({"postgres.dsn": SERVER, "qdrant": None}),
+        MappingConfigManager({"postgres": {"dsn": SERVER}, "qdrant": None}),
+        EnvironmentConfigManager(
+            {
+                "FM_STORAGE_POSTGRES__DSN": SERVER,
+                "FM_STORAGE_QDRANT": "off",
+                "FM_STORAGE_OTHER__THING": "1",
+                "PATH": "/bin",
+            }
+        ),
+    ],
+)
+def test_a_config_manager_is_asked_for_dotted_keys(
+    manager: ConfigManager, monkeypatch: pytest.MonkeyPatch
+):
+    """Everything comes from the manager; the environment is not read."""
+    monkeypatch.setenv("FM_STORAGE_POSTGRES__MAX_SIZE", "77")
+
+    config = StorageConfig.from_config_manager(manager)
+
+    assert isinstance(manager, ConfigManager)
+    assert config.postgres is not None
+    assert (config.postgres.dsn, config.postgres.max_size) == (SERVER, 10)
+    assert config.qdrant is None
+
+
+def test_json_in_the_environment_defines_collections():
+    """A variable may hold a JSON object; broken JSON is refused by key."""
+    good = {"FM_STORAGE_QDRANT__COLLECTIONS": '{"notes": {"size": 8}}'}
+    bad = {"FM_STORAGE_QDRANT__COLLECTIONS": '{"notes": '}
+
+    config = StorageConfig.from_config_manager(EnvironmentConfigManager(good))
+
+    assert config.qdrant is not None
+    assert config.qdrant.collections["notes"].size == 8
+    with pytest.raises(ConfigurationInvalid, match=r"qdrant\.collections: "):
+        StorageConfig.from_config_manager(EnvironmentConfigManager(bad))
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "said"),
+    [
+        ({"postgres": {"max_szie": 3}}, "postgres.max_szie", "did you mean 'max_size'"),
+        ({"postgers": {}}, "postgers", "did you mean 'postgres'"),
+        ({"qdrant": {"zzz": 1}}, "qdrant.zzz", "unknown setting; remove it"),
+        ({"postgres": {"dsn": "mysql://h/d"}}, "postgres.dsn", "must start with"),
+        ({"postgres": {"max_size": "x"}}, "postgres.max_size", "valid integer"),
+        (
+            {"postgres": {"min_size": 5, "max_size": 2}},
+            "postgres",
+            "lower min_size or raise max_size",
+        ),
+        ({"qdrant": {"url": "ftp://x"}}, "qdrant.url", "must start with http"),
+        ({"qdrant": {"url": "http://"}}, "qdrant.url", "has no host"),
+        ({"qdrant": {"url": "http://u:p@h"}}, "qdrant.url", "holds credentials"),
+        (
+            {"qdrant": {"collections": {"a": {"size": 0}}}},
+            "qdrant.collections.a.size",
+            "greater than 0",
+        ),
+        (
+            {"qdrant": {"collections": {"a": {}}}},
+            "qdrant.collections.a",
+            "give size, vectors or sparse_vectors",
+        ),
+        (
+            {
+                "qdrant": {
+                    "collections": {"a": {"size": 1, "vectors": {"v": {"size": 1}}}}
+                }
+            },
+            "qdrant.collections.a",
+            "exclude each other",
+        ),
+        ({"migrations": {"dsn": "sqlite:"}}, "migrations.dsn", "must start with"),
+        ({"outbox": {"batch_size": 0}}, "outbox.batch_size", "greater than"),
+        (
+            {"postgres": {"acquire_timeout": float("nan")}},
+            "postgres.acquire_timeout",
+            "",
+        ),
+    ],
+)
+def test_a_wrong_value_names_key_and_remedy(values: dict, key: str, said: str):
+    """The first problem's dotted key, what is wrong and what to do."""
+    with pytest.raises(ConfigurationInvalid) as caught:
+        StorageConfig(**values)
+
+    assert caught.value.key == key
+    assert said in caught.value.problems[0][1]
+
+
+def test_all_wrong_values_are_reported_at_once():
+    """Nobody mends settings one run at a time."""
+    with pytest.raises(ConfigurationInvalid) as caught:
+        StorageConfig(postgres={"max_size": 0, "dns": "x"}, outbox={"lease": -1})
+
+    assert {key for key, _ in caught.value.problems} == {
+        "postgres.max_size",
+        "postgres.dns",
+        "outbox.lease",
+    }
+
+
+def test_a_server_without_qdrant_setting_is_refused():
+    """Else every host would fill a vector store of its own."""
+    with pytest.raises(ConfigurationInvalid, match=r"qdrant\.url: not set"):
+        StorageConfig(postgres=PostgresConfig(dsn=SERVER))
+    with pytest.raises(ConfigurationInvalid, match=r"qdrant\.url: not set"):
+        StorageConfig(postgres={"dsn": SERVER}, qdrant=QdrantConfig(timeout=5))
+
+    StorageConfig(postgres={"dsn": SERVER}, qdrant=None)
+    StorageConfig(postgres={"dsn": SERVER}, qdrant=QdrantConfig(url="embedded:"))
+
+
+@pytest.mark.parametrize(
+    ("parts", "key"),
+    [
+        ({}, "postgres.dsn"),
+        ({"postgres": {"dsn": SERVER}, "qdrant": {"url": "embedded:"}}, "qdrant.url"),
+    ],
+)
+def test_embedded_engines_can_be_forbidden(
+    parts: dict, key: str, monkeypatch: pytest.MonkeyPatch
+):
+    """FM_STORAGE_EMBEDDED=never refuses them by key."""
+    monkeypatch.setenv("FM_STORAGE_EMBEDDED", "never")
+
+    with pytest.raises(ConfigurationInvalid, match="FM_STORAGE_EMBEDDED=never") as it:
+        StorageConfig(**parts)
+
+    assert it.value.key == key
+    StorageConfig(postgres=None, qdrant=None)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        f"postgresql://app:{SECRET}@h/db",
+        f"postgresql://h/db?user=u&password={SECRET}&sslmode=require",
+        f"postgres://app:{SECRET}@h1:1,h2:2/db",
+        f"host=h password={SECRET} dbname=d",
+        f"host=h password='{SECRET}' dbname=d",
+    ],
+)
+def test_passwords_are_masked(dsn: str):
+    """Whatever the form of the DSN, the password does not show."""
+    masked = mask_dsn(dsn)
+
+    assert SECRET not in masked
+    assert "***" in masked
+
+
+def test_no_secret_is_printed(caplog: pytest.LogCaptureFixture):
+    """repr, str, pickled-and-back, and every error stay silent about secrets."""
+    caplog.set_level(logging.DEBUG)
+    config = StorageConfig(
+        postgres=PostgresConfig(
+            dsn=f"postgresql://app:{SECRET}@h/db", password="pa55word"
+        ),
+        qdrant=QdrantConfig(
+            url="https://q", api_key="k3y", headers={"authorization": "t0ken"}
+        ),
+        migrations=MigrationsConfig(dsn=f"postgresql://ddl:{SECRET}@h/db"),
+    )
+    copy = pickle.loads(pickle.dumps(config))  # noqa: S301 - our own bytes
+    said = [repr(config), str(config), repr(copy)]
+    assert config.postgres is not None
+    said += [config.postgres.safe_dsn, repr(MigrationsConfig())]
+    for values in (
+        {"postgres": {"dsn": f"mysql://u:{SECRET}@h/d"}},
+        {"postgres": {"password": 5}},
+        {"qdrant": {"api_key": ["k3y"]}},
+        {"migrations": {"dsn": f"x://u:{SECRET}@h/d"}},
+    ):
+        with pytest.raises(ConfigurationInvalid) as caught:
+            StorageConfig(**values)
+        said += [str(caught.value), repr(caught.value), repr(caught.value.__cause__)]
+
+    for text in said:
+        for secret in (SECRET, "pa55word", "k3y", "t0ken"):
+            assert secret not in text
+
+
+def test_settings_are_frozen():
+    """A setting cannot be changed behind a manager's back."""
+    config = StorageConfig()
+
+    with pytest.raises(ValueError, match="frozen"):
+        config.embedded = "never"
