@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -226,7 +227,9 @@ def test_json_in_the_environment_defines_collections():
         ),
     ],
 )
-def test_a_wrong_value_names_key_and_remedy(values: dict, key: str, said: str):
+def test_a_wrong_value_names_key_and_remedy(
+    values: dict[str, Any], key: str, said: str
+):
     """The first problem's dotted key, what is wrong and what to do."""
     with pytest.raises(ConfigurationInvalid) as caught:
         StorageConfig(**values)
@@ -266,7 +269,7 @@ def test_a_server_without_qdrant_setting_is_refused():
     ],
 )
 def test_embedded_engines_can_be_forbidden(
-    parts: dict, key: str, monkeypatch: pytest.MonkeyPatch
+    parts: dict[str, Any], key: str, monkeypatch: pytest.MonkeyPatch
 ):
     """FM_STORAGE_EMBEDDED=never refuses them by key."""
     monkeypatch.setenv("FM_STORAGE_EMBEDDED", "never")
@@ -332,4 +335,4 @@ def test_settings_are_frozen():
     config = StorageConfig()
 
     with pytest.raises(ValueError, match="frozen"):
-        config.embedded = "never"
+        config.embedded = "never"  # type: ignore[misc]  # that is the point
