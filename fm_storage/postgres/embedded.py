@@ -1,0 +1,376 @@
+"""A PostgreSQL server of our own, shared by every process on its folder.
+
+Apart from :mod:`~fm_storage.postgres.embedded_cluster` (how a server is run):
+here is when. Each user of a folder holds a shared lock on ``users``; opening
+and leaving happen under the exclusive lock ``lock``. Who can turn its shared
+lock into an exclusive one was the last, and stops the server. The kernel drops
+the locks of a killed process, so nothing is ever left to break by hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+from fm_storage.errors import EmbeddedFailed
+from fm_storage.postgres.embedded_cluster import (
+    DATABASE,
+    SUPERUSER,
+    Cluster,
+    Interrupted,
+)
+from fm_storage.postgres.embedded_server import ServiceUser, installed_server
+
+__all__ = ["EmbeddedPostgres"]
+
+_PORT = 5432
+_POLL = 0.02
+# sun_path holds 108 bytes, the last of them zero.
+_LONGEST_SOCKET = 107
+_SETTINGS = {"max_connections": "200", "log_line_prefix": "%m [%p] %q%a "}
+_KEEPER = Path(__file__).with_name("embedded_keeper.py")
+
+
+class EmbeddedPostgres:
+    """A use of the server on *folder*; the first starts it, the last stops it.
+
+    Any number of objects, in any number of processes, may use one folder at the
+    same time. Nothing listens on TCP; the socket's folder is closed to others.
+    If cancelled while opening, the server is stopped again unless others use it.
+
+    Args:
+        folder: Where data, socket and log lie; made if it does not exist.
+        timeout: Seconds to wait for another process that starts or stops the
+            server, and for the server itself.
+        state_root: Where root keeps the data if the service user cannot reach
+            *folder*: a private home is not opened to anybody.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        timeout: float = 60.0,
+        state_root: Path = Path("/var/lib/fm_storage"),
+    ) -> None:
+        self.folder = Path(os.path.abspath(folder))  # noqa: PTH100 - links are kept
+        self._timeout = timeout
+        self._state_root = state_root
+        self._pid = os.getpid()
+        self._cancelled = threading.Event()
+        self._user: ServiceUser | None = None
+        self._users_fd: int | None = None  # holds the shared lock while open
+        self._cluster: Cluster | None = None
+        self._dsn: str | None = None
+
+    async def __aenter__(self) -> str:
+        return await self.open()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def home(self) -> Path:
+        """Folder that holds the data; differs from *folder* for a private home."""
+        return self.folder if self._cluster is None else self._cluster.data.parent
+
+    async def open(self) -> str:
+        """Start the server, or join the one that runs, and return its DSN.
+
+        Raises:
+            EmbeddedFailed: It cannot run here; the message names the remedy.
+        """
+        if self._dsn is not None:
+            return self._dsn
+        self._cancelled.clear()
+        work = asyncio.get_running_loop().run_in_executor(None, self._open)
+        try:
+            self._dsn = await asyncio.shield(work)
+        except asyncio.CancelledError:
+            self._cancelled.set()
+            await _finished(work)
+            await _finished(
+                asyncio.get_running_loop().run_in_executor(None, self._leave)
+            )
+            raise
+        return self._dsn
+
+    async def aclose(self) -> None:
+        """Leave the server; the last user stops it. Closing twice is fine.
+
+        If cancelled, leaving is finished first.
+        """
+        self._dsn = None
+        if self._users_fd is None or self._pid != os.getpid():
+            return
+        work = asyncio.get_running_loop().run_in_executor(None, self._leave)
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await _finished(work)
+            raise
+
+    def _open(self) -> str:
+        try:
+            self._user = self._prepare_folder()
+            server = installed_server()
+            with self._mutex():
+                self._users_fd = self._open_locked("users", fcntl.LOCK_SH)
+                _open_uses.add(self)
+                home = self._find_home(self._user)
+                self._cluster = Cluster(
+                    server.copy_for(self._user, home),
+                    home / "data",
+                    log=home / "postgres.log",
+                    user=self._user,
+                    cancelled=self._cancelled,
+                )
+                if not self._cluster.is_initialised:
+                    self._cluster.initialise(_SETTINGS)
+                running = self._cluster.running()
+                if running is None or running.status == "stopping":
+                    sockets = self._socket_folder(home, self._user)
+                    with self._keeper(self._cluster):
+                        running = self._cluster.start(
+                            sockets,
+                            {"listen_addresses": "", "port": str(_PORT)},
+                            timeout=self._timeout,
+                        )
+        except BaseException as exc:
+            self._leave()
+            if isinstance(exc, OSError):
+                raise self._explained(exc) from exc
+            raise
+        host = quote(str(running.socket_folder), safe="/")
+        return f"postgresql://{SUPERUSER}@/{DATABASE}?host={host}&port={running.port}"
+
+    def _leave(self) -> None:
+        fd, self._users_fd = self._users_fd, None
+        _open_uses.discard(self)
+        if fd is None:
+            return
+        try:
+            with self._mutex(wait=True), contextlib.suppress(BlockingIOError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._cluster is not None:
+                    self._cluster.stop()
+        finally:
+            os.close(fd)
+
+    def _prepare_folder(self) -> ServiceUser:
+        """Make the folder if needed, check whose it is, and choose the account."""
+        _make_folders(self.folder)
+        found = self.folder.stat()
+        us = ServiceUser.current()
+        if us is None:
+            # root serves the folder's owner, or an account made for the purpose.
+            return ServiceUser.of(found.st_uid) if found.st_uid else _service_account()
+        if found.st_uid != us.uid:
+            raise EmbeddedFailed(
+                f"embedded PostgreSQL: {self.folder} belongs to user id "
+                f"{found.st_uid}, and this process runs as {us.uid} ({us.name}); "
+                "start it as the owner, or name another folder"
+            )
+        return us
+
+    def _find_home(self, user: ServiceUser) -> Path:
+        """Return the folder for the data: ours, unless *user* cannot reach it."""
+        pointer = self.folder / "home"
+        with contextlib.suppress(FileNotFoundError):
+            return Path(pointer.read_text(encoding="utf-8").strip())
+        if user.can_enter(self.folder):
+            return self.folder
+        home = self._state_root / secrets.token_hex(8)
+        _make_folders(home)
+        (home / "origin").write_text(f"{self.folder}\n", encoding="utf-8")
+        pointer.write_text(f"{home}\n", encoding="utf-8")
+        return home
+
+    def _socket_folder(self, home: Path, user: ServiceUser) -> Path:
+        """Return a private folder for the socket whose path is short enough."""
+        inside = home / "run"
+        if _fits(inside):
+            with contextlib.suppress(FileExistsError):
+                inside.mkdir(mode=0o700)
+                user.owns(inside)
+            return _checked(inside, user)
+        runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+        usable = user.is_us and runtime.is_absolute() and os.access(runtime, os.W_OK)
+        base = runtime if usable and _fits(runtime / "fm-storage-12345678") else None
+        # An unpredictable name: nobody can have made it before us.
+        made = Path(tempfile.mkdtemp(prefix="fm-storage-", dir=base))
+        if not _fits(made):
+            made.rmdir()
+            raise EmbeddedFailed(
+                f"embedded PostgreSQL: no place for a socket: {made} is too long "
+                f"({_LONGEST_SOCKET} bytes with its name at most); set TMPDIR to a "
+                "shorter folder"
+            )
+        user.owns(made)
+        (home / "socket").write_text(f"{made}\n", encoding="utf-8")
+        return _checked(made, user)
+
+    @contextlib.contextmanager
+    def _mutex(self, *, wait: bool = False) -> Iterator[None]:
+        """Hold the folder's exclusive lock; starts and stops happen under it.
+
+        With *wait*, a cancelled opening waits all the same (to leave).
+        """
+        fd = self._open_locked("lock", fcntl.LOCK_EX, wait=wait)
+        try:
+            yield
+        finally:
+            os.close(fd)
+
+    def _open_locked(self, name: str, kind: int, *, wait: bool = False) -> int:
+        path = self.folder / name
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            if self._user is not None:
+                self._user.owns(path)
+            self._lock(fd, kind, path, wait=wait)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _lock(self, fd: int, kind: int, path: Path, *, wait: bool) -> None:
+        deadline = time.monotonic() + self._timeout
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(fd, kind | fcntl.LOCK_NB)
+                return
+            # Polled, so that a cancelled open does not wait for ever.
+            if not wait and self._cancelled.is_set():
+                raise Interrupted
+            time.sleep(_POLL)
+            if time.monotonic() > deadline:
+                raise EmbeddedFailed(
+                    f"embedded PostgreSQL: another process has held {path} for "
+                    f"{self._timeout:.0f} s; see which with 'lsof {path}'"
+                )
+
+    def _keeper(self, cluster: Cluster) -> subprocess.Popen[bytes]:
+        """Start the process that stops the server if its last user is killed.
+
+        It puts itself into the background; leaving the block collects what is
+        left of it here.
+        """
+        user = cluster.user
+        command = [sys.executable, "-I", str(_KEEPER), str(self.folder)]
+        command += [str(cluster.data), cluster.server.program("pg_ctl")]
+        command += [] if user.is_us else [str(user.uid), str(user.gid)]
+        return subprocess.Popen(  # noqa: S603 - our own program
+            command,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def _explained(self, exc: OSError) -> EmbeddedFailed:
+        full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
+        remedy = (
+            "the disk is full; free some space and try again"
+            if full
+            else "choose a folder that this user may write to"
+        )
+        return EmbeddedFailed(f"embedded PostgreSQL: {self.folder}: {exc}; {remedy}")
+
+
+def _make_folders(folder: Path) -> None:
+    """Make *folder* and the missing ones above it, open to pass through.
+
+    Folders that were there already keep their permissions, whatever they are.
+    """
+    missing = [f for f in (folder, *folder.parents) if not f.exists()]
+    for path in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            path.chmod(0o711)
+
+
+def _service_account() -> ServiceUser:
+    """Return the account that root's servers run as, making it the first time."""
+    import pwd  # noqa: PLC0415 - beside its only use
+
+    for attempt in range(2):
+        with contextlib.suppress(KeyError):
+            return ServiceUser.of(pwd.getpwnam("fm_storage").pw_uid)
+        if attempt == 0:
+            useradd = shutil.which("useradd") or "/usr/sbin/useradd"
+            with contextlib.suppress(OSError):
+                subprocess.run(  # noqa: S603 - fixed arguments
+                    [
+                        *(useradd, "--system", "--user-group", "--no-create-home"),
+                        *("--home-dir", "/nonexistent"),
+                        *("--shell", "/usr/sbin/nologin", "fm_storage"),
+                    ],
+                    capture_output=True,
+                    check=False,
+                )
+    # A read-only /etc/passwd: the account that owns nothing.
+    return ServiceUser.of(65534)
+
+
+def _fits(folder: Path) -> bool:
+    return len(os.fsencode(folder / f".s.PGSQL.{_PORT}.lock")) <= _LONGEST_SOCKET
+
+
+def _checked(folder: Path, user: ServiceUser) -> Path:
+    found = folder.lstat()
+    private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o077
+    if not private or found.st_uid != user.uid:
+        raise EmbeddedFailed(
+            f"embedded PostgreSQL: {folder} is not a folder of user {user.name} "
+            "closed to others (0700); remove it and try again"
+        )
+    return folder
+
+
+async def _finished(work: asyncio.Future[Any]) -> None:
+    """Wait for *work* whatever happens to us; its outcome is dropped."""
+    while not work.done():
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await asyncio.shield(work)
+    if not work.cancelled():
+        work.exception()
+
+
+# A fork inherits the lock together with the descriptor: the child lets go of
+# it, or the server would outlive its real users for the child's sake.
+_open_uses: weakref.WeakSet[EmbeddedPostgres] = weakref.WeakSet()
+
+
+def _let_go_after_fork() -> None:
+    for use in list(_open_uses):
+        if use._users_fd is not None:  # noqa: SLF001 - same module
+            os.close(use._users_fd)  # noqa: SLF001 - same module
+            use._users_fd = None  # noqa: SLF001 - same module
+    _open_uses.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_after_fork)
