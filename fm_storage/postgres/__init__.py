@@ -1,0 +1,20 @@
+"""PostgreSQL over asyncpg: pool, connections, transactions, errors."""
+
+from __future__ import annotations
+
+from fm_storage.postgres.connection import Connection
+from fm_storage.postgres.executor import Executor, Record
+from fm_storage.postgres.pool import Pool
+from fm_storage.postgres.sql import Sql, quote_ident, quote_qualified
+from fm_storage.postgres.transaction import Transaction
+
+__all__ = [
+    "Connection",
+    "Executor",
+    "Pool",
+    "Record",
+    "Sql",
+    "Transaction",
+    "quote_ident",
+    "quote_qualified",
+]

@@ -1,0 +1,96 @@
+"""JSON to and from Python values, as PostgreSQL's json and jsonb want it.
+
+Apart because what orjson lets through silently (NaN becomes null) must be
+refused here, once, for every statement.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from fm_storage.errors import InvalidRecord
+
+if TYPE_CHECKING:
+    import asyncpg
+
+__all__ = ["decode_json", "encode_json", "install_codecs"]
+
+_OIDS = ((114, "json"), (3802, "jsonb"))
+_OPTIONS = orjson.OPT_NON_STR_KEYS
+
+
+def encode_json(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """Return *value* as JSON text.
+
+    Raises:
+        InvalidRecord: It is no JSON, or holds NaN, an infinity, a NUL or a lone
+            surrogate.
+    """
+    try:
+        data = orjson.dumps(value, option=_OPTIONS)
+    except TypeError as exc:
+        return _encode_slowly(value, exc)
+    # orjson writes NaN as null and NUL as \u0000; both are legal inside other
+    # values, so only then is the value walked.
+    if b"null" in data or b"\\u0000" in data:
+        _refuse_unstorable(value)
+    return data.decode()
+
+
+def _encode_slowly(value: Any, cause: TypeError) -> str:  # noqa: ANN401 - any value
+    """Encode what orjson refuses: integers beyond 64 bits, which jsonb keeps."""
+    _refuse_unstorable(value)
+    try:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidRecord(f"JSON value: {cause}; use JSON types") from cause
+
+
+def _refuse_unstorable(value: Any) -> None:  # noqa: ANN401 - any JSON value
+    """Refuse NaN, infinities, NUL and lone surrogates, wherever they are."""
+    open_values = [value]
+    seen = 0
+    while open_values:
+        item = open_values.pop()
+        seen += 1
+        if isinstance(item, str):
+            if "\0" in item:
+                raise InvalidRecord("JSON value: a text holds a NUL; remove it")
+            try:
+                item.encode()
+            except UnicodeEncodeError:
+                raise InvalidRecord(
+                    "JSON value: a text holds a lone surrogate; use valid text"
+                ) from None
+        elif isinstance(item, float):
+            if not math.isfinite(item):
+                raise InvalidRecord(
+                    f"JSON value: {item} is not a JSON number; use None or text"
+                )
+        elif isinstance(item, dict):
+            open_values.extend(item)
+            open_values.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            open_values.extend(item)
+
+
+def decode_json(text: str) -> Any:  # noqa: ANN401 - any JSON value
+    """Return the value of JSON *text*."""
+    return orjson.loads(text)
+
+
+def install_codecs(raw: asyncpg.Connection[Any]) -> None:
+    """Make *raw* exchange json and jsonb as Python values, without I/O.
+
+    ``set_type_codec()`` would ask the server for the types' numbers, which are
+    fixed, at the price of round trips on every new connection.
+    """
+    settings: Any = raw._protocol.get_settings()  # type: ignore[attr-defined]  # noqa: SLF001 - see above
+    for oid, name in _OIDS:
+        settings.add_python_codec(
+            oid, name, "pg_catalog", [], "scalar", encode_json, decode_json, "text"
+        )

@@ -1,0 +1,104 @@
+"""One borrowed or dedicated connection.
+
+Apart from the pool because it is what users hold: it knows its verbs and its
+own end, and nothing of queues.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from fm_storage.postgres.transaction import Transaction, begin_sql, transaction_on
+from fm_storage.postgres.verbs import Verbs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
+
+    import asyncpg
+
+    from fm_storage.postgres.link import Link
+
+__all__ = ["Connection"]
+
+
+class Connection(Verbs):
+    """A connection with the verbs of ``Executor``.
+
+    Borrowed from ``Pool.acquire()`` it is given back by its block; made by
+    ``Pool.connect()`` it belongs to the caller, who closes it with ``aclose()``.
+    One task at a time may use it.
+    """
+
+    _what = "connection"
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        owner: str,
+        command_timeout: float | None,
+        transaction_class: type[Transaction] = Transaction,
+        dedicated: bool = False,
+    ) -> None:
+        super().__init__(link, owner=owner, command_timeout=command_timeout)
+        self._transaction_class = transaction_class
+        self._dedicated = dedicated
+
+    @property
+    def raw(self) -> asyncpg.Connection[Any]:
+        """The driver's connection; touching it means a reset after release."""
+        if self._link is None:
+            raise self._gone()
+        self._link.dirty = True
+        return self._link.raw
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection was given back, closed or lost."""
+        return self._link is None or self._link.raw.is_closed()
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the server sees an open transaction on this connection."""
+        return self._link is not None and self._link.raw.is_in_transaction()
+
+    def transaction(
+        self,
+        *,
+        isolation: str | None = None,
+        readonly: bool = False,
+        deferrable: bool = False,
+    ) -> AbstractAsyncContextManager[Transaction]:
+        """Open a transaction on this connection."""
+        if self._link is None:
+            raise self._gone()
+        return transaction_on(
+            self,
+            self._link,
+            self._transaction_class,
+            begin_sql(isolation=isolation, readonly=readonly, deferrable=deferrable),
+        )
+
+    def add_termination_listener(self, callback: Callable[[], None]) -> None:
+        """Call *callback* once, on the loop, when the connection ends."""
+        if self._link is None:
+            raise self._gone()
+        self._link.raw.add_termination_listener(lambda _raw: callback())
+
+    async def aclose(self, timeout: float = 2.0) -> None:
+        """Close a dedicated connection; a second call does nothing.
+
+        Never takes longer than *timeout*: then, or if cancelled, the socket is
+        closed without the server's answer.
+        """
+        link, self._link = self._link, None
+        if link is None or not self._dedicated:
+            return
+        try:
+            await asyncio.wait_for(link.raw.close(), timeout)
+        except (Exception, asyncio.CancelledError) as exc:
+            link.raw.terminate()
+            if isinstance(exc, asyncio.CancelledError):
+                raise

@@ -1,0 +1,223 @@
+"""The driver's errors, translated once into the tree of ``fm_storage.errors``.
+
+Apart because no other room may know the driver. SQLSTATE decides, never the
+message text, which is localised and changes between versions. Messages of ours
+carry neither parameter values nor the server's DETAIL (both hold data); the
+original is kept as ``__cause__``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from fm_storage.errors import (
+    CheckViolated,
+    ConnectionBusy,
+    ConnectionFailed,
+    DeadlockDetected,
+    DuplicateRecord,
+    ForeignKeyViolated,
+    InvalidRecord,
+    LockTimeout,
+    NotNullViolated,
+    PermissionDenied,
+    QueryFailed,
+    QueryTimeout,
+    SerializationFailed,
+    StorageError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["explain_parameters", "translate"]
+
+_BY_SQLSTATE: Mapping[str, type[QueryFailed]] = {
+    "23505": DuplicateRecord,
+    "23P01": DuplicateRecord,
+    "23503": ForeignKeyViolated,
+    "23001": ForeignKeyViolated,
+    "23514": CheckViolated,
+    "23502": NotNullViolated,
+    "42501": PermissionDenied,
+    "28000": PermissionDenied,
+    "28P01": PermissionDenied,
+    "40001": SerializationFailed,
+    "40P01": DeadlockDetected,
+    "55P03": LockTimeout,
+    "57014": QueryTimeout,
+}
+_REMEDIES: Mapping[type[QueryFailed], str] = {
+    DuplicateRecord: "use upsert(), or another key",
+    ForeignKeyViolated: "write the row it refers to first, or delete the rows "
+    "that refer to it",
+    CheckViolated: "correct the value",
+    NotNullViolated: "give a value",
+    PermissionDenied: "GRANT the right, or use another role",
+    SerializationFailed: "run the whole transaction again (run_in_transaction())",
+    DeadlockDetected: "run the whole transaction again (run_in_transaction())",
+    LockTimeout: "try again later, or raise lock_timeout",
+    QueryTimeout: "raise the timeout, or make the statement cheaper",
+}
+_LOST = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"})
+_STALE_PLAN = "0A000"
+_PARAMETER = re.compile(r"\$(\d+)")
+_ELEMENT = re.compile(r"element #(\d+)")
+
+
+def translate(
+    exc: BaseException, args: Sequence[Any] = (), *, owner: str = "postgres"
+) -> BaseException:
+    """Return our error for *exc*, or *exc* itself when it is not the driver's.
+
+    Args:
+        exc: What a call of the driver raised.
+        args: The statement's parameters, looked at only to name the wrong one.
+        owner: Name of the pool, for the message.
+    """
+    if isinstance(exc, StorageError):
+        return _located(exc)
+    if isinstance(exc, asyncpg.PostgresError):
+        if getattr(exc, "severity", None) is None:  # raised by the driver itself
+            return _from_encoder(exc, args)
+        return _from_server(exc, args, owner)
+    if isinstance(exc, TimeoutError):
+        return QueryTimeout(
+            f"{owner}: the statement did not end within its timeout and was "
+            f"cancelled; {_REMEDIES[QueryTimeout]}"
+        )
+    if isinstance(exc, asyncpg.InterfaceError):
+        return _from_driver(exc, args, owner)
+    if isinstance(exc, (ConnectionError, ssl.SSLError, asyncio.IncompleteReadError)):
+        return ConnectionFailed(
+            f"{owner}: the connection broke ({type(exc).__name__}); whether the "
+            "statement took effect is unknown, try again where that is harmless"
+        )
+    if isinstance(exc, OSError):
+        return ConnectionFailed(f"{owner}: {exc.strerror or type(exc).__name__}")
+    return exc
+
+
+def _from_server(
+    exc: asyncpg.PostgresError, args: Sequence[Any], owner: str
+) -> StorageError:
+    state: str = exc.sqlstate or ""
+    said = str(exc.args[0]) if exc.args else type(exc).__name__
+    if state in {"22021", "22P05"}:
+        found = explain_parameters(args)
+        if found is not None:
+            found.sqlstate = state
+            return found
+    if state[:2] == "08" or state in _LOST:
+        return ConnectionFailed(
+            f"{owner}: the connection broke ({said}); whether the statement took "
+            "effect is unknown, try again where that is harmless",
+            sqlstate=state or None,
+        )
+    known = _BY_SQLSTATE.get(state)
+    if known is None and state.startswith("28"):
+        known = PermissionDenied
+    kind = known or QueryFailed
+    remedy = _REMEDIES.get(kind)
+    return kind(
+        f"{owner}: {said} ({state})" + (f"; {remedy}" if remedy else ""),
+        sqlstate=state or None,
+        constraint=getattr(exc, "constraint_name", None),
+        table=getattr(exc, "table_name", None),
+        column=getattr(exc, "column_name", None),
+        retryable=True
+        if isinstance(exc, asyncpg.InvalidCachedStatementError)
+        or state.startswith(("40", "53"))
+        else None,
+    )
+
+
+def _from_driver(
+    exc: asyncpg.InterfaceError, args: Sequence[Any], owner: str
+) -> StorageError:
+    """Translate what the driver found without asking the server."""
+    said = str(exc).splitlines()[0]
+    if "argument" in said and "passed" in said:
+        return InvalidRecord(f"parameters: {said}; pass one value for each $n")
+    if "another operation" in said:
+        return ConnectionBusy(
+            f"{owner}: another task is running a statement on this connection; "
+            "acquire one connection per task"
+        )
+    if "closed" in said:
+        return ConnectionFailed(f"{owner}: the connection is closed; acquire another")
+    return QueryFailed(f"{owner}: {said}")
+
+
+def _from_encoder(exc: BaseException, args: Sequence[Any]) -> StorageError:
+    """Translate a parameter's refusal by the driver's encoders."""
+    if isinstance(exc.__cause__, StorageError):
+        return _located(exc.__cause__, str(exc))
+    return explain_parameters(args) or _wrong_type(exc)
+
+
+def _wrong_type(exc: BaseException) -> InvalidRecord:
+    """Name the parameter, leave out its value."""
+    said = str(exc)
+    place = _PARAMETER.search(said)
+    element = _ELEMENT.search(said)
+    field = f"${place[1]}" if place else None
+    cause = exc.__cause__
+    why = type(cause).__name__ if cause is not None else "wrong number of parameters"
+    if place is None:
+        return InvalidRecord(f"parameters: {said.splitlines()[0]}")
+    return InvalidRecord(
+        f"parameter {field}: the value does not fit the column's type ({why}); "
+        "convert it",
+        field=field,
+        index=int(element[1]) if element else None,
+    )
+
+
+def _located(exc: StorageError, said: str = "") -> StorageError:
+    """Add the parameter's number to an error that a codec raised."""
+    place = _PARAMETER.search(said)
+    if isinstance(exc, InvalidRecord) and exc.field is None and place:
+        element = _ELEMENT.search(said)
+        return InvalidRecord(
+            f"parameter ${place[1]}: {exc}",
+            field=f"${place[1]}",
+            index=int(element[1]) if element else None,
+        )
+    return exc
+
+
+def explain_parameters(args: Sequence[Any]) -> InvalidRecord | None:
+    """Return an error naming the first parameter no text column can hold."""
+    for number, value in enumerate(args, 1):
+        for text in _texts(value):
+            if "\0" in text:
+                why = "a NUL"
+            else:
+                try:
+                    text.encode()
+                except UnicodeEncodeError:
+                    why = "a lone surrogate"
+                else:
+                    continue
+            return InvalidRecord(
+                f"parameter ${number}: the text holds {why}, which PostgreSQL "
+                "cannot store; remove it",
+                field=f"${number}",
+            )
+    return None
+
+
+def _texts(value: Any) -> list[str]:  # noqa: ANN401 - any parameter
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [text for item in value for text in _texts(item)]
+    if isinstance(value, dict):
+        return _texts([*value, *value.values()])
+    return []

@@ -1,0 +1,78 @@
+"""Text of SQL: identifiers, and the mark of statements that we wrote ourselves.
+
+Apart because every room builds SQL and only this file quotes: a name is quoted,
+never rewritten, and a value is never put into the text.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from fm_storage.errors import InvalidName
+
+__all__ = ["Sql", "plain", "quote_ident", "quote_qualified"]
+
+_MAX_BYTES = 63
+"""NAMEDATALEN - 1: PostgreSQL silently cuts longer names, which then collide."""
+
+
+class Sql(str):
+    """SQL that the library itself wrote.
+
+    The promise of whoever makes one: the text is constant (values travel as
+    parameters), and the statement leaves nothing behind on the connection, so
+    that it runs on a lean checkout without being classified.
+
+    Attributes:
+        text: The same as a plain ``str``, which is what the driver accepts.
+    """
+
+    __slots__ = ("text",)
+    text: str
+
+    def __new__(cls, text: str) -> Self:
+        """Mark *text*."""
+        made = super().__new__(cls, text)
+        made.text = "".join(text)
+        return made
+
+
+def quote_ident(name: str) -> str:
+    """Quote *name* as one identifier.
+
+    Raises:
+        InvalidName: It is empty, holds a NUL or a lone surrogate, or is longer
+            than 63 bytes.
+
+    See https://www.postgresql.org/docs/current/sql-syntax-lexical.html.
+    """
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise InvalidName(
+            f"name {name!r}: it holds a lone surrogate; use valid text"
+        ) from None
+    if not name or "\0" in name:
+        raise InvalidName(f"name {name!r}: it is empty or holds a NUL; rename it")
+    if size > _MAX_BYTES:
+        raise InvalidName(
+            f"name {name!r}: it has {size} bytes, PostgreSQL keeps "
+            f"{_MAX_BYTES}; shorten it"
+        )
+    return '"' + name.replace('"', '""') + '"'
+
+
+def quote_qualified(schema: str | None, name: str) -> str:
+    """Quote *name* with its *schema*, or alone when *schema* is None.
+
+    Raises:
+        InvalidName: See ``quote_ident()``.
+    """
+    if schema is None:
+        return quote_ident(name)
+    return f"{quote_ident(schema)}.{quote_ident(name)}"
+
+
+def plain(sql: str) -> str:
+    """Return *sql* as the plain ``str`` that the driver's C code insists on."""
+    return sql.text if type(sql) is Sql else sql
