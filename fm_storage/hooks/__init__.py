@@ -1,0 +1,8 @@
+"""Shutdown hooks: ``atexit`` for coroutines, and what sets them off."""
+
+from __future__ import annotations
+
+from fm_storage.hooks.outlast import outlast
+from fm_storage.hooks.stack import ShutdownHooks
+
+__all__ = ["ShutdownHooks", "outlast"]

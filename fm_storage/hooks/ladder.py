@@ -1,0 +1,136 @@
+"""What sets hooks off when nobody calls ``aclose()``.
+
+Apart because it is about event loops and the interpreter, not about hooks. One
+*master* per loop holds every closer of that loop, so that they run last-in
+first-out: several suspended generators would be closed at once, in any order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+from fm_storage.hooks.signals import held
+
+__all__ = ["arm", "disarm"]
+
+logger = logging.getLogger("fm_storage.hooks")
+
+Closer = Callable[[], Awaitable[None]]
+
+_EXIT_TIMEOUT = 30.0
+"""How long ``atexit`` waits for a loop that runs in another thread."""
+
+# Strong references: the garbage collector would finalise a suspended generator.
+_masters: dict[asyncio.AbstractEventLoop, _Master] = {}
+
+
+class _Master:
+    """The closers of one loop and the generator whose end runs them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.pid = os.getpid()
+        self.closers: list[Closer] = []
+        self.closing = False
+        self._generator = self._suspend()
+        # Runs up to the yield without a real await; the running loop's hooks
+        # see this first step and will close the generator at the loop's end.
+        _step(self._generator.__anext__())
+
+    async def _suspend(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Run every closer, last first; a failure is logged, the rest go on."""
+        if os.getpid() != self.pid:
+            return
+        self.closing = True
+        try:
+            with held():
+                while self.closers:
+                    await _attempt(self.closers.pop())
+        finally:
+            self.closing = False
+            _masters.pop(self.loop, None)
+
+    def retire(self) -> None:
+        """Forget the generator, which has nothing left to do."""
+        _masters.pop(self.loop, None)
+        if not self.closing:
+            _step(self._generator.aclose())
+
+
+async def _attempt(closer: Closer) -> None:
+    try:
+        await closer()
+    except Exception:
+        logger.exception("shutdown: %r failed", closer)
+
+
+def _step(awaitable: Awaitable[Any]) -> None:
+    """Advance *awaitable*, which is known not to wait, to its end."""
+    iterator = awaitable.__await__()
+    try:
+        next(iterator)
+    except (StopIteration, StopAsyncIteration):
+        return
+    raise RuntimeError("shutdown: the generator waited where it may not")
+
+
+def arm(closer: Closer) -> None:
+    """Run *closer* at the end of the running loop, or at exit.
+
+    Call it from inside the loop. It is called at most once.
+    """
+    loop = asyncio.get_running_loop()
+    master = _masters.get(loop)
+    if master is None or master.pid != os.getpid():
+        master = _masters[loop] = _Master(loop)
+    master.closers.append(closer)
+
+
+def disarm(closer: Closer) -> None:
+    """Take *closer* back; one that is not armed is ignored."""
+    for master in list(_masters.values()):
+        if closer in master.closers and master.pid == os.getpid():
+            master.closers.remove(closer)
+            if not master.closers and not master.closing:
+                master.retire()
+            return
+
+
+def _at_exit() -> None:
+    """Close what is left on loops that were never closed properly."""
+    for master in reversed(list(_masters.values())):
+        if master.pid != os.getpid() or not master.closers:
+            continue
+        loop = master.loop
+        if loop.is_closed():
+            logger.warning(
+                "shutdown: %d closer(s) not run, their loop is closed; use "
+                "'async with', or await aclose() before loop.close()",
+                len(master.closers),
+            )
+            continue
+        try:
+            if loop.is_running():
+                asyncio.run_coroutine_threadsafe(master.close(), loop).result(
+                    _EXIT_TIMEOUT
+                )
+            else:
+                # The loop, its sockets and transports still work; only its
+                # default executor has gone.
+                loop.run_until_complete(master.close())
+        except Exception:
+            logger.exception("shutdown: closing at exit failed")
+
+
+atexit.register(_at_exit)
