@@ -1,0 +1,278 @@
+"""``fm-storage demo``: the whole system once, on errors that really happen."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from fm_storage.cli.common import Settings, console, plain, run
+from fm_storage.cli.mishaps import MISHAPS
+
+if TYPE_CHECKING:
+    from fm_storage.catalog import ErrorManager, Recorded
+    from fm_storage.manager import StorageManager
+
+__all__ = ["demo"]
+
+T = TypeVar("T")
+
+_TURNS = 3
+
+
+@click.command(
+    epilog=(
+        "\b\nExamples:\n"
+        "  fm-storage demo                 errors that happen on this machine\n"
+        "  fm-storage demo server.log      and those of a log file of yours\n"
+    )
+)
+@click.argument("log", required=False, type=click.Path(exists=True, dir_okay=False))
+@click.pass_obj
+def demo(settings: Settings, log: str | None) -> None:
+    """Record, ingest, group and compare errors; open a session and leave.
+
+    LOG is a log file to ingest; without one, the log that this demonstration
+    writes itself is taken.
+    """
+    _Demo(settings, console(), log).show()
+
+
+class _Demo:
+    """One run: each step prints its heading, its result and its seconds."""
+
+    def __init__(self, settings: Settings, out: Console, log: str | None) -> None:
+        self._settings = settings
+        self._config = settings.load()
+        self._out = out
+        self._log = Path(log) if log else None
+        self._begin = time.perf_counter()
+        self._number = 0
+
+    def show(self) -> None:
+        self._out.print(
+            Text("fm_storage", style="bold")
+            + Text(" — rows in PostgreSQL, vectors in Qdrant, one awaitable manager")
+        )
+        run(self._main())
+
+    async def _main(self) -> None:
+        from fm_storage.catalog import ErrorManager  # noqa: PLC0415 - heavy
+        from fm_storage.manager import StorageManager  # noqa: PLC0415 - heavy
+
+        with self._step("Open PostgreSQL and Qdrant, apply migrations"):
+            storage = await StorageManager(self._config)
+            health = await storage.health()
+            for part in health.parts:
+                self._say(f"{part.name}: {part.status}, {part.detail}")
+        try:
+            async with ErrorManager(storage) as errors:
+                await self._catalogue(storage, errors)
+            await self._session(storage)
+        finally:
+            with self._step("Close everything"):
+                await storage.aclose()
+        self._farewell()
+
+    async def _catalogue(self, storage: StorageManager, errors: ErrorManager) -> None:
+        own = self._config.data_dir / "demo.log"
+        with self._step(f"Let {len(MISHAPS)} kinds of work fail, record each error"):
+            recorded = await self._record(storage, errors, own)
+        log = self._log or own
+        with self._step(f"Ingest {log.name}"):
+            await self._ingest(errors, log)
+        with self._step("The commonest groups"):
+            await self._groups(errors)
+        with self._step("The errors most similar to one of them"):
+            await self._similar(errors, recorded)
+
+    @contextmanager
+    def _step(self, title: str) -> Iterator[None]:
+        self._number += 1
+        self._out.print()
+        self._out.print(Text(f"{self._number}. ", style="cyan") + plain(title))
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            took = time.perf_counter() - begin
+            self._out.print(Text(f"   {took:.2f} s", style="dim"))
+
+    def _say(self, text: object) -> None:
+        self._out.print(Text("   ") + plain(text))
+
+    async def _record(
+        self, storage: StorageManager, errors: ErrorManager, log: Path
+    ) -> Recorded:
+        """Let everything fail a few times; keep a log, as any service does."""
+        table = Table("module", "what failed", "error", "durable", box=None)
+        journal, close = _journal(log)
+        last: Recorded | None = None
+        try:
+            for mishap in MISHAPS:
+                for turn in range(_TURNS):
+                    exc = await _failure(mishap.work, storage, turn)
+                    journal(mishap.module, mishap.severity, exc)
+                    done = await errors.record(
+                        exc, module=mishap.module, severity=mishap.severity
+                    )
+                    last = last or done
+                    if turn == 0:
+                        table.add_row(
+                            mishap.module,
+                            mishap.title,
+                            plain(f"{type(exc).__name__}: {exc}", limit=56),
+                            "yes" if done.durable else "spooled",
+                        )
+        finally:
+            close()
+        self._out.print(table)
+        self._say(f"{len(MISHAPS) * _TURNS} errors recorded, tracebacks and all")
+        if last is None:
+            raise AssertionError("there is at least one mishap")
+        return last
+
+    async def _ingest(self, errors: ErrorManager, log: Path) -> None:
+        bar = Progress(
+            TextColumn("   {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("bytes"),
+            console=self._out,
+            transient=True,
+            disable=not self._out.is_terminal,
+        )
+        with bar:
+            task = bar.add_task("reading", total=None)
+
+            def progress(done: int, total: int | None) -> None:
+                bar.update(task, completed=done, total=total)
+
+            result = await errors.ingest(log, progress=progress)
+        self._say(result)
+
+    async def _groups(self, errors: ErrorManager) -> None:
+        table = Table("count", "severity", "modules", "message", box=None)
+        for group in await errors.groups(limit=8):
+            table.add_row(
+                Text(str(group.count), justify="right"),
+                plain(group.severity),
+                plain(", ".join(group.modules), limit=36),
+                plain(group.example.message, limit=64),
+            )
+        self._out.print(table)
+
+    async def _similar(self, errors: ErrorManager, recorded: Recorded) -> None:
+        self._say(f"asked: {plain(recorded.entry.message, limit=90)}")
+        table = Table("score", "module", "message", box=None)
+        for hit in await errors.find_similar(recorded.entry, limit=5):
+            table.add_row(
+                f"{hit.score:.3f}",
+                plain(hit.entry.module, limit=36),
+                plain(hit.entry.message, limit=76),
+            )
+        self._out.print(table)
+
+    async def _session(self, storage: StorageManager) -> None:
+        with self._step("A session with a plain and a materialized temporary view"):
+            async with storage.session() as session:
+                hot = await session.create_view(
+                    "SELECT module, message FROM project_errors WHERE severity = $1",
+                    "CRITICAL",
+                )
+                busy = await session.create_view(
+                    "SELECT module, count(*) AS errors FROM project_errors GROUP BY 1",
+                    materialized=True,
+                )
+                critical = await storage.pool.fetchval(f"SELECT count(*) FROM {hot}")  # noqa: S608 - a TempView quotes itself
+                top = await storage.pool.fetchrow(
+                    f"SELECT * FROM {busy} ORDER BY errors DESC LIMIT 1"  # noqa: S608 - a TempView quotes itself
+                )
+                self._say(f"{hot} holds {critical} critical errors")
+                if top is not None:
+                    self._say(
+                        f"{busy}: most errors come from {top['module']} "
+                        f"({top['errors']})"
+                    )
+                names = session.get_session_views()
+            left = await storage.pool.fetchval(
+                "SELECT count(*) FROM unnest($1::text[]) AS name"
+                " WHERE to_regclass(name) IS NOT NULL",
+                names,
+            )
+            self._say(f"left the session: {left} of {len(names)} views remain")
+
+    def _farewell(self) -> None:
+        took = time.perf_counter() - self._begin
+        folder = self._config.data_dir.resolve()
+        me = _program()
+        self._out.print()
+        self._out.print(Text(f"Done in {took:.1f} s.", style="bold green"))
+        self._out.print(Text("The data lies in ") + plain(folder))
+        self._out.print("Try next:")
+        for command, what in (
+            ("errors list", "what was recorded"),
+            ("errors similar 'connection refused'", "errors like this text"),
+            ("errors ingest FILE", "a log of yours"),
+            ("health", "how each part is"),
+        ):
+            self._out.print(f"  {me} {command:<38} {what}")
+
+
+async def _failure(
+    work: Callable[[StorageManager, int], Awaitable[object]],
+    storage: StorageManager,
+    turn: int,
+) -> Exception:
+    try:
+        await work(storage, turn)
+    except Exception as exc:  # noqa: BLE001 - any failure is what we are after
+        return exc
+    raise AssertionError("this work cannot succeed")
+
+
+def _journal(
+    path: Path,
+) -> tuple[Callable[[str, str, Exception], None], Callable[[], None]]:
+    """Open the demonstration's own log file, as any service would write one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8", errors="replace")
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)s [%(name)s] %(message)s")
+    )
+
+    def write(module: str, severity: str, exc: Exception) -> None:
+        record = logging.LogRecord(
+            f"shop.{module}",
+            logging.getLevelNamesMapping()[severity],
+            __file__,
+            0,
+            "%s failed: %s",
+            (module, exc),
+            (type(exc), exc, exc.__traceback__),
+        )
+        handler.emit(record)
+
+    return write, handler.close
+
+
+def _program() -> str:
+    """Return how this program was called, for commands to copy."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m fm_storage"
+    beside = Path.cwd()
+    if called.is_relative_to(beside):
+        return shlex.quote(str(called.relative_to(beside)))
+    return "fm-storage"

@@ -1,0 +1,17 @@
+"""The manager: one awaitable object in front of every part."""
+
+from __future__ import annotations
+
+from fm_storage.manager.health import Health, PartHealth
+from fm_storage.manager.integrated import IntegratedManager
+from fm_storage.manager.storage import StorageManager, StorageStatistics
+from fm_storage.manager.transaction import StorageTransaction
+
+__all__ = [
+    "Health",
+    "IntegratedManager",
+    "PartHealth",
+    "StorageManager",
+    "StorageStatistics",
+    "StorageTransaction",
+]

@@ -1,0 +1,73 @@
+"""ConfigManager, StorageManager and ErrorManager opened together.
+
+Apart because an application that has its own start-up needs only the manager.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Self
+
+from fm_storage.catalog import ErrorManager
+from fm_storage.manager.storage import StorageManager
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from types import TracebackType
+
+    from fm_storage.config import ConfigManager
+    from fm_storage.vectors import Vectorizer
+
+__all__ = ["IntegratedManager"]
+
+logger = logging.getLogger("fm_storage.manager")
+
+
+class IntegratedManager:
+    """Open ConfigManager → StorageManager → ErrorManager; close in reverse.
+
+    Await it, or use it in ``async with``. The settings come from *config_manager*
+    alone, which is never closed: who handed it in owns it.
+
+    Attributes:
+        config: The configuration manager that was given.
+        storage: The storage manager, open.
+        errors: The error manager, open.
+    """
+
+    def __init__(
+        self, config_manager: ConfigManager, *, vectorizer: Vectorizer | None = None
+    ) -> None:
+        self.config = config_manager
+        self.storage = StorageManager.from_config_manager(config_manager)
+        self.errors = ErrorManager(self.storage, vectorizer)
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self._opened().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self._opened()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def _opened(self) -> Self:
+        await self.storage
+        try:
+            await self.errors
+        except BaseException:
+            await self.storage.aclose()
+            raise
+        return self
+
+    async def aclose(self) -> None:
+        """Close the error manager, then the storage manager; twice is fine."""
+        try:
+            await self.errors.aclose()
+        finally:
+            await self.storage.aclose()
