@@ -197,6 +197,11 @@ class ShutdownHooks:
 
     # -- running ----------------------------------------------------------------
 
+    @property
+    def running_here(self) -> bool:
+        """Whether the caller is one of these hooks, or was called by one."""
+        return id(self) in _running_in.get()
+
     async def run(self) -> list[Exception]:
         """Run every hook once, last in first out; return what failed.
 
@@ -204,7 +209,7 @@ class ShutdownHooks:
         once. Cancelling the caller does not stop the hooks: the cancellation is
         raised when they are done or their deadline is over.
         """
-        if os.getpid() != self._pid or id(self) in _running_in.get():
+        if os.getpid() != self._pid or self.running_here:
             return []
         # A little more than the run allows itself: it always ends by itself.
         return await outlast(self._joined, timeout=self._total_timeout * 2 + 5)

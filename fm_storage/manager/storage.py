@@ -21,7 +21,7 @@ from fm_storage.errors import (
     StorageClosed,
     WrongLoop,
 )
-from fm_storage.hooks import ShutdownHooks
+from fm_storage.hooks import ShutdownHooks, outlast
 from fm_storage.manager.health import Health, PartHealth, Status, probe
 from fm_storage.manager.transaction import StorageTransaction, transaction_class
 from fm_storage.migrate import Migrator
@@ -100,6 +100,7 @@ class StorageManager:
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._failures: list[Exception] = []
         # Set while opening, in this order; taken away while closing, in reverse.
         self._embedded: EmbeddedPostgres | None = None
         self._dsn: str | None = None
@@ -146,23 +147,26 @@ class StorageManager:
             raise ForkedProcess("storage manager")
         self._loop = asyncio.get_running_loop()
         self._life = _Life.OPENING
+        self.hooks.arm(self._close_quietly)
         try:
             await self._open_parts()
         except BaseException:
-            self._life = _Life.CLOSING
-            try:
-                await _to_the_end(self._close_parts())
-            except Exception:
-                logger.exception("closing after a failed start")
+            await outlast(self._close_quietly)
             raise
         self._life = _Life.OPEN
         return self
+
+    @asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+        """Open for as long as an ASGI application lives: ``FastAPI(lifespan=…)``."""
+        del app
+        async with self:
+            yield
 
     async def _open_parts(self) -> None:
         config = self.config
         if config.postgres is not None:
             await self._open_postgres(config.postgres)
-        await self.hooks.open(last=self._close_parts)
         if self._pool is not None:
             self._sessions = SessionService(
                 self._pool,
@@ -218,30 +222,42 @@ class StorageManager:
             self._life = _Life.CLOSED
             return
         self._check_loop()
-        if self._closing is None:
-            self._closing = asyncio.create_task(
-                self._close_parts(), name="fm_storage closing"
-            )
-        await _to_the_end(self._closing)
-
-    async def _close_parts(self) -> None:
-        """Close in reverse; called once, by ``aclose()`` or at the loop's end."""
-        if self._life is _Life.CLOSED:
-            return
-        self._life = _Life.CLOSING
-        failures: list[Exception] = []
-        # Hooks run first: they may need every part.
-        closers = [("hooks", self.hooks.aclose), *reversed(self._closers)]
-        self._closers.clear()
-        for name, closer in closers:
-            try:
-                await closer()
-            except Exception as exc:  # noqa: BLE001 - raised together below
-                exc.add_note(f"while closing {name}")
-                failures.append(exc)
-        self._life = _Life.CLOSED
+        if self.hooks.running_here:
+            return  # a hook of ours: the close it wants is under way
+        await outlast(self._joined)
+        failures, self._failures = self._failures, []
         if failures:
             raise ExceptionGroup("storage manager: closing failed in part", failures)
+
+    async def _close_quietly(self) -> None:
+        """Close at the loop's end, or after a failed start: log what fails."""
+        await self._joined()
+        for failure in self._failures:
+            logger.error("closing failed in part", exc_info=failure)
+        self._failures.clear()
+
+    async def _joined(self) -> None:
+        """Close, or join who is closing."""
+        if self._closing is None or self._closing.cancelled():
+            self._closing = asyncio.ensure_future(self._close_parts())
+        await asyncio.shield(self._closing)
+
+    async def _close_parts(self) -> None:
+        """Close in reverse; go on where a cancelled attempt left off."""
+        self._life = _Life.CLOSING
+        with self.hooks.guarded():
+            # Hooks run first: they may need every part.
+            self._failures += await self.hooks.run()
+            while self._closers:
+                name, closer = self._closers[-1]
+                try:
+                    await closer()
+                except Exception as exc:  # noqa: BLE001 - raised together at the end
+                    exc.add_note(f"while closing {name}")
+                    self._failures.append(exc)
+                self._closers.pop()
+        self._life = _Life.CLOSED
+        self.hooks.disarm()
 
     def _check(self) -> None:
         if self._life is not _Life.OPEN and self._life is not _Life.CLOSING:
@@ -451,23 +467,3 @@ class StorageManager:
             outbox=self._outbox.statistics() if self._outbox else None,
             sessions=self._sessions.statistics() if self._sessions else None,
         )
-
-
-async def _to_the_end(work: Awaitable[T]) -> T:
-    """Await *work* to its end although the caller is cancelled; then let it through."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as exc:
-            if task.cancelled():
-                raise
-            cancelled = exc
-        except Exception:  # noqa: BLE001 - raised by result() below
-            break
-    if cancelled is not None:
-        if not task.cancelled():
-            task.exception()
-        raise cancelled
-    return task.result()
