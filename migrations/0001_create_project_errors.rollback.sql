@@ -6,9 +6,7 @@ DROP TABLE project_errors;
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'fm_storage_app') THEN
-        IF to_regclass('fm_storage.migrations') IS NOT NULL THEN
-            REVOKE SELECT ON fm_storage.migrations FROM fm_storage_app;
-        END IF;
+        REVOKE SELECT ON fm_storage.migrations FROM fm_storage_app;
         REVOKE USAGE ON SCHEMA fm_storage FROM fm_storage_app;
     END IF;
 END

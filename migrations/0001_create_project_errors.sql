@@ -1,10 +1,6 @@
 -- The error catalogue's table, and the group role through which applications
--- that may not change the schema reach it and everything in schema fm_storage.
-
-CREATE SCHEMA IF NOT EXISTS fm_storage;
-
-COMMENT ON SCHEMA fm_storage IS
-    'Tables of the storage toolkit fm_storage; made and changed by its migrations only.';
+-- that may not change the schema reach it and everything in schema fm_storage
+-- (which the runner makes for its record before this file).
 
 -- A role that may not create roles skips this; its DBA may create the group later.
 DO $$
@@ -55,10 +51,7 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'fm_storage_app') THEN
         GRANT USAGE ON SCHEMA fm_storage TO fm_storage_app;
         GRANT SELECT, INSERT, UPDATE, DELETE ON project_errors TO fm_storage_app;
-        -- Which migrations are applied is read at every start (absent under psql).
-        IF to_regclass('fm_storage.migrations') IS NOT NULL THEN
-            GRANT SELECT ON fm_storage.migrations TO fm_storage_app;
-        END IF;
+        GRANT SELECT ON fm_storage.migrations TO fm_storage_app;  -- read at every start
     END IF;
 END
 $$;

@@ -1,0 +1,527 @@
+"""yoyo's backend, mended: one connection, one transaction, a lock that dies with us.
+
+Registered as the entry point ``postgresql+fm`` of yoyo, so that its stock command
+has the same safety as ours. Plain yoyo keeps its lock in a row (a kill leaves it),
+commits the steps on one connection and the mark on another (a kill between them
+leaves "applied but unmarked"), does not look at contents, and unmarks what it
+cannot undo.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import getpass
+import logging
+import os
+import random
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+
+import psycopg
+import yoyo.connections
+import yoyo.migrations
+from psycopg import errors as pg
+from psycopg.conninfo import conninfo_to_dict
+from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
+from yoyo.utils import change_param_style
+
+from fm_storage.config import MigrationsConfig, mask_dsn
+from fm_storage.errors import ConnectionFailed, MigrationFailed
+from fm_storage.migrate import ledger, pieces, statements
+from fm_storage.migrate.drift import compare, refuse_drift
+from fm_storage.migrate.files import (
+    PROJECT,
+    MigrationFile,
+    migration_paths,
+    project_folder,
+    read_file,
+    source_name,
+)
+from fm_storage.migrate.statements import EngineMigration
+
+__all__ = ["FmStorageBackend", "MigrationStopped", "open_backend", "release"]
+
+logger = logging.getLogger("fm_storage.migrate")
+
+_SETTINGS = {
+    # Limits that a role may carry are for queries, not for schema changes.
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "transaction_timeout": "0",
+    "client_min_messages": "warning",
+    # A server that works for a killed client keeps its lock until it notices.
+    "client_connection_check_interval": "200ms",
+}
+
+
+_CANCEL_TIMEOUT = 3.0
+
+
+class MigrationStopped(Exception):
+    """The caller was cancelled; what ran was rolled back."""
+
+
+@functools.cache
+def release() -> str:
+    """Version of fm_storage, as the record remembers it."""
+    return metadata.version("fm-storage")
+
+
+class _Cursor(psycopg.Cursor[Any]):
+    """A cursor whose rows nobody sees: yoyo prints those of every SELECT."""
+
+    quiet = True
+
+    @property
+    def description(self) -> list[psycopg.Column] | None:
+        return None if self.quiet else super().description
+
+
+class FmStorageBackend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is untyped
+    """A connection that migrates, holds the lock, and keeps the record.
+
+    Not for more than one thread, but for ``stop``, ``cancel_safe`` and ``doing``.
+    """
+
+    lock_timeout = 1.0
+    wait_timeout = 600.0
+    has_transactional_ddl = True
+    _internal_schema_updated: bool = False
+    _is_locked: bool = False
+    retried = (pg.LockNotAvailable, pg.DeadlockDetected)
+
+    def __init__(self, dburi: Any, migration_table: str = "") -> None:  # noqa: ANN401 - yoyo's DatabaseURI, untyped
+        self.stop = threading.Event()
+        self.report: Callable[[str, str, int, int], None] = lambda *_: None
+        self.step_of: tuple[str, int] | None = None
+        self.step = 0
+        super().__init__(dburi, migration_table)
+        self.has_transactional_ddl = True
+
+    # -- the connection ---------------------------------------------------
+
+    def connect(self, dburi: Any) -> psycopg.Connection[Any]:  # noqa: ANN401 - as above
+        """Open the one connection, in autocommit: transactions are explicit."""
+        named = {
+            "dbname": dburi.database or None,
+            "user": dburi.username,
+            "password": dburi.password,
+            "host": dburi.hostname,
+            "port": dburi.port,
+        }
+        defaults = {"application_name": "fm_storage migrate", "connect_timeout": 10}
+        options = {k: v for k, v in dburi.args.items() if k != "conninfo"}
+        given = conninfo_to_dict(dburi.args.get("conninfo", ""))
+        connection: psycopg.Connection[Any] = psycopg.connect(
+            **{
+                **defaults,
+                **{key: value for key, value in named.items() if value is not None},
+                **given,
+                **options,
+            },
+            autocommit=True,
+            prepare_threshold=None,
+            cursor_factory=_Cursor,
+        )
+        return connection
+
+    def init_connection(self, connection: psycopg.Connection[Any]) -> None:
+        """Lift the limits of ordinary queries; called after each rollback too."""
+        settings = dict(_SETTINGS)
+        try:
+            _set(connection, settings)
+        except psycopg.DataError:  # an operating system without that check
+            del settings["client_connection_check_interval"]
+            _set(connection, settings)
+
+    def init_database(self) -> None:
+        """Write nothing: a look at the state must not change the database."""
+
+    def fetch(self, sql: str, *args: object) -> list[tuple[Any, ...]]:
+        """Run a statement of our own and return its rows."""
+        with contextlib.closing(cast("_Cursor", self.connection.cursor())) as cursor:
+            cursor.quiet = False
+            cursor.execute(sql, args or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def execute(
+        self,
+        sql: str,
+        params: Mapping[str, object] | None = None,
+    ) -> _Cursor:
+        """Run one of yoyo's own statements, whose rows it reads itself."""
+        cursor = cast("_Cursor", self.connection.cursor())
+        cursor.quiet = False
+        text, values = change_param_style(self.driver.paramstyle, sql, params)
+        cursor.execute(text, values)
+        return cursor
+
+    def interrupt(self) -> None:
+        """End what runs, from another thread: wake the waiter, cancel the query."""
+        self.stop.set()
+        with contextlib.suppress(psycopg.Error):
+            self.connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
+
+    def cursor(self) -> psycopg.Cursor[Any]:
+        """Return a cursor, and say which statement it is about to run."""
+        if self.step_of is not None:
+            name, total = self.step_of
+            self.step += 1
+            self.report("statement", name, self.step, total)
+        return cast("psycopg.Cursor[Any]", self.connection.cursor())
+
+    def rollback(self) -> None:
+        """Roll back; a connection that broke has done so by itself."""
+        if self.connection.closed:
+            self._in_transaction = False
+        else:
+            super().rollback()
+
+    # -- the record -------------------------------------------------------
+
+    @property
+    def migration_table_quoted(self) -> str:
+        """The record; yoyo's default table is an application's own affair."""
+        return "fm_storage.migrations"
+
+    @property
+    def log_table_quoted(self) -> str:
+        """The log."""
+        return "fm_storage.migration_log"
+
+    def ensure_internal_schema_updated(self) -> None:
+        """Make the record's tables if they are missing, under the lock."""
+        if self._internal_schema_updated:
+            return
+        if not self._has_ledger():
+            with self.lock():
+                if not self._has_ledger():
+                    with self.transaction():
+                        self.fetch(ledger.CREATE_LEDGER)
+        self._internal_schema_updated = True
+
+    def _has_ledger(self) -> bool:
+        return bool(
+            self.fetch("SELECT to_regclass('fm_storage.migrations') IS NOT NULL")[0][0]
+        )
+
+    def read_applied(self) -> list[ledger.Applied]:
+        """Return the record, empty if there is none; writes nothing."""
+        if not self._has_ledger():
+            return []
+        return [ledger.Applied.from_row(row) for row in self.fetch(ledger.READ_LEDGER)]
+
+    def get_applied_migration_hashes(self) -> list[str]:
+        """Return the names' hashes in order of application; writes nothing."""
+        get_hash = yoyo.migrations.get_migration_hash
+        return [cast("str", get_hash(row.id)) for row in self.read_applied()]
+
+    def get_log_data(
+        self,
+        migration: EngineMigration | None = None,
+        operation: str = "apply",
+    ) -> dict[str, Any]:
+        """Return an entry of the log, without asking the network for our name."""
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):  # a container's numeric user
+            user = str(os.getuid())
+        return {
+            "id": str(uuid.uuid4()),
+            "migration_id": migration.id if migration else None,
+            "migration_hash": migration.hash if migration else None,
+            "username": user,
+            "hostname": socket.gethostname(),
+            "created_at_utc": datetime.now(UTC).replace(tzinfo=None),
+            "operation": operation,
+        }
+
+    def mark_one(self, migration: EngineMigration, log: bool = True) -> None:  # noqa: FBT001, FBT002 - yoyo's signature
+        """Record a migration as applied, with its content's checksum."""
+        super().mark_one(migration, log=log)
+        file = file_of(migration)
+        self.fetch(
+            "UPDATE fm_storage.migrations SET checksum = %s, source = %s, "
+            "release = %s WHERE migration_id = %s",
+            file.checksum,
+            file.source,
+            release(),
+            file.id,
+        )
+
+    # -- the lock ---------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lock(self, timeout: float | None = None) -> Iterator[None]:
+        """Let one process migrate at a time; the lock dies with its connection.
+
+        A blocking advisory lock deadlocks with CREATE INDEX CONCURRENTLY, which
+        waits for every transaction that the waiters' statements are; so the lock
+        is tried and polled.
+
+        Raises:
+            MigrationFailed: Another process still migrates after *timeout*.
+            MigrationStopped: ``stop`` was set while waiting.
+        """
+        if self._is_locked:
+            yield
+            return
+        self._refuse_pooler()
+        limit = self.wait_timeout if timeout is None else timeout
+        started = time.monotonic()
+        while not self._try_lock():
+            waited = time.monotonic() - started
+            holder = self._holder()
+            if waited > limit:
+                message = (
+                    f"migrations: {holder} has been migrating for more than "
+                    f"{limit:g} s; wait for it, end it, or raise "
+                    "migrations.wait_timeout"
+                )
+                raise MigrationFailed(message)
+            self.report("waiting", holder, 0, 0)
+            self.pause(random.uniform(0.02, 0.1))  # noqa: S311 - jitter
+        self._is_locked = True
+        try:
+            yield
+        finally:
+            self._is_locked = False
+            if not self.connection.closed:
+                with contextlib.suppress(psycopg.Error):
+                    if self._in_transaction:
+                        self.rollback()
+                    self.fetch("SELECT pg_advisory_unlock(%s)", ledger.LOCK_KEY)
+
+    def break_lock(self) -> None:
+        """Do nothing: there is never a stale lock to break."""
+        logger.warning(
+            "migrations: the lock belongs to a living connection (%s); "
+            "it is gone when that process is",
+            self._holder(),
+        )
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but not longer than until ``stop`` is set."""
+        if self.stop.wait(seconds):
+            raise MigrationStopped
+
+    def _try_lock(self) -> bool:
+        return bool(
+            self.fetch("SELECT pg_try_advisory_lock(%s)", ledger.LOCK_KEY)[0][0]
+        )
+
+    def _holder(self) -> str:
+        rows = self.fetch(
+            "SELECT a.pid, a.application_name FROM pg_locks l "
+            "JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory' "
+            "AND l.granted AND l.classid = (%s >> 32)::int::oid "
+            "AND l.objid = (%s & 4294967295)::oid AND l.database = "
+            "(SELECT oid FROM pg_database WHERE datname = current_database())",
+            ledger.LOCK_KEY,
+            ledger.LOCK_KEY,
+        )
+        return f"backend {rows[0][0]} ({rows[0][1]})" if rows else "another process"
+
+    def _refuse_pooler(self) -> None:
+        ours = self.fetch("SELECT pg_backend_pid()")[0][0]
+        if ours != self.connection.info.backend_pid:
+            message = (
+                "migrations: the address leads to a connection pooler, which would "
+                "hand the lock to strangers; set migrations.dsn to the server itself"
+            )
+            raise MigrationFailed(message)
+
+    # -- applying and rolling back ------------------------------------------
+
+    def to_apply(self, migrations: Any) -> Any:  # noqa: ANN401 - yoyo's MigrationList, untyped
+        """Return what is pending, in order, unless files and record disagree.
+
+        Raises:
+            MigrationFailed: A file was edited, renamed, deleted or comes too late.
+        """
+        folders = {Path(m.path).parent: source_of(m) for m in migrations}
+        files = [
+            read_file(path, source)
+            for folder, source in folders.items()
+            for path in migration_paths(folder)
+        ]
+        refuse_drift(compare(files, self.read_applied(), release=release))
+        return super().to_apply(migrations)
+
+    def apply_migrations_only(self, migrations: Any, force: bool = False) -> None:  # noqa: ANN401, FBT001, FBT002 - yoyo's signature
+        """Apply in order; the first failure ends it (yoyo passes over some)."""
+        for migration in migrations:
+            self.apply_one(migration, force=force)
+
+    def rollback_migrations(self, migrations: Any, force: bool = False) -> None:  # noqa: ANN401, FBT001, FBT002 - yoyo's signature
+        """Roll back in order, after a look whether every one can be."""
+        for migration in migrations:
+            refuse_without_rollback(file_of(migration))
+        for migration in migrations:
+            self.rollback_one(migration, force=force)
+
+    def apply_one(
+        self,
+        migration: EngineMigration,
+        force: bool = False,  # noqa: FBT001, FBT002 - yoyo's signature
+        mark: bool = True,  # noqa: FBT001, FBT002 - yoyo's signature
+    ) -> None:
+        """Run the steps, the log entry and the mark as one transaction.
+
+        A file marked ``-- transactional: false`` runs statement by statement and
+        goes on where an earlier run stopped.
+
+        Raises:
+            MigrationFailed: A statement failed; nothing of a transactional file
+                stays.
+        """
+        if force:
+            message = "migrations: --force would leave half a migration; mend the file"
+            raise MigrationFailed(message)
+
+        def record() -> None:
+            self.log_migration(migration, "apply")
+            if mark:
+                self.mark_one(migration, log=False)
+
+        self._run(migration, "apply", record)
+
+    def rollback_one(self, migration: EngineMigration, force: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002 - yoyo's signature
+        """Undo the steps and remove the mark as one transaction.
+
+        Raises:
+            MigrationFailed: It has no rollback file, or a statement failed.
+        """
+        refuse_without_rollback(file_of(migration))
+
+        def record() -> None:
+            self.log_migration(migration, "rollback")
+            self.unmark_one(migration, log=False)
+
+        self._run(migration, "rollback", record)
+
+    def _run(
+        self, migration: EngineMigration, direction: str, record: Callable[[], None]
+    ) -> None:
+        migration.load()
+        self.ensure_internal_schema_updated()
+        with self.lock():
+            if migration.use_transactions:
+                statements.run_as_one(self, migration, direction, record)
+            else:
+                pieces.run_in_pieces(self, migration, direction, record)
+
+    def reset(self) -> None:
+        """Forget what a migration set for the session, the limits included."""
+        if not self.connection.closed and not self._in_transaction:
+            with contextlib.suppress(psycopg.Error):
+                self.fetch("RESET ALL")
+                self.fetch("RESET ROLE")
+                self.init_connection(self.connection)
+
+    def retrying(self, what: str, attempt: Callable[[], None]) -> None:
+        """Run *attempt* until it gets its table locks, within ``wait_timeout``.
+
+        Waiting for a lock makes later readers wait behind us; giving up after
+        ``lock_timeout`` lets them through before the next attempt.
+        """
+        deadline = time.monotonic() + self.wait_timeout
+        delay = 0.05
+        while True:
+            try:
+                return attempt()
+            except self.retried as exc:
+                if time.monotonic() > deadline:
+                    message = (
+                        f"migration {what!r}: no table lock within "
+                        f"{self.wait_timeout:g} s; end the transactions that hold "
+                        "it, or raise migrations.wait_timeout"
+                    )
+                    raise MigrationFailed(
+                        message, migration=what, sqlstate=exc.sqlstate
+                    ) from exc
+                self.report("blocked", what, 0, 0)
+                self.pause(delay * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+                delay = min(delay * 2, 2.0)
+
+
+@contextlib.contextmanager
+def open_backend(
+    dsn: str, config: MigrationsConfig, password: str | None
+) -> Iterator[FmStorageBackend]:
+    """Connect by a libpq address, and close at the end.
+
+    Raises:
+        ConnectionFailed: No server answered, or the connection broke.
+        MigrationFailed: The server refused a statement of our own.
+    """
+    args: dict[str, Any] = {"conninfo": dsn}
+    if password is not None:
+        args["password"] = password
+    address = yoyo.connections.DatabaseURI(
+        "postgresql+fm", None, None, None, None, None, args
+    )
+    try:
+        backend = FmStorageBackend(address)
+    except psycopg.OperationalError as exc:
+        message = f"migrations: {mask_dsn(dsn)} does not let us in: {exc}"
+        raise ConnectionFailed(message.strip(), sqlstate=exc.sqlstate) from exc
+    backend.lock_timeout = config.lock_timeout
+    backend.wait_timeout = config.wait_timeout
+    try:
+        yield backend
+    except psycopg.Error as exc:
+        if backend.connection.closed or isinstance(exc, psycopg.OperationalError):
+            message = f"migrations: the connection broke ({exc}); run it again"
+            raise ConnectionFailed(message, sqlstate=exc.sqlstate) from exc
+        raise statements.failure("record", exc) from exc
+    finally:
+        backend.connection.close()
+
+
+def _set(connection: psycopg.Connection[Any], settings: dict[str, str]) -> None:
+    """Set what this server knows of *settings*."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT set_config(s.name, v.value, false) FROM "
+            "unnest(%s::text[], %s::text[]) AS v (name, value) "
+            "JOIN pg_settings s ON s.name = v.name",
+            (list(settings), list(settings.values())),
+        )
+
+
+def source_of(migration: EngineMigration) -> str:
+    """Name of the source of one of yoyo's migrations."""
+    if migration.source_dir.startswith("package:"):
+        return str(migration.source_dir)
+    folder = Path(migration.path).resolve().parent
+    if folder == project_folder():
+        return PROJECT
+    return source_name(folder)
+
+
+def file_of(migration: EngineMigration) -> MigrationFile:
+    """Read again the file of one of yoyo's migrations."""
+    return read_file(Path(migration.path), source_of(migration))
+
+
+def refuse_without_rollback(file: MigrationFile) -> None:
+    """Raise if nobody wrote how to undo *file*.
+
+    Raises:
+        MigrationFailed: Names the missing file.
+    """
+    if not file.can_roll_back:
+        message = (
+            f"migration {file.id!r}: {file.rollback_path.name} does not exist, so "
+            "its objects would stay; write it (comments alone say: nothing to undo)"
+        )
+        raise MigrationFailed(message, migration=file.id)

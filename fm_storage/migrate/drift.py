@@ -1,0 +1,196 @@
+"""Files compared with the record: what is pending, and what no longer fits.
+
+Pure, so that every way in which the two can disagree is decided, and tested,
+without a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from fm_storage.errors import MigrationFailed
+from fm_storage.migrate.files import PROJECT, MigrationFile
+from fm_storage.migrate.ledger import Applied
+
+__all__ = ["MigrationState", "MigrationStatus", "compare", "refuse_drift"]
+
+
+class MigrationState(StrEnum):
+    """How a migration's file and the database's record of it stand."""
+
+    APPLIED = "applied"
+    PENDING = "pending"
+    EDITED = "edited"
+    RENAMED = "renamed"
+    DELETED = "deleted"
+    OUT_OF_ORDER = "out-of-order"
+    NEWER = "newer"
+    FOREIGN = "foreign"
+
+    @property
+    def drifted(self) -> bool:
+        """Whether nothing is applied until someone has put it right."""
+        return self in _DRIFT
+
+
+_DRIFT = frozenset(
+    {
+        MigrationState.EDITED,
+        MigrationState.RENAMED,
+        MigrationState.DELETED,
+        MigrationState.OUT_OF_ORDER,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationStatus:
+    """One migration, as its file and the database see it.
+
+    Attributes:
+        id: File name without its ending.
+        state: ``pending``, ``applied``; one of the drifts ``edited``, ``renamed``,
+            ``deleted``, ``out-of-order``; ``newer`` (a later release of fm_storage
+            applied it; this one can live with it); ``foreign`` (from a source that
+            is not configured here).
+        source: Folder or package it comes from.
+        applied_at: When it was applied, None if it was not.
+        applied_by: The role that applied it.
+        detail: For a drift: what is wrong, since when, and the remedy.
+    """
+
+    id: str
+    state: MigrationState
+    source: str
+    applied_at: datetime | None = None
+    applied_by: str | None = None
+    detail: str = ""
+
+    @property
+    def applied(self) -> bool:
+        """Whether the database has it."""
+        return self.applied_at is not None
+
+
+def compare(
+    files: Sequence[MigrationFile],
+    applied: Sequence[Applied],
+    *,
+    release: Callable[[], str],
+    sources: Collection[str] | None = None,
+) -> list[MigrationStatus]:
+    """Say how every file and every applied migration stands.
+
+    Args:
+        files: All files of the sources.
+        applied: The whole record, in order of application.
+        release: Tells the version of fm_storage that asks, if it matters.
+        sources: Names of the sources, also of those without files.
+
+    Returns:
+        Applied migrations in order of application, then the files that were not,
+        in the order given.
+    """
+    by_id = {file.id: file for file in files}
+    here = {file.source for file in files} | set(sources or ())
+    recorded = {row.id for row in applied}
+    unknown = [row for row in applied if row.id not in by_id and row.source in here]
+    fresh = {file.checksum: file for file in files if file.id not in recorded}
+    renamed = {row.id: fresh[row.checksum] for row in unknown if row.checksum in fresh}
+    result = [
+        _of_applied(row, by_id.get(row.id), renamed.get(row.id), here, release)
+        for row in applied
+    ]
+    old_names = {file.id: old for old, file in renamed.items()}
+    last = {
+        source: max((row.id for row in applied if row.source == source), default="")
+        for source in here
+    }
+    for file in files:
+        if file.id in recorded:
+            continue
+        if file.id in old_names:
+            state, detail = MigrationState.RENAMED, f"was {old_names[file.id]!r}"
+        elif file.id < last[file.source]:
+            state = MigrationState.OUT_OF_ORDER
+            detail = (
+                f"comes before {last[file.source]!r}, which is applied; give it a "
+                "later number"
+            )
+        else:
+            state, detail = MigrationState.PENDING, ""
+        result.append(MigrationStatus(file.id, state, file.source, detail=detail))
+    return result
+
+
+def _of_applied(
+    row: Applied,
+    file: MigrationFile | None,
+    new_name: MigrationFile | None,
+    here: Collection[str],
+    release: Callable[[], str],
+) -> MigrationStatus:
+    state, detail = MigrationState.APPLIED, ""
+    since = f"applied {row.applied_at:%Y-%m-%d %H:%M:%S %Z} by {row.applied_by}"
+    if file is not None:
+        if row.checksum is not None and row.checksum != file.checksum:
+            state = MigrationState.EDITED
+            changed = datetime.fromtimestamp(
+                file.path.stat().st_mtime, tz=row.applied_at.tzinfo
+            )
+            detail = (
+                f"{since}, file changed {changed:%Y-%m-%d %H:%M:%S %Z}; restore the "
+                "file and put the change into a new migration"
+            )
+    elif new_name is not None:
+        state = MigrationState.RENAMED
+        detail = f"{since}, the file is now {new_name.id!r}; give it its old name back"
+    elif row.source not in here:
+        state, detail = MigrationState.FOREIGN, f"{since}, from {row.source}"
+    elif row.source == PROJECT and _is_later(row.release, release()):
+        state = MigrationState.NEWER
+        detail = f"{since} with fm_storage {row.release}, this is {release()}"
+    else:
+        state = MigrationState.DELETED
+        detail = f"{since}, its file is gone; restore it"
+    return MigrationStatus(
+        row.id,
+        state,
+        row.source or "",
+        applied_at=row.applied_at,
+        applied_by=row.applied_by,
+        detail=detail,
+    )
+
+
+def _is_later(release: str | None, than: str) -> bool:
+    return release is not None and _numbers(release) > _numbers(than)
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    parts = []
+    for part in release.split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        parts.append(int(digits))
+    return tuple(parts)
+
+
+def refuse_drift(statuses: Sequence[MigrationStatus]) -> None:
+    """Raise if any migration drifted.
+
+    Raises:
+        MigrationFailed: Names every one, says since when, and what to do.
+    """
+    drifted = [status for status in statuses if status.state.drifted]
+    if not drifted:
+        return
+    said = "; ".join(
+        f"{status.id!r} is {status.state} ({status.detail})" for status in drifted
+    )
+    message = f"migrations: the files and the database disagree: {said}"
+    raise MigrationFailed(message, migration=drifted[0].id)

@@ -1,0 +1,219 @@
+"""Migration files: where they lie and what they say, before anything runs.
+
+Apart from the engine, so that a start with nothing pending reads a handful of
+small files and loads neither yoyo nor psycopg.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from fm_storage.errors import ConfigurationInvalid, MigrationFailed
+
+__all__ = ["PROJECT", "MigrationFile", "Source", "find_sources", "read_files"]
+
+PROJECT = "fm_storage"
+"""Name of the source that holds the toolkit's own migrations."""
+
+_ROOM = Path(__file__).resolve().parent
+_PACKAGE_SOURCE = re.compile(r"package:([^\s/:]+):(.+)")
+_HEAD = re.compile(r"(?:[^\S\n]*(?:--[^\n]*)?(?:\n|\Z))*")
+_DEPENDS = re.compile(r"^\s*--\s*depends\s*:\s*(.*)$", re.MULTILINE)
+_TRANSACTIONAL = re.compile(
+    r"^\s*--\s*transactional\s*:\s*(\S+)\s*$", re.MULTILINE | re.IGNORECASE
+)
+_ROLLBACK = ".rollback.sql"
+_LONGEST_ID = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A folder of migrations.
+
+    Attributes:
+        name: What the database remembers: ``fm_storage``, ``package:NAME:FOLDER``,
+            or the last two parts of a folder's path. It is the same on every
+            machine, so that two applications in one database do not take each
+            other's migrations for deleted ones.
+        folder: Where the files are.
+    """
+
+    name: str
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationFile:
+    """One migration as it is on disk.
+
+    Attributes:
+        id: File name without its ending.
+        path: The file.
+        source: Name of its source.
+        checksum: SHA-256 of the content, line ends normalised.
+        depends: Identifiers it must come after.
+        transactional: False for ``-- transactional: false``.
+    """
+
+    id: str
+    path: Path
+    source: str
+    checksum: str
+    depends: tuple[str, ...]
+    transactional: bool
+
+    @property
+    def rollback_path(self) -> Path:
+        """Where the statements that undo it are, if it has any."""
+        return self.path.with_name(self.id + _ROLLBACK)
+
+    @property
+    def can_roll_back(self) -> bool:
+        """Whether someone wrote how to undo it."""
+        return self.path.suffix == ".py" or self.rollback_path.is_file()
+
+    def read(self) -> str:
+        """Return the SQL (or Python) text."""
+        return self.path.read_text(encoding="utf-8")
+
+
+def project_folder() -> Path:
+    """Folder of the toolkit's own migrations: in the wheel, or the checkout."""
+    for folder in (_ROOM / "files", _ROOM.parents[1] / "migrations"):
+        if folder.is_dir():
+            return folder
+    message = (
+        "migrations: the toolkit's own files are missing from the installation; "
+        "reinstall fm-storage"
+    )
+    raise MigrationFailed(message)
+
+
+def find_sources(sources: Sequence[str] = ()) -> list[Source]:
+    """Return the project's source, then the application's in the order given.
+
+    Args:
+        sources: Folders, or ``package:NAME:FOLDER``.
+
+    Raises:
+        ConfigurationInvalid: A folder or package does not exist.
+    """
+    found = [Source(PROJECT, project_folder())]
+    for text in sources:
+        package = _PACKAGE_SOURCE.fullmatch(text)
+        if package is None:
+            folder = Path(text).expanduser().resolve()
+            name = source_name(folder)
+        else:
+            folder, name = _package_folder(*package.groups()), text
+        if not folder.is_dir():
+            raise ConfigurationInvalid(
+                "migrations.sources",
+                f"{text!r} is no folder; name an existing one, or package:NAME:FOLDER",
+            )
+        if folder not in (source.folder for source in found):
+            found.append(Source(name, folder))
+    return found
+
+
+def _package_folder(package: str, folder: str) -> Path:
+    try:
+        root = resources.files(package)
+    except ModuleNotFoundError:
+        raise ConfigurationInvalid(
+            "migrations.sources",
+            f"package {package!r} is not installed; install it or remove the source",
+        ) from None
+    place = root.joinpath(folder)
+    if not isinstance(place, Path):
+        raise ConfigurationInvalid(
+            "migrations.sources",
+            f"package {package!r} lies in an archive; install it unpacked",
+        )
+    return place
+
+
+def read_files(sources: Iterable[Source]) -> list[MigrationFile]:
+    """Read every migration of *sources*, in order of source, then of name.
+
+    Raises:
+        MigrationFailed: Two files have one identifier, or a file depends on a
+            migration that is in none of the sources.
+    """
+    found: dict[str, MigrationFile] = {}
+    for source in sources:
+        for path in migration_paths(source.folder):
+            file = read_file(path, source.name)
+            twin = found.setdefault(file.id, file)
+            if twin is not file:
+                message = (
+                    f"migration {file.id!r}: {twin.path} and {path} have the same "
+                    "name; rename the one that no database has applied"
+                )
+                raise MigrationFailed(message, migration=file.id)
+    for file in found.values():
+        for needed in file.depends:
+            if needed not in found:
+                message = (
+                    f"migration {file.id!r}: it depends on {needed!r}, which is in "
+                    "none of the sources; add the source or mend '-- depends:'"
+                )
+                raise MigrationFailed(message, migration=file.id)
+    return list(found.values())
+
+
+def read_file(path: Path, source: str) -> MigrationFile:
+    """Read one migration file."""
+    content = path.read_bytes().replace(b"\r\n", b"\n")
+    identifier = path.stem
+    if len(identifier) > _LONGEST_ID:
+        message = (
+            f"migration {identifier[:40]!r}…: the name has {len(identifier)} "
+            f"characters, more than {_LONGEST_ID}; shorten it"
+        )
+        raise MigrationFailed(message, migration=identifier)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        message = (
+            f"migration {identifier!r}: byte {exc.start} is not UTF-8; "
+            "save the file as UTF-8"
+        )
+        raise MigrationFailed(message, migration=identifier) from None
+    # Like the engine: directives count only above the first statement.
+    head = _HEAD.match(text)
+    directives = head.group() if head and path.suffix == ".sql" else ""
+    depends = " ".join(_DEPENDS.findall(directives)).split()
+    transactional = _TRANSACTIONAL.search(directives)
+    return MigrationFile(
+        id=identifier,
+        path=path,
+        source=source,
+        checksum=hashlib.sha256(content).hexdigest(),
+        depends=tuple(dict.fromkeys(depends)),
+        transactional=(
+            transactional is None or transactional.group(1).lower() != "false"
+        ),
+    )
+
+
+def migration_paths(folder: Path) -> list[Path]:
+    """Files of *folder* that are migrations, sorted; no ``post-apply`` hooks."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix in {".sql", ".py"}
+        and not path.name.endswith(_ROLLBACK)
+        and not path.name.startswith(("post-apply", "_", "."))
+        and path.is_file()
+    ]
+
+
+def source_name(folder: Path) -> str:
+    """Name of an application's folder: the end of its path, same everywhere."""
+    return "/".join(folder.parts[-2:]).lstrip("/")

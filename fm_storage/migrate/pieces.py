@@ -1,0 +1,259 @@
+"""Migration files that cannot be one transaction, resumable after any kill.
+
+``CREATE INDEX CONCURRENTLY`` and its like commit in the middle of themselves. So
+each statement has a row in ``fm_storage.migration_steps``: written in the
+statement's own transaction where it can have one, else before it (intent) and
+after it (done), so that a later run knows what to look at in the catalogue.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import psycopg
+import sqlparse
+from psycopg import errors as pg
+
+from fm_storage.errors import MigrationFailed
+from fm_storage.migrate.statements import EngineMigration, failure, sql_statements
+
+if TYPE_CHECKING:
+    from fm_storage.migrate.backend import FmStorageBackend
+
+__all__ = ["run_in_pieces"]
+
+_NAME = r'(?:"(?:[^"]|"")+"|[\w$]+)'
+_QUALIFIED = rf"{_NAME}(?:\s*\.\s*{_NAME})*"
+_CREATE_INDEX = re.compile(
+    rf"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?"
+    rf"(?:(?!ON\b)(?P<name>{_NAME})\s+)?ON\s+(?:ONLY\s+)?(?P<table>{_QUALIFIED})",
+    re.IGNORECASE,
+)
+_DROP_INDEX = re.compile(
+    rf"\s*DROP\s+INDEX\s+CONCURRENTLY\s+(?:IF\s+EXISTS\s+)?(?P<index>{_QUALIFIED})\s*"
+    r"(?:RESTRICT\s*)?;?\s*$",
+    re.IGNORECASE,
+)
+_REINDEX = re.compile(
+    rf"\s*REINDEX\s+(?:\([^)]*\)\s*)?(?P<kind>INDEX|TABLE)\s+CONCURRENTLY\s+"
+    rf"(?P<target>{_QUALIFIED})",
+    re.IGNORECASE,
+)
+_NOT_IN_A_TRANSACTION = (pg.ActiveSqlTransaction, pg.InvalidTransactionTermination)
+
+
+def run_in_pieces(
+    backend: FmStorageBackend,
+    migration: EngineMigration,
+    direction: str,
+    record: Callable[[], None],
+) -> None:
+    """Run the statements one by one behind those an earlier run has done.
+
+    Raises:
+        MigrationFailed: A statement failed; those before it stay, and the next
+            run goes on with it.
+    """
+    _Run(backend, migration, direction).run(record)
+
+
+class _Run:
+    """One run through one file in one direction."""
+
+    def __init__(
+        self,
+        backend: FmStorageBackend,
+        migration: EngineMigration,
+        direction: str,
+    ) -> None:
+        self.backend = backend
+        self.id = str(migration.id)
+        self.direction = direction
+        self.steps = _pieces(backend, migration, direction)
+        for number, (text, _) in enumerate(self.steps, 1):
+            _refuse_unnamed(self.id, number, text)
+
+    def run(self, record: Callable[[], None]) -> None:
+        for step, (text, execute) in enumerate(self.steps):
+            self.backend.report("statement", self.id, step + 1, len(self.steps))
+            try:
+                self._one(step, text, execute)
+            except psycopg.Error as exc:
+                raise failure(self.id, exc, step=step + 1) from exc
+            finally:
+                self.backend.reset()
+        with self.backend.transaction():
+            record()
+            self.backend.fetch(
+                "DELETE FROM fm_storage.migration_steps WHERE migration_id = %s",
+                self.id,
+            )
+
+    def _one(self, step: int, text: str, execute: Callable[[], None]) -> None:
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        rows = self.backend.fetch(
+            "SELECT done, checksum FROM fm_storage.migration_steps "
+            "WHERE migration_id = %s AND direction = %s AND step = %s",
+            self.id,
+            self.direction,
+            step,
+        )
+        if rows and rows[0][0]:
+            if rows[0][1] != digest:
+                message = (
+                    f"migration {self.id!r}: statement {step + 1} was edited after "
+                    "it had run; restore it and put the change into a new migration"
+                )
+                raise MigrationFailed(message, migration=self.id)
+            return
+        intent = bool(rows)
+        if not intent:
+            try:
+                self.backend.retrying(
+                    self.id, lambda: self._in_transaction(step, digest, execute)
+                )
+            except _NOT_IN_A_TRANSACTION:
+                pass
+            else:
+                return
+        self._note(step, digest, done=False)
+
+        resumed = intent
+
+        def attempt() -> None:
+            nonlocal resumed
+            # After an interruption, or a deadlock, the catalogue tells what is there.
+            if resumed and self._finished(text):
+                return
+            resumed = True
+            self._bare(text, execute)
+
+        self.backend.retrying(self.id, attempt)
+        _refuse_invalid(self.backend, self.id, text)
+        self._note(step, digest, done=True)
+
+    def _in_transaction(
+        self, step: int, digest: str, execute: Callable[[], None]
+    ) -> None:
+        with self.backend.transaction():
+            self.backend.fetch(
+                "SELECT set_config('lock_timeout', %s, true)",
+                f"{int(self.backend.lock_timeout * 1000)}ms",
+            )
+            execute()
+            self.backend.fetch("RESET ROLE")
+            self._note(step, digest, done=True)
+
+    def _bare(self, text: str, execute: Callable[[], None]) -> None:
+        # These waits block no reader, and giving up would leave an INVALID index.
+        waits_harmlessly = re.search(
+            r"\b(?:CONCURRENTLY|VACUUM)\b", text, re.IGNORECASE
+        )
+        limit = 0 if waits_harmlessly else int(self.backend.lock_timeout * 1000)
+        self.backend.fetch("SELECT set_config('lock_timeout', %s, false)", f"{limit}ms")
+        execute()
+
+    def _note(self, step: int, digest: str, *, done: bool) -> None:
+        self.backend.fetch(
+            "INSERT INTO fm_storage.migration_steps "
+            "(migration_id, direction, step, checksum, done) "
+            "VALUES (%s, %s, %s, %s, %s) "
+            "ON CONFLICT (migration_id, direction, step) DO UPDATE "
+            "SET checksum = excluded.checksum, done = excluded.done",
+            self.id,
+            self.direction,
+            step,
+            digest,
+            done,
+        )
+
+    def _finished(self, text: str) -> bool:
+        """Whether an interrupted statement had happened; clear away its ruins."""
+        bare = sqlparse.format(text, strip_comments=True)
+        if match := _CREATE_INDEX.match(bare):
+            state = _index_state(self.backend, match)
+            if state is None:
+                return False
+            name, valid = state
+            if not valid:
+                self.backend.report("invalid index", name, 0, 0)
+                self.backend.fetch(f"DROP INDEX CONCURRENTLY {name}")
+            return valid
+        if match := _DROP_INDEX.match(bare):
+            rows = self.backend.fetch(
+                "SELECT to_regclass(%s) IS NULL", match.group("index")
+            )
+            return bool(rows[0][0])
+        if match := _REINDEX.match(bare):
+            for (name,) in self.backend.fetch(
+                "SELECT format('%%I.%%I', n.nspname, c.relname) FROM pg_index i "
+                "JOIN pg_class c ON c.oid = i.indexrelid "
+                "JOIN pg_namespace n ON n.oid = c.relnamespace "
+                "WHERE NOT i.indisvalid AND c.relname ~ '_cc(new|old)[0-9]*$' "
+                "AND i.indrelid = coalesce((SELECT indrelid FROM pg_index "
+                "WHERE indexrelid = to_regclass(%s)), to_regclass(%s))",
+                match.group("target"),
+                match.group("target"),
+            ):
+                self.backend.report("invalid index", name, 0, 0)
+                self.backend.fetch(f"DROP INDEX CONCURRENTLY {name}")
+        return False
+
+
+def _pieces(
+    backend: FmStorageBackend,
+    migration: EngineMigration,
+    direction: str,
+) -> list[tuple[str, Callable[[], None]]]:
+    texts = sql_statements(migration, direction)
+    if texts is not None:
+        return [(text, partial(_execute, backend, text)) for text in texts]
+    steps = migration.steps if direction == "apply" else migration.steps[::-1]
+    return [
+        (f"step {n}", partial(getattr(step, direction), backend))
+        for n, step in enumerate(steps)
+    ]
+
+
+def _execute(backend: FmStorageBackend, text: str) -> None:
+    backend.fetch(text)
+
+
+def _refuse_unnamed(name: str, number: int, text: str) -> None:
+    match = _CREATE_INDEX.match(sqlparse.format(text, strip_comments=True))
+    if match and match.group("name") is None:
+        message = (
+            f"migration {name!r}: statement {number} builds an index without a name; "
+            "name it, so that an interrupted build can be found and dropped"
+        )
+        raise MigrationFailed(message, migration=name)
+
+
+def _index_state(
+    backend: FmStorageBackend, match: re.Match[str]
+) -> tuple[str, bool] | None:
+    """Return the quoted name of the index, and whether it is valid."""
+    rows = backend.fetch(
+        "SELECT format('%%I.%%I', n.nspname, c.relname), i.indisvalid "
+        "FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+        "JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE i.indrelid = to_regclass(%s) AND c.relname = (parse_ident(%s))[1]",
+        match.group("table"),
+        match.group("name"),
+    )
+    return (rows[0][0], rows[0][1]) if rows else None
+
+
+def _refuse_invalid(backend: FmStorageBackend, name: str, text: str) -> None:
+    match = _CREATE_INDEX.match(sqlparse.format(text, strip_comments=True))
+    state = _index_state(backend, match) if match else None
+    if state is not None and not state[1]:
+        message = (
+            f"migration {name!r}: index {state[0]} is INVALID, left by someone else; "
+            "drop it and run again"
+        )
+        raise MigrationFailed(message, migration=name)

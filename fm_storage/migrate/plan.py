@@ -1,0 +1,194 @@
+"""Which migrations a call runs, decided under the lock.
+
+Apart from the runner because it loads the engine: the order comes from yoyo's own
+sort, over exactly the files that were compared with the record.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from yoyo.exceptions import BadMigration
+from yoyo.migrations import Migration, MigrationList, topological_sort
+
+from fm_storage.errors import MigrationFailed
+from fm_storage.migrate.backend import (
+    FmStorageBackend,
+    refuse_without_rollback,
+    release,
+)
+from fm_storage.migrate.drift import (
+    MigrationState,
+    MigrationStatus,
+    compare,
+    refuse_drift,
+)
+from fm_storage.migrate.files import MigrationFile, Source
+from fm_storage.migrate.planned import PlannedMigration
+
+__all__ = ["apply", "baseline", "rollback"]
+
+Check = Callable[[Sequence[MigrationStatus]], Sequence[MigrationStatus]]
+
+# yoyo resolves "depends" through one table per process; two threads that load
+# folders with equal names would be given each other's migrations.
+_loading = threading.Lock()
+
+
+def apply(
+    backend: FmStorageBackend,
+    sources: Sequence[Source],
+    files: Sequence[MigrationFile],
+    to: str | None,
+    *,
+    dry_run: bool,
+    tolerate: Check,
+) -> list[PlannedMigration]:
+    """Apply the pending files up to *to*, or say which they are."""
+    if dry_run:
+        pending = _pending(backend, sources, files, to, tolerate)
+        return [_planned(file) for file, _ in pending]
+    done = []
+    with backend.lock():
+        pending = _pending(backend, sources, files, to, tolerate)
+        for file, migration in pending:
+            started = time.monotonic()
+            backend.apply_one(migration)
+            done.append(_planned(file, time.monotonic() - started))
+        if done:
+            for hook in _post_apply(sources):
+                backend.apply_one(hook, mark=False)
+    return done
+
+
+def rollback(
+    backend: FmStorageBackend,
+    sources: Sequence[Source],
+    files: Sequence[MigrationFile],
+    steps: int,
+    *,
+    dry_run: bool,
+) -> list[PlannedMigration]:
+    """Undo the last *steps* migrations of *sources*, newest first."""
+    by_id = {file.id: file for file in files}
+    names = {source.name for source in sources}
+    done = []
+    with backend.lock():
+        last = [
+            row
+            for row in reversed(backend.read_applied())
+            if row.id in by_id or row.source in names
+        ][:steps]
+        for row in last:
+            if row.id not in by_id:
+                message = (
+                    f"migration {row.id!r}: its file is gone, and with it the way to "
+                    "undo it; restore it"
+                )
+                raise MigrationFailed(message, migration=row.id)
+            refuse_without_rollback(by_id[row.id])
+        migrations = _load(files)
+        for row in last:
+            file, started = by_id[row.id], time.monotonic()
+            sql = (
+                file.rollback_path.read_text(encoding="utf-8")
+                if file.path.suffix == ".sql"
+                else file.read()
+            )
+            if dry_run:
+                done.append(PlannedMigration(file.id, file.source, sql))
+                continue
+            backend.rollback_one(migrations[row.id])
+            seconds = time.monotonic() - started
+            done.append(PlannedMigration(file.id, file.source, sql, seconds))
+    return done
+
+
+def baseline(
+    backend: FmStorageBackend,
+    sources: Sequence[Source],
+    files: Sequence[MigrationFile],
+    to: str | None,
+) -> list[str]:
+    """Record the pending files up to *to* without running them."""
+    backend.ensure_internal_schema_updated()
+    with backend.lock():
+        pending = _pending(backend, sources, files, to, list)
+        with backend.transaction():
+            for _, migration in pending:
+                backend.mark_one(migration)
+    return [file.id for file, _ in pending]
+
+
+def _pending(
+    backend: FmStorageBackend,
+    sources: Sequence[Source],
+    files: Sequence[MigrationFile],
+    to: str | None,
+    tolerate: Check,
+) -> list[tuple[MigrationFile, Any]]:
+    """Return pending files in order, each with yoyo's view of it.
+
+    Raises:
+        MigrationFailed: Drift, a circle of dependencies, or no such *to*.
+    """
+    statuses = compare(
+        files,
+        backend.read_applied(),
+        release=release,
+        sources=[source.name for source in sources],
+    )
+    refuse_drift(tolerate(statuses))
+    pending = {s.id for s in statuses if s.state is MigrationState.PENDING}
+    by_id = {file.id: file for file in files}
+    ordered = [(by_id[name], m) for name, m in _load(files).items()]
+    if to is not None:
+        ordered = _up_to(ordered, to)
+    return [(file, m) for file, m in ordered if file.id in pending]
+
+
+def _up_to(
+    ordered: list[tuple[MigrationFile, Any]], to: str
+) -> list[tuple[MigrationFile, Any]]:
+    names = [file.id for file, _ in ordered]
+    meant = [name for name in names if name == to] or [
+        name for name in names if name.startswith(f"{to}_")
+    ]
+    if len(meant) != 1:
+        said = "names several migrations" if meant else "is no migration"
+        message = f"migrations: {to!r} {said}; give the whole name of a file"
+        raise MigrationFailed(message, migration=to)
+    return ordered[: names.index(meant[0]) + 1]
+
+
+def _load(files: Sequence[MigrationFile]) -> dict[str, Any]:
+    """Return yoyo's migrations in the order to apply them, loaded."""
+    with _loading:
+        migrations = [
+            Migration(file.id, str(file.path), source_dir=file.source) for file in files
+        ]
+        try:
+            for migration in migrations:
+                migration.load()
+            ordered = list(topological_sort(MigrationList(migrations)))
+        except BadMigration as exc:
+            message = f"migrations: {exc.args[0]}; mend '-- depends:' or the file"
+            raise MigrationFailed(message) from exc
+    return {migration.id: migration for migration in ordered}
+
+
+def _post_apply(sources: Sequence[Source]) -> list[Any]:
+    """Return yoyo's hooks that run after every batch that applied something."""
+    return [
+        Migration(path.stem, str(path), source_dir=source.name)
+        for source in sources
+        for path in sorted(source.folder.glob("post-apply*"))
+        if path.suffix in {".sql", ".py"} and not path.name.endswith(".rollback.sql")
+    ]
+
+
+def _planned(file: MigrationFile, seconds: float | None = None) -> PlannedMigration:
+    return PlannedMigration(file.id, file.source, file.read(), seconds)

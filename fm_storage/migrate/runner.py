@@ -1,0 +1,314 @@
+"""The migrator: what applications, the manager and the command line call.
+
+Everything that waits for the server happens in one thread per call, so that the
+event loop never does; a start with nothing pending is one query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from fm_storage.config import MigrationsConfig, mask_dsn
+from fm_storage.errors import (
+    MigrationFailed,
+    QueryFailed,
+    SchemaOutOfDate,
+)
+from fm_storage.migrate import ledger
+from fm_storage.migrate.drift import (
+    MigrationState,
+    MigrationStatus,
+    compare,
+    refuse_drift,
+)
+from fm_storage.migrate.files import MigrationFile, Source, find_sources, read_files
+from fm_storage.migrate.planned import PlannedMigration, Progress
+from fm_storage.migrate.worker import run_beside_the_loop
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+    from fm_storage.migrate.backend import FmStorageBackend
+    from fm_storage.postgres import Executor
+
+__all__ = ["Migrator"]
+
+logger = logging.getLogger("fm_storage.migrate")
+
+T = TypeVar("T")
+
+_KNOWN = frozenset(
+    {MigrationState.APPLIED, MigrationState.PENDING, MigrationState.EDITED}
+)
+_PATIENCE = 5.0
+"""How long a cancelled call waits for the server to roll back."""
+
+
+class Migrator:
+    """Brings a database's schema to where the migration files say.
+
+    Each call opens a connection of its own and closes it. Cancelling a call rolls
+    back what was running; whatever happens, calling again goes on from there.
+
+    Args:
+        dsn: Address of the server, as libpq reads it.
+        config: Sources and limits. Its ``dsn`` is preferred to *dsn*.
+        progress: Called on the event loop with what is being done.
+        password: Overrides the one in the address; a value, or a function, sync
+            or async.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        config: MigrationsConfig | None = None,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        password: SecretStr | str | Callable[[], str | Awaitable[str]] | None = None,
+    ) -> None:
+        self._config = config or MigrationsConfig()
+        self._dsn = self._config.dsn or dsn
+        self._progress = progress
+        self._password = password
+
+    # -- looking -----------------------------------------------------------
+
+    async def ensure(self, executor: Executor | None = None) -> list[PlannedMigration]:
+        """Bring the schema up to date, or refuse, as ``auto_apply`` says.
+
+        This is what a start calls. With nothing pending it costs one query, on
+        *executor* if one is given. Migrations that a later release has applied
+        are no hindrance: schemas are expanded first and contracted later.
+
+        Raises:
+            SchemaOutOfDate: Migrations are missing and ``auto_apply`` is off.
+            MigrationFailed: One failed, or files and database disagree.
+        """
+        statuses = await self.status(executor)
+        refuse_drift(_tolerating_the_end(statuses))
+        pending = _pending(statuses)
+        if not pending:
+            return []
+        if not self._config.auto_apply:
+            raise SchemaOutOfDate(pending)
+        return await self._apply(tolerant=True)
+
+    async def check(self, executor: Executor | None = None) -> None:
+        """Raise unless every migration is applied and none has drifted.
+
+        Raises:
+            SchemaOutOfDate: Names the missing ones.
+            MigrationFailed: Files and database disagree.
+        """
+        statuses = await self.status(executor)
+        refuse_drift(_tolerating_the_end(statuses))
+        if pending := _pending(statuses):
+            raise SchemaOutOfDate(pending)
+
+    async def status(self, executor: Executor | None = None) -> list[MigrationStatus]:
+        """Say how every migration stands; changes nothing.
+
+        Args:
+            executor: Reads the record through this instead of a connection of
+                its own.
+
+        Raises:
+            ConfigurationInvalid: A source does not exist.
+        """
+        sources, files = await asyncio.to_thread(self._read_files)
+        if executor is None:
+            applied = await self._run(lambda backend: backend.read_applied())
+        else:
+            applied = await _read_through(executor)
+        names = [source.name for source in sources]
+        return compare(files, applied, release=_release, sources=names)
+
+    # -- changing ----------------------------------------------------------
+
+    async def apply(
+        self, *, to: str | None = None, dry_run: bool = False
+    ) -> list[PlannedMigration]:
+        """Apply what is pending, and return it.
+
+        Several processes may call this at once: one works, the others wait and
+        find nothing to do. If cancelled, the running migration is rolled back
+        (one marked ``-- transactional: false`` is resumed by the next call).
+
+        Args:
+            to: Last migration to apply: its identifier, or the number it
+                begins with.
+            dry_run: Only return what would run; not a byte is written.
+
+        Raises:
+            MigrationFailed: A statement failed, the lock was not to be had, or
+                files and database disagree; earlier migrations stay applied.
+        """
+        return await self._apply(to=to, dry_run=dry_run)
+
+    async def rollback(
+        self, *, steps: int = 1, dry_run: bool = False
+    ) -> list[PlannedMigration]:
+        """Undo the last *steps* applied migrations, newest first.
+
+        Raises:
+            MigrationFailed: One has no rollback file (then nothing is undone),
+                or a statement failed.
+        """
+        if steps < 1:
+            message = f"migrations: cannot roll back {steps} steps; give at least 1"
+            raise MigrationFailed(message)
+
+        def work(backend: FmStorageBackend) -> list[PlannedMigration]:
+            from fm_storage.migrate import plan  # noqa: PLC0415 - loads the engine
+
+            return plan.rollback(backend, *self._read_files(), steps, dry_run=dry_run)
+
+        return await self._run(work)
+
+    async def baseline(self, to: str | None = None) -> list[str]:
+        """Record migrations as applied without running them.
+
+        For a database whose objects already exist.
+
+        Args:
+            to: Last migration to record; None records every pending one.
+
+        Raises:
+            MigrationFailed: Files and database disagree.
+        """
+
+        def work(backend: FmStorageBackend) -> list[str]:
+            from fm_storage.migrate import plan  # noqa: PLC0415 - loads the engine
+
+            return plan.baseline(backend, *self._read_files(), to)
+
+        return await self._run(work)
+
+    async def schema_page(self) -> str:
+        """Return the schema as a Markdown page, read from the live catalogue."""
+
+        def work(backend: FmStorageBackend) -> str:
+            from fm_storage.migrate.schema_page import render  # noqa: PLC0415 - rare
+
+            return render(backend.fetch)
+
+        return await self._run(work)
+
+    def new_migration(self, name: str, folder: Path | str) -> tuple[Path, Path]:
+        """Write a migration and its rollback file from the template.
+
+        Raises:
+            MigrationFailed: The name is no name, or the folder no folder.
+        """
+        from fm_storage.migrate.template import write  # noqa: PLC0415 - rare
+
+        return write(name, Path(folder))
+
+    # -- how ---------------------------------------------------------------
+
+    def _read_files(self) -> tuple[list[Source], list[MigrationFile]]:
+        sources = find_sources(self._config.sources)
+        return sources, read_files(sources)
+
+    async def _apply(
+        self, *, to: str | None = None, dry_run: bool = False, tolerant: bool = False
+    ) -> list[PlannedMigration]:
+        def work(backend: FmStorageBackend) -> list[PlannedMigration]:
+            from fm_storage.migrate import plan  # noqa: PLC0415 - loads the engine
+
+            check: plan.Check = _tolerating_the_end if tolerant else list
+            return plan.apply(
+                backend, *self._read_files(), to, dry_run=dry_run, tolerate=check
+            )
+
+        return await self._run(work)
+
+    async def _run(self, work: Callable[[FmStorageBackend], T]) -> T:
+        """Run *work* with a backend, in a thread, with progress and interruption."""
+        loop = asyncio.get_running_loop()
+        password = await self._resolve_password()
+        started = time.monotonic()
+        seen = Progress("connecting", mask_dsn(self._dsn), 0, 0, 0.0)
+        held: list[FmStorageBackend] = []
+
+        def tell(progress: Progress) -> None:
+            if self._progress is not None:
+                self._progress(progress)
+
+        def report(what: str, name: str, step: int, steps: int) -> None:
+            nonlocal seen
+            now = Progress(what, name, step, steps, time.monotonic() - started)
+            same = (what, name, step) == (seen.what, seen.name, seen.step)
+            seen = now
+            if not same:
+                logger.debug("%s %s %d/%d", what, name, step, steps)
+                loop.call_soon_threadsafe(tell, now)
+
+        def body() -> T:
+            from fm_storage.migrate.backend import open_backend  # noqa: PLC0415 - loads both drivers
+
+            with open_backend(self._dsn, self._config, password) as backend:
+                backend.report = report
+                held.append(backend)
+                return work(backend)
+
+        def interrupt() -> None:
+            for backend in held:
+                backend.interrupt()
+
+        return await run_beside_the_loop(body, interrupt=interrupt, patience=_PATIENCE)
+
+    async def _resolve_password(self) -> str | None:
+        password = self._password
+        if password is None or isinstance(password, str):
+            return password
+        if not callable(password):
+            return password.get_secret_value()
+        value = password()
+        return await value if inspect.isawaitable(value) else value
+
+
+async def _read_through(executor: Executor) -> list[ledger.Applied]:
+    try:
+        rows = await executor.fetch(ledger.READ_LEDGER)
+    except QueryFailed as exc:
+        if exc.sqlstate in ledger.ABSENT_STATES:
+            return []
+        raise
+    return [ledger.Applied.from_row(tuple(row)) for row in rows]
+
+
+def _pending(statuses: Sequence[MigrationStatus]) -> list[str]:
+    return [s.id for s in statuses if s.state is MigrationState.PENDING]
+
+
+def _tolerating_the_end(
+    statuses: Sequence[MigrationStatus],
+) -> list[MigrationStatus]:
+    """Leave out deleted ones behind all that are known: another release's, likely.
+
+    A rolling deployment starts old processes on the new schema; an explicit
+    ``apply()`` is stricter.
+    """
+    known = {
+        source: max(s.id for s in statuses if s.source == source and s.state in _KNOWN)
+        for source in {s.source for s in statuses if s.state in _KNOWN}
+    }
+    return [
+        status
+        for status in statuses
+        if status.state is not MigrationState.DELETED
+        or status.id < known.get(status.source, "")
+    ]
+
+
+def _release() -> str:
+    from importlib import metadata  # noqa: PLC0415 - ten milliseconds, rarely needed
+
+    return metadata.version("fm-storage")
