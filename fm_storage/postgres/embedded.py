@@ -38,7 +38,7 @@ from fm_storage.postgres.embedded_cluster import (
 )
 from fm_storage.postgres.embedded_server import ServiceUser, installed_server
 
-__all__ = ["EmbeddedPostgres"]
+__all__ = ["EmbeddedPostgres", "service_account"]
 
 _PORT = 5432
 _POLL = 0.02
@@ -186,7 +186,7 @@ class EmbeddedPostgres:
         us = ServiceUser.current()
         if us is None:
             # root serves the folder's owner, or an account made for the purpose.
-            return ServiceUser.of(found.st_uid) if found.st_uid else _service_account()
+            return ServiceUser.of(found.st_uid) if found.st_uid else service_account()
         if found.st_uid != us.uid:
             raise EmbeddedFailed(
                 f"embedded PostgreSQL: {self.folder} belongs to user id "
@@ -313,7 +313,7 @@ def _make_folders(folder: Path) -> None:
             path.chmod(0o711)
 
 
-def _service_account() -> ServiceUser:
+def service_account() -> ServiceUser:
     """Return the account that root's servers run as, making it the first time."""
     import pwd  # noqa: PLC0415 - beside its only use
 

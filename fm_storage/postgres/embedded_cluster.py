@@ -211,14 +211,14 @@ class Cluster:
     def running(self) -> Postmaster | None:
         """Return the running server, None if none runs on this folder."""
         found = Postmaster.read(self.data)
-        if found is None or found.pid not in self._processes([found.pid]):
+        if found is None or found.pid not in self.processes([found.pid]):
             return None
         return found
 
     def wait_gone(self, timeout: float = 30.0) -> bool:
         """Wait until no process of a server is left on the folder."""
         deadline = time.monotonic() + timeout
-        while self._processes():
+        while self.processes():
             if time.monotonic() > deadline:
                 return False
             time.sleep(_POLL)
@@ -245,7 +245,7 @@ class Cluster:
                 )
             time.sleep(_POLL)
 
-    def _processes(self, pids: list[int] | None = None) -> list[int]:
+    def processes(self, pids: list[int] | None = None) -> list[int]:
         """Return those processes that work in the data folder.
 
         A pid alone proves nothing: after a reboot it may be anybody's. Every
@@ -278,7 +278,7 @@ class Cluster:
             return
         if not self.wait_gone(timeout):
             raise EmbeddedFailed(
-                f"embedded PostgreSQL: processes {self._processes()} of an earlier "
+                f"embedded PostgreSQL: processes {self.processes()} of an earlier "
                 f"server still work in {self.data}; end them and try again"
             )
         (self.data / "postmaster.pid").unlink(missing_ok=True)

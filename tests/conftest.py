@@ -1,0 +1,103 @@
+"""What every test may use: the options, the fixtures' files, the honest header.
+
+Fixtures live in ``fix_*.py`` beside this file, one noun each. Here is only what
+pytest must find in a ``conftest.py``: options, markers set by the fixtures that
+a test uses, and the rule that a test which cannot run here is deselected and
+named, never skipped in silence.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+# The fixtures' files import each other as tests.fix_…, whoever starts pytest.
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from tests import servers
+
+# In the order of their imports: pytest rewrites the asserts of what it loads.
+pytest_plugins = [
+    "tests.fix_files",
+    "tests.fix_process",
+    "tests.fix_proxy",
+    "tests.fix_postgres",
+    "tests.fix_cluster",
+    "tests.fix_pgbouncer",
+    "tests.fix_vectors",
+    "tests.fix_storage",
+]
+
+# Marker set for every test that uses the fixture, directly or not.
+_MARKS = {
+    "server": "postgres",
+    "cluster_template": "cluster",
+    "vector_folder": "qdrant",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options that say where the servers are."""
+    group = parser.getgroup("fm_storage")
+    group.addoption("--dsn", help="superuser DSN of a PostgreSQL server to test on")
+    group.addoption("--qdrant-url", help="URL of a Qdrant server to test on as well")
+    group.addoption(
+        "--containers",
+        action="store_true",
+        help="insist on containers: fail where no Docker engine answers",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the servers once, so that the header can say which they are."""
+    config.stash[servers.CHOICE] = servers.choose(
+        dsn=config.getoption("--dsn"),
+        qdrant_url=config.getoption("--qdrant-url"),
+        insist=config.getoption("--containers"),
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say on what the tests run."""
+    return config.stash[servers.CHOICE].header()
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Set the markers, and deselect what needs a server that is not there."""
+    absent = config.stash[servers.CHOICE].absent()
+    kept, dropped = [], []
+    for item in items:
+        used = set(getattr(item, "fixturenames", ()))
+        for fixture, mark in _MARKS.items():
+            if fixture in used:
+                item.add_marker(mark)
+        folder = item.path.parent.name
+        if folder in {"torture", "bench"}:
+            item.add_marker(folder)
+        (dropped if used & absent.keys() else kept).append(item)
+    if dropped:
+        items[:] = kept
+        config.hook.pytest_deselected(items=dropped)
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        for fixture, why in absent.items():
+            count = sum(fixture in getattr(i, "fixturenames", ()) for i in dropped)
+            if count and reporter is not None:
+                reporter.write_line(f"deselected {count} tests: {why}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[
+    None, pytest.TestReport, pytest.TestReport
+]:
+    """Turn a skip into a failure in CI: nothing there may go untested unseen."""
+    report = yield
+    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which in CI is a failure: {report.longrepr}"
+    return report

