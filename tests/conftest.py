@@ -71,7 +71,8 @@ def pytest_collection_modifyitems(
 ) -> None:
     """Set the markers, and deselect what needs a server that is not there."""
     absent = config.stash[servers.CHOICE].absent()
-    kept, dropped = [], []
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
     for item in items:
         used = set(getattr(item, "fixturenames", ()))
         for fixture, mark in _MARKS.items():

@@ -65,7 +65,8 @@ class Child:
 async def child() -> AsyncIterator[Callable[..., Awaitable[Child]]]:
     """Give a starter of Python processes that run a given text.
 
-    ``process = await child(code, *arguments)``; they arrive in ``sys.argv[1:]``. It is killed at the end of the test.
+    ``process = await child(code, *arguments, **environment)``; the arguments
+    arrive in ``sys.argv[1:]``. It is killed at the end of the test.
     """
     started: list[Child] = []
 

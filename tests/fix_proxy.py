@@ -76,7 +76,8 @@ class TcpProxy:
 
     def cut(self) -> int:
         """Reset every connection now, as a router does; return how many."""
-        return self._call(self._cut)
+        cut: int = self._call(self._cut)
+        return cut
 
     def refuse(self) -> None:
         """Cut all, and refuse new connections until accept()."""

@@ -7,6 +7,7 @@ answers and has (or can pull) the image, else the embedded engine.
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def choose(*, dsn: str | None, qdrant_url: str | None, insist: bool) -> Choice:
         qdrant = "container", qdrant_image()
     else:
         qdrant = "embedded", "qdrant-edge"
-    return Choice(*postgres, *qdrant, docker=said)
+    return Choice(postgres[0], postgres[1], qdrant[0], qdrant[1], said)
 
 
 def _docker() -> tuple[Any, str]:
@@ -105,7 +106,7 @@ def _docker() -> tuple[Any, str]:
     host = os.environ.get("DOCKER_HOST")
     if not host and not Path("/var/run/docker.sock").exists():
         return None, "no engine"
-    import docker  # noqa: PLC0415 - a second of imports, wasted without an engine
+    docker = importlib.import_module("docker")  # heavy, and without annotations
 
     try:
         client = docker.from_env(timeout=10)
@@ -116,11 +117,10 @@ def _docker() -> tuple[Any, str]:
 
 
 def _has_image(engine: Any, name: str) -> bool:
-    import docker.errors  # noqa: PLC0415 - loaded already by the caller
-
+    errors = importlib.import_module("docker.errors")
     try:
         engine.images.get(name)
-    except docker.errors.ImageNotFound:
+    except errors.ImageNotFound:
         try:
             engine.images.pull(name)
         except Exception:  # noqa: BLE001 - offline, unknown, refused: not here
