@@ -1,0 +1,153 @@
+# fm_storage: every command of the project. Each does its own set-up: it finds a
+# Python, makes .venv and installs what it needs, once.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+
+# The first that is 3.11 or newer; make PYTHON=/path/to/python chooses another.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+  if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+  then command -v "$$p"; break; fi; done)
+
+# uv where it could be had, else pip; the lock file pins what either chooses.
+RUNTIME := --editable ".[embedded]"
+INSTALL = if [ -x $(BIN)/uv ]; \
+  then $(BIN)/uv pip install -q --python $(BIN)/python -c requirements.lock $(1); \
+  else $(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock $(1); fi
+
+SOURCES := fm_storage tests
+NOT_LONG := not torture and not bench
+
+.PHONY: help
+help:  ## this list
+	@echo "fm_storage: make demo shows it at work, make test runs its tests."
+	@echo
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sort | \
+	  awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+# --- set-up -----------------------------------------------------------------
+
+$(VENV)/.made:
+	@if [ -z "$(PYTHON)" ]; then \
+	  echo "fm_storage needs Python 3.11 or newer, and none was found." >&2; \
+	  echo "Install one (Debian: apt-get install python3 python3-venv), or name it: make PYTHON=/path/to/python3" >&2; \
+	  exit 1; fi
+	@rm -rf $(VENV) build/bootstrap
+	@"$(PYTHON)" -m venv $(VENV) >/dev/null 2>&1 || { \
+	  rm -rf $(VENV) && \
+	  "$(PYTHON)" -m pip install -q --disable-pip-version-check --target build/bootstrap virtualenv && \
+	  PYTHONPATH=build/bootstrap "$(PYTHON)" -m virtualenv -q $(VENV); } || { \
+	  echo "No virtual environment could be made with $(PYTHON)." >&2; \
+	  echo "It lacks both ensurepip and pip (Debian: apt-get install python3-venv)." >&2; \
+	  rm -rf $(VENV); exit 1; }
+	@rm -rf build/bootstrap
+	@$(BIN)/python -m pip install -q --disable-pip-version-check "uv==$(UV_VERSION)" || \
+	  { echo "uv cannot be had here; pip installs instead, which takes longer."; \
+	    $(BIN)/python -m pip install -q --disable-pip-version-check --upgrade "pip>=25.1"; }
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.made pyproject.toml requirements.lock
+	@echo "installing fm_storage into $(VENV) …"
+	@$(call INSTALL,$(RUNTIME))
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made pyproject.toml requirements.lock
+	@echo "installing fm_storage and the tools of its development into $(VENV) …"
+	@$(call INSTALL,$(RUNTIME) --group dev)
+	@touch $(VENV)/.runtime $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	@$(call INSTALL,$(RUNTIME) --group dev --group bench)
+	@touch $@
+
+.PHONY: install
+install: $(VENV)/.dev  ## set up .venv with everything that development needs
+
+# --- use --------------------------------------------------------------------
+
+.PHONY: demo migrate rollback migrate-status
+demo: $(VENV)/.runtime  ## the whole system at work; LOG=path reads your own log file
+	@$(BIN)/fm-storage demo $(if $(LOG),--log "$(LOG)")
+
+migrate: $(VENV)/.runtime  ## apply the migrations to FM_STORAGE_POSTGRES__DSN, or the embedded server
+	@$(BIN)/fm-storage migrate
+
+rollback: $(VENV)/.runtime  ## take back the last migration
+	@$(BIN)/fm-storage rollback
+
+migrate-status: $(VENV)/.runtime  ## which migrations are applied
+	@$(BIN)/fm-storage status
+
+# --- develop ----------------------------------------------------------------
+
+.PHONY: fmt lint types imports
+fmt: $(VENV)/.dev  ## format, and mend what can be mended
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+lint: $(VENV)/.dev  ## format check, ruff, and squawk over the migrations
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/squawk migrations/*.sql
+
+types: $(VENV)/.dev  ## mypy strict; pyright over the public names as users see them
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+imports: $(VENV)/.dev  ## imports point down, clients stay in their rooms
+	$(BIN)/lint-imports
+
+.PHONY: test fast cover test-containers torture torture-outbox bench
+test: $(VENV)/.dev  ## all tests, on containers where they can be had, else embedded (≤ 15 min)
+	$(BIN)/pytest -m "$(NOT_LONG)" $(ARGS)
+
+fast: $(VENV)/.dev  ## the quick tests (≤ 60 s)
+	$(BIN)/pytest -q -m "$(NOT_LONG) and not slow and not cluster" tests/unit tests/integration $(ARGS)
+
+cover: $(VENV)/.dev  ## all tests, with the coverage of branches
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m "$(NOT_LONG)" $(ARGS)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report --skip-covered
+
+test-containers: $(VENV)/.dev  ## all tests against containers; fails where there is no Docker engine
+	$(BIN)/pytest --containers -m "$(NOT_LONG)" $(ARGS)
+
+torture: $(VENV)/.dev  ## the long sweeps: kills, cancellations, storms, at full size
+	$(BIN)/pytest -m torture --timeout=1800 tests/torture $(ARGS)
+
+torture-outbox: $(VENV)/.dev  ## the long sweeps of the outbox alone
+	$(BIN)/pytest -m torture --timeout=1800 tests/torture -k outbox $(ARGS)
+
+bench: $(VENV)/.bench  ## measure against the peers (ratios; minutes)
+	@for b in tests/bench/bench_*.py; do echo "== $$b"; $(BIN)/python "$$b" $(ARGS) || exit 1; done
+
+.PHONY: build smoke check clean
+build: $(VENV)/.dev  ## wheel and source archive in dist/
+	@rm -rf dist
+	@if [ -x $(BIN)/uv ]; then $(BIN)/uv build -q --python $(BIN)/python; \
+	  else $(BIN)/python -m pip wheel -q --no-deps --wheel-dir dist .; fi
+	@ls dist
+
+smoke: build  ## the wheel, installed into an environment of its own, does its work
+	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; chmod 755 "$$folder"; \
+	wheel=$$(ls "$$PWD"/dist/*.whl); here=$$PWD; \
+	if [ -x $(BIN)/uv ]; then \
+	  $(BIN)/uv venv -q --python $(BIN)/python "$$folder/venv"; \
+	  $(BIN)/uv pip install -q --python "$$folder/venv/bin/python" -c requirements.lock "$$wheel[embedded]"; \
+	else \
+	  $(BIN)/python -m venv "$$folder/venv"; \
+	  "$$folder/venv/bin/python" -m pip install -q -c requirements.lock "$$wheel[embedded]"; fi; \
+	cd "$$folder"; "$$folder/venv/bin/python" -I "$$here/tests/smoke.py"
+
+check: lint types imports cover smoke  ## what CI runs
+	@echo "check: all well"
+
+clean:  ## remove .venv, caches and what was built; the data in .fm_storage stays
+	rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
