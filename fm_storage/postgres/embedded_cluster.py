@@ -166,7 +166,7 @@ class Cluster:
             Interrupted: *cancelled* was set; the server was told to stop.
         """
         self._check_version()
-        self._clear_stale_pid(timeout)
+        self._clear_remains(socket_folder, timeout)
         self._prepare_log()
         given = {
             "unix_socket_directories": '"' + str(socket_folder) + '"',
@@ -267,21 +267,22 @@ class Cluster:
                         found.append(pid)
         return found
 
-    def _clear_stale_pid(self, timeout: float) -> None:
-        """Remove a pid file that a kill or a reboot left behind.
+    def _clear_remains(self, socket_folder: Path, timeout: float) -> None:
+        """Remove lock files that a kill or a reboot left behind.
 
-        The server itself copes with a dead pid, not with one that now belongs
-        to somebody else. Orphaned backends are waited for: until they are gone
-        nobody may start on their shared memory.
+        The server itself copes with a dead pid in them, not with one that now
+        belongs to somebody else, nor with a zombie that nobody collects.
+        Orphaned backends are waited for: until they are gone nobody may start
+        on their shared memory.
         """
-        if Postmaster.read(self.data) is None:
-            return
         if not self.wait_gone(timeout):
             raise EmbeddedFailed(
                 f"embedded PostgreSQL: processes {self.processes()} of an earlier "
                 f"server still work in {self.data}; end them and try again"
             )
         (self.data / "postmaster.pid").unlink(missing_ok=True)
+        for socket in socket_folder.glob(".s.PGSQL.*"):
+            socket.unlink(missing_ok=True)
 
     def _check_version(self) -> None:
         found = (self.data / "PG_VERSION").read_text(encoding="ascii").strip()
