@@ -1,0 +1,27 @@
+"""Vectors: one store over Qdrant's embedded engine and over a Qdrant server."""
+
+from __future__ import annotations
+
+from fm_storage.vectors.points import (
+    CollectionInfo,
+    Point,
+    PointId,
+    ScoredPoint,
+    SparseVector,
+    VectorStatistics,
+)
+from fm_storage.vectors.store import QdrantStore
+from fm_storage.vectors.vectorizer import Embedding, LexicalVectorizer, Vectorizer
+
+__all__ = [
+    "CollectionInfo",
+    "Embedding",
+    "LexicalVectorizer",
+    "Point",
+    "PointId",
+    "QdrantStore",
+    "ScoredPoint",
+    "SparseVector",
+    "VectorStatistics",
+    "Vectorizer",
+]

@@ -1,0 +1,574 @@
+"""The process of the embedded engine: one per data folder, one thread.
+
+qdrant-edge holds the interpreter's lock through every call and hangs in a
+forked child, so it lives alone, behind a Unix socket, and no event loop of an
+application ever waits for it. Reads that have arrived together are answered in
+one batch; writes that have arrived together share one flush.
+
+The process is the only one that touches the folder (a lock file says so) and
+leaves when its last client has gone, however that client went.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import selectors
+import shutil
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import uuid
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import orjson
+import qdrant_edge as edge
+
+from fm_storage.vectors.catalogue import Catalogue, sync_folder
+from fm_storage.vectors.edge_types import BadRequest
+from fm_storage.vectors.frames import (
+    HEADER,
+    MAX_REPLY,
+    MAX_REQUEST,
+    FrameError,
+    pack,
+    split_header,
+)
+from fm_storage.vectors.shelf import PointNotFound, Raw, Shelf
+
+__all__ = ["Engine", "main"]
+
+PROTOCOL = 1
+_SOCKET_PATH_LIMIT = 100
+_FIRST_CLIENT = 15.0
+_LOCK_WAIT = 30.0
+_TURN = 0.05
+_CREDENTIALS = struct.Struct("3i")
+
+
+class _Missing(Exception):
+    """The collection does not exist."""
+
+
+class _Client:
+    """One connection: bytes that arrived, bytes that still have to leave."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.incoming = bytearray()
+        self.outgoing: deque[memoryview] = deque()
+        self.gone = False
+
+    def frames(self) -> list[tuple[int, dict[str, Any], memoryview]]:
+        """Cut whole frames off what has arrived."""
+        found = []
+        while len(self.incoming) >= HEADER.size:
+            number, meta, raw = split_header(
+                bytes(self.incoming[: HEADER.size]), MAX_REQUEST
+            )
+            end = HEADER.size + meta + raw
+            if len(self.incoming) < end:
+                break
+            body = bytes(memoryview(self.incoming)[HEADER.size : end])
+            del self.incoming[:end]
+            request = orjson.loads(body[:meta])
+            if not isinstance(request, dict):
+                message = "a request must be an object"
+                raise FrameError(message)
+            found.append((number, request, memoryview(body)[meta:]))
+        return found
+
+
+class Engine:
+    """Collections of one folder, and the operations on them.
+
+    Answers are ``{"ok": …}`` or ``{"err": kind, "text": …}``; what a client does
+    wrong never ends the process.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.catalogue = Catalogue(folder)
+        self.shelves: dict[str, Shelf] = {}
+        self.to_flush: set[str] = set()
+        self._reads: dict[str, Callable[[dict[str, Any], Raw], Any]] = {
+            "hello": lambda _request, _out: self._hello(),
+            "collections": lambda _request, _out: {
+                "names": sorted(self.catalogue.collections),
+                "aliases": self.catalogue.aliases,
+            },
+            "info": lambda request, _out: self._info(request["c"]),
+            "retrieve": lambda request, out: self._shelf(request).retrieve(
+                request, out
+            ),
+            "scroll": lambda request, out: self._shelf(request).scroll(request, out),
+            "count": lambda request, _out: self._shelf(request).count(
+                request.get("filter")
+            ),
+            "marker": lambda _request, _out: self.catalogue.marker,
+        }
+        self._writes: dict[str, Callable[[dict[str, Any], memoryview], Any]] = {
+            "upsert": lambda request, raw: self._shelf(request).upsert(request, raw),
+            "delete": lambda request, _raw: self._shelf(request).delete(request),
+            "set_payload": lambda request, _raw: self._shelf(request).set_payload(
+                request
+            ),
+            "delete_payload": lambda request, _raw: self._shelf(request).delete_payload(
+                request
+            ),
+            "create": lambda request, _raw: self._create(request),
+            "drop": lambda request, _raw: self._drop(request),
+            "aliases": lambda request, _raw: self._aliases(request),
+            "create_index": lambda request, _raw: self._create_index(request),
+            "delete_index": lambda request, _raw: self._delete_index(request),
+            "set_marker": lambda request, _raw: self._set_marker(request),
+            "flush": lambda request, _raw: self._flush_one(request),
+        }
+
+    def is_read(self, operation: str) -> bool:
+        """Whether an operation changes nothing."""
+        return operation == "query" or operation in self._reads
+
+    def open(self) -> None:
+        """Read the catalogue; shards are opened when they are asked for."""
+        self.catalogue.load()
+
+    def close(self) -> None:
+        """Sync and close every shard."""
+        for shelf in self.shelves.values():
+            with suppress(Exception):
+                shelf.close()
+        self.shelves.clear()
+
+    # Answers
+
+    def read(self, request: dict[str, Any]) -> tuple[Any, bytes]:
+        """Answer one read that is not a query."""
+        out = Raw()
+        answer = self._reads[request["op"]](request, out)
+        return answer, bytes(out.floats)
+
+    def query(self, requests: list[tuple[dict[str, Any], memoryview]]) -> list[Any]:
+        """Answer queries on one collection together.
+
+        Returns an ``(answer, raw)`` pair or the exception for each.
+        """
+        answers: list[Any] = [None] * len(requests)
+        ready: list[tuple[int, edge.QueryRequest]] = []
+        shelf: Shelf | None = None
+        for position, (request, raw) in enumerate(requests):
+            try:
+                shelf = self._shelf(request)
+                ready.append((position, shelf.query_request(request["q"], raw)))
+            except Exception as exc:  # noqa: BLE001 - becomes the answer
+                answers[position] = exc
+        if shelf is None:
+            return answers
+        found: list[Any]
+        try:
+            found = shelf.shard.query_batch(
+                edge.QueryBatchRequest([query for _, query in ready])
+            )
+        except Exception:  # noqa: BLE001 - one of them is at fault: ask one by one
+            found = []
+            for _, query in ready:
+                try:
+                    found.append(shelf.shard.query(query))
+                except Exception as exc:  # noqa: BLE001 - becomes the answer
+                    found.append(exc)
+        for (position, _), hits in zip(ready, found, strict=True):
+            if isinstance(hits, Exception):
+                answers[position] = hits
+                continue
+            out = Raw()
+            answers[position] = (shelf.hits(hits, out), bytes(out.floats))
+        return answers
+
+    def write(self, request: dict[str, Any], raw: memoryview) -> Any:  # noqa: ANN401 - JSON
+        """Apply one write; it is durable after the flush that may follow."""
+        answer = self._writes[request["op"]](request, raw)
+        name = self.catalogue.resolve(request.get("c") or "")
+        if name is not None and request.get("sync"):
+            self.to_flush.add(name)
+        return answer
+
+    def flush(self) -> None:
+        """Sync the shards that were written to and whose writers asked for it."""
+        names, self.to_flush = self.to_flush, set()
+        for name in names:
+            shelf = self.shelves.get(name)
+            if shelf is not None and shelf.dirty:
+                shelf.flush()
+
+    def _hello(self) -> dict[str, Any]:
+        return {
+            "protocol": PROTOCOL,
+            "pid": os.getpid(),
+            "identity": self.catalogue.identity,
+        }
+
+    def _name(self, name: str) -> str:
+        found = self.catalogue.resolve(name)
+        if found is None:
+            raise _Missing(name)
+        return found
+
+    def _shelf(self, request: dict[str, Any]) -> Shelf:
+        name = self._name(request["c"])
+        shelf = self.shelves.get(name)
+        if shelf is None:
+            entry = self.catalogue.collections[name]
+            shelf = Shelf.load(
+                name, self.catalogue.shards / entry["folder"], entry["spec"]
+            )
+            self.shelves[name] = shelf
+        return shelf
+
+    def _info(self, asked: str) -> dict[str, Any]:
+        name = self._name(asked)
+        return {
+            "name": name,
+            "aliases": self.catalogue.aliases_of(name),
+            "status": "green",
+            **self._shelf({"c": name}).info(),
+        }
+
+    def _create(self, request: dict[str, Any]) -> bool:
+        name, spec = request["c"], request["spec"]
+        if self.catalogue.resolve(name) is not None:
+            return False
+        folder = uuid.uuid4().hex
+        shelf = Shelf.create(name, self.catalogue.shards / folder, spec)
+        sync_folder(self.catalogue.shards)
+        with self.catalogue.changing():
+            self.catalogue.collections[name] = {"folder": folder, "spec": spec}
+        self.shelves[name] = shelf
+        return True
+
+    def _drop(self, request: dict[str, Any]) -> bool:
+        name = request["c"]
+        if name not in self.catalogue.collections:
+            return False
+        with self.catalogue.changing():
+            entry = self.catalogue.collections.pop(name)
+            for alias in self.catalogue.aliases_of(name):
+                del self.catalogue.aliases[alias]
+        shelf = self.shelves.pop(name, None)
+        if shelf is not None:
+            shelf.shard.close()
+        shutil.rmtree(self.catalogue.shards / entry["folder"], ignore_errors=True)
+        return True
+
+    def _aliases(self, request: dict[str, Any]) -> None:
+        with self.catalogue.changing():
+            for alias, target in request["set"].items():
+                if target is None:
+                    self.catalogue.aliases.pop(alias, None)
+                    continue
+                if alias in self.catalogue.collections:
+                    message = f"alias {alias!r} is the name of a collection"
+                    raise BadRequest(message)
+                self.catalogue.aliases[alias] = self._name(target)
+
+    def _create_index(self, request: dict[str, Any]) -> None:
+        shelf = self._shelf(request)
+        shelf.create_index(request["field"], request["schema"])
+        shelf.flush()
+        with self.catalogue.changing():
+            entry = self.catalogue.collections[shelf.name]
+            entry["spec"]["payload_indexes"][request["field"]] = request["schema"]
+        shelf.spec = self.catalogue.collections[shelf.name]["spec"]
+
+    def _delete_index(self, request: dict[str, Any]) -> None:
+        shelf = self._shelf(request)
+        shelf.delete_index(request["field"])
+        shelf.flush()
+        with self.catalogue.changing():
+            entry = self.catalogue.collections[shelf.name]
+            entry["spec"]["payload_indexes"].pop(request["field"], None)
+        shelf.spec = self.catalogue.collections[shelf.name]["spec"]
+
+    def _set_marker(self, request: dict[str, Any]) -> None:
+        with self.catalogue.changing():
+            self.catalogue.marker = request["marker"]
+
+    def _flush_one(self, request: dict[str, Any]) -> None:
+        self._shelf(request).flush()
+
+
+def refusal(exc: Exception) -> dict[str, Any]:
+    """Return the answer that stands for an exception."""
+    text = str(exc)
+    if isinstance(exc, _Missing):
+        return {"err": "missing", "text": text}
+    if isinstance(exc, PointNotFound):
+        return {"err": "no_point", "text": text}
+    if isinstance(exc, BadRequest | KeyError | TypeError | ValueError):
+        return {"err": "bad", "text": f"{type(exc).__name__}: {text}"}
+    said = text.lower()
+    if "dimension" in said or "vector name" in said:
+        return {"err": "vector", "text": text}
+    if "index for" in said or "appropriate index" in said or "bad request" in said:
+        return {"err": "bad", "text": text}
+    return {"err": "internal", "text": text}
+
+
+class Server:
+    """The loop: sockets on one side, the engine on the other."""
+
+    def __init__(self, engine: Engine, listener: socket.socket) -> None:
+        self.engine = engine
+        self.listener = listener
+        self.clients: set[_Client] = set()
+        self.reads: deque[tuple[_Client, int, dict[str, Any], memoryview]] = deque()
+        self.writes: deque[tuple[_Client, int, dict[str, Any], memoryview]] = deque()
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(listener, selectors.EVENT_READ)
+        self.leaving = False
+        # Sockets of clients that left; closed only once it is known whether the
+        # last one did, so that it sees the end after everything is on the disk.
+        self.held: list[socket.socket] = []
+
+    def run(self) -> None:
+        """Serve until the last client has gone."""
+        first_by = time.monotonic() + _FIRST_CLIENT
+        served = False
+        while not self.leaving:
+            busy = bool(self.reads or self.writes)
+            timeout = 0.0 if busy else (None if self.clients else 0.05)
+            for key, events in self.selector.select(timeout):
+                if key.fileobj is self.listener:
+                    served = self._accept() or served
+                    continue
+                client: _Client = key.data
+                if events & selectors.EVENT_READ:
+                    self._receive(client)
+                if events & selectors.EVENT_WRITE and not client.gone:
+                    self._send(client)
+            self._answer_reads()
+            self._apply_writes()
+            if not self.clients and (served or time.monotonic() > first_by):
+                self.leaving = True
+            else:
+                self.let_go()
+
+    def let_go(self) -> None:
+        """Close the sockets of clients that left."""
+        for sock in self.held:
+            sock.close()
+        self.held.clear()
+
+    def _accept(self) -> bool:
+        sock, _ = self.listener.accept()
+        if not _same_user(sock):
+            sock.close()
+            return False
+        sock.setblocking(False)  # noqa: FBT003 - the standard library's form
+        client = _Client(sock)
+        self.clients.add(client)
+        self.selector.register(sock, selectors.EVENT_READ, client)
+        return True
+
+    def _drop(self, client: _Client) -> None:
+        if client.gone:
+            return
+        client.gone = True
+        self.clients.discard(client)
+        self.selector.unregister(client.sock)
+        self.held.append(client.sock)
+
+    def _receive(self, client: _Client) -> None:
+        try:
+            data = client.sock.recv(1024 * 1024)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(client)
+            return
+        client.incoming += data
+        try:
+            found = client.frames()
+        except (FrameError, ValueError):
+            self._drop(client)
+            return
+        for number, request, raw in found:
+            operation = request.get("op")
+            queue = (
+                self.reads
+                if isinstance(operation, str) and self.engine.is_read(operation)
+                else self.writes
+            )
+            queue.append((client, number, request, raw))
+
+    def _reply(
+        self,
+        client: _Client,
+        number: int,
+        answer: Any,
+        raw: bytes = b"",  # noqa: ANN401 - JSON
+    ) -> None:
+        if client.gone:
+            return
+        frame = pack(number, answer, raw)
+        if len(frame) > MAX_REPLY:
+            text = f"the answer has {len(frame)} bytes, {MAX_REPLY} are allowed"
+            frame = pack(number, {"err": "bad", "text": text})
+        client.outgoing.append(memoryview(frame))
+        self._send(client)
+
+    def _send(self, client: _Client) -> None:
+        try:
+            while client.outgoing:
+                head = client.outgoing[0]
+                sent = client.sock.send(head)
+                if sent == len(head):
+                    client.outgoing.popleft()
+                else:
+                    client.outgoing[0] = head[sent:]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._drop(client)
+            return
+        wanted = selectors.EVENT_READ
+        if client.outgoing:
+            wanted |= selectors.EVENT_WRITE
+        self.selector.modify(client.sock, wanted, client)
+
+    def _answer_reads(self) -> None:
+        until = time.monotonic() + _TURN
+        while self.reads and time.monotonic() < until:
+            client, number, request, raw = self.reads.popleft()
+            if request["op"] != "query":
+                try:
+                    answer, vectors = self.engine.read(request)
+                    self._reply(client, number, {"ok": answer}, vectors)
+                except Exception as exc:  # noqa: BLE001 - becomes the answer
+                    self._reply(client, number, refusal(exc))
+                continue
+            batch = [(client, number, request, raw)]
+            while (
+                self.reads
+                and len(batch) < 16  # noqa: PLR2004 - a batch of some 15 ms at most
+                and self.reads[0][2]["op"] == "query"
+                and self.reads[0][2].get("c") == request.get("c")
+            ):
+                batch.append(self.reads.popleft())
+            answers = self.engine.query([(item[2], item[3]) for item in batch])
+            for (who, asked, _, _), answer in zip(batch, answers, strict=True):
+                if isinstance(answer, Exception):
+                    self._reply(who, asked, refusal(answer))
+                else:
+                    self._reply(who, asked, {"ok": answer[0]}, answer[1])
+
+    def _apply_writes(self) -> None:
+        until = time.monotonic() + _TURN
+        done: list[tuple[_Client, int, dict[str, Any]]] = []
+        while self.writes and time.monotonic() < until:
+            client, number, request, raw = self.writes.popleft()
+            try:
+                answer = {"ok": self.engine.write(request, raw)}
+            except Exception as exc:  # noqa: BLE001 - becomes the answer
+                answer = refusal(exc)
+            done.append((client, number, answer))
+        if not done:
+            return
+        try:
+            self.engine.flush()
+        except Exception as exc:  # noqa: BLE001 - nothing of this turn is durable
+            done = [(client, number, refusal(exc)) for client, number, _ in done]
+        for client, number, answer in done:
+            self._reply(client, number, answer)
+
+
+def _same_user(sock: socket.socket) -> bool:
+    """Whether the peer is this user, or root, who could do everything anyway."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return True  # the folder of the socket is closed to others (0700)
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, uid, _ = _CREDENTIALS.unpack(raw)
+    return uid in {0, os.geteuid()}
+
+
+def _lock(folder: Path) -> int:
+    handle = os.open(folder / "engine.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    until = time.monotonic() + _LOCK_WAIT
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+        else:
+            return handle
+
+
+def _listen(folder: Path) -> tuple[socket.socket, Path]:
+    path = folder / "engine.sock"
+    if len(os.fsencode(path)) > _SOCKET_PATH_LIMIT:
+        # Too long for a socket address: a fresh private folder of random name.
+        path = Path(tempfile.mkdtemp(prefix="fm_storage-")) / "engine.sock"
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
+    listener.listen(128)
+    listener.setblocking(False)  # noqa: FBT003 - the standard library's form
+    address = folder / "engine.addr"
+    fresh = folder / "engine.addr.new"
+    fresh.write_text(str(path), encoding="utf-8")
+    fresh.replace(address)
+    return listener, path
+
+
+def main(folder_name: str) -> None:
+    """Serve *folder_name* until the last client has gone.
+
+    Says ``ready`` on standard output once clients may connect, or ``failed``
+    and the reason.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    folder = Path(folder_name)
+    engine = Engine(folder)
+    try:
+        handle = _lock(folder)
+        engine.open()
+        listener, path = _listen(folder)
+    except Exception as exc:  # noqa: BLE001 - reported to the one who started us
+        traceback.print_exc()
+        sys.stdout.write(f"failed {type(exc).__name__}: {exc}\n")
+        sys.stdout.flush()
+        return
+    server = Server(engine, listener)
+
+    def leave(_signal: int, _frame: object) -> None:
+        server.leaving = True
+
+    signal.signal(signal.SIGTERM, leave)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    try:
+        server.run()
+    finally:
+        with suppress(OSError):
+            path.unlink()
+            if path.parent != folder:
+                path.parent.rmdir()
+        listener.close()
+        engine.close()
+        os.close(handle)
+        server.let_go()
