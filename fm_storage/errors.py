@@ -292,6 +292,8 @@ class QueryFailed(StorageError):
     """
 
     default_retryable: ClassVar[bool] = False
+    index: int | None = None
+    """Position of the record in a batch, where it was found out."""
 
     def __init__(
         self,

@@ -77,11 +77,11 @@ class Table:
     def text(self) -> str:
         """Return the table as text, one line a peer, cheapest first."""
         width = max(len(name) for name in self.rows)
+        turns = f"{self.cycles} cycles x {self.block}"
+        head = ("µs/op", "wall", "CPU", "quartiles", "op/s")
         lines = [
-            f"{self.title} ({self.cycles} cycles x {self.block}, baseline "
-            f"{self.baseline})",
-            f"  {'':{width}}  {'µs/op':>10}  {'wall':>6}  {'CPU':>6}  "
-            f"{'quartiles':>13}  {'op/s':>10}",
+            f"{self.title} ({turns}, baseline {self.baseline})",
+            "  {:{}}  {:>10}  {:>6}  {:>6}  {:>11}  {:>10}".format("", width, *head),
         ]
         lines += [
             f"  {row.peer:{width}}  {row.wall_us:10.1f}  {row.wall:6.2f}  "
@@ -139,10 +139,7 @@ async def measure(
         baseline,
         cycles,
         block,
-        {
-            name: _summary(name, walls, cpus, baseline)
-            for name in peers
-        },
+        {name: _summary(name, walls, cpus, baseline) for name in peers},
     )
     table.broken = [said for bar in bars for said in _judge(bar, table.rows)]
     return table
@@ -179,9 +176,7 @@ def _summary(
         mine / max(base, 1e-3)
         for mine, base in zip(cpus[name], cpus[baseline], strict=True)
     ]
-    low, _, high = (
-        statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    )
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     wall = statistics.median(walls[name])
     return Measured(
         peer=name,
@@ -224,4 +219,3 @@ def finish(tables: Sequence[Table], options: argparse.Namespace) -> int:
         options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
     broken = sum(len(table.broken) for table in tables)
     return 1 if options.check and broken else 0
-

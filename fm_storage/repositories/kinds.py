@@ -1,0 +1,555 @@
+"""What may stand in a column: how a value is checked, stored, and read back.
+
+Apart because everything else in this room (statements, filters, cursors, bulk
+writes) asks one of these objects what a value may be, and nothing else knows
+Python's types. A kind refuses what the server would refuse, or worse, would
+silently change, before anything is sent.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import functools
+import re
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from operator import attrgetter
+from types import NoneType
+from typing import Any, ClassVar
+from uuid import UUID
+
+import orjson
+
+from fm_storage.errors import InvalidRecord
+from fm_storage.postgres.codecs import encode_json
+
+__all__ = [
+    "Array",
+    "Boolean",
+    "Bytes",
+    "Date",
+    "Enumeration",
+    "Float",
+    "Integer",
+    "Interval",
+    "JsonValue",
+    "Kind",
+    "Numeric",
+    "Other",
+    "Refused",
+    "Text",
+    "Time",
+    "Timestamp",
+    "Uuid",
+]
+
+
+_INTERVAL = re.compile(r"(-?\d{1,10}) days (\d{1,5})\.(\d{6}) secs")
+
+
+class Refused(ValueError):
+    """A value that its column cannot hold; the message says why."""
+
+
+class Kind:
+    """One kind of value.
+
+    Attributes:
+        sql: PostgreSQL type that a bulk statement's array elements are cast to.
+        exact: Types whose values need no look at each one's class.
+        decode: Turns a stored value into the model's, or None if they are equal.
+    """
+
+    sql: str = "text"
+    exact: ClassVar[frozenset[type]] = frozenset()
+    decode: Callable[[Any], Any] | None = None
+
+    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return *value* as it is stored.
+
+        Raises:
+            Refused: It cannot be stored.
+        """
+        raise NotImplementedError
+
+    def comparable(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return *value* as a filter compares it: it need not fit the column.
+
+        Raises:
+            Refused: It cannot be compared.
+        """
+        return self.encode(value)
+
+    def encode_many(self, values: Sequence[Any]) -> Sequence[Any]:
+        """Return *values*, some of them None, as they are stored.
+
+        Raises:
+            Refused: One cannot be stored; which one, ``encode()`` tells.
+        """
+        return [None if value is None else self.encode(value) for value in values]
+
+    def copy_many(self, values: Sequence[Any]) -> Sequence[Any]:
+        """Return *values* as COPY takes them.
+
+        Raises:
+            Refused: See ``encode_many()``.
+        """
+        return self.encode_many(values)
+
+    def to_text(self, value: Any) -> str:  # noqa: ANN401 - a stored value
+        """Return a stored value as text, for a cursor or an array's element."""
+        return str(value)
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return the stored value of cursor *text* (ValueError if it is none)."""
+        raise NotImplementedError
+
+    def bulk_type(self) -> str:
+        """Return the element type of the array that carries this column."""
+        return self.sql
+
+    def bulk_expression(self, name: str) -> str:
+        """Return SQL for the column's value, from the array element *name*."""
+        return name
+
+
+def _types(values: Sequence[Any]) -> set[type]:
+    """Return the classes found in *values*, None left out."""
+    found = set(map(type, values))
+    found.discard(NoneType)
+    return found
+
+
+class Text(Kind):
+    """Text without NUL and lone surrogates, at most *max_length* characters."""
+
+    exact = frozenset({str})
+
+    def __init__(
+        self, max_length: int | None = None, *, choices: frozenset[str] | None = None
+    ) -> None:
+        self.max_length = max_length
+        self.choices = choices
+
+    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return *value* if it is storable text."""
+        if not isinstance(value, str):
+            raise Refused(f"is {_named(value)}, not text; convert it")
+        if "\0" in value:
+            raise Refused("holds a NUL, which PostgreSQL cannot store; remove it")
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise Refused("holds a lone surrogate; use valid text") from None
+        if self.max_length is not None and len(value) > self.max_length:
+            raise Refused(
+                f"has {len(value)} characters, the column holds "
+                f"{self.max_length}; shorten it"
+            )
+        if self.choices is not None and value not in self.choices:
+            raise Refused(f"is none of {', '.join(sorted(self.choices))}")
+        return value
+
+    def comparable(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return *value*, of whatever length."""
+        return _ANY_TEXT.encode(value)
+
+    def encode_many(self, values: Sequence[Any]) -> Sequence[Any]:
+        """Check *values* at once, ten times faster than one by one."""
+        if not _types(values) <= self.exact or self.choices is not None:
+            return super().encode_many(values)
+        present = [value for value in values if value is not None]
+        joined = "".join(present)
+        if "\0" in joined:
+            raise Refused("holds a NUL")
+        if not joined.isascii():
+            try:
+                joined.encode()
+            except UnicodeEncodeError:
+                raise Refused("holds a lone surrogate") from None
+            # Two lone halves side by side must not pass as one character; UTF-8
+            # refuses every surrogate, so they do not.
+        if self.max_length is not None and present:
+            longest = max(map(len, present))
+            if longest > self.max_length:
+                raise Refused("is too long")
+        return values
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return *text*."""
+        return self.encode(text)
+
+
+_ANY_TEXT = Text()
+
+
+class Integer(Kind):
+    """Whole numbers of 2, 4 or 8 bytes."""
+
+    exact = frozenset({int})
+
+    def __init__(self, size: int = 8) -> None:
+        self.sql = f"int{size}"
+        self.high = (1 << (size * 8 - 1)) - 1
+        self.low = -self.high - 1
+
+    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return *value* if it is a whole number in range."""
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise Refused(f"is {_named(value)}, not a whole number; convert it")
+        if not self.low <= value <= self.high:
+            raise Refused(f"is outside {self.low} … {self.high} ({self.sql})")
+        return value
+
+    def encode_many(self, values: Sequence[Any]) -> Sequence[Any]:
+        """Check *values* by their extremes."""
+        if not _types(values) <= self.exact:
+            return super().encode_many(values)
+        present = [value for value in values if value is not None]
+        if present and not (self.low <= min(present) and max(present) <= self.high):
+            raise Refused("is out of range")
+        return values
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return the number."""
+        return self.encode(int(text))
+
+
+class _Plain(Kind):
+    """A kind whose values are right as soon as their class is."""
+
+    accepted: ClassVar[tuple[type, ...]] = ()
+    refused: ClassVar[tuple[type, ...]] = ()
+    wanted: ClassVar[str] = ""
+
+    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return *value* if its class is right."""
+        if not isinstance(value, self.accepted) or isinstance(value, self.refused):
+            raise Refused(f"is {_named(value)}, not {self.wanted}; convert it")
+        return value
+
+    def encode_many(self, values: Sequence[Any]) -> Sequence[Any]:
+        """Look at the classes only."""
+        if not _types(values) <= self.exact:
+            return super().encode_many(values)
+        return values
+
+
+class Boolean(_Plain):
+    """True or False."""
+
+    sql, wanted = "bool", "True or False"
+    exact, accepted = frozenset({bool}), (bool,)
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return the truth value."""
+        return {"True": True, "False": False}[text]
+
+
+class Float(_Plain):
+    """Floating point numbers, NaN and infinities among them."""
+
+    sql, wanted = "float8", "a number"
+    exact, accepted, refused = frozenset({float}), (float, int), (bool,)
+
+    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return *value* as a float."""
+        try:
+            return float(super().encode(value))
+        except OverflowError:
+            raise Refused("is too large for float8") from None
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return the number."""
+        return float(text)
+
+
+class Numeric(_Plain):
+    """Decimal numbers of any precision."""
+
+    sql, wanted = "numeric", "a Decimal"
+    exact, accepted, refused = frozenset({Decimal}), (Decimal, int), (bool,)
+
+    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return *value* as a Decimal."""
+        number = Decimal(super().encode(value))
+        if number.is_snan():
+            raise Refused("is a signalling NaN, which numeric cannot hold")
+        return number
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return the number."""
+        try:
+            return Decimal(text)
+        except ArithmeticError:
+            raise Refused("is not a number") from None
+
+
+class Bytes(_Plain):
+    """Binary data."""
+
+    sql, wanted = "bytea", "bytes"
+    exact = frozenset({bytes})
+    accepted = (bytes, bytearray, memoryview)
+
+    def to_text(self, value: Any) -> str:  # noqa: ANN401 - a stored value
+        r"""Return *value* as PostgreSQL reads it (``\xdecafbad``)."""
+        return "\\x" + bytes(value).hex()
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return the bytes."""
+        return bytes.fromhex(text.removeprefix("\\x"))
+
+
+class Uuid(_Plain):
+    """UUIDs."""
+
+    sql, wanted = "uuid", "a UUID"
+    exact, accepted = frozenset({UUID}), (UUID,)
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return the UUID."""
+        return UUID(text)
+
+
+class Timestamp(_Plain):
+    """Instants: aware for ``timestamptz``, naive for ``timestamp``."""
+
+    wanted = "a datetime"
+    exact, accepted = frozenset({dt.datetime}), (dt.datetime,)
+
+    def __init__(self, *, aware: bool = True) -> None:
+        self.aware = aware
+        self.sql = "timestamptz" if aware else "timestamp"
+
+    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return *value* if it says its time zone, or may not."""
+        moment: dt.datetime = super().encode(value)
+        if self.aware and moment.utcoffset() is None:
+            raise Refused(
+                "has no time zone, and the driver would take the machine's; "
+                "use datetime.now(UTC)"
+            )
+        if not self.aware and moment.tzinfo is not None:
+            raise Refused("has a time zone, which timestamp drops; use timestamptz")
+        return moment
+
+    def encode_many(self, values: Sequence[Any]) -> Sequence[Any]:
+        """Look at the time zones, mostly one and the same object."""
+        if not self.aware or not _types(values) <= self.exact:
+            return Kind.encode_many(self, values)
+        zones = set(map(attrgetter("tzinfo"), (v for v in values if v is not None)))
+        if not all(isinstance(zone, dt.timezone) for zone in zones):
+            return Kind.encode_many(self, values)
+        return values
+
+    def to_text(self, value: Any) -> str:  # noqa: ANN401 - a stored value
+        """Return *value* to the microsecond."""
+        return str(value.isoformat())
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return the instant."""
+        return self.encode(dt.datetime.fromisoformat(text))
+
+
+class Date(_Plain):
+    """Days."""
+
+    sql, wanted = "date", "a date"
+    exact, accepted, refused = frozenset({dt.date}), (dt.date,), (dt.datetime,)
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return the day."""
+        return dt.date.fromisoformat(text)
+
+
+class Time(_Plain):
+    """Times of day without a zone."""
+
+    sql, wanted = "time", "a time"
+    exact, accepted = frozenset({dt.time}), (dt.time,)
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return the time."""
+        return dt.time.fromisoformat(text)
+
+
+class Interval(_Plain):
+    """Durations."""
+
+    sql, wanted = "interval", "a timedelta"
+    exact, accepted = frozenset({dt.timedelta}), (dt.timedelta,)
+
+    def to_text(self, value: Any) -> str:  # noqa: ANN401 - a stored value
+        """Return days and seconds, as PostgreSQL reads them."""
+        return f"{value.days} days {value.seconds}.{value.microseconds:06d} secs"
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return the duration."""
+        found = _INTERVAL.fullmatch(text)
+        if found is None:
+            raise Refused("is not a duration")
+        try:
+            return dt.timedelta(*map(int, found.groups()))
+        except OverflowError:
+            raise Refused("is too long") from None
+
+
+class JsonValue(Kind):
+    """JSON; an object only when *container* is dict, an array only when list."""
+
+    sql = "jsonb"
+
+    def __init__(
+        self,
+        container: type | None = None,
+        *,
+        dump: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.container = container
+        self.dump = dump
+
+    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return *value* for the JSON codec, which looks inside it."""
+        if self.dump is not None:
+            value = self.dump(value)
+        if self.container is not None and not isinstance(value, self.container):
+            wanted = "an object (dict)" if self.container is dict else "an array (list)"
+            raise Refused(f"is {_named(value)}, not {wanted}; wrap it")
+        return value
+
+    def encode_text(self, value: Any) -> str:  # noqa: ANN401 - any value
+        """Return *value* as JSON text, looked at inside."""
+        try:
+            return encode_json(self.encode(value))
+        except InvalidRecord as exc:
+            raise Refused(str(exc).removeprefix("JSON value: ")) from exc
+
+    def encode_many(self, values: Sequence[Any]) -> Sequence[Any]:
+        """Return *values* as JSON texts."""
+        text = self.encode_text
+        return [None if value is None else text(value) for value in values]
+
+    def copy_many(self, values: Sequence[Any]) -> Sequence[Any]:
+        """Return *values* as finished JSON, which the codec only copies."""
+        return [
+            None if text is None else orjson.Fragment(text)
+            for text in self.encode_many(values)
+        ]
+
+    def bulk_type(self) -> str:
+        """Return text: an array of it is encoded without a round of codecs."""
+        return "text"
+
+    def bulk_expression(self, name: str) -> str:
+        """Return the text read as JSON."""
+        return f"{name}::{self.sql}"
+
+
+class Enumeration(Kind):
+    """The members of an ``Enum``, stored by value."""
+
+    def __init__(self, members: type[enum.Enum], inner: Kind) -> None:
+        self.members = members
+        self.inner = inner
+        self.sql = inner.sql
+        self._stored = {member: member.value for member in members}
+        self._stored.update({member.value: member.value for member in members})
+        self._by_value = {member.value: member for member in members}
+        self.decode = self._decode
+
+    def _decode(self, value: Any) -> Any:  # noqa: ANN401 - a stored value
+        try:
+            return self._by_value[value]
+        except KeyError:
+            # Raises the ValueError that names the enum, unless _missing_() helps.
+            return self.members(value)
+
+    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return the value of a member, or of the member with this value."""
+        try:
+            return self._stored[value]
+        except (KeyError, TypeError):
+            known = ", ".join(str(member.value) for member in self.members)
+            raise Refused(f"is {value!r}, unknown; use one of {known}") from None
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return the member's value."""
+        return self.encode(self.inner.from_text(text))
+
+
+class Array(Kind):
+    """One-dimensional arrays of another kind."""
+
+    def __init__(self, element: Kind, container: type = list) -> None:
+        self.element = element
+        self.container = container
+        self.sql = f"{element.sql}[]"
+        inner = element.decode
+        if inner is not None:
+            self.decode = functools.partial(_decode_array, container, inner)
+        elif container is not list:
+            self.decode = container
+
+    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return a list of stored elements."""
+        if not isinstance(value, (list, tuple)):
+            raise Refused(f"is {_named(value)}, not a list; convert it")
+        return [None if item is None else self.element.encode(item) for item in value]
+
+    def encode_many(self, values: Sequence[Any]) -> Sequence[Any]:
+        """Return the arrays as JSON texts: unnest() would flatten them."""
+        return [
+            None
+            if value is None
+            else encode_json(
+                [
+                    None if item is None else self.element.to_text(item)
+                    for item in self.encode(value)
+                ]
+            )
+            for value in values
+        ]
+
+    def copy_many(self, values: Sequence[Any]) -> Sequence[Any]:
+        """Return *values* as lists."""
+        return super().encode_many(values)
+
+    def bulk_type(self) -> str:
+        """Return text; see ``encode_many()``."""
+        return "text"
+
+    def bulk_expression(self, name: str) -> str:
+        """Return the array, built from its JSON text."""
+        return (
+            f"CASE WHEN {name} IS NULL THEN NULL ELSE ARRAY(SELECT "  # noqa: S608 - our own names
+            f"e::{self.element.sql} FROM jsonb_array_elements_text({name}::jsonb) "
+            f"WITH ORDINALITY AS j(e, n) ORDER BY n) END"
+        )
+
+
+class Other(Kind):
+    """A PostgreSQL type named by the user; the driver checks the values."""
+
+    def __init__(self, sql: str) -> None:
+        self.sql = sql
+
+    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return *value*."""
+        return value
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return *text*."""
+        return text
+
+
+def _decode_array(
+    container: type, inner: Callable[[Any], Any], values: Sequence[Any]
+) -> Any:  # noqa: ANN401 - list or tuple
+    return container(None if value is None else inner(value) for value in values)
+
+
+def _named(value: object) -> str:
+    return "None" if value is None else f"of type {type(value).__name__}"
