@@ -36,6 +36,7 @@ once, in the room that imports the driver::
     ├── CollectionMismatch                      exists with another definition
     ├── InvalidVector (ValueError)              not finite, not a vector
     │   └── DimensionMismatch                   a vector of another length
+    ├── NotSynced (TimeoutError)                a point has not been delivered yet
     └── VectorStoreUnavailable (ConnectionError)
         └── RateLimited                         the vector store asks for patience
 
@@ -69,6 +70,7 @@ __all__ = [
     "LockTimeout",
     "MigrationFailed",
     "NotNullViolated",
+    "NotSynced",
     "PermissionDenied",
     "PoolClosed",
     "PoolTimeout",
@@ -459,6 +461,35 @@ class DimensionMismatch(InvalidVector):
             field=field,
         )
         self.expected, self.got = expected, got
+
+
+class NotSynced(StorageError, TimeoutError):
+    """A point's committed state has not reached the vector store; it stays queued.
+
+    Attributes:
+        point_id: The point that was waited for.
+        waited: Seconds.
+        problem: Why its last delivery failed, if one did.
+    """
+
+    def __init__(
+        self,
+        point_id: object,
+        *,
+        waited: float,
+        problem: str | None = None,
+        final: bool = False,
+    ) -> None:
+        said = f" ({problem})" if problem else ""
+        super().__init__(
+            f"point {point_id!r}: set aside because the vector store refuses it"
+            f"{said}; see 'fm-storage outbox quarantine list'"
+            if final
+            else f"point {point_id!r}: not delivered within {waited:.2f} s{said}; "
+            "it stays queued, see 'fm-storage outbox status'"
+        )
+        self.point_id, self.waited, self.problem = point_id, waited, problem
+        self.retryable = not final
 
 
 class VectorStoreUnavailable(StorageError, ConnectionError):

@@ -114,7 +114,11 @@ _QUEUE = """
     due_at = CASE WHEN q.leased THEN q.due_at ELSE now() END,
     since = CASE WHEN q.replay THEN now() ELSE q.since END"""
 
-_PINNED = " WHERE pg_catalog.set_config('synchronous_commit', 'on', TRUE) IS NOT NULL"
+# A scalar subquery is evaluated once, however many rows there are.
+_PINNED = (
+    " WHERE (SELECT pg_catalog.set_config('synchronous_commit', 'on', TRUE))"
+    " IS NOT NULL"
+)
 
 
 def upsert_ctes(

@@ -1,0 +1,37 @@
+"""Dual write: records in PostgreSQL, their vectors in Qdrant, one truth.
+
+Desired state is written in the same statement as the record, and delivered by
+drainers that may be killed at any instant.
+"""
+
+from __future__ import annotations
+
+from fm_storage.outbox.outbox import Outbox
+from fm_storage.outbox.results import (
+    CollectionBacklog,
+    Difference,
+    DrainReport,
+    OutboxStatistics,
+    OutboxStatus,
+    Quarantined,
+    RebuildReport,
+    RepairReport,
+    Verification,
+)
+from fm_storage.outbox.writer import BoundOutbox
+from fm_storage.vector_state import Unembedded
+
+__all__ = [
+    "BoundOutbox",
+    "CollectionBacklog",
+    "Difference",
+    "DrainReport",
+    "Outbox",
+    "OutboxStatistics",
+    "OutboxStatus",
+    "Quarantined",
+    "RebuildReport",
+    "RepairReport",
+    "Unembedded",
+    "Verification",
+]

@@ -1,0 +1,336 @@
+"""Delivering one batch of leased rows, whatever the vector store answers.
+
+Apart from the drainer, which decides when: here is decided what a failure
+means. An outage puts rows off, a missing collection puts off its own rows only,
+and a batch that is refused is halved until the point that is refused alone has
+been found and set aside; its neighbours land. No number of attempts drops one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import UUID
+
+from fm_storage.errors import (
+    CollectionMismatch,
+    CollectionNotFound,
+    EmbeddedFailed,
+    InvalidRecord,
+    InvalidVector,
+    StorageClosed,
+    StorageError,
+    VectorStoreUnavailable,
+)
+from fm_storage.outbox.counters import Counters
+from fm_storage.outbox.embed import Embedder
+from fm_storage.outbox.queue import Leased, Queue
+from fm_storage.vector_state import (
+    VERSION_KEY,
+    decode_id,
+    decode_vectors,
+    payload_digest,
+)
+
+if TYPE_CHECKING:
+    from fm_storage.vectors import Point, QdrantStore
+
+_Failed: TypeAlias = "list[tuple[Leased, Exception]]"
+
+__all__ = ["Courier", "Outcome", "backoff", "lease_clock"]
+
+_log = logging.getLogger("fm_storage.outbox")
+
+_OUTAGES = (VectorStoreUnavailable, EmbeddedFailed, StorageClosed)
+_FIRST_PAUSE = 0.05
+_MAX_DOUBLINGS = 16
+_SHOWN = 500
+"""Characters of an error kept with a row."""
+
+
+def lease_clock() -> float:
+    """Return seconds that go on while the process or the machine is suspended."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
+def backoff(failures: int, longest: float) -> float:
+    """Return a pause that doubles with *failures* up to *longest*, with jitter."""
+    pause = _FIRST_PAUSE * 2.0 ** min(failures, _MAX_DOUBLINGS)
+    return float(min(pause, longest) * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a batch.
+
+    Attributes:
+        outage: The failure that concerns the whole store, if there was one.
+        blocked: Failures that concern one collection, by its name.
+        delivered: Points whose delivery was recorded.
+        quarantined: Points set aside.
+        greatest: Greatest version delivered.
+    """
+
+    outage: BaseException | None = None
+    blocked: dict[str, BaseException] = field(default_factory=dict)
+    delivered: int = 0
+    quarantined: int = 0
+    greatest: int = 0
+
+
+class Courier:
+    """Sends leased rows and records what became of them.
+
+    Cancelled, a batch under way may still arrive; its rows stay on lease and
+    are delivered again afterwards, which the version makes harmless.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        store: QdrantStore,
+        embedder: Embedder,
+        counters: Counters,
+        *,
+        lease: float,
+        max_backoff: float,
+    ) -> None:
+        self._queue = queue
+        self._store = store
+        self._embedder = embedder
+        self._counters = counters
+        self._lease = lease
+        self._max_backoff = max_backoff
+        self._ensured: set[str] = set()
+        self._overrun: dict[str, set[str]] = defaultdict(set)
+        self._locked: list[Leased] = []
+
+    async def deliver(self, rows: Sequence[Leased], *, taken: float) -> Outcome:
+        """Deliver rows that were taken at *taken* (``lease_clock()``).
+
+        Raises:
+            StorageError: PostgreSQL could not record the outcome; the rows come
+                back when their lease ends.
+        """
+        outcome = Outcome()
+        groups: dict[str, list[Leased]] = defaultdict(list)
+        for row in rows:
+            groups[row.collection].append(row)
+        for collection, group in groups.items():
+            if outcome.outage is not None:
+                await self._queue.postpone(group, delay=0.0, error=None)
+                continue
+            await self._deliver_one(collection, group, taken, outcome)
+        await self.settle()
+        return outcome
+
+    async def settle(self) -> None:
+        """Do what had to wait: rows locked by writers, and overrun leases."""
+        if self._locked:
+            locked, self._locked = self._locked, []
+            finished = await self._queue.finish(locked)
+            self._counters.landed(finished.lags)
+            self._locked += finished.locked
+        for collection in list(self._overrun):
+            ids = self._overrun[collection]
+            await self._queue.enqueue_again(collection, sorted(ids))
+            self._counters.healed += len(ids)
+            del self._overrun[collection]
+
+    async def _deliver_one(
+        self, collection: str, rows: list[Leased], taken: float, outcome: Outcome
+    ) -> None:
+        bare = [row for row in rows if row.op == "u" and row.vectors is None]
+        ready = [row for row in rows if row.op != "u" or row.vectors is not None]
+        if bare and not self._embedder.knows(collection):
+            # Another process may have the vectorizer: leave them to it.
+            await self._put_off(bare, f"no vectorizer is registered for {collection!r}")
+        elif bare:
+            filled, failed = await self._embed(collection, bare)
+            await self._judge(failed, outcome, landed=bool(filled))
+            ready += filled
+        if ready:
+            failed = await self._bisect(collection, ready, taken, outcome)
+            landed = len(failed) < len(ready)
+            if failed and not landed and not all(_is_poison(e) for _, e in failed):
+                outcome.blocked[collection] = failed[0][1]
+            await self._judge(failed, outcome, landed=landed)
+
+    async def _judge(self, failed: _Failed, outcome: Outcome, *, landed: bool) -> None:
+        """Set refused points aside, unless nothing else went through either."""
+        for row, exc in failed:
+            if landed or _is_poison(exc):
+                await self._set_aside(row, exc, outcome)
+            else:
+                await self._put_off([row], _said(exc))
+
+    async def _embed(
+        self, collection: str, rows: list[Leased]
+    ) -> tuple[list[Leased], _Failed]:
+        try:
+            filled = await self._embedder.fill(collection, rows)
+        except Exception as exc:  # noqa: BLE001 - an embedder may raise anything
+            if _is_passing(exc):
+                await self._put_off(rows, _said(exc))
+                return [], []
+            if len(rows) == 1:
+                return [], [(rows[0], exc)]
+            half = len(rows) // 2
+            first, failed = await self._embed(collection, rows[:half])
+            second, also = await self._embed(collection, rows[half:])
+            return first + second, failed + also
+        self._counters.embedded += len(filled)
+        kept = {row.point_id for row in filled}
+        left = [row for row in rows if row.point_id not in kept]
+        await self._queue.postpone(left, delay=0.0, error=None)
+        return filled, []
+
+    async def _bisect(
+        self, collection: str, rows: list[Leased], taken: float, outcome: Outcome
+    ) -> _Failed:
+        """Send rows, halving what is refused; return those refused alone."""
+        if outcome.outage is not None or collection in outcome.blocked:
+            await self._queue.postpone(rows, delay=0.0, error=None)
+            return []
+        left = taken + self._lease - lease_clock()
+        if left <= 0 or not rows:
+            return []  # the rows are someone else's by now
+        try:
+            await self._send(collection, rows, left)
+        except Exception as exc:  # noqa: BLE001 - judged below, never swallowed
+            return await self._refused(collection, rows, taken, outcome, exc)
+        finally:
+            if lease_clock() - taken > self._lease:
+                # Another drainer may have deleted what this call wrote late.
+                late = {row.point_id for row in rows if row.op == "u"}
+                self._overrun[collection] |= late
+        self._counters.batches += 1
+        finished = await self._queue.finish(rows)
+        self._counters.landed(finished.lags)
+        self._locked += finished.locked
+        outcome.delivered += len(finished.lags)
+        outcome.greatest = max(outcome.greatest, *(row.ver for row in rows))
+        return []
+
+    async def _refused(
+        self,
+        collection: str,
+        rows: list[Leased],
+        taken: float,
+        outcome: Outcome,
+        exc: Exception,
+    ) -> _Failed:
+        if isinstance(exc, CollectionNotFound | CollectionMismatch):
+            outcome.blocked[collection] = exc
+            self._ensured.discard(collection)
+            await self._put_off(rows, _said(exc))
+            return []
+        if isinstance(exc, _OUTAGES) or _is_passing(exc):
+            outcome.outage = exc
+            await self._put_off(rows, _said(exc))
+            return []
+        if len(rows) == 1:
+            return [(rows[0], exc)]
+        index = getattr(exc, "index", None)
+        points = [row for row in rows if row.op == "u"]
+        if isinstance(index, int) and 0 <= index < len(points):
+            # Validation named it before anything was sent: no need to search.
+            others = [row for row in rows if row is not points[index]]
+            failed = await self._bisect(collection, others, taken, outcome)
+            return [(points[index], exc), *failed]
+        half = len(rows) // 2
+        first = await self._bisect(collection, rows[:half], taken, outcome)
+        return first + await self._bisect(collection, rows[half:], taken, outcome)
+
+    async def _send(self, collection: str, rows: list[Leased], left: float) -> None:
+        points = [_point(row) for row in rows if row.op == "u"]
+        deleted: dict[int | str | UUID, int] = {
+            decode_id(row.point_id): row.ver for row in rows if row.op == "d"
+        }
+        async with asyncio.timeout(left):
+            if points:
+                await self._ensure(collection)
+                await self._store.upsert_points(
+                    collection, points, newer_by=VERSION_KEY
+                )
+            if deleted:
+                try:
+                    await self._store.delete_points(
+                        collection, list(deleted), newer_by=VERSION_KEY, up_to=deleted
+                    )
+                except CollectionNotFound:
+                    _log.debug("%s is gone, and its points with it", collection)
+        unknown = {
+            row.point_id: (row.ver, payload_digest(row.payload))
+            for row in rows
+            if row.op == "u" and row.payload_hash is None
+        }
+        if unknown:
+            await self._queue.keep_hashes(collection, unknown)
+
+    async def _ensure(self, collection: str) -> None:
+        spec = self._embedder.spec(collection)
+        if spec is not None and collection not in self._ensured:
+            await self._store.ensure_collection_exists(collection, spec)
+            self._ensured.add(collection)
+
+    async def _put_off(self, rows: Sequence[Leased], problem: str) -> None:
+        self._counters.retried += len(rows)
+        failures = max((row.attempts for row in rows), default=0)
+        await self._queue.postpone(
+            rows, delay=backoff(failures, self._max_backoff), error=problem
+        )
+
+    async def _set_aside(
+        self, row: Leased, exc: BaseException, outcome: Outcome
+    ) -> None:
+        _log.warning(
+            "point %s of %s is refused and set aside: %s",
+            decode_id(row.point_id),
+            row.collection,
+            _said(exc),
+        )
+        self._counters.quarantined += 1
+        outcome.quarantined += 1
+        await self._queue.quarantine(row, error=_said(exc))
+
+
+def _is_passing(exc: BaseException) -> bool:
+    """Whether the same call may succeed later."""
+    if isinstance(exc, StorageError):
+        return exc.retryable
+    return isinstance(exc, OSError | TimeoutError)
+
+
+def _is_poison(exc: BaseException) -> bool:
+    """Whether the point itself is at fault, whatever else goes through."""
+    return isinstance(
+        exc, InvalidVector | InvalidRecord | ValueError | TypeError | OverflowError
+    )
+
+
+def _said(exc: BaseException) -> str:
+    text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+    return text.replace("\0", "")[:_SHOWN].encode(errors="replace").decode()
+
+
+def _point(row: Leased) -> Point:
+    from fm_storage.vectors import Point, SparseVector  # noqa: PLC0415 - loaded late
+
+    vectors: dict[str, Any] = {
+        name: SparseVector(*found) if isinstance(found, tuple) else found
+        for name, found in decode_vectors(row.vectors or b"").items()
+    }
+    return Point(
+        decode_id(row.point_id),
+        vectors[""] if set(vectors) == {""} else vectors,
+        {**(row.payload or {}), VERSION_KEY: row.ver},
+    )

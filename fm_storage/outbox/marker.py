@@ -1,0 +1,169 @@
+"""Which vector store belongs to which database, and whether either was restored.
+
+Two records are compared before the first delivery: PostgreSQL keeps the store's
+identity, and the store keeps a marker of PostgreSQL (installation, system
+identifier, timeline, position in the log, greatest version). A log that is
+shorter than the marker says, another timeline or another system mean that
+PostgreSQL was restored or replaced: versions already given out would be given
+out again, and the store would refuse them. A store of another database is
+refused, for repairing it would delete that database's points.
+
+The marker is written at most once a second and when the queue has emptied; a
+restore that falls into that second is found by ``verify()`` only.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from fm_storage.errors import ConfigurationInvalid
+from fm_storage.postgres import Executor, Sql
+
+if TYPE_CHECKING:
+    from fm_storage.vectors import QdrantStore
+
+__all__ = ["Marker", "Position", "Standing"]
+
+_INTERVAL = 1.0
+
+_POSITION = Sql("""
+SELECT v.installation::text AS installation,
+  c.system_identifier::text || '/' || d.oid::text AS system,
+  ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int
+    AS timeline,
+  (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint AS log,
+  s.last_value AS version, v.identity, v.location
+FROM fm_storage.vector_store AS v, fm_storage.vector_version AS s,
+  pg_control_system() AS c, pg_database AS d
+WHERE d.datname = current_database()""")
+
+_ADOPT = Sql("""
+UPDATE fm_storage.vector_store
+SET identity = $1, location = $2, attached_at = now()
+WHERE identity IS NOT DISTINCT FROM $3""")
+
+
+class Standing(enum.Enum):
+    """What the comparison of the two records says."""
+
+    FIRST = "first"
+    KNOWN = "known"
+    RESTORED = "restored"
+    EMPTIED = "emptied"
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where PostgreSQL is, as the marker keeps it."""
+
+    installation: str
+    system: str
+    timeline: int
+    log: int
+    version: int
+
+    def follows(self, marker: Position) -> bool:
+        """Whether this server has gone on from *marker* without a restore."""
+        return (
+            self.system == marker.system
+            and self.timeline == marker.timeline
+            and self.log >= marker.log
+            and self.version >= marker.version
+        )
+
+
+class Marker:
+    """The two records, and the one rule for comparing them."""
+
+    def __init__(self, executor: Executor, store: QdrantStore, location: str) -> None:
+        self._executor = executor
+        self._store = store
+        self._location = location
+        self._dirty = False
+        self._saved = 0.0
+
+    async def compare(self) -> tuple[Standing, Position | None]:
+        """Compare both records; return what to do and the marker that was found.
+
+        Raises:
+            ConfigurationInvalid: The store belongs to another database, or the
+                database to another store; nothing was changed.
+        """
+        identity = await self._store.identity()
+        found = _read(await self._store.get_marker())
+        position, known, location = await self._position()
+        if found is not None and found.installation != position.installation:
+            raise ConfigurationInvalid(
+                "qdrant.url",
+                f"the vector store at {self._location} belongs to another database "
+                f"(installation {found.installation}, this one is "
+                f"{position.installation}); name this database's store, or give it "
+                "an empty one",
+            )
+        if known is None:
+            await self._executor.execute(_ADOPT, identity, self._location, None)
+            return (Standing.FIRST if found is None else Standing.RESTORED), found
+        if known != identity:
+            if found is not None or location != self._location:
+                raise ConfigurationInvalid(
+                    "qdrant.url",
+                    f"the vector store at {self._location} is not the one this "
+                    f"database writes to (that was {known} at {location}); name "
+                    "that store, or run 'fm-storage outbox rebuild --adopt' to "
+                    "move to this one",
+                )
+            await self._executor.execute(_ADOPT, identity, self._location, known)
+            return Standing.EMPTIED, None
+        if found is None:
+            return Standing.EMPTIED, None
+        if not position.follows(found):
+            return Standing.RESTORED, found
+        return Standing.KNOWN, found
+
+    async def adopt(self) -> None:
+        """Make the configured store this database's, whatever was recorded."""
+        identity = await self._store.identity()
+        _, known, _ = await self._position()
+        await self._executor.execute(_ADOPT, identity, self._location, known)
+        await self.save()
+
+    def note(self) -> None:
+        """Remember that something was delivered since the marker was written."""
+        self._dirty = True
+
+    async def save_if_due(self, *, idle: bool) -> None:
+        """Write the marker if deliveries made it old."""
+        due = idle or time.monotonic() - self._saved >= _INTERVAL
+        if self._dirty and due:
+            await self.save()
+
+    async def save(self) -> None:
+        """Write where PostgreSQL is now into the vector store."""
+        self._dirty = False
+        self._saved = time.monotonic()
+        position, _, _ = await self._position()
+        await self._store.set_marker(asdict(position))
+
+    async def _position(self) -> tuple[Position, str | None, str | None]:
+        record = await self._executor.fetchrow(_POSITION)
+        if record is None:
+            raise ConfigurationInvalid(
+                "postgres.dsn",
+                "table fm_storage.vector_store is empty; run 'fm-storage migrate'",
+            )
+        *values, identity, location = record
+        return Position(*values), identity, location
+
+
+def _read(marker: Any) -> Position | None:  # noqa: ANN401 - JSON of the vector store
+    if not marker:
+        return None
+    try:
+        return Position(
+            **{field.name: marker[field.name] for field in fields(Position)}
+        )
+    except (KeyError, TypeError):
+        return None

@@ -1,0 +1,468 @@
+"""The outbox as the application sees it: write in PostgreSQL, arrive in Qdrant.
+
+Here the parts are put together and the queue's life is tied to the manager's;
+what a batch's failure means, how stores are compared and what belongs to whom
+is decided in the files beside this one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from fm_storage.errors import ConfigurationInvalid, NotSynced, StorageError
+from fm_storage.outbox.counters import Counters
+from fm_storage.outbox.deliver import Courier, Outcome, backoff, lease_clock
+from fm_storage.outbox.drain import Drainer, DrainerState
+from fm_storage.outbox.embed import Embedder, TextOf
+from fm_storage.outbox.marker import Marker, Position, Standing
+from fm_storage.outbox.quarantine import Quarantine
+from fm_storage.outbox.queue import Queue
+from fm_storage.outbox.reconcile import Reconciler, raise_sequence
+from fm_storage.outbox.results import (
+    CollectionBacklog,
+    DrainReport,
+    OutboxStatistics,
+    OutboxStatus,
+    Quarantined,
+    RepairReport,
+    Verification,
+)
+from fm_storage.outbox.writer import BoundOutbox, PointLike
+from fm_storage.postgres import Executor, Pool, Sql
+from fm_storage.vector_state import encode_id
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from fm_storage._typing import Progress
+    from fm_storage.config import OutboxConfig
+    from fm_storage.hooks import ShutdownHooks
+    from fm_storage.vectors import QdrantStore, Vectorizer
+
+__all__ = ["Outbox"]
+
+_log = logging.getLogger("fm_storage.outbox")
+
+_CHANNEL = "fm_storage_outbox"
+_GRACE = 5.0
+"""Seconds after the last lease before a deletion is sent once more, at most."""
+
+_SLOWEST_LOOK = 0.25
+
+_EVER_USED = Sql("SELECT EXISTS (SELECT FROM fm_storage.vector_state)")
+_BACKLOG = Sql("SELECT * FROM fm_storage.vector_health ORDER BY collection")
+_NOTIFY = Sql(f"SELECT pg_notify('{_CHANNEL}', '')")
+
+
+class Outbox:
+    """Desired state of the vector store, kept in PostgreSQL and delivered from it.
+
+    Writing needs PostgreSQL only. Whatever commits is delivered, by this process
+    or another, after any crash of either, exactly once in effect: a point in the
+    vector store is never replaced by an older version of itself.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        store: QdrantStore | None,
+        config: OutboxConfig,
+        *,
+        hooks: ShutdownHooks | None = None,
+    ) -> None:
+        self._pool = pool
+        self._store = store
+        self._config = config
+        self._hooks = hooks
+        grace = min(_GRACE, config.lease)
+        self._queue = Queue(pool, lease=config.lease, grace=grace)
+        self._counters = Counters()
+        self._embedder = Embedder(pool, self._queue)
+        self._quarantine = Quarantine(pool)
+        self._attaching = asyncio.Lock()
+        self._attached = False  # by _attach(), once
+        self._drainer: Drainer | None = None  # by open() and aclose()
+        self._notifying: asyncio.Task[None] | None = None  # by wake()
+        self._listening: asyncio.Task[None] | None = None  # by open() and aclose()
+        if store is not None:
+            self._courier = Courier(
+                self._queue,
+                store,
+                self._embedder,
+                self._counters,
+                lease=config.lease,
+                max_backoff=config.max_backoff,
+            )
+            self._marker = Marker(pool, store, _location(store))
+            self._reconciler = Reconciler(pool, store)
+
+    # Life
+
+    async def open(self) -> None:
+        """Begin to drain, if the configuration says so; touches no store yet."""
+        if self._drainer is not None or self._store is None or not self._config.drain:
+            return
+        self._drainer = Drainer(
+            self._queue,
+            self._courier,
+            self._config,
+            attach=self._attach_if_used,
+            settled=self._settled,
+        )
+        self._drainer.open()
+        if self._hooks is not None:
+            self._hooks.register(self.aclose)
+
+    async def aclose(self) -> None:
+        """Deliver for at most ``flush_timeout`` more seconds, then stop.
+
+        What is left stays in PostgreSQL and is delivered by another process, or
+        after the next start. Closing twice is fine.
+        """
+        drainer, self._drainer = self._drainer, None
+        if drainer is not None:
+            deadline = lease_clock() + self._config.flush_timeout
+            try:
+                await self._flush(drainer, self._config.flush_timeout)
+            finally:
+                await drainer.aclose(max(0.1, deadline - lease_clock()))
+            if self._attached:
+                try:
+                    await self._marker.save_if_due(idle=True)
+                except StorageError as exc:
+                    _log.debug("the marker was not written at closing: %s", exc)
+        notifying, self._notifying = self._notifying, None
+        if notifying is not None:
+            await asyncio.wait([notifying], timeout=self._config.notify_interval + 1.0)
+            notifying.cancel()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def _flush(self, drainer: Drainer, timeout: float) -> None:
+        if not self._attached and drainer.state is DrainerState.IDLE:
+            drainer.wake()
+        try:
+            async with asyncio.timeout(timeout):
+                while drainer.alive and await self._queue.pending():
+                    drainer.wake()
+                    await _within(drainer.progress.wait(), 0.05)
+        except TimeoutError:
+            _log.info("closing with points still to deliver; they stay queued")
+        except StorageError as exc:
+            _log.debug("could not flush: %s", exc)
+
+    # Writing
+
+    def bind(self, executor: Executor) -> BoundOutbox:
+        """Return the writing half on *executor*, such as a transaction of yours."""
+        return BoundOutbox(executor, wake=self.wake)
+
+    async def upsert(self, collection: str, points: Iterable[PointLike]) -> int:
+        """Make points desired in a transaction of their own; return how many.
+
+        See ``BoundOutbox.upsert()``.
+        """
+        return await self.bind(self._pool).upsert(collection, points)
+
+    async def delete(self, collection: str, ids: Iterable[int | str | UUID]) -> int:
+        """Make points undesired in a transaction of their own; return how many."""
+        return await self.bind(self._pool).delete(collection, ids)
+
+    def wake(self) -> None:
+        """Say that something was written; cheap, and may come before the commit."""
+        if self._drainer is not None and self._drainer.alive:
+            self._drainer.wake()
+        elif self._notifying is None or self._notifying.done():
+            self._notifying = asyncio.create_task(self._notify())
+
+    async def _notify(self) -> None:
+        """Wake other processes, once for all that was written meanwhile."""
+        await asyncio.sleep(self._config.notify_interval)
+        try:
+            await self._pool.execute(_NOTIFY)
+        except StorageError as exc:
+            _log.debug("others were not notified, they will poll: %s", exc)
+
+    def register_vectorizer(
+        self, collection: str, vectorizer: Vectorizer, text_of: TextOf
+    ) -> None:
+        """Have points that are written without vectors embedded while draining.
+
+        Args:
+            collection: The collection whose points these are; it is created from
+                ``vectorizer.spec`` before the first delivery.
+            vectorizer: Turns texts into vectors.
+            text_of: ``await text_of(executor, ids)`` gives the text of each point
+                by its id as text; a missing one means that its record was
+                deleted, and so will the point be.
+        """
+        self._embedder.register(collection, vectorizer, text_of)
+
+    # Delivering
+
+    async def drain(
+        self, *, timeout: float = 60.0, progress: Progress | None = None
+    ) -> DrainReport:
+        """Deliver until nothing is left that can be, or *timeout* is over.
+
+        Points that wait after a failure are tried at once; other processes may
+        deliver meanwhile, and what they hold on lease is waited for.
+
+        Raises:
+            ConfigurationInvalid: The vector store is not this database's.
+        """
+        self._require_store()
+        deadline = lease_clock() + timeout
+        delivered = quarantined = failures = 0
+        problem: str | None = None
+        await self._queue.retry_now()
+        total = await self._queue.pending()
+        while True:
+            try:
+                await self._attach_if_used()
+                taken = lease_clock()
+                rows = await self._queue.claim(self._config.batch_size)
+                outcome = (
+                    await self._courier.deliver(rows, taken=taken)
+                    if rows
+                    else Outcome()
+                )
+                await self._settled(outcome if rows else None)
+                delivered += outcome.delivered
+                quarantined += outcome.quarantined
+                failure = outcome.outage or next(iter(outcome.blocked.values()), None)
+            except ConfigurationInvalid:
+                raise
+            except StorageError as exc:
+                rows, failure = [], exc
+            if failure is not None:
+                problem = f"{type(failure).__name__}: {failure}"
+            failures = failures + 1 if failure is not None else 0
+            if progress is not None:
+                progress(delivered, total)
+            if rows and failure is None:
+                continue
+            await self._courier.settle()
+            remaining = await self._queue.pending()
+            left = deadline - lease_clock()
+            if not remaining or left <= 0:
+                return DrainReport(delivered, quarantined, remaining, problem)
+            pause = backoff(failures, min(1.0, self._config.max_backoff))
+            await asyncio.sleep(min(left, pause))
+
+    async def pending(self, collection: str | None = None) -> int:
+        """Count the points that the vector store has yet to be told about."""
+        return await self._queue.pending(collection)
+
+    async def wait_synced(
+        self,
+        point_id: int | str | UUID,
+        *,
+        collection: str | None = None,
+        timeout: float = 30.0,
+    ) -> None:
+        """Wait until the vector store has the committed state of a point.
+
+        Raises:
+            NotSynced: Not within *timeout* seconds, or the point was set aside;
+                it stays queued and is delivered as soon as it can be.
+        """
+        key = encode_id(point_id)
+        deadline = lease_clock() + timeout
+        pause = 0.005
+        while (found := await self._queue.waiting(key, collection)) is not None:
+            quarantined, error = found
+            left = deadline - lease_clock()
+            if quarantined or left <= 0:
+                raise NotSynced(
+                    point_id, waited=timeout - left, problem=error, final=quarantined
+                )
+            self.wake()
+            wait = min(pause, left)
+            pause = min(pause * 2, _SLOWEST_LOOK)
+            if self._drainer is not None:
+                await _within(self._drainer.progress.wait(), wait)
+            else:
+                await asyncio.sleep(wait)
+
+    # Looking
+
+    async def status(self) -> OutboxStatus:
+        """Return the state of the queue and of this process's drainer."""
+        records = await self._pool.fetch(_BACKLOG)
+        backlogs = tuple(CollectionBacklog(*record) for record in records)
+        drainer = self._drainer
+        return OutboxStatus(
+            pending=sum(one.pending for one in backlogs),
+            quarantined=sum(one.quarantined for one in backlogs),
+            tombstones=sum(one.tombstones for one in backlogs),
+            oldest_age=max(
+                (one.oldest_age for one in backlogs if one.oldest_age is not None),
+                default=None,
+            ),
+            collections=backlogs,
+            drainer="off" if drainer is None else drainer.state.value,
+            problem=None if drainer is None else drainer.problem,
+            statistics=self.statistics(),
+        )
+
+    async def health(self) -> tuple[str, str]:
+        """Return ``ok``, ``degraded`` or ``down`` and one sentence of detail."""
+        try:
+            status = await self.status()
+        except StorageError as exc:
+            return "down", f"the queue cannot be read: {exc}"
+        detail = f"{status.pending} pending"
+        if status.oldest_age is not None:
+            detail += f", oldest {status.oldest_age.total_seconds():.1f} s"
+        if status.quarantined:
+            detail += f", {status.quarantined} quarantined"
+        if status.problem:
+            detail += f"; {status.problem}"
+        failing = any(one.failing for one in status.collections)
+        sound = not (status.problem or status.quarantined or failing)
+        return ("ok" if sound else "degraded"), detail
+
+    def statistics(self) -> OutboxStatistics:
+        """Return what this process has delivered."""
+        return self._counters.snapshot()
+
+    # Agreeing
+
+    async def verify(
+        self, collection: str | None = None, *, progress: Progress | None = None
+    ) -> Verification:
+        """Compare both stores: ids, versions, payloads; change nothing.
+
+        Exact also while writers and drainers go on: what is on its way counts as
+        pending. Memory holds one page of each store.
+        """
+        self._require_store()
+        return await self._reconciler.verify(collection, progress=progress)
+
+    async def repair(
+        self,
+        collection: str | None = None,
+        *,
+        drain: float | None = None,
+        progress: Progress | None = None,
+    ) -> RepairReport:
+        """Queue anew what ``verify()`` would find, and nothing else.
+
+        Args:
+            collection: One collection; all by default.
+            drain: Seconds to spend on delivering it at once.
+            progress: Called as the comparison advances.
+        """
+        self._require_store()
+        report = await self._reconciler.repair(collection, progress=progress)
+        self.wake()
+        if drain is None:
+            return report
+        drained = await self.drain(timeout=drain)
+        return RepairReport(report.verification, report.enqueued, drained)
+
+    async def quarantine_list(
+        self, collection: str | None = None, *, limit: int = 100
+    ) -> list[Quarantined]:
+        """Return points that are set aside, longest first."""
+        return await self._quarantine.list(collection, limit=limit)
+
+    async def quarantine_retry(
+        self,
+        collection: str | None = None,
+        ids: Sequence[int | str | UUID] | None = None,
+    ) -> int:
+        """Deliver set-aside points once more, all by default; return how many."""
+        count = await self._quarantine.retry(collection, ids)
+        self.wake()
+        return count
+
+    async def quarantine_discard(
+        self,
+        collection: str | None = None,
+        ids: Sequence[int | str | UUID] | None = None,
+    ) -> int:
+        """Give set-aside points up: undesired in both stores. Return how many."""
+        count = await self._quarantine.discard(collection, ids)
+        self.wake()
+        return count
+
+    # Inside
+
+    def _require_store(self) -> QdrantStore:
+        if self._store is None:
+            raise ConfigurationInvalid(
+                "qdrant", "is switched off (None); configure a vector store"
+            )
+        return self._store
+
+    async def _attach_if_used(self) -> bool:
+        """Attach, unless nothing was ever written; return whether attached."""
+        if self._attached:
+            return True
+        if not await self._pool.fetchval(_EVER_USED):
+            return False
+        async with self._attaching:
+            if not self._attached:
+                await self._attach()
+                self._attached = True
+        return True
+
+    async def _attach(self) -> None:
+        """Compare whose store this is, and mend what a restore broke."""
+        standing, found = await self._marker.compare()
+        if standing is Standing.RESTORED:
+            await self._heal(found)
+        elif standing is Standing.EMPTIED:
+            count = await self._reconciler.enqueue_all()
+            if count:
+                _log.warning("the vector store was emptied; %d points again", count)
+        elif standing is Standing.KNOWN:
+            for name in await self._reconciler.collections():
+                if await self._reconciler.short(name):
+                    report = await self._reconciler.repair(name)
+                    _log.warning("%s had lost points: %s", name, report.verification)
+        await self._marker.save()
+
+    async def _heal(self, found: Position | None) -> None:
+        if found is not None:
+            await raise_sequence(self._pool, found.version)
+        report = await self._reconciler.repair()
+        _log.warning(
+            "PostgreSQL was restored or replaced; compared %d points, mended %s",
+            report.verification.checked,
+            dict(report.verification.counts) or "nothing",
+        )
+
+    async def _settled(self, outcome: Outcome | None) -> None:
+        """Keep the marker fresh after a batch, and when the queue has emptied."""
+        if outcome is not None and outcome.greatest:
+            self._marker.note()
+        await self._marker.save_if_due(idle=outcome is None)
+
+
+async def _within(waiting: Any, seconds: float) -> None:  # noqa: ANN401 - coroutine
+    try:
+        async with asyncio.timeout(seconds):
+            await waiting
+    except TimeoutError:
+        pass
+
+
+def _location(store: QdrantStore) -> str:
+    """Name where a store is, so that an emptied one is known from another."""
+    if not store.config.embedded:
+        return store.config.url
+    folder = store.folder
+    where = "" if folder is None else str(folder.resolve())
+    return f"embedded:{platform.node()}:{store.config.url}:{where}"

@@ -1,0 +1,310 @@
+"""The queue in PostgreSQL: taking rows on lease, and giving them back.
+
+Apart from the drainer because every rule that makes several drainers safe is a
+statement here:
+
+- a row belongs to one drainer until ``due_at``, which is also the lease's token;
+- it goes only if its version still is the one delivered, and nobody exchanged
+  the collection since it was taken;
+- rows locked by a writer's open transaction are skipped, never waited for;
+- a delivered deletion stays as a tombstone and is sent once more after every
+  lease that was running, for an upsert of a drainer that lost its lease may have
+  arrived after it.
+
+Taking rows pins ``synchronous_commit = on``: its commit then also flushes the
+writers' commits before it, and the vector store never holds a version that a
+crash of PostgreSQL takes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from fm_storage.postgres import Executor, Sql
+
+__all__ = ["Finished", "Leased", "Queue"]
+
+
+@dataclass(slots=True)
+class Leased:
+    """One queue row on lease, with the desired state that was read with it.
+
+    ``ver``, ``op`` and the content come from one row of ``vector_state`` and so
+    belong together; the queue may already hold a newer version.
+    """
+
+    collection: str
+    point_id: str
+    ver: int
+    op: str
+    vectors: bytes | None
+    payload: dict[str, Any] | None
+    payload_hash: bytes | None
+    replay: bool
+    attempts: int
+    due_at: datetime
+    claimed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What became of delivered rows: their lags in seconds, and those locked."""
+
+    lags: list[float]
+    locked: list[Leased]
+
+
+_CLAIM = Sql("""
+WITH due AS MATERIALIZED (
+  SELECT collection, point_id FROM fm_storage.vector_queue
+  WHERE due_at <= now() AND quarantined_at IS NULL
+    AND collection <> ALL ($3::text[])
+    AND (SELECT pg_catalog.set_config('synchronous_commit', 'on', TRUE)) IS NOT NULL
+  ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
+), taken AS (
+  UPDATE fm_storage.vector_queue AS q
+  SET due_at = now() + make_interval(secs => $2), leased = TRUE
+  FROM due WHERE q.collection = due.collection AND q.point_id = due.point_id
+  RETURNING q.collection, q.point_id, q.replay, q.attempts, q.due_at
+)
+SELECT t.collection, t.point_id, s.ver, s.op, s.vectors, s.payload, s.payload_hash,
+  t.replay, t.attempts, t.due_at, now() AS claimed_at
+FROM taken AS t JOIN fm_storage.vector_state AS s
+  ON s.collection = t.collection AND s.point_id = t.point_id""")
+
+_GIVEN = """
+WITH given AS MATERIALIZED (
+  SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::timestamptz[])
+    WITH ORDINALITY AS g (collection, point_id, ver, due_at, nr)
+)"""
+
+_FINISH = Sql(
+    _GIVEN  # noqa: S608 - constant text
+    + """, extra AS (
+  SELECT * FROM unnest($5::text[], $6::boolean[])
+    WITH ORDINALITY AS x (op, replayed, nr)
+), mine AS MATERIALIZED (
+  SELECT q.collection, q.point_id, g.nr, q.since, g.ver, q.replay,
+    q.ver <= g.ver AND NOT EXISTS (
+      SELECT FROM fm_storage.vector_rebuild AS r
+      WHERE r.collection = q.collection AND r.flipped_at >= $7) AS same,
+    q.leased AND q.due_at = g.due_at AS held,
+    x.op = 'u' OR x.replayed AND q.replay AS last
+  FROM given AS g JOIN extra AS x USING (nr)
+  JOIN fm_storage.vector_queue AS q
+    ON q.collection = g.collection AND q.point_id = g.point_id
+  FOR UPDATE OF q SKIP LOCKED
+), gone AS (
+  DELETE FROM fm_storage.vector_queue AS q USING mine AS m
+  WHERE q.collection = m.collection AND q.point_id = m.point_id
+    AND m.same AND m.last
+), kept AS (
+  UPDATE fm_storage.vector_queue AS q
+  SET replay = m.same, leased = FALSE, attempts = 0, last_error = NULL,
+    due_at = CASE WHEN m.same THEN now() + make_interval(secs => $8) ELSE now() END
+  FROM mine AS m
+  WHERE q.collection = m.collection AND q.point_id = m.point_id
+    AND (m.same AND NOT m.last OR NOT m.same AND m.held)
+)
+SELECT
+  array_agg(extract(epoch FROM clock_timestamp() - m.since)::float8)
+    FILTER (WHERE m.same AND NOT m.replay) AS lags,
+  array_agg(g.nr) FILTER (WHERE m.nr IS NULL AND q.point_id IS NOT NULL) AS locked
+FROM given AS g LEFT JOIN mine AS m USING (nr)
+LEFT JOIN fm_storage.vector_queue AS q
+  ON q.collection = g.collection AND q.point_id = g.point_id"""
+)
+
+_SKIPPING = """, mine AS MATERIALIZED (
+  SELECT q.collection, q.point_id, q.ver <= g.ver AS same
+  FROM given AS g JOIN fm_storage.vector_queue AS q
+    ON q.collection = g.collection AND q.point_id = g.point_id
+    AND q.leased AND q.due_at = g.due_at
+  FOR UPDATE OF q SKIP LOCKED
+)"""
+
+_POSTPONE = Sql(
+    _GIVEN
+    + _SKIPPING
+    + """
+UPDATE fm_storage.vector_queue AS q
+SET leased = FALSE,
+  due_at = now() + make_interval(secs => CASE WHEN m.same THEN $5::float8 ELSE 0 END),
+  attempts = CASE WHEN m.same THEN q.attempts + $6 ELSE 0 END,
+  last_error = CASE WHEN m.same THEN coalesce($7, q.last_error) END
+FROM mine AS m
+WHERE q.collection = m.collection AND q.point_id = m.point_id"""
+)
+
+_QUARANTINE = Sql(
+    _GIVEN
+    + _SKIPPING
+    + """
+UPDATE fm_storage.vector_queue AS q
+SET leased = FALSE,
+  due_at = now(),
+  attempts = CASE WHEN m.same THEN q.attempts + 1 ELSE 0 END,
+  last_error = CASE WHEN m.same THEN $5 END,
+  quarantined_at = CASE WHEN m.same THEN now() END
+FROM mine AS m
+WHERE q.collection = m.collection AND q.point_id = m.point_id"""
+)
+
+_ENQUEUE_AGAIN = Sql("""
+INSERT INTO fm_storage.vector_queue AS q (collection, point_id, ver)
+SELECT s.collection, s.point_id, s.ver
+FROM fm_storage.vector_state AS s
+WHERE s.collection = $1 AND s.point_id = ANY ($2::text[])
+ORDER BY s.point_id
+ON CONFLICT (collection, point_id) DO UPDATE
+SET replay = FALSE,
+  due_at = CASE WHEN q.leased THEN q.due_at ELSE now() END""")
+
+_KEEP_VECTORS = Sql("""
+WITH given AS MATERIALIZED (
+  SELECT * FROM unnest($2::text[], $3::bigint[], $4::bytea[])
+    AS g (point_id, ver, vectors)
+), mine AS MATERIALIZED (
+  SELECT s.point_id, g.vectors
+  FROM given AS g JOIN fm_storage.vector_state AS s
+    ON s.collection = $1 AND s.point_id = g.point_id AND s.ver = g.ver
+  FOR UPDATE OF s SKIP LOCKED
+)
+UPDATE fm_storage.vector_state AS s SET vectors = m.vectors
+FROM mine AS m WHERE s.collection = $1 AND s.point_id = m.point_id
+RETURNING s.point_id""")
+
+_KEEP_HASHES = Sql("""
+WITH given AS MATERIALIZED (
+  SELECT * FROM unnest($2::text[], $3::bigint[], $4::bytea[]) AS g (point_id, ver, hash)
+), mine AS MATERIALIZED (
+  SELECT s.point_id, g.hash
+  FROM given AS g JOIN fm_storage.vector_state AS s
+    ON s.collection = $1 AND s.point_id = g.point_id AND s.ver = g.ver
+  FOR UPDATE OF s SKIP LOCKED
+)
+UPDATE fm_storage.vector_state AS s SET payload_hash = m.hash
+FROM mine AS m WHERE s.collection = $1 AND s.point_id = m.point_id""")
+
+_RETRY_NOW = Sql("""
+UPDATE fm_storage.vector_queue SET due_at = now()
+WHERE attempts > 0 AND NOT leased AND NOT replay AND quarantined_at IS NULL
+  AND due_at > now()""")
+
+_PENDING = Sql("""
+SELECT count(*) FROM fm_storage.vector_queue
+WHERE quarantined_at IS NULL AND NOT replay
+  AND ($1::text IS NULL OR collection = $1)""")
+
+_SYNCED = Sql("""
+SELECT quarantined_at IS NOT NULL AS quarantined, last_error, attempts, ver
+FROM fm_storage.vector_queue
+WHERE point_id = $1 AND ($2::text IS NULL OR collection = $2) AND NOT replay
+ORDER BY 1 DESC LIMIT 1""")
+
+
+class Queue:
+    """The statements of this module on one executor.
+
+    Every method is one statement; cancelled, it has happened or it has not, and
+    rows left on lease come back when the lease ends.
+    """
+
+    def __init__(self, executor: Executor, *, lease: float, grace: float) -> None:
+        self._executor = executor
+        self._lease = lease
+        self._grace = grace
+
+    async def claim(self, limit: int, *, without: Sequence[str] = ()) -> list[Leased]:
+        """Take up to *limit* due rows on lease, oldest first."""
+        records = await self._executor.fetch(_CLAIM, limit, self._lease, list(without))
+        return [Leased(*record) for record in records]
+
+    async def finish(self, rows: Sequence[Leased]) -> Finished:
+        """Remove delivered rows whose version stands; let the others go on.
+
+        Rows that a writer has locked are given back as ``locked``: ask again.
+        """
+        if not rows:
+            return Finished([], [])
+        record = await self._executor.fetchrow(
+            _FINISH,
+            *_columns(rows),
+            [row.op for row in rows],
+            [row.replay for row in rows],
+            min(row.claimed_at for row in rows),
+            self._lease + self._grace,
+        )
+        lags: list[float] = (record and record["lags"]) or []
+        locked: list[int] = (record and record["locked"]) or []
+        return Finished(lags, [rows[nr - 1] for nr in locked])
+
+    async def postpone(
+        self, rows: Sequence[Leased], *, delay: float, error: str | None
+    ) -> None:
+        """Give rows back, to be due after *delay*; with *error* it counts as failed."""
+        if rows:
+            await self._executor.execute(
+                _POSTPONE, *_columns(rows), delay, 0 if error is None else 1, error
+            )
+
+    async def quarantine(self, row: Leased, *, error: str) -> None:
+        """Set one row aside, unless a newer version has come."""
+        await self._executor.execute(_QUARANTINE, *_columns([row]), error)
+
+    async def enqueue_again(self, collection: str, ids: Sequence[str]) -> None:
+        """Have the current state of points delivered once more."""
+        await self._executor.execute(_ENQUEUE_AGAIN, collection, list(ids))
+
+    async def keep_vectors(
+        self, collection: str, vectors: Mapping[str, tuple[int, bytes]]
+    ) -> set[str]:
+        """Store embedded vectors, and return the ids whose version still stood."""
+        records = await self._executor.fetch(
+            _KEEP_VECTORS,
+            collection,
+            list(vectors),
+            [ver for ver, _ in vectors.values()],
+            [data for _, data in vectors.values()],
+        )
+        return {record["point_id"] for record in records}
+
+    async def keep_hashes(
+        self, collection: str, hashes: Mapping[str, tuple[int, bytes]]
+    ) -> None:
+        """Store digests of payloads that the writer had not computed."""
+        await self._executor.execute(
+            _KEEP_HASHES,
+            collection,
+            list(hashes),
+            [ver for ver, _ in hashes.values()],
+            [data for _, data in hashes.values()],
+        )
+
+    async def retry_now(self) -> None:
+        """Make rows due that wait after a failure."""
+        await self._executor.execute(_RETRY_NOW)
+
+    async def pending(self, collection: str | None = None) -> int:
+        """Count the points that the vector store has yet to be told about."""
+        count: int = await self._executor.fetchval(_PENDING, collection)
+        return count
+
+    async def waiting(
+        self, point_id: str, collection: str | None = None
+    ) -> tuple[bool, str | None] | None:
+        """Return (quarantined, last error) of an undelivered point, else None."""
+        record = await self._executor.fetchrow(_SYNCED, point_id, collection)
+        return None if record is None else (record["quarantined"], record["last_error"])
+
+
+def _columns(rows: Sequence[Leased]) -> tuple[list[Any], ...]:
+    return (
+        [row.collection for row in rows],
+        [row.point_id for row in rows],
+        [row.ver for row in rows],
+        [row.due_at for row in rows],
+    )
