@@ -25,6 +25,7 @@ from fm_storage.hooks import ShutdownHooks, outlast
 from fm_storage.manager.health import Health, PartHealth, Status, probe
 from fm_storage.manager.transaction import StorageTransaction, transaction_class
 from fm_storage.migrate import Migrator
+from fm_storage.migrate import Progress as MigrationProgress
 from fm_storage.outbox import Outbox
 from fm_storage.postgres import Pool
 from fm_storage.postgres.embedded import EmbeddedPostgres
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from fm_storage._typing import Progress
     from fm_storage.config import ConfigManager
     from fm_storage.postgres import PoolStatistics
 
@@ -177,7 +177,9 @@ class StorageManager:
             await self._sessions.open()
         if config.qdrant is not None:
             await self._open_qdrant(config.qdrant)
-        if self._pool is not None and self._qdrant is not None:
+        if self._pool is not None:
+            # Without a store of its own a process still says what it wants; one
+            # that has the store delivers it.
             self._outbox = Outbox(self._pool, self._qdrant, config.outbox)
             self._closers.append(("outbox", self._outbox.aclose))
             await self._outbox.open()
@@ -199,7 +201,7 @@ class StorageManager:
         self._error_entries = ErrorEntryRepository(self._pool)
 
     async def _open_qdrant(self, config: QdrantConfig) -> None:
-        folder = self.config.embedded_folder(config.url) / "qdrant"
+        folder = self.config.embedded_folder(config.url)
         if config.embedded:
             logger.warning("embedded Qdrant keeps its data under %s", folder)
         self._qdrant = QdrantStore(config, folder=folder)
@@ -292,7 +294,7 @@ class StorageManager:
     def outbox(self) -> Outbox:
         """Vectors on their way from PostgreSQL to Qdrant."""
         self._check()
-        return self._part(self._outbox, "postgres" if self._pool is None else "qdrant")
+        return self._part(self._outbox, "postgres")
 
     @property
     def sessions(self) -> SessionService:
@@ -391,20 +393,37 @@ class StorageManager:
         """Return a session for temporary views; use it in ``async with``."""
         return self.sessions.session(**options)
 
-    def _migrator(self, progress: Progress | None = None) -> Migrator:
+    def _migrator(
+        self, progress: Callable[[MigrationProgress], None] | None = None
+    ) -> Migrator:
         migrations = self.config.migrations
-        return Migrator(migrations.dsn or self._dsn, migrations, progress=progress)
+        password = None if migrations.dsn else self._postgres_config().password
+        return Migrator(
+            self._dsn or "", migrations, progress=progress, password=password
+        )
 
-    async def migrate(self, *, to: str | None = None) -> list[str]:
+    async def migrate(
+        self,
+        *,
+        to: str | None = None,
+        progress: Callable[[MigrationProgress], None] | None = None,
+    ) -> list[str]:
         """Apply the missing migrations and return their identifiers, in order.
+
+        Prepared statements of the pool are renewed afterwards, so that none of
+        them meets the changed schema.
+
+        Args:
+            to: Apply up to and including this one.
+            progress: Called on the event loop with what is being done.
 
         Raises:
             MigrationFailed: One did not apply; those before it stay applied.
         """
         self._check()
-        applied = await self._migrator().apply(to=to)
+        applied = await self._migrator(progress).apply(to=to)
         await self.pool.drain()
-        return [str(one) for one in applied]
+        return [one.id for one in applied]
 
     # -- what it tells ---------------------------------------------------
 
@@ -443,10 +462,10 @@ class StorageManager:
         return "ok", f"{kind} {major}.{minor}{pooled}"
 
     async def _ask_migrations(self) -> tuple[Status, str]:
-        found = await self._migrator().status()
-        pending = [str(one.id) for one in found if not one.applied]
-        if pending:
-            return "degraded", f"pending: {', '.join(pending)}"
+        found = await self._migrator().status(executor=self.pool)
+        others = [f"{one.id} is {one.state}" for one in found if one.state != "applied"]
+        if others:
+            return "degraded", ", ".join(others)
         return "ok", f"{len(found)} applied"
 
     async def _ask_qdrant(self) -> tuple[Status, str]:

@@ -12,7 +12,7 @@ from fm_storage.postgres import Transaction
 
 if TYPE_CHECKING:
     from fm_storage.manager.storage import StorageManager
-    from fm_storage.outbox import Outbox
+    from fm_storage.outbox import BoundOutbox
     from fm_storage.repositories import ErrorEntryRepository, Repository
 
 __all__ = ["StorageTransaction", "transaction_class"]
@@ -36,7 +36,7 @@ class StorageTransaction(Transaction):
         return self._storage.error_entries.bind(self)
 
     @property
-    def outbox(self) -> Outbox:
+    def outbox(self) -> BoundOutbox:
         """The outbox: what it is told is delivered only if this commits."""
         return self._storage.outbox.bind(self)
 
