@@ -1,0 +1,161 @@
+"""What the outbox promises while all is well: what commits arrives, once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+
+from fm_storage.config import CollectionConfig, OutboxConfig
+from fm_storage.errors import InvalidRecord, InvalidVector, NotSynced
+from fm_storage.outbox import Outbox, Unembedded
+from fm_storage.vectors import LexicalVectorizer, Point
+
+if TYPE_CHECKING:
+    from fm_storage.postgres import Executor, Pool
+    from fm_storage.vectors import QdrantStore
+
+SMALL = CollectionConfig(size=4)
+
+
+def point(number: int, **payload: object) -> Point:
+    """Give a point that is told from the others."""
+    return Point(number, [1.0, float(number), 0.5, -1.0], payload)
+
+
+@pytest.fixture
+async def outbox(pool: Pool, qdrant: QdrantStore) -> AsyncIterator[Outbox]:
+    """Give an open outbox with its drainer, and a collection of size 4."""
+    await qdrant.ensure_collection_exists("things", 4)
+    async with Outbox(pool, qdrant, OutboxConfig(max_backoff=0.2)) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def still(pool: Pool, qdrant: QdrantStore) -> Outbox:
+    """Give an outbox that delivers only when told."""
+    await qdrant.ensure_collection_exists("things", 4)
+    return Outbox(pool, qdrant, OutboxConfig(drain=False, max_backoff=0.2))
+
+
+async def test_committed_point_arrives(outbox: Outbox, qdrant: QdrantStore):
+    """A point upserted through the outbox is in the vector store soon after."""
+    await outbox.upsert("things", [point(1, colour="red")])
+    await outbox.wait_synced(1, timeout=5)
+    (found,) = await qdrant.retrieve("things", [1])
+    assert found.payload["colour"] == "red"
+
+
+async def test_rolled_back_point_never_arrives(
+    outbox: Outbox, pool: Pool, qdrant: QdrantStore
+):
+    """What a transaction takes back was never desired."""
+    with pytest.raises(ZeroDivisionError):
+        async with pool.transaction() as tx:
+            await outbox.bind(tx).upsert("things", [point(1)])
+            raise ZeroDivisionError
+    await outbox.upsert("things", [point(2)])
+    await outbox.wait_synced(2, timeout=5)
+    assert await qdrant.count("things") == 1
+
+
+async def test_deleted_point_goes(outbox: Outbox, qdrant: QdrantStore):
+    """A deletion arrives, and what it leaves behind is a tombstone."""
+    await outbox.upsert("things", [point(1), point(2)])
+    await outbox.wait_synced(2, timeout=5)
+    await outbox.delete("things", [1])
+    await outbox.wait_synced(1, timeout=5)
+    assert await qdrant.retrieve("things", [1]) == []
+    status = await outbox.status()
+    assert (status.pending, status.tombstones) == (0, 1)
+
+
+async def test_many_points_arrive_in_batches(still: Outbox, qdrant: QdrantStore):
+    """A backlog is delivered in batches, not one by one."""
+    await still.upsert("things", [point(n) for n in range(1, 1202)])
+    report = await still.drain(timeout=10)
+    assert (report.delivered, report.remaining) == (1201, 0)
+    assert await qdrant.count("things") == 1201
+    assert still.statistics().batches == 3
+
+
+async def test_every_kind_of_id_arrives(still: Outbox, qdrant: QdrantStore):
+    """Integers, UUIDs and any other text are ids."""
+    ids = [7, uuid4(), "invoice 12/7"]
+    await still.upsert("things", [Point(i, [1.0, 0, 0, 0], {}) for i in ids])
+    await still.drain(timeout=5)
+    found = await qdrant.retrieve("things", ids)
+    assert [p.id for p in found] == [7, str(ids[1]), "invoice 12/7"]
+
+
+async def test_last_of_several_with_one_id_counts(still: Outbox, qdrant: QdrantStore):
+    """One call may name a point twice; the last state is desired."""
+    await still.upsert("things", [point(1, n=1), point(1, n=2)])
+    await still.upsert("things", [point(1, n=3)])
+    report = await still.drain(timeout=5)
+    assert report.delivered == 1
+    (found,) = await qdrant.retrieve("things", [1])
+    assert found.payload["n"] == 3
+
+
+async def test_hostile_values_are_refused_before_anything_is_written(still: Outbox):
+    """A vector with NaN, an id that is none, a payload that is no JSON: typed."""
+    nan = Point(1, [1.0, float("nan"), 0, 0], {})
+    with pytest.raises(InvalidVector, match="NaN"):
+        await still.upsert("things", [point(2), nan])
+    with pytest.raises(InvalidRecord, match="no id"):
+        await still.upsert("things", [Point(-1, [1.0], {})])
+    with pytest.raises(InvalidRecord, match="payload"):
+        await still.upsert("things", [Point(1, [1.0], {"x": object()})])
+    assert await still.pending() == 0
+
+
+async def test_unembedded_points_get_their_vectors_while_draining(
+    pool: Pool, qdrant: QdrantStore
+):
+    """Points without vectors are embedded in one batch, and the vectors are kept."""
+    vectorizer = LexicalVectorizer()
+    asked: list[list[str]] = []
+
+    async def text_of(executor: Executor, ids: list[str]) -> Mapping[str, str]:
+        asked.append(ids)
+        assert executor is pool
+        return {i: f"disk {i} is full" for i in ids if i != "3"}
+
+    outbox = Outbox(pool, qdrant, OutboxConfig(drain=False))
+    outbox.register_vectorizer("errors", vectorizer, text_of)
+    await outbox.upsert("errors", [Unembedded(n, {"n": n}) for n in (1, 2, 3)])
+    await outbox.drain(timeout=5)
+    assert sorted(asked[0]) == ["1", "2", "3"]
+    assert await qdrant.count("errors") == 2
+    (embedding,) = await vectorizer.embed(["disk 2 is full"])
+    hits = await qdrant.search_hybrid("errors", embedding, 1)
+    assert hits[0].id == 2
+    kept = await pool.fetchval(
+        "SELECT count(vectors) FROM fm_storage.vector_state WHERE op = 'u'"
+    )
+    assert kept == 2
+    assert outbox.statistics().embedded == 2
+
+
+async def test_wait_synced_says_why_not(still: Outbox):
+    """Waiting for a point that nobody delivers ends in a typed error."""
+    await still.upsert("things", [point(1)])
+    with pytest.raises(NotSynced, match="not delivered within"):
+        await still.wait_synced(1, timeout=0.05)
+
+
+async def test_drainer_sees_what_another_process_wrote(
+    outbox: Outbox, still: Outbox, qdrant: QdrantStore
+):
+    """A process that does not drain wakes one that does."""
+    await outbox.upsert("things", [point(1)])
+    await outbox.wait_synced(1, timeout=5)
+    await asyncio.sleep(0.3)
+    await still.upsert("things", [point(2)])
+    await still.wait_synced(2, timeout=3)
+    assert await qdrant.count("things") == 2
+    await still.aclose()
