@@ -1,0 +1,16 @@
+"""The error catalogue: errors recorded, grouped, compared and analysed."""
+
+from __future__ import annotations
+
+from fm_storage.catalog.error_manager import ErrorManager, Recorded
+from fm_storage.catalog.groups import ErrorGroup
+from fm_storage.catalog.reading import IngestReport
+from fm_storage.catalog.similarity import SimilarEntry
+
+__all__ = [
+    "ErrorGroup",
+    "ErrorManager",
+    "IngestReport",
+    "Recorded",
+    "SimilarEntry",
+]

@@ -1,0 +1,445 @@
+"""Lines of a log as entries of the catalogue: streaming, any size, no I/O but reading.
+
+Apart from ``ingest()``, so that a log can be read in a thread, batch by batch,
+while the batch before is being stored; and apart from the formats, which know
+one line only.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, tzinfo
+from hashlib import blake2b
+from pathlib import Path
+from typing import IO, NoReturn, Protocol, cast
+from uuid import UUID
+
+from fm_storage.catalog.formats import Header, LineParser
+from fm_storage.catalog.prepared import Prepared, prepare
+from fm_storage.errors import InvalidRecord
+from fm_storage.repositories import Severity
+
+__all__ = ["IngestReport", "LogReader", "OpenLog", "open_log", "source_name"]
+
+_MAX_LINE = 256 * 1024
+_MAX_LINES = 2000
+_SAMPLES = 5
+_SNIFF = 8192
+_BINARY_SHARE = 0.05
+_GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"
+_UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+_TEXT_CONTROLS = frozenset(b"\t\n\r\x0b\x0c\x1b\x08")
+
+# The name of a rotated or packed log without what rotation added to it.
+_ROTATED = re.compile(
+    r"(?:[.-](?:\d{1,10}|\d{4}-\d\d-\d\d(?:[T_-]\S*)?|gz|bz2|xz|old))+$"
+)
+
+# What begins an entry of its own even where no header is, and what continues one.
+_ALWAYS_NEW = re.compile(
+    r"panic: |fatal error: |Exception in thread \"|Uncaught |thread '.*' .*panicked at"
+    r"|Exception ignored in|UnhandledPromiseRejection|Fatal Python error: "
+)
+_TRACE_START = re.compile(
+    r"(?:\s*[+|] )?(?:Traceback \(most recent call last\):|Exception Group Traceback)"
+    r"|(?:[a-z_]\w*\.)+[A-Z][\w$]*(?:Exception|Error|Throwable)\b"
+    r"|[A-Z]\w*(?:Error|Exception)(?:: |$)|Caused by: |goroutine \d+ \["
+)
+_FRAME = re.compile(
+    r"\s+at \S|\s*(?:\| )*\s+File \"|Traceback \(most|\s*\.\.\. \d+ (?:more|common)"
+    r"|Caused by: |goroutine \d+ \[|panic: |stack backtrace:|\s+[+|] .*Traceback \("
+)
+_ANSI = re.compile(r"\x1b\[[0-9;:]*[A-Za-z]")
+_BAD = frozenset({"ERROR", "CRITICAL"})
+
+
+@dataclass(slots=True)
+class IngestReport:
+    """What became of a log.
+
+    Attributes:
+        source: Name under which the entries were stored.
+        lines: Lines read.
+        entries: Entries recognised in them.
+        added: Entries that are new in the catalogue.
+        skipped: Entries below the least severity asked for.
+        unparsed: Lines that belong to no entry; *samples* shows the first ones.
+        truncated: Lines or traces too long to be kept whole.
+        formats: How many headers each format recognised.
+        seconds: Time taken.
+    """
+
+    source: str
+    lines: int = 0
+    bytes: int = 0
+    entries: int = 0
+    added: int = 0
+    skipped: int = 0
+    unparsed: int = 0
+    truncated: int = 0
+    samples: list[str] = field(default_factory=list)
+    formats: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        """Say in one line what a person wants to know."""
+        counts = f"{self.lines} lines, {self.entries} entries"
+        parts = [f"{counts}: {self.added} added, {self.duplicates} known before"]
+        if self.skipped:
+            parts.append(f"{self.skipped} below the severity asked for")
+        if self.unparsed:
+            parts.append(f"{self.unparsed} lines not recognised")
+        if self.truncated:
+            parts.append(f"{self.truncated} lines cut")
+        return ", ".join(parts)
+
+    @property
+    def duplicates(self) -> int:
+        """Entries that the catalogue held already."""
+        return self.entries - self.skipped - self.added
+
+
+class ByteStream(Protocol):
+    """What a log is read from."""
+
+    def readline(self, size: int, /) -> bytes:
+        """Return the next line, or at most *size* bytes of it."""
+        ...
+
+    def close(self) -> None:
+        """Close what lies below."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLog:
+    """A log file, open.
+
+    Attributes:
+        stream: Its bytes, unpacked.
+        size: Bytes to be read, None if it is packed.
+        modified: When it was last written to.
+    """
+
+    stream: ByteStream
+    size: int | None
+    modified: datetime
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield the lines; one without end comes in bounded pieces."""
+        while line := self.stream.readline(_MAX_LINE):
+            yield line
+
+
+def open_log(path: str | os.PathLike[str]) -> OpenLog:
+    """Open a log, packed (gz, bz2, xz) or not.
+
+    Raises:
+        InvalidRecord: It is empty, or it is not text.
+        OSError: It cannot be read.
+    """
+    shown = str(path)
+    raw = Path(path).open("rb")  # noqa: SIM115 - returned open
+    try:
+        about = os.fstat(raw.fileno())
+        modified = datetime.fromtimestamp(about.st_mtime, UTC)
+        head = raw.read(_SNIFF)
+        if not head:
+            _refuse(shown, "it is empty; nothing was ingested")
+        raw.seek(0)
+        unpacked = _unpacked(raw, head)
+        stream: IO[bytes] = raw if unpacked is None else unpacked
+        if unpacked is not None:
+            try:
+                head = stream.read(_SNIFF)
+                stream.seek(0)
+            except (OSError, EOFError, lzma.LZMAError, zlib.error) as exc:
+                _refuse(shown, f"it cannot be unpacked ({exc}); mend the file", exc)
+            if not head:
+                _refuse(shown, "it is empty inside; nothing was ingested")
+        size = about.st_size if unpacked is None else None
+        for mark, encoding in _UTF16.items():
+            if head.startswith(mark):
+                return OpenLog(_Recoded(stream, encoding), size, modified)
+        _refuse_binary(shown, head)
+    except BaseException:
+        raw.close()
+        raise
+    return OpenLog(stream, size, modified)
+
+
+def _unpacked(raw: IO[bytes], head: bytes) -> IO[bytes] | None:
+    if head.startswith(_GZIP):
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=raw, mode="rb"))
+    if head.startswith(_BZIP2):
+        return cast("IO[bytes]", bz2.BZ2File(raw))
+    if head.startswith(_XZ):
+        return cast("IO[bytes]", lzma.LZMAFile(raw))
+    return None
+
+
+def _refuse(shown: str, problem: str, cause: BaseException | None = None) -> NoReturn:
+    raise InvalidRecord(f"log {shown!r}: {problem}", field="path") from cause
+
+
+def _refuse_binary(shown: str, head: bytes) -> None:
+    controls = sum(byte < 32 and byte not in _TEXT_CONTROLS for byte in head)  # noqa: PLR2004 - the controls
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+        valid = True
+    except UnicodeDecodeError:
+        valid = False
+    allowed = _BINARY_SHARE if valid else _BINARY_SHARE / 5
+    if controls > max(1, len(head) * allowed):
+        _refuse(
+            shown,
+            f"it is not text ({controls} control bytes among the first {len(head)}); "
+            "give a log file, packed with gzip, bzip2 or xz if you like",
+        )
+
+
+class _Recoded:
+    """A UTF-16 log, read as UTF-8."""
+
+    def __init__(self, stream: IO[bytes], encoding: str) -> None:
+        self._text = io.TextIOWrapper(stream, encoding, errors="replace", newline="\n")
+
+    def readline(self, size: int, /) -> bytes:
+        return self._text.readline(size).encode()
+
+    def close(self) -> None:
+        self._text.close()
+
+
+def source_name(path: str | os.PathLike[str]) -> str:
+    """Return the name of a log without its folder and what rotation added."""
+    name = Path(path).name
+    return _ROTATED.sub("", name) or name
+
+
+@dataclass(slots=True)
+class _Open:
+    """The entry that the lines being read belong to."""
+
+    header: Header
+    offset: int
+    line: int
+    digest: bytes
+    more: list[str] = field(default_factory=list)
+    size: int = 0
+    trace_at: int | None = None
+
+
+class LogReader:
+    """Turns lines into prepared entries, batch by batch.
+
+    Args:
+        lines: Byte lines, with their ends.
+        source: Name of the log; part of every id.
+        module: Module of entries that name none; the source's stem if None.
+        least: Entries below this severity are counted and left out.
+        zone: Time zone of timestamps that name none.
+        now: Time of entries whose log has no timestamps at all.
+    """
+
+    def __init__(
+        self,
+        lines: Iterable[bytes],
+        *,
+        source: str,
+        module: str | None = None,
+        least: Severity | None = None,
+        zone: tzinfo = UTC,
+        now: datetime | None = None,
+    ) -> None:
+        self._lines = iter(lines)
+        self._now = now or datetime.now(UTC)
+        self._parser = LineParser(zone=zone, year=self._now.astimezone(zone).year)
+        self._module = module or source.split(".", 1)[0] or source
+        self._ranks = _ranks_from(least)
+        self._identity: bytes | None = None
+        self._last: datetime | None = None
+        self._open: _Open | None = None
+        self.report = IngestReport(source=source, formats=self._parser.formats)
+
+    def batches(self, size: int) -> Iterator[list[Prepared]]:
+        """Yield batches of at most *size* entries until the log ends."""
+        batch: list[Prepared] = []
+        for entry in self._entries():
+            batch.append(entry)
+            if len(batch) >= size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _entries(self) -> Iterator[Prepared]:
+        yield from self.feed(self._lines, last=True)
+
+    def feed(self, lines: Iterable[bytes], *, last: bool) -> Iterator[Prepared]:
+        """Yield the entries that *lines* complete; with *last*, also the open one."""
+        report = self.report
+        for raw in lines:
+            offset = report.bytes
+            report.bytes += len(raw)
+            report.lines += 1
+            if self._identity is None:
+                self._identity = blake2b(
+                    report.source.encode() + b"\0" + raw.rstrip(b"\r\n"), digest_size=16
+                ).digest()
+            line = _decode(raw)
+            header = self._parser.parse(line)
+            if header is None:
+                done = self._continue(line, offset, raw)
+            else:
+                done = self._finish()
+                self._open = _Open(header, offset, report.lines, raw)
+                if header.timestamp is not None:
+                    self._last = header.timestamp
+            if done is not None:
+                yield done
+        if last:
+            done = self._finish()
+            if done is not None:
+                yield done
+
+    def _continue(self, line: str, offset: int, raw: bytes) -> Prepared | None:
+        """Add a line without a header to its entry, or begin one with it."""
+        current = self._open
+        report = self.report
+        if not line.strip():
+            if current is not None and current.more:
+                current.more.append("")
+            return None
+        begins = _ALWAYS_NEW.match(line) is not None
+        if not begins and _TRACE_START.match(line) is not None:
+            begins = current is None or (
+                current.header.severity not in _BAD and not current.more
+                and not current.header.message.rstrip().endswith(":")
+            )  # fmt: skip
+        if begins:
+            done = self._finish()
+            severity = (
+                "CRITICAL" if line.startswith(("panic", "fatal", "Fatal")) else "ERROR"
+            )
+            header = Header(None, severity, None, line.strip(), dated=False)
+            self._open = _Open(header, offset, report.lines, raw)
+            self._open.more.append(line)
+            self._open.trace_at = 0
+            return done
+        if current is None:
+            report.unparsed += 1
+            if len(report.samples) < _SAMPLES:
+                report.samples.append(line[:200])
+            return None
+        if len(current.more) >= _MAX_LINES or current.size > _MAX_LINE:
+            report.truncated += 1
+            return None
+        if current.trace_at is None and (
+            _FRAME.match(line) is not None or _TRACE_START.match(line) is not None
+        ):
+            current.trace_at = len(current.more)
+        current.more.append(line)
+        current.size += len(line)
+        return None
+
+    def _finish(self) -> Prepared | None:
+        """Close the entry being read, and return it if it is wanted."""
+        current, self._open = self._open, None
+        if current is None:
+            return None
+        self.report.entries += 1
+        header = current.header
+        severity = header.severity or (
+            "ERROR" if current.trace_at is not None else "INFO"
+        )
+        if severity not in self._ranks:
+            self.report.skipped += 1
+            return None
+        message, trace = header.message, header.trace
+        if current.more:
+            at = current.trace_at
+            text = current.more if at is None else current.more[:at]
+            if text:
+                message = "\n".join([message, *text]).rstrip()
+            if at is not None:
+                trace = "\n".join(current.more[at:]).rstrip()
+                if header.message == current.more[0].strip():
+                    message = _headline(current.more) or message
+        context = header.context
+        context["source"] = self.report.source
+        context["line"] = current.line
+        return prepare(
+            message or "(empty)",
+            module=header.module or self._module,
+            severity=Severity(severity),
+            stack_trace=trace,
+            context=context,
+            timestamp=header.timestamp or self._last or self._now,
+            entry_id=self._id(current),
+        )
+
+    def _id(self, current: _Open) -> UUID:
+        """Return an id made of source, offset and content: the same every time.
+
+        It begins with the entry's time where the line itself has one, as new ids
+        do, so that the index grows at its end.
+        """
+        assert self._identity is not None  # noqa: S101 - set by the first line
+        found = blake2b(
+            b"%d\0" % current.offset + current.digest.rstrip(b"\r\n"),
+            digest_size=16,
+            key=self._identity,
+        ).digest()
+        bits = int.from_bytes(found)
+        at = current.header.timestamp
+        if at is not None and current.header.dated and at.timestamp() > 0:
+            milliseconds = int(at.timestamp() * 1000) & ((1 << 48) - 1)
+            bits = milliseconds << 80 | bits & ((1 << 80) - 1)
+        bits = bits & ~(0xF << 76) | 0x8 << 76  # version 8: of our own making
+        bits = bits & ~(0x3 << 62) | 0x2 << 62
+        return UUID(int=bits)
+
+
+def _ranks_from(least: Severity | None) -> dict[str, Severity]:
+    levels = list(Severity)
+    return {
+        level.value: level for level in levels[levels.index(least) if least else 0 :]
+    }
+
+
+def _headline(lines: list[str]) -> str | None:
+    """Return the line of a trace that says what happened: Python's last one."""
+    if (
+        not lines[0]
+        .lstrip(" +|")
+        .startswith(("Traceback", "Exception Group Traceback"))
+    ):
+        return None
+    for line in reversed(lines):
+        text = line.strip(" |+-")
+        if text and not line.startswith("    ") and not text.startswith("File "):
+            return text
+    return None
+
+
+def _decode(raw: bytes) -> str:
+    if len(raw) > _MAX_LINE:
+        raw = raw[:_MAX_LINE]
+    try:
+        line = raw.decode()
+    except UnicodeDecodeError:
+        line = raw.decode("latin-1")
+    line = line.rstrip("\r\n")
+    if line[:1] == "\ufeff":
+        line = line[1:]
+    return _ANSI.sub("", line) if "\x1b" in line else line

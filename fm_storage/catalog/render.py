@@ -1,0 +1,137 @@
+"""Exceptions as text: message, code and trace, with chain, group and notes.
+
+Apart because rendering is the dear part of recording (it reads source lines) and
+must not fail, however hostile the exception's own methods are.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["Rendered", "render"]
+
+_MAX_DEPTH = 20
+_MAX_FRAMES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What the catalogue keeps of an exception."""
+
+    message: str
+    error_code: str
+    stack_trace: str
+    context: dict[str, object]
+
+
+def render(exc: BaseException) -> Rendered:
+    """Return message, code, trace and structure of *exc*; never raises.
+
+    The trace is what Python prints: causes, contexts, groups and notes included,
+    of a deep recursion the outer and inner frames. The code is the qualified
+    name of the type, followed by the SQLSTATE where there is one.
+    """
+    code = type_name(exc)
+    state = _attribute(exc, "sqlstate")
+    if isinstance(state, str) and state:
+        code = f"{code}:{state}"
+    return Rendered(_message(exc), code, _trace(exc), _structure(exc))
+
+
+def type_name(exc: BaseException) -> str:
+    """Return the qualified name of the type, builtins without their module."""
+    kind = type(exc)
+    name = kind.__qualname__.replace("<locals>.", "")
+    return name if kind.__module__ == "builtins" else f"{kind.__module__}.{name}"
+
+
+def _message(exc: BaseException) -> str:
+    text = _str(exc)
+    if isinstance(exc, KeyError) and len(exc.args) == 1:
+        text = f"KeyError: {text}"
+    return text or type_name(exc)
+
+
+def _str(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except Exception:  # noqa: BLE001 - str() of an exception may do anything
+        return f"<unprintable {type_name(exc)}>"
+
+
+def _trace(exc: BaseException) -> str:
+    try:
+        found = traceback.TracebackException.from_exception(exc, lookup_lines=False)
+        _shorten(found)
+        return "".join(found.format()).rstrip("\n")
+    except Exception:  # noqa: BLE001 - a broken __str__ or loader must not lose the error
+        lines = traceback.format_tb(exc.__traceback__)[-_MAX_FRAMES:]
+        return "".join(
+            [
+                "Traceback (most recent call last):\n",
+                *lines,
+                f"{type_name(exc)}: {_str(exc)}",
+            ]
+        )
+
+
+def _shorten(found: traceback.TracebackException, depth: int = 0) -> None:
+    """Drop the middle of stacks that are deeper than anyone reads."""
+    if len(found.stack) > _MAX_FRAMES:
+        half = _MAX_FRAMES // 2
+        del found.stack[half:-half]
+    if depth < _MAX_DEPTH:
+        below = [found.__cause__, found.__context__, *(found.exceptions or ())]
+        for inner in below:
+            if inner is not None:
+                _shorten(inner, depth + 1)
+
+
+def _structure(exc: BaseException) -> dict[str, object]:
+    """Return what the trace shows but a program could not find in it again."""
+    context: dict[str, object] = {}
+    chain = [type_name(inner) for inner in _chain(exc)]
+    if chain:
+        context["caused_by"] = chain
+    if isinstance(exc, BaseExceptionGroup):
+        context["exceptions"] = [
+            f"{type_name(inner)}: {_str(inner)[:200]}" for inner in _leaves(exc)
+        ]
+    notes = _attribute(exc, "__notes__")
+    if isinstance(notes, list) and notes:
+        context["notes"] = [str(note)[:1000] for note in notes[:20]]
+    return context
+
+
+def _chain(exc: BaseException) -> Iterator[BaseException]:
+    seen = {id(exc)}
+    inner = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
+    while inner is not None and id(inner) not in seen and len(seen) <= _MAX_DEPTH:
+        seen.add(id(inner))
+        yield inner
+        inner = inner.__cause__ or (
+            None if inner.__suppress_context__ else inner.__context__
+        )
+
+
+def _leaves(
+    group: BaseExceptionGroup[BaseException], limit: int = 20
+) -> list[BaseException]:
+    found: list[BaseException] = []
+    waiting: list[BaseException] = [group]
+    while waiting and len(found) < limit:
+        exc = waiting.pop(0)
+        if isinstance(exc, BaseExceptionGroup):
+            waiting.extend(exc.exceptions)
+        else:
+            found.append(exc)
+    return found
+
+
+def _attribute(exc: BaseException, name: str) -> object:
+    try:
+        return getattr(exc, name, None)
+    except Exception:  # noqa: BLE001 - a property may do anything
+        return None
