@@ -21,7 +21,7 @@ Json = Mapping[str, Any]
 Ids = Sequence[int | str]
 
 
-class Backend(Protocol):  # each method means what the store's of like name says
+class Backend(Protocol):
     """One engine. Everything handed in has been checked; errors are ours.
 
     Attributes:
@@ -37,23 +37,56 @@ class Backend(Protocol):  # each method means what the store's of like name says
     native: Any
 
     @property
-    def pid(self) -> int | None: ...
-    async def open(self) -> None: ...
-    async def aclose(self) -> None: ...
-    async def ready(self) -> str: ...
-    async def identity(self) -> str: ...
-    async def get_marker(self) -> dict[str, Any]: ...
-    async def set_marker(self, marker: Json) -> None: ...
-    async def collections(self) -> tuple[list[str], dict[str, str]]: ...
-    async def info(self, collection: str) -> dict[str, Any]: ...
-    async def create(self, collection: str, spec: Json) -> bool: ...
-    async def drop(self, collection: str) -> bool: ...
-    async def set_aliases(self, targets: Mapping[str, str | None]) -> None: ...
-    async def create_index(self, collection: str, field: str, schema: Any) -> None: ...  # noqa: ANN401 - text or object
-    async def delete_index(self, collection: str, field: str) -> None: ...
+    def pid(self) -> int | None:
+        """Process of the embedded engine, while one is connected."""
+
+    async def open(self) -> None:
+        """Get ready; makes no connection."""
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+
+    async def ready(self) -> str:
+        """Wait for an answer; say what answered."""
+
+    async def identity(self) -> str:
+        """Return the stable id of the store."""
+
+    async def get_marker(self) -> dict[str, Any]:
+        """Return what was last noted."""
+
+    async def set_marker(self, marker: Json) -> None:
+        """Note something, durably."""
+
+    async def collections(self) -> tuple[list[str], dict[str, str]]:
+        """Return names, and aliases with their targets."""
+
+    async def spec(self, collection: str) -> dict[str, Any]:
+        """Return a collection's definition."""
+
+    async def info(self, collection: str) -> dict[str, Any]:
+        """Return definition and sizes."""
+
+    async def create(self, collection: str, spec: Json) -> bool:
+        """Create a collection; False when the name is taken."""
+
+    async def drop(self, collection: str) -> bool:
+        """Delete a collection; False when there is none."""
+
+    async def set_aliases(self, targets: Mapping[str, str | None]) -> None:
+        """Point aliases at collections, or remove them, all at once."""
+
+    async def create_index(self, collection: str, field: str, schema: Any) -> None:  # noqa: ANN401 - text or object
+        """Index a payload field."""
+
+    async def delete_index(self, collection: str, field: str) -> None:
+        """Drop a payload index."""
+
     async def upsert(
         self, collection: str, batch: Sequence[Encoded], *, newer_by: str | None
-    ) -> None: ...
+    ) -> None:
+        """Write one batch."""
+
     async def delete(
         self,
         collection: str,
@@ -62,7 +95,9 @@ class Backend(Protocol):  # each method means what the store's of like name says
         chosen: Json | None,
         newer_by: str | None,
         up_to: Sequence[int] | None,
-    ) -> None: ...
+    ) -> None:
+        """Delete points by id or filter."""
+
     async def set_payload(
         self,
         collection: str,
@@ -72,7 +107,9 @@ class Backend(Protocol):  # each method means what the store's of like name says
         chosen: Json | None,
         key: str | None,
         overwrite: bool,
-    ) -> None: ...
+    ) -> None:
+        """Merge into, or replace, payloads."""
+
     async def delete_payload(
         self,
         collection: str,
@@ -80,15 +117,24 @@ class Backend(Protocol):  # each method means what the store's of like name says
         *,
         ids: Ids | None,
         chosen: Json | None,
-    ) -> None: ...
-    async def query(self, collection: str, request: Json) -> list[ScoredPoint]: ...
+    ) -> None:
+        """Remove fields from payloads."""
+
+    async def query(self, collection: str, request: Json) -> list[ScoredPoint]:
+        """Answer one query."""
+
     async def retrieve(
         self, collection: str, ids: Ids, request: Json
-    ) -> list[ScoredPoint]: ...
+    ) -> list[ScoredPoint]:
+        """Return points by id, in the order asked for."""
+
     async def scroll(
         self, collection: str, request: Json
-    ) -> tuple[list[ScoredPoint], int | str | None]: ...
-    async def count(self, collection: str, chosen: Json | None) -> int: ...
+    ) -> tuple[list[ScoredPoint], int | str | None]:
+        """Return one page and the offset of the next."""
+
+    async def count(self, collection: str, chosen: Json | None) -> int:
+        """Count matching points."""
 
 
 def backend_for(config: QdrantConfig, folder: Path | None) -> Backend:

@@ -141,7 +141,7 @@ def _conditions(given: Any) -> list[Any] | None:  # noqa: ANN401 - one or severa
     return [_condition(item) for item in given]
 
 
-def _condition(given: Json) -> Any:  # noqa: ANN401 - one of seven classes
+def _condition(given: Json) -> Any:  # noqa: ANN401, PLR0911 - one of seven classes
     if "key" in given:
         return _field(given)
     if "has_id" in given:

@@ -258,6 +258,11 @@ class EmbeddedEngine:
         answer, _ = await self.call("info", collection)
         return dict(answer)
 
+    async def spec(self, collection: str) -> dict[str, Any]:
+        """Return a collection's definition."""
+        answer, _ = await self.call("spec", collection)
+        return dict(answer)
+
     async def create(self, collection: str, spec: Mapping[str, Any]) -> bool:
         """Create a collection; False when the name is taken."""
         answer, _ = await self.call("create", collection, spec=spec)

@@ -203,7 +203,10 @@ def encode_payload(
         ) from None
 
 
-def _not_json(value: Any, path: str) -> tuple[str, str] | None:  # noqa: ANN401 - any value
+def _not_json(  # noqa: C901, PLR0911 - one branch per kind of value
+    value: Any,  # noqa: ANN401 - any value
+    path: str,
+) -> tuple[str, str] | None:
     """Find what JSON has no word for and orjson would quietly change."""
     if isinstance(value, str | int) or value is None:
         return None
@@ -298,35 +301,31 @@ def encode_vector(
 
 def _float32(given: Any, collection: str, where: str, index: int | None) -> bytes:  # noqa: ANN401 - checked here
     problem = f"is a {type(given).__name__}; give a sequence of numbers"
-    try:
-        if isinstance(given, list | tuple):
-            return array("f", given).tobytes()
-        if not isinstance(given, str | bytes | bytearray | Mapping):
-            if hasattr(given, "tolist") and not hasattr(given, "__buffer__"):
-                shape = getattr(given, "shape", None)
-                if shape is not None and len(shape) != 1:
-                    problem = f"has {len(shape)} axes; give one vector"
-                    raise TypeError(problem)
-            try:
-                view = memoryview(given)
-            except TypeError:
-                numbers = given.tolist() if hasattr(given, "tolist") else list(given)
-                return array("f", numbers).tobytes()
-            if view.ndim != 1:
-                problem = f"has {view.ndim} axes; give one vector"
-            elif view.format == "f":
-                return view.tobytes()
-            else:
-                return array("f", view.tolist()).tobytes()
-    except (TypeError, ValueError, OverflowError, NotImplementedError) as exc:
-        if str(exc):
-            problem = f"cannot be read as numbers ({exc})"
+    if not isinstance(given, str | bytes | bytearray | Mapping):
+        try:
+            return _packed(given)
+        except (TypeError, ValueError, OverflowError, NotImplementedError) as exc:
+            problem = f"cannot be read as one row of numbers ({exc})"
     raise InvalidVector(
         f"collection {collection!r}: {where}{_at(index)} {problem}",
         collection=collection,
         index=index,
         field=where,
     )
+
+
+def _packed(given: Any) -> bytes:  # noqa: ANN401 - any sequence of numbers
+    if isinstance(given, list | tuple):
+        return array("f", given).tobytes()
+    try:
+        view = memoryview(given)
+    except TypeError:
+        # No buffer: a tensor of some library, or any other iterable.
+        given = given.tolist() if hasattr(given, "tolist") else list(given)
+        return array("f", given).tobytes()
+    if view.format == "f" and view.ndim == 1:
+        return view.tobytes()
+    return array("f", view.tolist()).tobytes()
 
 
 def _refuse_infinite(

@@ -106,6 +106,9 @@ class Engine:
                 "aliases": self.catalogue.aliases,
             },
             "info": lambda request, _out: self._info(request["c"]),
+            "spec": lambda request, _out: self.catalogue.collections[
+                self._name(request["c"])
+            ]["spec"],
             "retrieve": lambda request, out: self._shelf(request).retrieve(
                 request, out
             ),
@@ -414,8 +417,8 @@ class Server:
         self,
         client: _Client,
         number: int,
-        answer: Any,
-        raw: bytes = b"",  # noqa: ANN401 - JSON
+        answer: dict[str, Any],
+        raw: bytes = b"",
     ) -> None:
         if client.gone:
             return

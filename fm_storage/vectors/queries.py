@@ -41,7 +41,7 @@ def query_parameters(limit: object, offset: object) -> tuple[int, int]:
     return limit, offset
 
 
-def normal_query(
+def normal_query(  # noqa: C901, PLR0911, PLR0912 - one branch per kind of query
     query: Any,  # noqa: ANN401 - any query
     fusion: str | Mapping[str, object] | None,
     spec: Mapping[str, Any],

@@ -240,12 +240,12 @@ class QdrantStore:
         self, name: str, asked: dict[str, Any], *, add_indexes: bool
     ) -> bool:
         try:
-            found = (await self._backend.info(name))["spec"]
+            found = await self._backend.spec(name)
         except CollectionNotFound:
             if await self._backend.create(name, asked):
                 self._specs[name] = asked
                 return True
-            found = (await self._backend.info(name))["spec"]
+            found = await self._backend.spec(name)
         wrong = differences(asked, found)
         missing = missing_indexes(asked, found)
         if not add_indexes:
@@ -908,7 +908,7 @@ class QdrantStore:
     async def _spec(self, collection: str) -> dict[str, Any]:
         spec = self._specs.get(collection)
         if spec is None:
-            spec = (await self._backend.info(collection))["spec"]
+            spec = await self._backend.spec(collection)
             self._specs[collection] = spec
         return spec
 
