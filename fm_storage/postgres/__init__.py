@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from fm_storage.postgres.connection import Connection
 from fm_storage.postgres.executor import Executor, Record
+from fm_storage.postgres.listen import Notification
 from fm_storage.postgres.pool import Pool
 from fm_storage.postgres.sql import Sql, quote_ident, quote_qualified
+from fm_storage.postgres.statistics import PoolStatistics
 from fm_storage.postgres.transaction import Transaction
 
 __all__ = [
     "Connection",
     "Executor",
+    "Notification",
     "Pool",
+    "PoolStatistics",
     "Record",
     "Sql",
     "Transaction",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -15,9 +16,11 @@ import orjson
 from fm_storage.errors import InvalidRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import asyncpg
 
-__all__ = ["decode_json", "encode_json", "install_codecs"]
+__all__ = ["decode_json", "encode_json", "foreign_codecs", "install_codecs"]
 
 _OIDS = ((114, "json"), (3802, "jsonb"))
 _OPTIONS = orjson.OPT_NON_STR_KEYS
@@ -94,3 +97,32 @@ def install_codecs(raw: asyncpg.Connection[Any]) -> None:
         settings.add_python_codec(
             oid, name, "pg_catalog", [], "scalar", encode_json, decode_json, "text"
         )
+
+
+@contextmanager
+def foreign_codecs(raw: asyncpg.Connection[Any]) -> Iterator[None]:
+    """Lend our codecs to somebody's connection that has none of its own.
+
+    Prepared statements remember the codecs of their time, so the driver's cache
+    is dropped when they change.
+    """
+    driver: Any = raw
+    settings = driver._protocol.get_settings()  # noqa: SLF001 - as above
+    missing = [
+        (oid, name)
+        for oid, name in _OIDS
+        if settings.get_data_codec(oid) is settings.get_data_codec(oid, 0, True)  # noqa: FBT003 - positional in C
+    ]
+    for oid, name in missing:
+        settings.add_python_codec(
+            oid, name, "pg_catalog", [], "scalar", encode_json, decode_json, "text"
+        )
+    if missing:
+        driver._drop_local_statement_cache()  # noqa: SLF001 - as above
+    try:
+        yield
+    finally:
+        for oid, name in missing:
+            settings.remove_python_codec(oid, name, "pg_catalog")
+        if missing and not driver.is_closed():
+            driver._drop_local_statement_cache()  # noqa: SLF001 - as above

@@ -9,7 +9,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from fm_storage.postgres.transaction import Transaction, begin_sql, transaction_on
+from fm_storage.postgres.transaction import (
+    Transaction,
+    begin_sql,
+    savepoint_on,
+    transaction_on,
+)
 from fm_storage.postgres.verbs import Verbs
 
 if TYPE_CHECKING:
@@ -39,10 +44,16 @@ class Connection(Verbs):
         *,
         owner: str,
         command_timeout: float | None,
+        slow_query: float | None = None,
         transaction_class: type[Transaction] = Transaction,
         dedicated: bool = False,
     ) -> None:
-        super().__init__(link, owner=owner, command_timeout=command_timeout)
+        super().__init__(
+            link,
+            owner=owner,
+            command_timeout=command_timeout,
+            slow_query=slow_query,
+        )
         self._transaction_class = transaction_class
         self._dedicated = dedicated
 
@@ -71,15 +82,18 @@ class Connection(Verbs):
         readonly: bool = False,
         deferrable: bool = False,
     ) -> AbstractAsyncContextManager[Transaction]:
-        """Open a transaction on this connection."""
-        if self._link is None:
+        """Open a transaction on this connection, or a savepoint inside one.
+
+        Raises:
+            ConfigurationInvalid: The isolation level is unknown.
+        """
+        link = self._link
+        if link is None:
             raise self._gone()
-        return transaction_on(
-            self,
-            self._link,
-            self._transaction_class,
-            begin_sql(isolation=isolation, readonly=readonly, deferrable=deferrable),
-        )
+        begin = begin_sql(isolation=isolation, readonly=readonly, deferrable=deferrable)
+        if link.raw.is_in_transaction():
+            return savepoint_on(self, link, self._transaction_class)
+        return transaction_on(self, link, self._transaction_class, begin)
 
     def add_termination_listener(self, callback: Callable[[], None]) -> None:
         """Call *callback* once, on the loop, when the connection ends."""
@@ -87,18 +101,22 @@ class Connection(Verbs):
             raise self._gone()
         self._link.raw.add_termination_listener(lambda _raw: callback())
 
-    async def aclose(self, timeout: float = 2.0) -> None:
+    async def aclose(self, timeout: float = 1.0) -> None:
         """Close a dedicated connection; a second call does nothing.
 
         Never takes longer than *timeout*: then, or if cancelled, the socket is
-        closed without the server's answer.
+        closed without the server's answer. A borrowed connection is given back
+        by its block instead, and a forked child closes nothing.
         """
+        if not self._dedicated:
+            return
         link, self._link = self._link, None
-        if link is None or not self._dedicated:
+        if link is None or link.forked:
             return
         try:
-            await asyncio.wait_for(link.raw.close(), timeout)
-        except (Exception, asyncio.CancelledError) as exc:
+            async with asyncio.timeout(timeout):
+                await link.raw.close()
+        except Exception:  # noqa: BLE001, S110 - it is being thrown away
+            pass
+        finally:
             link.raw.terminate()
-            if isinstance(exc, asyncio.CancelledError):
-                raise

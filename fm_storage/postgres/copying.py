@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any
 
-from fm_storage.errors import InvalidRecord
+from fm_storage.errors import InvalidRecord, StorageError
 from fm_storage.postgres.codecs import encode_json
 from fm_storage.postgres.sql import Sql, quote_ident, quote_qualified
 
@@ -18,58 +18,68 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-__all__ = ["BEGIN_READ", "COPY", "ROLLBACK", "copy_records"]
+__all__ = ["Copy"]
 
-COPY = Sql("COPY")
-BEGIN_READ = Sql("BEGIN READ ONLY")
-ROLLBACK = Sql("ROLLBACK")
 _JSON = frozenset({"json", "jsonb"})
 
 
-async def copy_records(
-    raw: asyncpg.Connection[Any],
-    table: str,
-    *,
-    schema: str | None,
-    columns: Sequence[str],
-    records: Iterable[Sequence[Any]] | AsyncIterable[Sequence[Any]],
-    timeout: float | None,
-) -> int:
-    """Write *records* into *table* by binary COPY and return how many.
+class Copy:
+    """One COPY of *records* into *table*.
 
-    Raises:
-        InvalidRecord: A record does not fit; nothing was written.
+    Attributes:
+        sql: The statement, from quoted identifiers.
     """
-    target = quote_qualified(schema, table)
-    names = ", ".join(quote_ident(column) for column in columns)
-    driver: Any = raw
-    described = await driver._get_statement(  # noqa: SLF001 - the only way round text codecs
-        f"SELECT {names} FROM {target} LIMIT 0",  # noqa: S608 - quoted identifiers
-        timeout,
-        ignore_custom_codec=True,
-    )
-    json_at = [
-        at
-        for at, attribute in enumerate(described._get_attributes())  # noqa: SLF001 - as above
-        if attribute.type.name in _JSON
-    ]
-    counted = _Counted(records, json_at)
-    try:
-        tag = await driver._protocol.copy_in(  # noqa: SLF001 - as above
-            f"COPY {target} ({names}) FROM STDIN (FORMAT binary)",
-            None,
-            None,
-            counted,
-            described,
-            timeout,
+
+    def __init__(
+        self,
+        table: str,
+        *,
+        schema: str | None,
+        columns: Sequence[str],
+        records: Iterable[Sequence[Any]] | AsyncIterable[Sequence[Any]],
+    ) -> None:
+        self._target = quote_qualified(schema, table)
+        self._columns = ", ".join(quote_ident(column) for column in columns)
+        self._records = records
+        self.sql = Sql(
+            f"COPY {self._target} ({self._columns}) FROM STDIN (FORMAT binary)"
         )
-    except (TypeError, ValueError, OverflowError, IndexError) as exc:
-        raise InvalidRecord(
-            f"record {counted.index}: a value does not fit its column "
-            f"({type(exc).__name__}); convert it",
-            index=counted.index,
-        ) from exc
-    return int(tag.rpartition(" ")[2])
+
+    async def run(
+        self, raw: asyncpg.Connection[Any], sql: str, *, timeout: float | None
+    ) -> int:
+        """Send the records and return how many there were.
+
+        Raises:
+            InvalidRecord: A record does not fit; nothing was written.
+        """
+        driver: Any = raw
+        described = await driver._get_statement(  # noqa: SLF001 - the only way round text codecs
+            f"SELECT {self._columns} FROM {self._target} LIMIT 0",  # noqa: S608 - quoted
+            timeout,
+            ignore_custom_codec=True,
+        )
+        json_at = [
+            at
+            for at, attribute in enumerate(described._get_attributes())  # noqa: SLF001 - as above
+            if attribute.type.name in _JSON
+        ]
+        kind = _CountedAsync if isinstance(self._records, AsyncIterable) else _Counted
+        counted = kind(self._records, json_at)
+        try:
+            tag: str = await driver._protocol.copy_in(  # noqa: SLF001 - as above
+                sql, None, None, counted, described, timeout
+            )
+        except (TypeError, ValueError, OverflowError, IndexError) as exc:
+            if isinstance(exc, StorageError) and not isinstance(exc, InvalidRecord):
+                raise
+            why = exc if isinstance(exc, InvalidRecord) else type(exc).__name__
+            raise InvalidRecord(
+                f"record {counted.index}: a value does not fit its column ({why}); "
+                "convert it",
+                index=counted.index,
+            ) from exc
+        return int(tag.rpartition(" ")[2])
 
 
 class _Counted:
@@ -83,11 +93,10 @@ class _Counted:
         self.index = -1
         self._records = records
         self._json_at = json_at
-        if isinstance(records, AsyncIterable):
-            self.__class__ = _CountedAsync
 
     def __iter__(self) -> Iterator[Sequence[Any]]:
-        for self.index, record in enumerate(self._records):  # type: ignore[arg-type]  # see __init__
+        for index, record in enumerate(self._records):  # type: ignore[arg-type]  # see Copy
+            self.index = index
             yield self._with_json(record)
 
     def _with_json(self, record: Sequence[Any]) -> Sequence[Any]:
@@ -105,6 +114,6 @@ class _CountedAsync(_Counted):
 
     async def __aiter__(self) -> AsyncIterator[Sequence[Any]]:
         self.index = -1
-        async for record in self._records:  # type: ignore[union-attr]  # see _Counted
+        async for record in self._records:  # type: ignore[union-attr]  # see Copy
             self.index += 1
             yield self._with_json(record)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import ssl
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -65,7 +64,9 @@ _REMEDIES: Mapping[type[QueryFailed], str] = {
     QueryTimeout: "raise the timeout, or make the statement cheaper",
 }
 _LOST = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"})
-_STALE_PLAN = "0A000"
+_UNKNOWN = (
+    "whether the statement took effect is unknown, try again where that is harmless"
+)
 _PARAMETER = re.compile(r"\$(\d+)")
 _ELEMENT = re.compile(r"element #(\d+)")
 
@@ -86,21 +87,22 @@ def translate(
         if getattr(exc, "severity", None) is None:  # raised by the driver itself
             return _from_encoder(exc, args)
         return _from_server(exc, args, owner)
+    if isinstance(exc, asyncpg.InterfaceError):
+        return _from_driver(exc, owner)
+    if isinstance(exc, (OSError, asyncio.IncompleteReadError)):
+        return _from_system(exc, owner)
+    return exc
+
+
+def _from_system(exc: Exception, owner: str) -> StorageError:
+    """Translate what the event loop and the kernel raise."""
     if isinstance(exc, TimeoutError):
         return QueryTimeout(
             f"{owner}: the statement did not end within its timeout and was "
             f"cancelled; {_REMEDIES[QueryTimeout]}"
         )
-    if isinstance(exc, asyncpg.InterfaceError):
-        return _from_driver(exc, args, owner)
-    if isinstance(exc, (ConnectionError, ssl.SSLError, asyncio.IncompleteReadError)):
-        return ConnectionFailed(
-            f"{owner}: the connection broke ({type(exc).__name__}); whether the "
-            "statement took effect is unknown, try again where that is harmless"
-        )
-    if isinstance(exc, OSError):
-        return ConnectionFailed(f"{owner}: {exc.strerror or type(exc).__name__}")
-    return exc
+    why = getattr(exc, "strerror", None) or type(exc).__name__
+    return ConnectionFailed(f"{owner}: the connection broke ({why}); {_UNKNOWN}")
 
 
 def _from_server(
@@ -115,8 +117,7 @@ def _from_server(
             return found
     if state[:2] == "08" or state in _LOST:
         return ConnectionFailed(
-            f"{owner}: the connection broke ({said}); whether the statement took "
-            "effect is unknown, try again where that is harmless",
+            f"{owner}: the connection broke ({said}); {_UNKNOWN}",
             sqlstate=state or None,
         )
     known = _BY_SQLSTATE.get(state)
@@ -137,9 +138,7 @@ def _from_server(
     )
 
 
-def _from_driver(
-    exc: asyncpg.InterfaceError, args: Sequence[Any], owner: str
-) -> StorageError:
+def _from_driver(exc: asyncpg.InterfaceError, owner: str) -> StorageError:
     """Translate what the driver found without asking the server."""
     said = str(exc).splitlines()[0]
     if "argument" in said and "passed" in said:

@@ -6,7 +6,7 @@ the pool, one connection or a transaction.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from asyncpg import Record
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
     from fm_storage.postgres.transaction import Transaction
 
-__all__ = ["Executor", "Record"]
+__all__ = ["Executor", "Record", "Value"]
+
+Value: TypeAlias = Any
+"""A parameter or a column's value: whatever the type in the database maps to."""
 
 
 @runtime_checkable
@@ -31,25 +34,25 @@ class Executor(Protocol):
     """
 
     async def fetch(
-        self, sql: str, /, *args: Any, timeout: float | None = None
+        self, sql: str, /, *args: Value, timeout: float | None = None
     ) -> list[Record]:
         """Run a statement and return all its rows."""
         ...
 
     async def fetchrow(
-        self, sql: str, /, *args: Any, timeout: float | None = None
+        self, sql: str, /, *args: Value, timeout: float | None = None
     ) -> Record | None:
         """Run a statement and return its first row, or None."""
         ...
 
     async def fetchval(
-        self, sql: str, /, *args: Any, column: int = 0, timeout: float | None = None
-    ) -> Any:
+        self, sql: str, /, *args: Value, column: int = 0, timeout: float | None = None
+    ) -> Value:
         """Run a statement and return one value of its first row, or None."""
         ...
 
     async def execute(
-        self, sql: str, /, *args: Any, timeout: float | None = None
+        self, sql: str, /, *args: Value, timeout: float | None = None
     ) -> str:
         """Run a statement and return its tag (``INSERT 0 1``)."""
         ...
@@ -58,7 +61,7 @@ class Executor(Protocol):
         self,
         sql: str,
         /,
-        rows: Iterable[Sequence[Any]],
+        rows: Iterable[Sequence[Value]],
         *,
         timeout: float | None = None,
     ) -> None:
@@ -71,7 +74,7 @@ class Executor(Protocol):
         /,
         *,
         columns: Sequence[str],
-        records: Iterable[Sequence[Any]] | AsyncIterable[Sequence[Any]],
+        records: Iterable[Sequence[Value]] | AsyncIterable[Sequence[Value]],
         schema: str | None = None,
         timeout: float | None = None,
     ) -> int:
@@ -79,7 +82,7 @@ class Executor(Protocol):
         ...
 
     def stream(
-        self, sql: str, /, *args: Any, prefetch: int = 1000
+        self, sql: str, /, *args: Value, prefetch: int = 1000
     ) -> AbstractAsyncContextManager[AsyncIterator[Record]]:
         """Open a server cursor and yield an iterator over its rows."""
         ...

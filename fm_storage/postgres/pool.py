@@ -1,44 +1,58 @@
-"""The pool: a few connections, lent in turn to whoever asks.
+"""The pool as its users see it: its life, borrowing, transactions, numbers.
 
-Apart from the connector because this file is about fairness and bounds, not
-about addresses. State: ``_idle`` holds links nobody uses, ``_waiters`` the
-futures of those who wait, first come first served; ``_size`` counts links that
-are idle, lent or being made. A link is handed to a waiter directly and never
-passes through ``_idle``, so nobody can barge in.
+Apart from the lender, which decides who gets a connection, and from the pool's
+verbs, which are the hot path.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
+import sys
 from contextlib import asynccontextmanager
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from fm_storage.errors import PoolClosed, PoolTimeout, WrongLoop
+from fm_storage.errors import ConfigurationInvalid, PoolClosed, StorageError
+from fm_storage.hooks import outlast
+from fm_storage.postgres import closing, tracing
 from fm_storage.postgres.connection import Connection
 from fm_storage.postgres.connector import Connector
-from fm_storage.postgres.link import Link
-from fm_storage.postgres.reset import RESET_SQL
-from fm_storage.postgres.transaction import Transaction
+from fm_storage.postgres.housekeeping import Housekeeping
+from fm_storage.postgres.joining import join
+from fm_storage.postgres.lender import Lender, Life
+from fm_storage.postgres.link import Lease, Link
+from fm_storage.postgres.listen import Listener, Subscription
+from fm_storage.postgres.pool_verbs import PoolVerbs
+from fm_storage.postgres.statistics import PoolStatistics
+from fm_storage.postgres.transaction import Transaction, is_worth_repeating
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
-    from types import TracebackType
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from types import FrameType, TracebackType
 
+    import asyncpg
     from asyncpg import Record
 
     from fm_storage.config import PostgresConfig
+    from fm_storage.postgres.executor import Value
 
 __all__ = ["Pool"]
 
+T = TypeVar("T")
+_FRAMES = 6
+_LONGEST_PAUSE = 0.5
 
-class Pool:
+
+class Pool(PoolVerbs):
     """Connections to one PostgreSQL, lent first come first served.
 
-    ``transaction_class`` may be replaced before opening by a subclass of
-    ``Transaction``; it is what ``transaction()`` yields.
+    Every verb borrows a connection for itself; ``acquire()`` and
+    ``transaction()`` borrow one for a block. Belongs to the event loop and the
+    process that opened it.
+
+    Attributes:
+        transaction_class: What ``transaction()`` yields; may be replaced by a
+            subclass of ``Transaction`` before opening.
     """
 
     def __init__(
@@ -47,16 +61,12 @@ class Pool:
         self.config = config
         self.name = name
         self.transaction_class: type[Transaction] = Transaction
-        self._connector = Connector(config, dsn=dsn, name=name)
-        self._owner = f"pool {name!r}"
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._state = "not open"
-        self._generation = 0
-        self._size = 0
-        self._idle: deque[Link] = deque()
-        self._lent: set[Link] = set()
-        self._waiters: deque[asyncio.Future[Link]] = deque()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._connector = Connector(config, dsn=dsn)
+        lender = Lender(name, config, self._connector)
+        super().__init__(lender, config)
+        self._housekeeping = Housekeeping(lender)
+        self._listener = Listener(self)
+        self._closed: asyncio.Future[None] | None = None
 
     @property
     def transaction_pooler(self) -> bool:
@@ -68,44 +78,64 @@ class Pool:
         """The server's version as ``180001``; 0 before opening."""
         return self._connector.server_version
 
+    # -- life ------------------------------------------------------------
+
     async def open(self) -> None:
-        """Open the pool: one connection is made, to learn about the server."""
-        if self._state == "open":
+        """Open the pool: one connection is made, to learn about the server.
+
+        A server that is starting up or has no slot free is waited for, at most
+        ``connect_timeout``. If this fails or is cancelled, nothing stays open
+        and it can be called again. Opening an open pool does nothing.
+
+        Raises:
+            ConnectionFailed: No server answered as it should.
+            PoolClosed: The pool was closed; make a new one.
+        """
+        lender = self._lender
+        if lender.life is Life.OPEN:
+            lender.require_open()
             return
-        self._loop = asyncio.get_running_loop()
-        self._size = 1
+        if lender.life is not Life.NEW:
+            raise PoolClosed(self.name, state=lender.life.value)
+        lender.size += 1
         try:
-            link = await self._make()
+            link = await lender.growth.first()
         except BaseException:
-            self._size = 0
+            lender.size -= 1
             raise
-        self._state = "open"
-        self._idle.append(link)
+        lender.home = lender.loop = asyncio.get_running_loop()
+        lender.life = Life.OPEN
+        tracing.switch_on()
+        lender.hand(link)
+        lender.growth.wake()
+        self._housekeeping.begin()
 
     async def aclose(self, timeout: float | None = None) -> None:
-        """Close every connection; borrowers are waited for at most *timeout*."""
-        if self._state != "open":
+        """Close every connection; a second call waits for the first.
+
+        Callers in the queue fail with ``PoolClosed`` at once. Borrowers are
+        waited for at most *timeout* (``close_timeout``) seconds; then each is
+        named in the log, with the place it borrowed at, and its connection is
+        cut. If cancelled, closing goes on to its end first.
+        """
+        lender = self._lender
+        if lender.forked or lender.life is Life.NEW:
+            lender.life = Life.CLOSED
             return
-        self._state = "closed"
-        deadline = monotonic() + (
-            self.config.close_timeout if timeout is None else timeout
-        )
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_exception(PoolClosed(self.name))
-        self._waiters.clear()
-        while self._lent and monotonic() < deadline:
-            await asyncio.sleep(0.01)
-        for link in self._lent:
-            link.raw.terminate()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=max(0.1, deadline - monotonic()))
-        while self._idle:
-            link = self._idle.pop()
-            try:
-                await asyncio.wait_for(link.raw.close(), 1.0)
-            except TimeoutError:
-                link.raw.terminate()
+        if lender.home is not asyncio.get_running_loop():
+            if lender.life is Life.CLOSED:
+                return
+            raise lender.refusal()
+        limit = self.config.close_timeout if timeout is None else timeout
+        if self._closed is None:
+            self._closed = asyncio.ensure_future(self._close(limit))
+        closed = self._closed
+        await outlast(lambda: closing.wait_for(closed), timeout=limit + 1.0)
+
+    async def _close(self, limit: float) -> None:
+        self._housekeeping.end()
+        await self._listener.aclose()
+        await closing.close(self._lender, limit)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -119,6 +149,120 @@ class Pool:
     ) -> None:
         await self.aclose()
 
+    async def drain(self) -> None:
+        """Replace every connection: idle ones now, lent ones when they return.
+
+        For after a migration or a failover. Nobody is interrupted.
+        """
+        self._lender.require_open()
+        self._lender.renew("drain() was called")
+
+    # -- borrowing -------------------------------------------------------
+
+    def acquire(self, timeout: float | None = None) -> Acquire:
+        """Borrow a connection for an ``async with`` block.
+
+        Raises (on entering):
+            PoolTimeout: None became free within *timeout* (``acquire_timeout``).
+            ConnectionFailed: None could be made in that time.
+        """
+        return Acquire(
+            self, self.config.acquire_timeout if timeout is None else timeout
+        )
+
+    @asynccontextmanager
+    async def transaction(
+        self,
+        *,
+        isolation: str | None = None,
+        readonly: bool = False,
+        deferrable: bool = False,
+        connection: asyncpg.Connection[Any] | None = None,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Transaction]:
+        """Borrow a connection and run the block in a transaction.
+
+        With *connection*, a raw asyncpg connection that the caller owns, the
+        block runs there instead: in a transaction of its own, or in a savepoint
+        if one is open. It is neither closed nor given back.
+        """
+        if connection is not None:
+            async with join(
+                connection,
+                self.transaction_class,
+                owner=self._owner,
+                config=self.config,
+                isolation=isolation,
+                readonly=readonly,
+                deferrable=deferrable,
+            ) as joined:
+                yield joined
+            return
+        async with (
+            self.acquire(timeout) as borrowed,
+            borrowed.transaction(
+                isolation=isolation, readonly=readonly, deferrable=deferrable
+            ) as transaction,
+        ):
+            yield transaction
+
+    @asynccontextmanager
+    async def stream(
+        self, sql: str, /, *args: Value, prefetch: int = 1000
+    ) -> AsyncIterator[AsyncIterator[Record]]:
+        """Borrow a connection and open a server cursor on it.
+
+        The block gets an iterator over the rows. Leaving it early, for any
+        reason, leaves nothing open.
+        """
+        async with (
+            self.acquire() as connection,
+            connection.stream(sql, *args, prefetch=prefetch) as rows,
+        ):
+            yield rows
+
+    async def run_in_transaction(
+        self,
+        fn: Callable[[Any], Awaitable[T]],
+        *,
+        isolation: str | None = "serializable",
+        readonly: bool = False,
+        deferrable: bool = False,
+        attempts: int = 10,
+    ) -> T:
+        """Run ``await fn(transaction)`` and commit; repeat all of it at need.
+
+        It is repeated, with growing random pauses, when concurrent transactions
+        could not be ordered (40001), deadlocked (40P01), met a changed table
+        with a cached plan, or lost the connection before COMMIT was sent. So
+        *fn* must be harmless to run again: its own effects outside the
+        transaction are not undone.
+
+        Raises:
+            SerializationFailed: Also the last of *attempts* failed.
+            DeadlockDetected: The same.
+        """
+        if attempts < 1:
+            raise ConfigurationInvalid("attempts", f"{attempts} is below 1")
+        for attempt in range(1, attempts + 1):
+            committing = False
+            try:
+                async with self.transaction(
+                    isolation=isolation, readonly=readonly, deferrable=deferrable
+                ) as transaction:
+                    result = await fn(transaction)
+                    committing = True
+            except StorageError as error:
+                if attempt == attempts or not is_worth_repeating(
+                    error, committing=committing
+                ):
+                    raise
+            else:
+                return result
+            pause = min(_LONGEST_PAUSE, 0.002 * 2**attempt)
+            await asyncio.sleep(pause * random.random())  # noqa: S311 - jitter, no secret
+        raise AssertionError  # the last attempt returned or raised
+
     async def connect(
         self,
         purpose: str,
@@ -128,242 +272,98 @@ class Pool:
     ) -> Connection:
         """Make a connection outside the pool; the caller closes it.
 
+        Works as long as the pool's loop runs, whether the pool is open or not.
+
         Args:
             purpose: Shown in ``application_name`` (``lease``, ``listen``).
             dsn: Another address, for example past a pooler.
             settings: Server settings of this connection.
+
+        Raises:
+            ConnectionFailed: No server answered as it should.
         """
         raw = await self._connector.connect(purpose, dsn=dsn, settings=settings)
         return Connection(
-            Link(raw, generation=0, expires=float("inf")),
+            Link(raw),
             owner=f"{self._owner} ({purpose})",
             command_timeout=self.config.command_timeout,
+            slow_query=self.config.slow_query,
             transaction_class=self.transaction_class,
             dedicated=True,
         )
 
-    # -- lending ---------------------------------------------------------
+    def listen(self, channel: str) -> Subscription:
+        """Listen on *channel*: an async iterator over ``Notification``.
 
-    def _check(self) -> None:
-        if self._state != "open":
-            raise PoolClosed(self.name, state=self._state)
-        if self._loop is not asyncio.get_running_loop():
-            raise WrongLoop(self._owner)
+        One connection outside the pool serves all channels. It is made again
+        after a loss; the first notification after that has ``missed=True`` and
+        no payload, for what was sent meanwhile is gone.
 
-    async def _make(self) -> Link:
-        raw = await self._connector.connect()
-        lifetime = self.config.max_lifetime * random.uniform(0.9, 1.0)  # noqa: S311 - jitter
-        return Link(raw, generation=self._generation, expires=monotonic() + lifetime)
-
-    async def _take(self, timeout: float | None) -> Link:
-        self._check()
-        while self._idle:
-            link = self._idle.pop()
-            if not link.raw.is_closed():
-                self._lent.add(link)
-                return link
-            self._size -= 1
-        if self._size < self.config.max_size:
-            self._size += 1
-            try:
-                link = await self._make()
-            except BaseException:
-                self._size -= 1
-                raise
-            self._lent.add(link)
-            return link
-        return await self._wait(timeout)
-
-    async def _wait(self, timeout: float | None) -> Link:
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[Link] = loop.create_future()
-        self._waiters.append(waiter)
-        started = monotonic()
-        limit = self.config.acquire_timeout if timeout is None else timeout
-        try:
-            async with asyncio.timeout(limit):
-                return await waiter
-        except BaseException as exc:
-            if waiter.done() and not waiter.cancelled() and not waiter.exception():
-                self._give(waiter.result())
-            elif waiter in self._waiters:
-                self._waiters.remove(waiter)
-            if isinstance(exc, TimeoutError):
-                raise PoolTimeout(
-                    self.name,
-                    waited=monotonic() - started,
-                    in_use=len(self._lent),
-                    size=self.config.max_size,
-                    waiting=len(self._waiters),
-                ) from None
-            raise
-
-    def _give(self, link: Link) -> None:
-        """Take *link* back: to the next waiter, to the idle ones, or away."""
-        self._lent.discard(link)
-        link.lease = None
-        raw = link.raw
-        if raw.is_closed() or link.doubtful or self._state != "open":
-            raw.terminate()
-            self._size -= 1
-            self._replace()
-            return
-        if link.dirty or raw.is_in_transaction() or raw._protocol._is_cancelling():  # noqa: SLF001
-            task = asyncio.get_running_loop().create_task(self._mend(link))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            return
-        self._hand(link)
-
-    def _hand(self, link: Link) -> None:
-        link.idle_since = monotonic()
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                self._lent.add(link)
-                waiter.set_result(link)
-                return
-        self._idle.append(link)
-
-    async def _mend(self, link: Link) -> None:
-        try:
-            async with asyncio.timeout(self.config.check_timeout):
-                if link.raw.is_in_transaction():
-                    await link.raw.execute("ROLLBACK")
-                await link.raw.execute(RESET_SQL)
-        except Exception:  # noqa: BLE001 - whatever is wrong, it is not lent again
-            link.raw.terminate()
-            self._size -= 1
-            self._replace()
-        else:
-            link.dirty = False
-            self._hand(link)
-
-    def _replace(self) -> None:
-        """Make a link for whoever still waits after one was lost."""
-        if self._waiters and self._size < self.config.max_size:
-            self._size += 1
-            task = asyncio.get_running_loop().create_task(self._fill())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _fill(self) -> None:
-        try:
-            link = await self._make()
-        except Exception as exc:  # noqa: BLE001 - handed to a waiter
-            self._size -= 1
-            while self._waiters:
-                waiter = self._waiters.popleft()
-                if not waiter.done():
-                    waiter.set_exception(exc)
-                    break
-            return
-        self._hand(link)
-
-    # -- borrowing -------------------------------------------------------
-
-    @asynccontextmanager
-    async def acquire(self, timeout: float | None = None) -> AsyncIterator[Connection]:
-        """Borrow a connection for the block.
-
-        Raises:
-            PoolTimeout: None became free within *timeout* (``acquire_timeout``).
+        Raises (on entering or at the first iteration):
+            ConfigurationInvalid: A transaction pooler is in the way.
         """
-        link = await self._take(timeout)
-        lease = Connection(
+        return self._listener.subscribe(channel)
+
+    # -- numbers ---------------------------------------------------------
+
+    def statistics(self) -> PoolStatistics:
+        """Return a snapshot of the pool; no I/O."""
+        return closing.snapshot(self._lender)
+
+
+class Acquire:
+    """What ``Pool.acquire()`` returns: enter it to borrow, leave it to give back."""
+
+    __slots__ = ("_connection", "_limit", "_link", "_pool")
+
+    def __init__(self, pool: Pool, limit: float) -> None:
+        self._pool = pool
+        self._limit = limit
+        self._link: Link | None = None
+        self._connection: Connection | None = None
+
+    async def __aenter__(self) -> Connection:
+        pool = self._pool
+        lender = pool._lender  # noqa: SLF001 - same room
+        link = lender.take_now() or await lender.take(self._limit)
+        link.lease = Lease(asyncio.current_task(), _borrower(sys._getframe(1)))  # noqa: SLF001 - extract_stack() is too dear
+        if lender.always_reset:
+            link.dirty = True
+        config = pool.config
+        self._link = link
+        self._connection = Connection(
             link,
-            owner=self._owner,
-            command_timeout=self.config.command_timeout,
-            transaction_class=self.transaction_class,
+            owner=lender.owner,
+            command_timeout=config.command_timeout,
+            slow_query=config.slow_query,
+            transaction_class=pool.transaction_class,
         )
-        link.lease = lease
-        try:
-            yield lease
-        finally:
-            lease._link = None  # noqa: SLF001 - same room
-            self._give(link)
+        return self._connection
 
-    @asynccontextmanager
-    async def transaction(
+    async def __aexit__(
         self,
-        *,
-        isolation: str | None = None,
-        readonly: bool = False,
-        deferrable: bool = False,
-        timeout: float | None = None,
-    ) -> AsyncIterator[Transaction]:
-        """Borrow a connection and run the block in a transaction."""
-        async with (
-            self.acquire(timeout) as connection,
-            connection.transaction(
-                isolation=isolation, readonly=readonly, deferrable=deferrable
-            ) as transaction,
-        ):
-            yield transaction
-
-    async def fetch(
-        self, sql: str, /, *args: Any, timeout: float | None = None
-    ) -> list[Record]:
-        """Run a statement and return all its rows."""
-        async with self.acquire(timeout) as connection:
-            return await connection.fetch(sql, *args, timeout=timeout)
-
-    async def fetchrow(
-        self, sql: str, /, *args: Any, timeout: float | None = None
-    ) -> Record | None:
-        """Run a statement and return its first row, or None."""
-        async with self.acquire(timeout) as connection:
-            return await connection.fetchrow(sql, *args, timeout=timeout)
-
-    async def fetchval(
-        self, sql: str, /, *args: Any, column: int = 0, timeout: float | None = None
-    ) -> Any:  # noqa: ANN401 - whatever the column holds
-        """Run a statement and return one value of its first row, or None."""
-        async with self.acquire(timeout) as connection:
-            return await connection.fetchval(sql, *args, column=column, timeout=timeout)
-
-    async def execute(
-        self, sql: str, /, *args: Any, timeout: float | None = None
-    ) -> str:
-        """Run a statement, or without parameters several, and return the tag."""
-        async with self.acquire(timeout) as connection:
-            return await connection.execute(sql, *args, timeout=timeout)
-
-    async def executemany(
-        self,
-        sql: str,
-        /,
-        rows: Iterable[Sequence[Any]],
-        *,
-        timeout: float | None = None,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
-        """Run a statement once for each row of parameters, all or none."""
-        async with self.acquire(timeout) as connection:
-            await connection.executemany(sql, rows, timeout=timeout)
+        link, connection = self._link, self._connection
+        self._link = self._connection = None
+        if link is None or connection is None:
+            return
+        connection._link = None  # noqa: SLF001 - same room
+        self._pool._lender.give(link)  # noqa: SLF001 - same room
 
-    async def copy_records(
-        self,
-        table: str,
-        /,
-        *,
-        columns: Sequence[str],
-        records: Iterable[Sequence[Any]] | AsyncIterable[Sequence[Any]],
-        schema: str | None = None,
-        timeout: float | None = None,
-    ) -> int:
-        """Write rows by COPY, all or none, and return how many."""
-        async with self.acquire() as connection:
-            return await connection.copy_records(
-                table, columns=columns, records=records, schema=schema, timeout=timeout
-            )
 
-    @asynccontextmanager
-    async def stream(
-        self, sql: str, /, *args: Any, prefetch: int = 1000
-    ) -> AsyncIterator[AsyncIterator[Record]]:
-        """Open a server cursor and yield an iterator over its rows."""
-        async with (
-            self.acquire() as connection,
-            connection.stream(sql, *args, prefetch=prefetch) as rows,
+def _borrower(frame: FrameType | None) -> list[tuple[str, int, str]]:
+    """Return the innermost frames outside this package and asyncio."""
+    frames: list[tuple[str, int, str]] = []
+    while frame is not None and len(frames) < _FRAMES:
+        code = frame.f_code
+        if code.co_filename.endswith("asyncio/events.py"):
+            break
+        if "fm_storage/postgres/" not in code.co_filename and not (
+            code.co_filename.endswith("/contextlib.py")
         ):
-            yield rows
+            frames.append((code.co_filename, frame.f_lineno, code.co_qualname))
+        frame = frame.f_back
+    return frames

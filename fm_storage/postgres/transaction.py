@@ -9,32 +9,40 @@ from __future__ import annotations
 import asyncio
 import itertools
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from fm_storage.errors import ConfigurationInvalid, QueryFailed
+from fm_storage.errors import ConfigurationInvalid, ConnectionFailed, QueryFailed
 from fm_storage.postgres.sql import Sql
 from fm_storage.postgres.verbs import Verbs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
 
     from fm_storage.postgres.link import Link
 
-__all__ = ["Transaction", "begin_sql", "transaction_on"]
+__all__ = ["Transaction", "begin_sql", "savepoint_on", "transaction_on"]
 
 _ISOLATION = {
     "read_committed": "READ COMMITTED",
     "repeatable_read": "REPEATABLE READ",
     "serializable": "SERIALIZABLE",
 }
+_GOODBYE = 0.4
+"""A ROLLBACK takes no time; a server that needs longer has stopped answering."""
+T = TypeVar("T", bound="Transaction")
 _numbers = itertools.count(1)
 
 
-def begin_sql(*, isolation: str | None, readonly: bool, deferrable: bool) -> Sql:
+def begin_sql(
+    *, isolation: str | None = None, readonly: bool = False, deferrable: bool = False
+) -> Sql:
     """Return the BEGIN for these options.
 
     Raises:
         ConfigurationInvalid: The isolation level is unknown.
+
+    See https://www.postgresql.org/docs/current/sql-begin.html.
     """
     words = ["BEGIN"]
     if isolation is not None:
@@ -62,9 +70,11 @@ class Transaction(Verbs):
 
     _what = "transaction"
 
-    def savepoint(self) -> Any:  # noqa: ANN401 - async context manager of this type
+    def savepoint(self) -> AbstractAsyncContextManager[Self]:
         """Open a savepoint: what its block did is undone if it fails."""
-        return self._savepoint()
+        if self._link is None:
+            raise self._gone()
+        return savepoint_on(self, self._link, type(self))
 
     def transaction(
         self,
@@ -72,62 +82,45 @@ class Transaction(Verbs):
         isolation: str | None = None,
         readonly: bool = False,
         deferrable: bool = False,
-    ) -> Any:  # noqa: ANN401 - async context manager of this type
-        """Open a savepoint; the options belong to the outermost transaction."""
+    ) -> AbstractAsyncContextManager[Self]:
+        """Open a savepoint; the options belong to the outermost transaction.
+
+        Raises:
+            ConfigurationInvalid: An option was given.
+        """
         if isolation is not None or readonly or deferrable:
             raise ConfigurationInvalid(
                 "transaction",
                 "isolation, readonly and deferrable are set by the outermost "
                 "transaction; leave them out here",
             )
-        return self._savepoint()
+        return self.savepoint()
 
-    @asynccontextmanager
-    async def _savepoint(self) -> AsyncIterator[Transaction]:
-        link = self._link
-        if link is None:
-            raise self._gone()
-        name = f"fm_{next(_numbers)}"
-        await self.execute(Sql(f"SAVEPOINT {name}"))
-        inner = self._again(link)
-        try:
-            yield inner
-        except BaseException:
-            inner._link = None
-            if not link.raw.is_closed():
-                await _finish(
-                    self, f"ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}"
-                )
-            raise
-        inner._link = None
-        await self.execute(Sql(f"RELEASE SAVEPOINT {name}"))
 
-    def _again(self, link: Link) -> Transaction:
-        return type(self)(
-            link, owner=self._owner, command_timeout=self._command_timeout
-        )
+def _inside(outer: Verbs, link: Link, kind: type[T]) -> T:
+    return kind(
+        link,
+        owner=outer._owner,  # noqa: SLF001 - same room
+        command_timeout=outer._command_timeout,  # noqa: SLF001 - same room
+        slow_query=outer._slow_query,  # noqa: SLF001 - same room
+    )
 
 
 @asynccontextmanager
 async def transaction_on(
-    outer: Verbs,
-    link: Link,
-    kind: type[Transaction],
-    begin: Sql,
-) -> AsyncIterator[Transaction]:
+    outer: Verbs, link: Link, kind: type[T], begin: Sql
+) -> AsyncIterator[T]:
     """Run BEGIN on *link*, yield a transaction, and end it on every path."""
     await outer.execute(begin)
-    inner = kind(link, owner=outer._owner, command_timeout=outer._command_timeout)  # noqa: SLF001 - same room
+    inner = _inside(outer, link, kind)
     try:
         yield inner
     except BaseException:
         inner._link = None  # noqa: SLF001 - same room
-        if not link.raw.is_closed():
-            await _finish(outer, "ROLLBACK")
+        await _undo(outer, link, "ROLLBACK")
         raise
     inner._link = None  # noqa: SLF001 - same room
-    tag = await outer.execute(Sql("COMMIT"))
-    if tag == "ROLLBACK":
+    if await outer.execute(Sql("COMMIT")) == "ROLLBACK":
         raise QueryFailed(
             "transaction: the server rolled it back because a statement in it "
             "had failed; let that error leave the block",
@@ -135,19 +128,63 @@ async def transaction_on(
         )
 
 
-async def _finish(verbs: Verbs, sql: str) -> None:
-    """Roll back although the block failed; a failure here marks the link.
-
-    The error that leaves the block is the caller's, so one of the rollback is
-    not raised over it: the connection is never lent again instead.
-    """
-    link = verbs._link  # noqa: SLF001 - same room
-    task = asyncio.ensure_future(verbs.execute(Sql(sql), timeout=5.0))
+@asynccontextmanager
+async def savepoint_on(outer: Verbs, link: Link, kind: type[T]) -> AsyncIterator[T]:
+    """Run SAVEPOINT on *link*, yield a transaction, and end it on every path."""
+    name = f"fm_{next(_numbers)}"
+    await outer.execute(Sql(f"SAVEPOINT {name}"))
+    inner = _inside(outer, link, kind)
     try:
-        await asyncio.shield(task)
+        yield inner
+    except BaseException:
+        inner._link = None  # noqa: SLF001 - same room
+        await _undo(
+            outer, link, f"ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}"
+        )
+        raise
+    inner._link = None  # noqa: SLF001 - same room
+    await outer.execute(Sql(f"RELEASE SAVEPOINT {name}"))
+
+
+async def _undo(verbs: Verbs, link: Link, sql: str) -> None:
+    """Roll back because the block failed.
+
+    The error that leaves the block is the caller's, so a failure in here is
+    not raised over it: the connection is closed and never lent again, which
+    rolls back as well. The same if it is cancelled, or takes too long.
+    """
+    if link.raw.is_closed() or link.forked:
+        return
+    work = asyncio.ensure_future(verbs.execute(Sql(sql), timeout=_GOODBYE))
+    try:
+        await asyncio.shield(work)
     except asyncio.CancelledError:
-        await asyncio.wait({task}, timeout=5.0)
+        await asyncio.wait({work}, timeout=_GOODBYE)
+        if not work.done() or work.cancelled() or work.exception() is not None:
+            _give_up(link)
         raise
     except Exception:  # noqa: BLE001 - see the docstring
-        if link is not None:
-            link.doubtful = True
+        _give_up(link)
+
+
+def _give_up(link: Link) -> None:
+    link.doubtful = True
+    link.raw.terminate()
+
+
+def is_worth_repeating(error: Exception, *, committing: bool) -> bool:
+    """Whether running the whole transaction again is safe and may help.
+
+    A connection lost before COMMIT was sent rolled everything back; lost at
+    COMMIT, the outcome is unknown, and only the caller can look.
+    """
+    if isinstance(error, ConnectionFailed):
+        return error.retryable and not committing
+    if isinstance(error, QueryFailed):
+        return error.sqlstate in _REPEATED or (
+            error.sqlstate == "0A000" and error.retryable
+        )
+    return False
+
+
+_REPEATED = frozenset({"40001", "40P01", "25006"})

@@ -6,26 +6,31 @@ task at a time, nothing after release, driver errors translated.
 
 from __future__ import annotations
 
-import asyncio
 import math
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, cast
+from asyncio import current_task, get_running_loop
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 
-from fm_storage.errors import ConnectionBusy, ConnectionReleased
-from fm_storage.postgres import copying
+import asyncpg
+
+from fm_storage.errors import ConnectionBusy, ConnectionReleased, StorageError
+from fm_storage.postgres import copying, tracing
 from fm_storage.postgres.errors import translate
 from fm_storage.postgres.reset import is_lean
+from fm_storage.postgres.slow import log_slow
 from fm_storage.postgres.sql import plain
+from fm_storage.postgres.stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncIterable, Iterable, Sequence
 
-    import asyncpg
     from asyncpg import Record
 
+    from fm_storage.postgres.executor import Value
     from fm_storage.postgres.link import Link
 
-__all__ = ["Verbs"]
+__all__ = ["EXECUTE", "EXECUTEMANY", "FETCH", "FETCHROW", "Verbs"]
 
 
 class Verbs:
@@ -34,112 +39,129 @@ class Verbs:
     _what = "connection"
 
     def __init__(
-        self, link: Link, *, owner: str, command_timeout: float | None
+        self,
+        link: Link,
+        *,
+        owner: str,
+        command_timeout: float | None,
+        slow_query: float | None = None,
     ) -> None:
         self._link: Link | None = link
         self._owner = owner
         self._command_timeout = command_timeout
+        self._slow_query = slow_query
 
-    def _enter(self, sql: str) -> asyncpg.Connection[Any]:
+    # -- the one way in --------------------------------------------------
+
+    def _enter(self, sql: str) -> Link:
         """Claim the link for the running task; ``_leave()`` gives it back."""
         link = self._link
         if link is None:
             raise self._gone()
+        if link.loop is not get_running_loop():
+            raise link.refusal(self._owner)
         if link.task is not None:
+            mine = current_task()
             raise ConnectionBusy(
-                f"{self._owner}: {self._what} is running a statement of task "
+                f"{self._owner}: this {self._what} is running a statement of task "
                 f"{link.task.get_name()!r} while "
-                f"{_task_name()!r} wants to run another; acquire one connection "
-                "per task"
+                f"{mine.get_name() if mine else '?'!r} wants to run another; "
+                "acquire one connection per task"
             )
         if not link.dirty and not is_lean(sql):
             link.dirty = True
-        link.task = asyncio.current_task()
-        return link.raw
+        link.task = current_task()
+        return link
 
-    def _leave(self) -> None:
-        if self._link is not None:
-            self._link.task = None
+    async def _run(
+        self,
+        call: Callable[..., Awaitable[Any]],
+        sql: str,
+        args: Sequence[Any],
+        timeout: float | None,
+    ) -> Any:  # noqa: ANN401 - whatever the call returns
+        """Run one call of the driver under the rules of this room."""
+        link = self._enter(sql)
+        if timeout is None:
+            timeout = self._command_timeout
+        elif timeout == math.inf:
+            timeout = None
+        started = monotonic()
+        span = tracing.start(sql, link.raw) if tracing.active else None
+        try:
+            return await call(link.raw, plain(sql), *args, timeout=timeout)
+        except BaseException as exc:
+            error = self._failed(link, exc, args)
+            if span is not None:
+                tracing.fail(span, error)
+            if error is exc:
+                raise
+            raise error from exc
+        finally:
+            link.task = None
+            if span is not None:
+                span.end()
+            slow = self._slow_query
+            if slow is not None and monotonic() - started > slow:
+                log_slow(self._owner, sql, monotonic() - started)
 
-    def _gone(self) -> Exception:
+    def _failed(
+        self, link: Link, exc: BaseException, args: Sequence[Any]
+    ) -> BaseException:
+        """Translate, and let the lender learn from it."""
+        if not isinstance(exc, Exception):
+            return exc
+        error = translate(exc, args, owner=self._owner)
+        if isinstance(error, StorageError) and link.lender is not None:
+            link.lender.note(link, error)
+        return error
+
+    def _gone(self) -> ConnectionReleased:
         return ConnectionReleased(
             f"{self._owner}: this {self._what} was already given back; use it "
             "inside its 'async with' block"
         )
 
-    def _deadline(self, timeout: float | None) -> float | None:
-        if timeout is None:
-            return self._command_timeout
-        return None if timeout == math.inf else timeout
+    # -- the verbs -------------------------------------------------------
 
     async def fetch(
-        self, sql: str, /, *args: Any, timeout: float | None = None
+        self, sql: str, /, *args: Value, timeout: float | None = None
     ) -> list[Record]:
         """Run a statement and return all its rows."""
-        raw = self._enter(sql)
-        try:
-            return await raw.fetch(plain(sql), *args, timeout=self._deadline(timeout))
-        except Exception as exc:
-            raise self._failed(exc, args) from exc
-        finally:
-            self._leave()
+        rows: list[Record] = await self._run(FETCH, sql, args, timeout)
+        return rows
 
     async def fetchrow(
-        self, sql: str, /, *args: Any, timeout: float | None = None
+        self, sql: str, /, *args: Value, timeout: float | None = None
     ) -> Record | None:
         """Run a statement and return its first row, or None."""
-        raw = self._enter(sql)
-        try:
-            return await raw.fetchrow(
-                plain(sql), *args, timeout=self._deadline(timeout)
-            )
-        except Exception as exc:
-            raise self._failed(exc, args) from exc
-        finally:
-            self._leave()
+        row: Record | None = await self._run(FETCHROW, sql, args, timeout)
+        return row
 
     async def fetchval(
-        self, sql: str, /, *args: Any, column: int = 0, timeout: float | None = None
-    ) -> Any:  # noqa: ANN401 - whatever the column holds
+        self, sql: str, /, *args: Value, column: int = 0, timeout: float | None = None
+    ) -> Value:
         """Run a statement and return one value of its first row, or None."""
-        raw = self._enter(sql)
-        try:
-            return await raw.fetchval(
-                plain(sql), *args, column=column, timeout=self._deadline(timeout)
-            )
-        except Exception as exc:
-            raise self._failed(exc, args) from exc
-        finally:
-            self._leave()
+        row = await self._run(FETCHROW, sql, args, timeout)
+        return None if row is None else row[column]
 
     async def execute(
-        self, sql: str, /, *args: Any, timeout: float | None = None
+        self, sql: str, /, *args: Value, timeout: float | None = None
     ) -> str:
         """Run a statement, or without parameters several, and return the tag."""
-        raw = self._enter(sql)
-        try:
-            return await raw.execute(plain(sql), *args, timeout=self._deadline(timeout))
-        except Exception as exc:
-            raise self._failed(exc, args) from exc
-        finally:
-            self._leave()
+        tag: str = await self._run(EXECUTE, sql, args, timeout)
+        return tag
 
     async def executemany(
         self,
         sql: str,
         /,
-        rows: Iterable[Sequence[Any]],
+        rows: Iterable[Sequence[Value]],
         *,
         timeout: float | None = None,
     ) -> None:
         """Run a statement once for each row of parameters, all or none."""
-        raw = self._enter(sql)
-        try:
-            await raw.executemany(plain(sql), rows, timeout=self._deadline(timeout))
-        except Exception as exc:
-            raise self._failed(exc, ()) from exc
-        finally:
-            self._leave()
+        await self._run(EXECUTEMANY, sql, (rows,), timeout)
 
     async def copy_records(
         self,
@@ -147,7 +169,7 @@ class Verbs:
         /,
         *,
         columns: Sequence[str],
-        records: Iterable[Sequence[Any]] | AsyncIterable[Sequence[Any]],
+        records: Iterable[Sequence[Value]] | AsyncIterable[Sequence[Value]],
         schema: str | None = None,
         timeout: float | None = None,
     ) -> int:
@@ -155,71 +177,25 @@ class Verbs:
 
         Without a timeout of its own a COPY may take as long as it needs.
         """
-        raw = self._enter(copying.COPY)
-        try:
-            return await copying.copy_records(
-                raw,
-                table,
-                schema=schema,
-                columns=columns,
-                records=records,
-                timeout=None if timeout is None else self._deadline(timeout),
-            )
-        except Exception as exc:
-            raise self._failed(exc, ()) from exc
-        finally:
-            self._leave()
+        job = copying.Copy(table, schema=schema, columns=columns, records=records)
+        done: int = await self._run(
+            job.run, job.sql, (), math.inf if timeout is None else timeout
+        )
+        return done
 
-    @asynccontextmanager
-    async def stream(
-        self, sql: str, /, *args: Any, prefetch: int = 1000
-    ) -> AsyncIterator[AsyncIterator[Record]]:
-        """Open a server cursor and yield an iterator over its rows.
+    def stream(self, sql: str, /, *args: Value, prefetch: int = 1000) -> Stream:
+        """Open a server cursor; the block gets an iterator over its rows.
 
-        The cursor lives in a transaction, opened if there is none. Leaving the
-        block early, for any reason, leaves nothing open.
+        The cursor lives in a transaction, opened read-only if there is none.
+        No timeout applies. Leaving the block early, for any reason, leaves
+        nothing open.
         """
-        link = self._link
-        if link is None:
-            raise self._gone()
-        if link.raw.is_in_transaction():
-            async with self._rows(sql, args, prefetch) as rows:
-                yield rows
-            return
-        await self.execute(copying.BEGIN_READ)
-        try:
-            async with self._rows(sql, args, prefetch) as rows:
-                yield rows
-        finally:
-            if not link.raw.is_closed():
-                await asyncio.shield(self.execute(copying.ROLLBACK))
-
-    @asynccontextmanager
-    async def _rows(
-        self, sql: str, args: tuple[Any, ...], prefetch: int
-    ) -> AsyncIterator[AsyncIterator[Record]]:
-        self._enter(sql)
-        self._leave()
-        rows = self._iterate(sql, args, prefetch)
-        try:
-            yield rows
-        finally:
-            await rows.aclose()  # type: ignore[attr-defined]  # an async generator
-
-    async def _iterate(
-        self, sql: str, args: tuple[Any, ...], prefetch: int
-    ) -> AsyncIterator[Record]:
-        raw = cast("asyncpg.Connection[Any]", self._link and self._link.raw)
-        try:
-            async for row in raw.cursor(plain(sql), *args, prefetch=prefetch):
-                yield row
-        except Exception as exc:
-            raise self._failed(exc, args) from exc
-
-    def _failed(self, exc: Exception, args: Sequence[Any]) -> BaseException:
-        return translate(exc, args, owner=self._owner)
+        return Stream(self, sql, args, prefetch)
 
 
-def _task_name() -> str:
-    task = asyncio.current_task()
-    return task.get_name() if task else "?"
+# The driver's methods, to be called with a connection. A joined connection may
+# be the driver's pool proxy, which forwards them by name.
+FETCH: Callable[..., Awaitable[Any]] = asyncpg.Connection.fetch
+FETCHROW: Callable[..., Awaitable[Any]] = asyncpg.Connection.fetchrow
+EXECUTE: Callable[..., Awaitable[Any]] = asyncpg.Connection.execute
+EXECUTEMANY: Callable[..., Awaitable[Any]] = asyncpg.Connection.executemany

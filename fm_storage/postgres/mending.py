@@ -1,0 +1,74 @@
+"""What is done to a connection between two borrowers, off everyone's path.
+
+Apart because it is the only part of lending that talks to the server: roll
+back, reset, or say goodbye. Each is bounded; a connection that does not answer
+in time is dropped without ceremony and its slot freed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from fm_storage.postgres.reset import RESET_SQL
+
+if TYPE_CHECKING:
+    from fm_storage.postgres.lender import Lender
+    from fm_storage.postgres.link import Link
+
+__all__ = ["mend", "say_goodbye"]
+
+_GOODBYE = 1.0
+
+
+async def mend(lender: Lender, link: Link) -> None:
+    """Make *link* as good as new and lend it on, or drop it."""
+    try:
+        await _clean(link, lender)
+    except asyncio.CancelledError:
+        _drop(lender, link)
+        raise
+    except Exception:  # noqa: BLE001 - whatever is wrong, it is not lent again
+        _drop(lender, link)
+        return
+    lender.mending.discard(link)
+    lender.give(link)
+
+
+async def _clean(link: Link, lender: Lender) -> None:
+    limit = lender.config.check_timeout
+    raw: Any = link.raw
+    # A cancelled statement is over only when the server has said so; before
+    # that the transaction status is yesterday's.
+    await raw._protocol._wait_for_cancellation(limit)  # noqa: SLF001 - the driver's own bounded wait
+    words = []
+    if raw.is_in_transaction():
+        words.append("ROLLBACK")
+    # Behind a transaction pooler the reset would hit somebody else's session.
+    if link.dirty and not lender.connector.transaction_pooler:
+        words.append(RESET_SQL)
+        lender.counters.resets += 1
+    raw._top_xact = None  # noqa: SLF001 - its transaction is over
+    raw._listeners.clear()  # noqa: SLF001 - and nobody listens any more
+    raw._log_listeners.clear()  # noqa: SLF001 - as above
+    for sql in words:
+        await raw.execute(sql, timeout=limit)
+    link.dirty = False
+
+
+def _drop(lender: Lender, link: Link) -> None:
+    link.raw.terminate()
+    lender.forget(link)
+
+
+async def say_goodbye(lender: Lender, link: Link) -> None:
+    """Close *link* politely within a second, then rudely, and free its slot."""
+    try:
+        async with asyncio.timeout(_GOODBYE):
+            await link.raw.close()
+    except TimeoutError:
+        pass
+    except Exception:  # noqa: BLE001, S110 - it is being thrown away
+        pass
+    finally:
+        _drop(lender, link)

@@ -1,0 +1,212 @@
+"""The verbs straight from the pool: borrow, run one statement, give back.
+
+Apart because this is the hot path, kept to as few Python frames as it can be:
+a checkout here is a ``deque.pop()`` and two comparisons, and no round trip.
+"""
+
+from __future__ import annotations
+
+import math
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from fm_storage.errors import ConnectionFailed, StorageError
+from fm_storage.postgres import copying, tracing
+from fm_storage.postgres.errors import translate
+from fm_storage.postgres.reset import Effect, classify
+from fm_storage.postgres.slow import log_slow
+from fm_storage.postgres.sql import Sql
+from fm_storage.postgres.verbs import EXECUTE, EXECUTEMANY, FETCH, FETCHROW
+
+if TYPE_CHECKING:
+    from collections.abc import (
+        AsyncIterable,
+        Awaitable,
+        Callable,
+        Iterable,
+        Sequence,
+    )
+
+    from asyncpg import Record
+
+    from fm_storage.config import PostgresConfig
+    from fm_storage.postgres.executor import Value
+    from fm_storage.postgres.lender import Lender
+    from fm_storage.postgres.link import Link
+
+__all__ = ["PoolVerbs"]
+
+_REPEATS = 3
+
+
+class PoolVerbs:
+    """One statement on a borrowed connection. See ``Executor`` for the promises.
+
+    A statement that only reads and whose connection broke is run again on
+    another connection, within the caller's time: a server's restart is then
+    only a pause. A statement that may write is never repeated.
+    """
+
+    def __init__(self, lender: Lender, config: PostgresConfig) -> None:
+        self._lender = lender
+        self._owner = lender.owner
+        self._acquire_timeout = config.acquire_timeout
+        self._command_timeout = config.command_timeout
+        self._slow_query = math.inf if config.slow_query is None else config.slow_query
+
+    async def _run(
+        self,
+        call: Callable[..., Awaitable[Any]],
+        sql: str,
+        args: Sequence[Any],
+        timeout: float | None,
+    ) -> Any:  # noqa: ANN401 - whatever the call returns
+        limit = self._command_timeout if timeout is None else timeout
+        lender = self._lender
+        link = lender.take_now()
+        if link is None:
+            link, limit = await self._take(timeout, limit)
+        if type(sql) is Sql:
+            text = sql.text
+            link.dirty = lender.always_reset
+        else:
+            text = sql
+            link.dirty = lender.always_reset or not classify(sql)
+        if tracing.active:
+            call = tracing.traced(call)
+        try:
+            result = await call(
+                link.raw, text, *args, timeout=None if limit == math.inf else limit
+            )
+        except Exception as exc:  # noqa: BLE001 - translated there
+            return await self._recover(link, exc, call, sql, args, limit)
+        except BaseException:
+            lender.give(link)
+            raise
+        lender.give_clean(link)
+        if monotonic() - link.taken_at > self._slow_query:
+            log_slow(self._owner, sql, monotonic() - link.taken_at)
+        return result
+
+    async def _take(
+        self, timeout: float | None, limit: float | None
+    ) -> tuple[Link, float | None]:
+        """Wait for a link; what was waited is taken off a given timeout."""
+        if timeout is None or timeout == math.inf or limit is None:
+            return await self._lender.take(self._acquire_timeout), limit
+        started = monotonic()
+        link = await self._lender.take(min(timeout, self._acquire_timeout))
+        return link, max(0.001, limit - (monotonic() - started))
+
+    async def _recover(  # noqa: PLR0917 - all of a call that failed
+        self,
+        link: Link,
+        exc: Exception,
+        call: Callable[..., Awaitable[Any]],
+        sql: str,
+        args: Sequence[Any],
+        limit: float | None,
+    ) -> Any:  # noqa: ANN401 - whatever the call returns
+        """Give *link* back, then repeat what may be repeated, or raise ours."""
+        lender = self._lender
+        patience = math.inf if limit is None else limit
+        deadline = link.taken_at + min(patience, self._acquire_timeout)
+        for _ in range(_REPEATS):
+            error = self._give_failed(link, exc, args)
+            left = deadline - monotonic()
+            if (
+                left <= 0
+                or not isinstance(error, ConnectionFailed)
+                or classify(sql) is not Effect.READS
+            ):
+                break
+            lender.counters.repeats += 1
+            link = await lender.take(min(left, self._acquire_timeout))
+            try:
+                result = await call(
+                    link.raw,
+                    sql.text if type(sql) is Sql else sql,
+                    *args,
+                    timeout=max(0.001, deadline - monotonic()),
+                )
+            except Exception as again:  # noqa: BLE001 - translated above
+                exc = again
+            except BaseException:
+                lender.give(link)
+                raise
+            else:
+                lender.give(link)
+                return result
+        else:
+            error = self._give_failed(link, exc, args)
+        if error is exc:
+            raise exc
+        raise error from exc
+
+    def _give_failed(
+        self, link: Link, exc: Exception, args: Sequence[Any]
+    ) -> BaseException:
+        error = translate(exc, args, owner=self._owner)
+        if isinstance(error, StorageError):
+            self._lender.note(link, error)
+        self._lender.give(link)
+        return error
+
+    async def fetch(
+        self, sql: str, /, *args: Value, timeout: float | None = None
+    ) -> list[Record]:
+        """Run a statement and return all its rows."""
+        rows: list[Record] = await self._run(FETCH, sql, args, timeout)
+        return rows
+
+    async def fetchrow(
+        self, sql: str, /, *args: Value, timeout: float | None = None
+    ) -> Record | None:
+        """Run a statement and return its first row, or None."""
+        row: Record | None = await self._run(FETCHROW, sql, args, timeout)
+        return row
+
+    async def fetchval(
+        self, sql: str, /, *args: Value, column: int = 0, timeout: float | None = None
+    ) -> Value:
+        """Run a statement and return one value of its first row, or None."""
+        row = await self._run(FETCHROW, sql, args, timeout)
+        return None if row is None else row[column]
+
+    async def execute(
+        self, sql: str, /, *args: Value, timeout: float | None = None
+    ) -> str:
+        """Run a statement, or without parameters several, and return the tag."""
+        tag: str = await self._run(EXECUTE, sql, args, timeout)
+        return tag
+
+    async def executemany(
+        self,
+        sql: str,
+        /,
+        rows: Iterable[Sequence[Value]],
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        """Run a statement once for each row of parameters, all or none."""
+        await self._run(EXECUTEMANY, sql, (rows,), timeout)
+
+    async def copy_records(
+        self,
+        table: str,
+        /,
+        *,
+        columns: Sequence[str],
+        records: Iterable[Sequence[Value]] | AsyncIterable[Sequence[Value]],
+        schema: str | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Write rows by COPY, all or none, and return how many.
+
+        Without a timeout of its own a COPY may take as long as it needs.
+        """
+        job = copying.Copy(table, schema=schema, columns=columns, records=records)
+        done: int = await self._run(
+            job.run, job.sql, (), math.inf if timeout is None else timeout
+        )
+        return done
