@@ -10,6 +10,7 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import inspect
 import re
 import types
 import typing
@@ -125,18 +126,10 @@ def _read_msgspec(model: type[Any]) -> _Described:
     hints = _hints(model)
     names: tuple[str, ...] = tuple(model.__struct_fields__)
     described = {name: hints[name] for name in names}
-    if model.__struct_config__.kw_only or _has_kw_only_base(model):
+    parameters = inspect.signature(model).parameters.values()
+    if any(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters):
         return described, _by_keyword(model, names), False
     return described, model, False
-
-
-def _has_kw_only_base(model: type[Any]) -> bool:
-    """Tell whether a base made some of the struct's fields keyword-only."""
-    return any(
-        base.__struct_config__.kw_only
-        for base in model.__mro__[1:]
-        if hasattr(base, "__struct_config__")
-    )
 
 
 def _read_pydantic(model: type[Any]) -> _Described:
