@@ -28,8 +28,6 @@ __all__ = ["demo"]
 
 T = TypeVar("T")
 
-_TURNS = 3
-
 
 @click.command(
     epilog=(
@@ -121,7 +119,7 @@ class _Demo:
         last: Recorded | None = None
         try:
             for mishap in MISHAPS:
-                for turn in range(_TURNS):
+                for turn in range(mishap.times):
                     exc = await _failure(mishap.work, storage, turn)
                     journal(mishap.module, mishap.severity, exc)
                     done = await errors.record(
@@ -138,7 +136,9 @@ class _Demo:
         finally:
             close()
         self._out.print(table)
-        self._say(f"{len(MISHAPS) * _TURNS} errors recorded, tracebacks and all")
+        self._say(
+            f"{sum(m.times for m in MISHAPS)} errors recorded, tracebacks and all"
+        )
         if last is None:
             raise AssertionError("there is at least one mishap")
         return last
@@ -249,7 +249,7 @@ def _journal(
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8", errors="replace")
     handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s [%(name)s] %(message)s")
+        logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )
 
     def write(module: str, severity: str, exc: Exception) -> None:

@@ -27,12 +27,13 @@ __all__ = ["MISHAPS", "Mishap"]
 
 @dataclass(frozen=True, slots=True)
 class Mishap:
-    """Work that fails: which part of a shop it belongs to, and the work."""
+    """Work that fails: the part of a shop it belongs to, and how often it is tried."""
 
     module: str
     title: str
     work: Callable[[StorageManager, int], Awaitable[object]]
     severity: str = "ERROR"
+    times: int = 3
 
 
 def _closed_port() -> int:
@@ -132,16 +133,16 @@ async def _convert_image(storage: StorageManager, turn: int) -> object:
 
 
 MISHAPS = (
-    Mishap("billing", "a payment server that refuses", _charge_card, "CRITICAL"),
+    Mishap("billing", "a payment server that refuses", _charge_card, "CRITICAL", 9),
     Mishap("reporting", "SQL that PostgreSQL rejects", _monthly_report),
-    Mishap("accounts", "a customer who registers twice", _register_twice, "WARNING"),
+    Mishap("accounts", "a customer who registers twice", _register_twice, "WARNING", 5),
     Mishap("catalogue", "a price list that is not there", _price_list),
-    Mishap("webhooks", "a body that is not JSON", _webhook),
-    Mishap("suppliers", "a supplier who does not answer", _slow_supplier, "WARNING"),
-    Mishap("reporting", "an average over no baskets", _average_basket),
+    Mishap("webhooks", "a body that is not JSON", _webhook, times=4),
+    Mishap("suppliers", "a supplier who does not answer", _slow_supplier, "WARNING", 6),
+    Mishap("reporting", "an average over no baskets", _average_basket, times=7),
     Mishap("shipping", "an address without postcode", _shipping_label),
     Mishap("accounts", "a file in another encoding", _import_customers),
     Mishap("search", "a vector of the wrong size", _similar_products),
-    Mishap("scheduler", "two jobs that fail together", _nightly_jobs, "CRITICAL"),
+    Mishap("scheduler", "two jobs that fail together", _nightly_jobs, "CRITICAL", 2),
     Mishap("images", "a program that exits with an error", _convert_image),
 )

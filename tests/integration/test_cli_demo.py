@@ -1,0 +1,141 @@
+"""The demonstration and the README's example, run as a user runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from fm_storage.config import StorageConfig
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture
+def environment(storage_config: StorageConfig, tmp_path: Path) -> dict[str, str]:
+    """Give variables that lead a new process to this test's servers."""
+    assert storage_config.postgres is not None
+    assert storage_config.qdrant is not None
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("FM_STORAGE_")}
+    return kept | {
+        "FM_STORAGE_POSTGRES__DSN": storage_config.postgres.dsn,
+        "FM_STORAGE_QDRANT__URL": storage_config.qdrant.url,
+        "FM_STORAGE_DATA_DIR": str(tmp_path / "data"),
+    }
+
+
+async def _run(
+    *argv: str, environment: dict[str, str], cwd: Path
+) -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *argv,
+        env=environment,
+        cwd=cwd,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+@pytest.mark.timeout(90)
+async def test_the_demo_tells_the_whole_story_twice(
+    environment: dict[str, str], tmp_path: Path
+):
+    """Errors recorded, grouped, found again; views gone; the second run too."""
+    for _ in range(2):
+        code, out, err = await _run(
+            "-m", "fm_storage", "demo", environment=environment, cwd=tmp_path
+        )
+
+        assert code == 0, err
+        assert "48 errors recorded" in out
+        assert "The commonest groups" in out
+        assert "0 of 2 views remain" in out
+        assert str(tmp_path / "data") in out
+        assert "Try next:" in out
+        assert "Traceback" not in out + err
+
+
+@pytest.mark.timeout(60)
+async def test_the_demo_takes_a_log_of_yours(
+    environment: dict[str, str], tmp_path: Path
+):
+    """Hostile text in it is shown as text."""
+    log = tmp_path / "server.log"
+    log.write_text(
+        "2026-01-02 03:04:05,678 ERROR shop.cart [bold]boom[/] \x1b[31mred\n"
+        * 40
+        + "Traceback (most recent call last):\n"
+        '  File "cart.py", line 3, in add\n'
+        "ValueError: no such product: 17\n"
+    )
+
+    code, out, err = await _run(
+        "-m", "fm_storage", "demo", str(log), environment=environment, cwd=tmp_path
+    )
+
+    assert code == 0, err
+    assert "Ingest server.log" in out
+    assert "[bold]boom[/]" in out
+    assert "\x1b[31m" not in out
+
+
+@pytest.mark.timeout(60)
+async def test_the_readme_example_runs(environment: dict[str, str], tmp_path: Path):
+    """The first Python block of the README, unchanged."""
+    match = re.search(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    assert match is not None
+
+    code, out, err = await _run(
+        "-c", match.group(1), environment=environment, cwd=tmp_path
+    )
+
+    assert code == 0, err
+    assert "billing" in out
+    assert "1 errors in filtermate_temp.fm_view_" in out
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+async def test_health_answers_people_and_probes(
+    arguments: list[str], environment: dict[str, str], tmp_path: Path
+):
+    """A table, or JSON; exit code 0 when all is well."""
+    code, out, err = await _run(
+        "-m",
+        "fm_storage",
+        "health",
+        *arguments,
+        environment=environment,
+        cwd=tmp_path,
+    )
+
+    assert code == 0, err
+    for part in ("postgres", "migrations", "qdrant", "outbox", "sessions"):
+        assert part in out
+
+
+async def test_an_unreachable_server_is_one_line(
+    environment: dict[str, str], tmp_path: Path
+):
+    """A user's mistake shows no traceback, and no password."""
+    code, out, err = await _run(
+        "-m",
+        "fm_storage",
+        "health",
+        environment=environment
+        | {"FM_STORAGE_POSTGRES__DSN": "postgresql://me:s3cret@127.0.0.1:1/db"},
+        cwd=tmp_path,
+    )
+
+    assert code == 1
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "s3cret" not in err
