@@ -26,6 +26,7 @@ pytest_plugins = [
     "tests.fix_process",
     "tests.fix_proxy",
     "tests.fix_postgres",
+    "tests.fix_migrations",
     "tests.fix_cluster",
     "tests.fix_pgbouncer",
     "tests.fix_vectors",

@@ -293,12 +293,16 @@ class FmStorageBackend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo 
         try:
             yield
         finally:
-            self._is_locked = False
+            self.release_lock()
+
+    def release_lock(self) -> None:
+        """Roll back what is open, and let the next process migrate."""
+        self._is_locked = False
+        with contextlib.suppress(psycopg.Error):  # then the lock is gone anyway
+            if self._in_transaction:
+                self.rollback()
             if not self.connection.closed:
-                with contextlib.suppress(psycopg.Error):
-                    if self._in_transaction:
-                        self.rollback()
-                    self.fetch("SELECT pg_advisory_unlock(%s)", ledger.LOCK_KEY)
+                self.fetch("SELECT pg_advisory_unlock(%s)", ledger.LOCK_KEY)
 
     def break_lock(self) -> None:
         """Do nothing: there is never a stale lock to break."""

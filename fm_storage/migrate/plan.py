@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from yoyo.exceptions import BadMigration
-from yoyo.migrations import Migration, MigrationList, topological_sort
+from yoyo.migrations import Migration
+from yoyo.topologicalsort import CycleError, topological_sort
 
 from fm_storage.errors import MigrationFailed
 from fm_storage.migrate.backend import (
@@ -173,9 +174,14 @@ def _load(files: Sequence[MigrationFile]) -> dict[str, Any]:
         try:
             for migration in migrations:
                 migration.load()
-            ordered = list(topological_sort(MigrationList(migrations)))
+            needs = {migration: migration.depends for migration in migrations}
+            ordered = list(topological_sort(migrations, needs))
         except BadMigration as exc:
-            message = f"migrations: {exc.args[0]}; mend '-- depends:' or the file"
+            message = f"migrations: {exc.args[0]} could not be read; mend the file"
+            raise MigrationFailed(message) from exc
+        except CycleError as exc:
+            circle = ", ".join(migration.id for migration in exc.args[1])
+            message = f"migrations: {circle} wait for each other; mend '-- depends:'"
             raise MigrationFailed(message) from exc
     return {migration.id: migration for migration in ordered}
 

@@ -11,6 +11,7 @@ import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -46,6 +47,9 @@ T = TypeVar("T")
 _KNOWN = frozenset(
     {MigrationState.APPLIED, MigrationState.PENDING, MigrationState.EDITED}
 )
+_TICK = 5.0
+"""How often a call that goes on with the same says so."""
+
 _PATIENCE = 5.0
 """How long a cancelled call waits for the server to roll back."""
 
@@ -262,7 +266,19 @@ class Migrator:
             for backend in held:
                 backend.interrupt()
 
-        return await run_beside_the_loop(body, interrupt=interrupt, patience=_PATIENCE)
+        def tick() -> None:
+            elapsed = time.monotonic() - started
+            logger.info("still %s %s after %.0f s", seen.what, seen.name, elapsed)
+            tell(replace(seen, elapsed=elapsed))
+            ticking[0] = loop.call_later(_TICK, tick)
+
+        ticking = [loop.call_later(_TICK, tick)]
+        try:
+            return await run_beside_the_loop(
+                body, interrupt=interrupt, patience=_PATIENCE
+            )
+        finally:
+            ticking[0].cancel()
 
     async def _resolve_password(self) -> str | None:
         password = self._password

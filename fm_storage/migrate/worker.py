@@ -31,6 +31,8 @@ async def run_beside_the_loop(
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
+    # Looked at, so that the failure of an abandoned call is not logged as forgotten.
+    done.add_done_callback(lambda future: future.cancelled() or future.exception())
 
     def settle(result: T | None, error: BaseException | None) -> None:
         if done.done():
@@ -56,8 +58,6 @@ async def run_beside_the_loop(
     except asyncio.CancelledError:
         threading.Thread(target=interrupt, daemon=True).start()
         await _wait_through_cancellation(done, patience)
-        if done.done() and not done.cancelled():
-            done.exception()  # looked at, so that it is not logged as forgotten
         raise
 
 

@@ -1,0 +1,226 @@
+"""Several processes, locked tables, cancellation: the schema always converges."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import psycopg
+import pytest
+
+from fm_storage.errors import ConnectionFailed, MigrationFailed
+from fm_storage.migrate import Migrator, Progress
+from fm_storage.migrate.ledger import LOCK_KEY
+from tests.fix_migrations import MigrationFolder, ask
+from tests.fix_process import Child
+
+_APPLY = """
+import asyncio, sys
+from fm_storage.config import MigrationsConfig
+from fm_storage.migrate import Migrator
+migrator = Migrator(sys.argv[1], MigrationsConfig(sources=tuple(sys.argv[2:])))
+print(len(asyncio.run(migrator.ensure())))
+"""
+
+
+async def test_eight_processes_start_at_once(
+    empty_dsn: str,
+    migrations: MigrationFolder,
+    child: Callable[..., Awaitable[Child]],
+):
+    """One applies, seven wait and find nothing to do; none fails."""
+    migrations.table("0001_a", "t_a")
+    migrations.write("0002_slow", "SELECT pg_sleep(0.5)")
+    migrations.write(
+        "0003_index",
+        "-- transactional: false\nCREATE INDEX CONCURRENTLY t_i ON t_a (id)",
+    )
+    children = await asyncio.gather(
+        *(child(_APPLY, empty_dsn, migrations.path) for _ in range(8))
+    )
+    counts = [int(await each.line(timeout=25)) for each in children]
+    for each in children:
+        assert await each.wait() == 0
+    assert sorted(counts)[:7] == [0] * 7
+    assert counts.count(max(counts)) == 1
+    assert ask(empty_dsn, "SELECT count(*) FROM pg_index WHERE NOT indisvalid") == [
+        (0,)
+    ]
+
+
+async def test_readers_pass_while_an_alter_waits(dsn: str, migrations: MigrationFolder):
+    """A transaction that holds the table delays the ALTER, never the readers."""
+    migrations.write("0001_alter", "ALTER TABLE project_errors ADD COLUMN t_x int")
+    seen: list[Progress] = []
+    migrator = migrations.migrator(dsn, seen.append, lock_timeout=0.2)
+    with psycopg.connect(dsn) as idle:
+        idle.execute("SELECT count(*) FROM project_errors")
+        work = asyncio.create_task(migrator.apply())
+        slowest = 0.0
+        while sum(p.what == "blocked" for p in seen) < 1 or slowest == 0.0:
+            started = time.monotonic()
+            await asyncio.to_thread(ask, dsn, "SELECT count(*) FROM project_errors")
+            slowest = max(slowest, time.monotonic() - started)
+        assert not work.done()
+        idle.rollback()
+        await work
+    assert slowest < 2.0
+    assert ask(dsn, "SELECT t_x FROM project_errors") == []
+
+
+async def test_a_lock_that_never_comes_is_told(dsn: str, migrations: MigrationFolder):
+    """After wait_timeout the error names the migration; nothing was changed."""
+    migrations.write("0001_alter", "ALTER TABLE project_errors ADD COLUMN t_x int")
+    migrator = migrations.migrator(dsn, lock_timeout=0.05, wait_timeout=0.3)
+    with psycopg.connect(dsn) as idle:
+        idle.execute("SELECT count(*) FROM project_errors")
+        with pytest.raises(MigrationFailed, match=r"no table lock within 0\.3 s") as no:
+            await migrator.apply()
+    assert no.value.sqlstate == "55P03"
+    assert no.value.migration == "0001_alter"
+    await migrator.apply()
+
+
+async def test_a_process_that_migrates_for_ever_is_named(
+    dsn: str, migrations: MigrationFolder
+):
+    """The wait for the lock is bounded, and says who holds it."""
+    migrations.table("0001_a", "t_a")
+    seen: list[Progress] = []
+    migrator = migrations.migrator(dsn, seen.append, wait_timeout=0.2)
+    with psycopg.connect(dsn, autocommit=True, application_name="other") as holder:
+        holder.execute("SELECT pg_advisory_lock(%s)", (LOCK_KEY,))
+        with pytest.raises(MigrationFailed, match=r"backend \d+ \(other\) has been"):
+            await migrator.apply()
+        assert seen[0].what == "waiting"
+        # Looking needs no lock.
+        assert (await migrator.status())[-1].id == "0001_a"
+    await migrator.apply()
+
+
+@pytest.mark.parametrize("wait", ["lock", "table", "statement"])
+async def test_a_cancelled_call_rolls_back_and_lets_go(
+    dsn: str, migrations: MigrationFolder, wait: str
+):
+    """Wherever it waits: cancelled at once, nothing left, the next call converges."""
+    migrations.write(
+        "0001_a",
+        "CREATE TABLE t_a (id int);"
+        + ("SELECT pg_sleep(60);" if wait == "statement" else "")
+        + "ALTER TABLE project_errors ADD COLUMN t_x int;",
+    )
+    waiting = asyncio.Event()
+
+    def look(progress: Progress) -> None:
+        if progress.what in {"waiting", "blocked"} or progress.step == 2:
+            waiting.set()
+
+    migrator = migrations.migrator(dsn, look, lock_timeout=0.1)
+    with psycopg.connect(dsn) as other:
+        if wait == "lock":
+            other.execute("SELECT pg_advisory_lock(%s)", (LOCK_KEY,))
+        if wait == "table":
+            other.execute("LOCK TABLE project_errors IN ACCESS SHARE MODE")
+        task = asyncio.create_task(migrator.apply())
+        await waiting.wait()
+        started = time.monotonic()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert time.monotonic() - started < 2.0
+        assert ask(dsn, "SELECT to_regclass('t_a')") == [(None,)]
+        rows = ask(
+            dsn,
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND application_name = 'fm_storage migrate'",
+        )
+        assert rows == [(0,)]
+    migrations.write("0001_a", "CREATE TABLE t_a (id int)")
+    assert await migrations.migrator(dsn).apply()
+
+
+async def test_a_cancelled_index_build_is_resumed(
+    dsn: str, migrations: MigrationFolder
+):
+    """Cancelled in the middle, the index is INVALID; the next call replaces it."""
+    ask(dsn, "CREATE TABLE t_a (id int)")
+    migrations.write(
+        "0001_a",
+        "-- transactional: false\nCREATE INDEX CONCURRENTLY t_i ON t_a (id);",
+    )
+    with psycopg.connect(dsn) as idle:
+        idle.execute("LOCK TABLE t_a IN ROW EXCLUSIVE MODE")
+        task = asyncio.create_task(migrations.migrator(dsn).apply())
+        while not await asyncio.to_thread(
+            ask, dsn, "SELECT 1 WHERE to_regclass('t_i') IS NOT NULL"
+        ):
+            assert not task.done()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert ask(
+        dsn, "SELECT indisvalid FROM pg_index i WHERE indexrelid = 't_i'::regclass"
+    ) == [(False,)]
+    await migrations.migrator(dsn).apply()
+    assert ask(
+        dsn, "SELECT indisvalid FROM pg_index i WHERE indexrelid = 't_i'::regclass"
+    ) == [(True,)]
+
+
+async def test_the_event_loop_is_never_blocked(dsn: str, migrations: MigrationFolder):
+    """While a migration runs, the loop turns."""
+    migrations.write("0001_slow", "SELECT pg_sleep(0.5)")
+    migrator = migrations.migrator(dsn)
+    await migrator.status()  # the imports are paid for before
+    longest, last = 0.0, time.monotonic()
+    task = asyncio.create_task(migrator.apply())
+    while not task.done():
+        await asyncio.sleep(0.005)
+        now = time.monotonic()
+        longest, last = max(longest, now - last), now
+    await task
+    assert longest < 0.3
+
+
+async def test_a_frozen_server_does_not_hold_the_cancelled_caller(
+    cluster, monkeypatch: pytest.MonkeyPatch
+):
+    """The thread is abandoned after a while; the caller goes on."""
+    monkeypatch.setattr("fm_storage.migrate.runner._PATIENCE", 0.3)
+    seen = asyncio.Event()
+    migrator = Migrator(cluster.dsn, progress=lambda _: seen.set())
+    task = asyncio.create_task(migrator.apply())
+    await seen.wait()
+    cluster.freeze()
+    try:
+        task.cancel()
+        started = time.monotonic()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert time.monotonic() - started < 2.0
+    finally:
+        cluster.thaw()
+
+
+async def test_a_server_that_goes_away_is_a_failed_connection(
+    cluster, migrations: MigrationFolder
+):
+    """An immediate stop in the middle: retryable, and the re-run converges."""
+    migrations.write("0001_slow", "CREATE TABLE t_a (id int); SELECT pg_sleep(60)")
+    running = asyncio.Event()
+
+    def look(progress: Progress) -> None:
+        if (progress.name, progress.step) == ("0001_slow", 2):
+            running.set()
+
+    task = asyncio.create_task(migrations.migrator(cluster.dsn, look).apply())
+    await running.wait()
+    await cluster.stop("immediate")
+    with pytest.raises((ConnectionFailed, MigrationFailed), match="run it again"):
+        await task
+    await cluster.start()
+    migrations.table("0001_slow", "t_a")
+    assert [m.id for m in await migrations.migrator(cluster.dsn).apply()] == [
+        "0001_slow"
+    ]

@@ -1,0 +1,137 @@
+"""A folder of migrations that a test writes, and what a database looks like.
+
+Apart, because the tests of applying, of drift and of kills all tell their story
+with two or three small files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from fm_storage.config import MigrationsConfig
+from fm_storage.migrate import Migrator, Progress
+
+__all__ = ["MigrationFolder", "ask", "catalogue", "migrations"]
+
+
+class MigrationFolder:
+    """An application's folder of migrations."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, name: str, sql: str, rollback: str | None = None) -> Path:
+        """Write a migration, and its rollback file unless that is None."""
+        path = self.path / f"{name}.sql"
+        path.write_text(sql, encoding="utf-8")
+        if rollback is not None:
+            self.rollback_of(name).write_text(rollback, encoding="utf-8")
+        return path
+
+    def in_pieces(self, name: str, sql: str, rollback: str | None = None) -> Path:
+        """Write a migration that runs statement by statement."""
+        return self.write(name, f"-- transactional: false\n{sql}", rollback)
+
+    def table(self, name: str, table: str) -> Path:
+        """Write a migration that makes a table, with its rollback file."""
+        return self.write(name, f"CREATE TABLE {table} (id int)", f"DROP TABLE {table}")
+
+    def rollback_of(self, name: str) -> Path:
+        """Return where the rollback file of a migration is."""
+        return self.path / f"{name}.rollback.sql"
+
+    def config(self, **settings: Any) -> MigrationsConfig:
+        """Return a configuration with this folder as a source."""
+        return MigrationsConfig(**{"sources": (str(self.path),), **settings})
+
+    def migrator(
+        self,
+        dsn: str,
+        progress: Callable[[Progress], None] | None = None,
+        **settings: Any,
+    ) -> Migrator:
+        """Return a migrator over the project's files and this folder."""
+        return Migrator(dsn, self.config(**settings), progress=progress)
+
+
+@pytest.fixture
+def migrations(tmp_path: Path) -> MigrationFolder:
+    """Give an empty folder of migrations."""
+    folder = tmp_path / "app" / "migrations"
+    folder.mkdir(parents=True)
+    return MigrationFolder(folder)
+
+
+def ask(dsn: str, sql: str) -> list[tuple[Any, ...]]:
+    """Return the rows of one query, on a connection of its own."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        cursor = connection.execute(sql.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+_CATALOGUE = {
+    "relations": """
+        SELECT n.nspname, c.relname, c.relkind, c.relpersistence, c.reloptions,
+               c.relacl::text, pg_get_userbyid(c.relowner),
+               obj_description(c.oid, 'pg_class'),
+               CASE c.relkind WHEN 'v' THEN pg_get_viewdef(c.oid)
+                    WHEN 'i' THEN pg_get_indexdef(c.oid) END
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname !~ '^(pg_|information_schema)'""",
+    "columns": """
+        SELECT a.attrelid::regclass::text, a.attnum, a.attname,
+               format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity,
+               a.attgenerated, a.attstorage, a.attcollation::regcollation::text,
+               a.attacl::text, a.attisdropped,
+               pg_get_expr(d.adbin, d.adrelid),
+               col_description(a.attrelid, a.attnum)
+        FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+        JOIN pg_namespace n ON n.oid = c.relnamespace
+        LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
+        WHERE a.attnum > 0 AND n.nspname !~ '^(pg_|information_schema)'""",
+    "constraints": """
+        SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid),
+               convalidated
+        FROM pg_constraint WHERE connamespace::regnamespace::text
+        !~ '^(pg_|information_schema)'""",
+    "indexes": """
+        SELECT indexrelid::regclass::text, indisvalid, indisready FROM pg_index i
+        JOIN pg_class c ON c.oid = i.indexrelid
+        JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname !~ '^(pg_|information_schema)'""",
+    "functions": """
+        SELECT p.oid::regprocedure::text, pg_get_functiondef(p.oid), p.proacl::text,
+               obj_description(p.oid, 'pg_proc')
+        FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+        WHERE n.nspname !~ '^(pg_|information_schema)' AND p.prokind IN ('f', 'p')""",
+    "types": """
+        SELECT t.oid::regtype::text, t.typtype, t.typacl::text,
+               obj_description(t.oid, 'pg_type')
+        FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+        WHERE n.nspname !~ '^(pg_|information_schema)'""",
+    "triggers": """
+        SELECT tgrelid::regclass::text, tgname, pg_get_triggerdef(oid)
+        FROM pg_trigger WHERE NOT tgisinternal""",
+    "schemas": """
+        SELECT nspname, nspacl::text, obj_description(oid, 'pg_namespace')
+        FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema)'""",
+    "sequences": "SELECT seqrelid::regclass::text, seqtypid::regtype::text, seqstart,"
+    " seqincrement, seqmax, seqmin, seqcache, seqcycle FROM pg_sequence",
+    "extensions": "SELECT extname, extversion FROM pg_extension",
+    "default privileges": "SELECT defaclnamespace, defaclobjtype, defaclacl::text"
+    " FROM pg_default_acl",
+}
+
+
+def catalogue(dsn: str) -> dict[str, list[str]]:
+    """Return everything a schema consists of, without the objects' numbers."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        return {
+            what: sorted(repr(row) for row in connection.execute(sql.encode()))
+            for what, sql in _CATALOGUE.items()
+        }
