@@ -55,7 +55,7 @@ async def test_the_demo_tells_the_whole_story_twice(
         )
 
         assert code == 0, err
-        assert "48 errors recorded" in out
+        assert "51 errors recorded" in out
         assert "The commonest groups" in out
         assert "0 of 2 views remain" in out
         assert str(tmp_path / "data") in out
