@@ -47,6 +47,7 @@ CREATE TABLE fm_storage.session_objects (
     oid OID,
     adopted BOOLEAN NOT NULL DEFAULT false,
     keep BOOLEAN NOT NULL DEFAULT false,
+    released BOOLEAN NOT NULL DEFAULT false,
     rows_made BIGINT,
     refused_sqlstate TEXT,
     refused_because TEXT,
@@ -79,6 +80,8 @@ COMMENT ON COLUMN fm_storage.session_objects.adopted IS
     'Whether the view existed before it was registered; only its own session drops it.';
 COMMENT ON COLUMN fm_storage.session_objects.keep IS
     'Whether reapers leave the view alone (automatic clean-up switched off).';
+COMMENT ON COLUMN fm_storage.session_objects.released IS
+    'Whether the session that kept the view has ended: from then on sessions reap --kept may drop it although its owner lives.';
 COMMENT ON COLUMN fm_storage.session_objects.rows_made IS
     'Rows of a materialized view when it was created.';
 COMMENT ON COLUMN fm_storage.session_objects.refused_sqlstate IS
@@ -104,7 +107,7 @@ BEGIN
         GRANT SELECT, DELETE ON fm_storage.session_objects TO fm_storage_app;
         GRANT INSERT (owner_id, session_id, schema_name, name, kind, oid, adopted, keep)
             ON fm_storage.session_objects TO fm_storage_app;
-        GRANT UPDATE (oid, keep, rows_made, refused_sqlstate, refused_because, refused_times)
+        GRANT UPDATE (oid, keep, released, rows_made, refused_sqlstate, refused_because, refused_times)
             ON fm_storage.session_objects TO fm_storage_app;
     END IF;
 END

@@ -1,0 +1,69 @@
+"""Values of a view's parameters, written into its text by the server itself.
+
+Apart because DDL takes no parameters: the server infers their types, receives
+the values as parameters of a SELECT, and answers with typed literals. Nothing is
+quoted on this side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fm_storage.errors import InvalidRecord
+from fm_storage.postgres import Connection, Sql
+from fm_storage.postgres.errors import translate
+from fm_storage.sessions.lexer import scan
+
+__all__ = ["rendered"]
+
+# A typmod of -1 rather than NULL: format_type(1042, NULL) is "character", which
+# as a cast means character(1) and would cut the value.
+_TYPE_NAMES = Sql(
+    "SELECT pg_catalog.format_type(t.oid, -1) AS name"
+    " FROM pg_catalog.unnest($1::oid[]) WITH ORDINALITY AS t (oid, place)"
+    " ORDER BY t.place"
+)
+
+
+async def rendered(connection: Connection, sql: str, args: Sequence[Any]) -> str:
+    """Return *sql* as one statement with *args* written in as typed literals.
+
+    Raises:
+        InvalidRecord: The parameters and *args* do not match, a value does not fit
+            its parameter's type, or *sql* is not one statement.
+        QueryFailed: The server cannot parse *sql*, or infer a type.
+    """
+    raw = connection.raw
+    statement = scan(
+        sql,
+        standard_strings=getattr(
+            raw.get_settings(), "standard_conforming_strings", "on"
+        )
+        != "off",
+    )
+    wanted = max(statement.parameters, default=0)
+    if 0 in statement.parameters or wanted != len(args):
+        raise InvalidRecord(
+            f"view: its SQL has parameters up to ${wanted}, but {len(args)} value(s) "
+            "were given; give one for each",
+            field=f"${min(wanted, len(args)) + 1}",
+        )
+    if not args:
+        return statement.text
+    try:
+        prepared = await raw.prepare(statement.text)
+    except Exception as exc:
+        raise translate(exc, owner="session") from exc
+    oids = [kind.oid for kind in prepared.get_parameters()]
+    names = [row["name"] for row in await connection.fetch(_TYPE_NAMES, oids)]
+    columns = ", ".join(
+        # format() uses the type's output function, where ::text could use a cast.
+        f"pg_catalog.format('(%L::%s)', ${n}::{name}, ${n + len(names)}::text)"
+        for n, name in enumerate(names, 1)
+    )
+    row = await connection.fetchrow(f"SELECT {columns}", *args, *names)
+    if row is None:
+        raise AssertionError(columns)
+    literals = list(row.values())
+    return statement.filled(lambda number: str(literals[number - 1]))

@@ -1,0 +1,106 @@
+"""Where a session's connections come from: a pool, or somebody's function.
+
+Apart so that the rest of the room knows one way to borrow a connection and one
+way to get a dedicated one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Protocol
+
+from fm_storage.errors import ConfigurationInvalid
+from fm_storage.postgres import Connection, Pool
+from fm_storage.postgres.link import Link
+
+__all__ = ["Provider", "Source", "source_of"]
+
+Provider = Pool | Callable[[], Awaitable[Any]]
+
+
+class Source(Protocol):
+    """Gives connections, borrowed or dedicated."""
+
+    @property
+    def transaction_pooler(self) -> bool | None:
+        """Whether a transaction pooler stands before the server; None: unknown."""
+        ...
+
+    def acquire(
+        self, timeout: float | None = None
+    ) -> AbstractAsyncContextManager[Connection]:
+        """Borrow a connection for the block."""
+        ...
+
+    async def dedicated(self, purpose: str, dsn: str | None) -> Connection:
+        """Make a connection that the caller closes."""
+        ...
+
+
+class _FromPool:
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    @property
+    def transaction_pooler(self) -> bool | None:
+        return self._pool.transaction_pooler
+
+    def acquire(
+        self, timeout: float | None = None
+    ) -> AbstractAsyncContextManager[Connection]:
+        return self._pool.acquire(timeout)
+
+    async def dedicated(self, purpose: str, dsn: str | None) -> Connection:
+        return await self._pool.connect(purpose, dsn=dsn)
+
+
+class _FromFunction:
+    """Connections of the caller's making: asyncpg's, or ours.
+
+    Each is closed when it was used; the lease's when the session is closed.
+    """
+
+    transaction_pooler = None
+
+    def __init__(self, make: Callable[[], Awaitable[Any]]) -> None:
+        self._make = make
+
+    @asynccontextmanager
+    async def acquire(self, timeout: float | None = None) -> AsyncIterator[Connection]:
+        del timeout  # the function's own affair
+        connection = await self.dedicated("session", None)
+        try:
+            yield connection
+        finally:
+            await connection.aclose()
+
+    async def dedicated(self, purpose: str, dsn: str | None) -> Connection:
+        del dsn
+        made = await self._make()
+        if isinstance(made, Connection):
+            return made
+        return Connection(
+            Link(made, generation=0, expires=math.inf),
+            owner=purpose,
+            command_timeout=60.0,
+            dedicated=True,
+        )
+
+
+def source_of(provider: Provider) -> Source:
+    """Return the source behind *provider*.
+
+    Raises:
+        ConfigurationInvalid: It is neither a pool nor a function.
+    """
+    if isinstance(provider, Pool):
+        return _FromPool(provider)
+    if callable(provider):
+        return _FromFunction(provider)
+    raise ConfigurationInvalid(
+        "provider",
+        f"{type(provider).__name__} gives no connections; pass a Pool, an async "
+        "function that returns a connection, or None",
+    )
