@@ -111,6 +111,7 @@ COMMENT ON COLUMN fm_storage.vector_store.attached_at IS
 CREATE TABLE fm_storage.vector_rebuild (
     collection TEXT COLLATE "C" PRIMARY KEY,
     target TEXT COLLATE "C" NOT NULL,
+    filling BOOLEAN NOT NULL DEFAULT TRUE,
     reached TEXT COLLATE "C" NOT NULL DEFAULT '',
     copied BIGINT NOT NULL DEFAULT 0,
     started_at TIMESTAMPTZ NOT NULL DEFAULT now(),
@@ -123,6 +124,8 @@ COMMENT ON COLUMN fm_storage.vector_rebuild.collection IS
     'Collection that is, or was last, rebuilt.';
 COMMENT ON COLUMN fm_storage.vector_rebuild.target IS
     'Collection of the vector store that is filled behind the name.';
+COMMENT ON COLUMN fm_storage.vector_rebuild.filling IS
+    'Whether the target is still being filled; a killed rebuild goes on from there.';
 COMMENT ON COLUMN fm_storage.vector_rebuild.reached IS
     'Greatest point_id that has been copied; where a killed rebuild goes on.';
 COMMENT ON COLUMN fm_storage.vector_rebuild.copied IS
@@ -130,7 +133,7 @@ COMMENT ON COLUMN fm_storage.vector_rebuild.copied IS
 COMMENT ON COLUMN fm_storage.vector_rebuild.started_at IS
     'When the rebuild began.';
 COMMENT ON COLUMN fm_storage.vector_rebuild.flipped_at IS
-    'When the name began to mean the target; a delivery claimed earlier does not count. NULL while filling.';
+    'When the name began to mean the target; a delivery claimed earlier does not count. NULL before the first time.';
 
 CREATE VIEW fm_storage.vector_health AS
 SELECT

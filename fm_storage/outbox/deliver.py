@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 from uuid import UUID
 
 from fm_storage.errors import (
@@ -30,16 +30,16 @@ from fm_storage.errors import (
 )
 from fm_storage.outbox.counters import Counters
 from fm_storage.outbox.embed import Embedder
+from fm_storage.outbox.points import point_of
 from fm_storage.outbox.queue import Leased, Queue
 from fm_storage.vector_state import (
     VERSION_KEY,
     decode_id,
-    decode_vectors,
     payload_digest,
 )
 
 if TYPE_CHECKING:
-    from fm_storage.vectors import Point, QdrantStore
+    from fm_storage.vectors import QdrantStore
 
 _Failed: TypeAlias = "list[tuple[Leased, Exception]]"
 
@@ -251,7 +251,11 @@ class Courier:
         return first + await self._bisect(collection, rows[half:], taken, outcome)
 
     async def _send(self, collection: str, rows: list[Leased], left: float) -> None:
-        points = [_point(row) for row in rows if row.op == "u"]
+        points = [
+            point_of(row.point_id, row.ver, row.vectors or b"", row.payload)
+            for row in rows
+            if row.op == "u"
+        ]
         deleted: dict[int | str | UUID, int] = {
             decode_id(row.point_id): row.ver for row in rows if row.op == "d"
         }
@@ -320,17 +324,3 @@ def _is_poison(exc: BaseException) -> bool:
 def _said(exc: BaseException) -> str:
     text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
     return text.replace("\0", "")[:_SHOWN].encode(errors="replace").decode()
-
-
-def _point(row: Leased) -> Point:
-    from fm_storage.vectors import Point, SparseVector  # noqa: PLC0415 - loaded late
-
-    vectors: dict[str, Any] = {
-        name: SparseVector(*found) if isinstance(found, tuple) else found
-        for name, found in decode_vectors(row.vectors or b"").items()
-    }
-    return Point(
-        decode_id(row.point_id),
-        vectors[""] if set(vectors) == {""} else vectors,
-        {**(row.payload or {}), VERSION_KEY: row.ver},
-    )

@@ -21,6 +21,7 @@ from fm_storage.outbox.embed import Embedder, TextOf
 from fm_storage.outbox.marker import Marker, Position, Standing
 from fm_storage.outbox.quarantine import Quarantine
 from fm_storage.outbox.queue import Queue
+from fm_storage.outbox.rebuild import Rebuilder
 from fm_storage.outbox.reconcile import Reconciler, raise_sequence
 from fm_storage.outbox.results import (
     CollectionBacklog,
@@ -28,6 +29,7 @@ from fm_storage.outbox.results import (
     OutboxStatistics,
     OutboxStatus,
     Quarantined,
+    RebuildReport,
     RepairReport,
     Verification,
 )
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from fm_storage._typing import Progress
-    from fm_storage.config import OutboxConfig
+    from fm_storage.config import CollectionConfig, OutboxConfig
     from fm_storage.hooks import ShutdownHooks
     from fm_storage.vectors import QdrantStore, Vectorizer
 
@@ -99,6 +101,7 @@ class Outbox:
             )
             self._marker = Marker(pool, store, _location(store))
             self._reconciler = Reconciler(pool, store)
+            self._rebuilder = Rebuilder(pool, store, self._reconciler)
 
     # Life
 
@@ -124,6 +127,10 @@ class Outbox:
         after the next start. Closing twice is fine.
         """
         drainer, self._drainer = self._drainer, None
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            listening.cancel()
+            await asyncio.wait([listening])
         if drainer is not None:
             deadline = lease_clock() + self._config.flush_timeout
             try:
@@ -371,6 +378,54 @@ class Outbox:
         drained = await self.drain(timeout=drain)
         return RepairReport(report.verification, report.enqueued, drained)
 
+    async def rebuild(
+        self,
+        collection: str,
+        *,
+        spec: CollectionConfig | None = None,
+        progress: Progress | None = None,
+    ) -> RebuildReport:
+        """Recreate a collection from PostgreSQL while writes and searches go on.
+
+        No embedder is called, except for points that never had vectors. The name
+        keeps its meaning until the new collection is full and is then exchanged
+        at once; a plain collection becomes an alias the first time, which on a
+        server leaves a gap of milliseconds. Killed or cancelled, the next call
+        goes on where this one was.
+
+        Args:
+            collection: Name of a collection or alias that the outbox writes to.
+            spec: Its new definition; by default that of its vectorizer, of the
+                configuration, or the present one. Vectors must still fit: a
+                change of the vectorizer is ``QdrantStore.reindex()``.
+            progress: Called as points are copied.
+
+        Raises:
+            CollectionNotFound: It does not exist and no definition is known.
+            LockTimeout: Another process is rebuilding it.
+        """
+        self._require_store()
+        await self._attach_if_used()
+        known = spec or self._embedder.spec(collection)
+        report = await self._rebuilder.rebuild(collection, known, progress=progress)
+        self.wake()
+        return report
+
+    async def adopt(self) -> None:
+        """Make the configured vector store this database's, and drain into it.
+
+        For a move to another store on purpose: everything is delivered anew.
+        Points of another database that it may hold stay, and are not repaired.
+        """
+        self._require_store()
+        async with self._attaching:
+            await self._marker.adopt()
+            await self._reconciler.enqueue_all()
+            self._attached = True
+        if self._drainer is not None and self._drainer.state is DrainerState.REFUSED:
+            await self._drainer.aclose(0.0)
+            self._drainer.open()
+
     async def quarantine_list(
         self, collection: str | None = None, *, limit: int = 100
     ) -> list[Quarantined]:
@@ -416,7 +471,21 @@ class Outbox:
             if not self._attached:
                 await self._attach()
                 self._attached = True
+        if self._drainer is not None and self._listening is None:
+            self._listening = asyncio.create_task(
+                self._listen(), name="fm_storage outbox listener"
+            )
         return True
+
+    async def _listen(self) -> None:
+        """Be woken by other processes; without this, polling finds what they write."""
+        try:
+            async for _ in self._pool.listen(_CHANNEL):
+                self.wake()
+        except ConfigurationInvalid as exc:
+            _log.debug("the outbox polls only: %s", exc)
+        except StorageError as exc:
+            _log.debug("the outbox polls from now on: %s", exc)
 
     async def _attach(self) -> None:
         """Compare whose store this is, and mend what a restore broke."""
