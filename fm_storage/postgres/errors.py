@@ -13,6 +13,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+from asyncpg.exceptions import OutdatedSchemaCacheError
 
 from fm_storage.errors import (
     CheckViolated,
@@ -87,7 +88,7 @@ def translate(
         if getattr(exc, "severity", None) is None:  # raised by the driver itself
             return _from_encoder(exc, args)
         return _from_server(exc, args, owner)
-    if isinstance(exc, asyncpg.InterfaceError):
+    if isinstance(exc, (asyncpg.InterfaceError, asyncpg.InternalClientError)):
         return _from_driver(exc, owner)
     if isinstance(exc, (OSError, asyncio.IncompleteReadError)):
         return _from_system(exc, owner)
@@ -138,8 +139,13 @@ def _from_server(
     )
 
 
-def _from_driver(exc: asyncpg.InterfaceError, owner: str) -> StorageError:
+def _from_driver(exc: Exception, owner: str) -> StorageError:
     """Translate what the driver found without asking the server."""
+    if isinstance(exc, OutdatedSchemaCacheError):
+        return QueryFailed(
+            f"{owner}: a type changed while its rows were read; run it again",
+            retryable=True,
+        )
     said = str(exc).splitlines()[0]
     if "argument" in said and "passed" in said:
         return InvalidRecord(f"parameters: {said}; pass one value for each $n")

@@ -11,12 +11,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fm_storage.errors import ConnectionFailed, StorageError
-from fm_storage.postgres import copying, tracing
+from fm_storage.postgres import copying, driver, tracing
 from fm_storage.postgres.errors import translate
 from fm_storage.postgres.reset import Effect, classify
 from fm_storage.postgres.slow import log_slow
 from fm_storage.postgres.sql import Sql
-from fm_storage.postgres.verbs import EXECUTE, EXECUTEMANY, FETCH, FETCHROW
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -156,28 +155,28 @@ class PoolVerbs:
         self, sql: str, /, *args: Value, timeout: float | None = None
     ) -> list[Record]:
         """Run a statement and return all its rows."""
-        rows: list[Record] = await self._run(FETCH, sql, args, timeout)
+        rows: list[Record] = await self._run(driver.fetch, sql, args, timeout)
         return rows
 
     async def fetchrow(
         self, sql: str, /, *args: Value, timeout: float | None = None
     ) -> Record | None:
         """Run a statement and return its first row, or None."""
-        row: Record | None = await self._run(FETCHROW, sql, args, timeout)
+        row: Record | None = await self._run(driver.fetchrow, sql, args, timeout)
         return row
 
     async def fetchval(
         self, sql: str, /, *args: Value, column: int = 0, timeout: float | None = None
     ) -> Value:
         """Run a statement and return one value of its first row, or None."""
-        row = await self._run(FETCHROW, sql, args, timeout)
+        row = await self._run(driver.fetchrow, sql, args, timeout)
         return None if row is None else row[column]
 
     async def execute(
         self, sql: str, /, *args: Value, timeout: float | None = None
     ) -> str:
         """Run a statement, or without parameters several, and return the tag."""
-        tag: str = await self._run(EXECUTE, sql, args, timeout)
+        tag: str = await self._run(driver.execute, sql, args, timeout)
         return tag
 
     async def executemany(
@@ -189,7 +188,7 @@ class PoolVerbs:
         timeout: float | None = None,
     ) -> None:
         """Run a statement once for each row of parameters, all or none."""
-        await self._run(EXECUTEMANY, sql, (rows,), timeout)
+        await self._run(driver.executemany, sql, (rows,), timeout)
 
     async def copy_records(
         self,

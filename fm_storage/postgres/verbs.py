@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import math
 from asyncio import current_task, get_running_loop
-from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
-
 from fm_storage.errors import ConnectionBusy, ConnectionReleased, StorageError
-from fm_storage.postgres import copying, tracing
+from fm_storage.postgres import copying, driver, tracing
 from fm_storage.postgres.errors import translate
 from fm_storage.postgres.reset import is_lean
 from fm_storage.postgres.slow import log_slow
@@ -23,14 +20,14 @@ from fm_storage.postgres.sql import plain
 from fm_storage.postgres.stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Iterable, Sequence
+    from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
 
     from asyncpg import Record
 
     from fm_storage.postgres.executor import Value
     from fm_storage.postgres.link import Link
 
-__all__ = ["EXECUTE", "EXECUTEMANY", "FETCH", "FETCHROW", "Verbs"]
+__all__ = ["Verbs"]
 
 
 class Verbs:
@@ -128,28 +125,28 @@ class Verbs:
         self, sql: str, /, *args: Value, timeout: float | None = None
     ) -> list[Record]:
         """Run a statement and return all its rows."""
-        rows: list[Record] = await self._run(FETCH, sql, args, timeout)
+        rows: list[Record] = await self._run(driver.fetch, sql, args, timeout)
         return rows
 
     async def fetchrow(
         self, sql: str, /, *args: Value, timeout: float | None = None
     ) -> Record | None:
         """Run a statement and return its first row, or None."""
-        row: Record | None = await self._run(FETCHROW, sql, args, timeout)
+        row: Record | None = await self._run(driver.fetchrow, sql, args, timeout)
         return row
 
     async def fetchval(
         self, sql: str, /, *args: Value, column: int = 0, timeout: float | None = None
     ) -> Value:
         """Run a statement and return one value of its first row, or None."""
-        row = await self._run(FETCHROW, sql, args, timeout)
+        row = await self._run(driver.fetchrow, sql, args, timeout)
         return None if row is None else row[column]
 
     async def execute(
         self, sql: str, /, *args: Value, timeout: float | None = None
     ) -> str:
         """Run a statement, or without parameters several, and return the tag."""
-        tag: str = await self._run(EXECUTE, sql, args, timeout)
+        tag: str = await self._run(driver.execute, sql, args, timeout)
         return tag
 
     async def executemany(
@@ -161,7 +158,7 @@ class Verbs:
         timeout: float | None = None,
     ) -> None:
         """Run a statement once for each row of parameters, all or none."""
-        await self._run(EXECUTEMANY, sql, (rows,), timeout)
+        await self._run(driver.executemany, sql, (rows,), timeout)
 
     async def copy_records(
         self,
@@ -191,11 +188,3 @@ class Verbs:
         nothing open.
         """
         return Stream(self, sql, args, prefetch)
-
-
-# The driver's methods, to be called with a connection. A joined connection may
-# be the driver's pool proxy, which forwards them by name.
-FETCH: Callable[..., Awaitable[Any]] = asyncpg.Connection.fetch
-FETCHROW: Callable[..., Awaitable[Any]] = asyncpg.Connection.fetchrow
-EXECUTE: Callable[..., Awaitable[Any]] = asyncpg.Connection.execute
-EXECUTEMANY: Callable[..., Awaitable[Any]] = asyncpg.Connection.executemany

@@ -1,0 +1,120 @@
+"""The driver's calls, in the shortest form the driver allows.
+
+Apart because this is the one file that goes past asyncpg's public methods for
+speed: a statement that is already prepared is bound and executed directly,
+which saves five Python frames, three clocks and a context manager per call.
+Everything else, preparing above all, is left to the public method. asyncpg is
+pinned below 0.33 for this; ``test_postgres_driver.py`` compares both ways.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+from asyncpg.exceptions import OutdatedSchemaCacheError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from fm_storage.postgres.executor import Value
+
+__all__ = ["execute", "executemany", "fetch", "fetchrow"]
+
+_STALE = (asyncpg.InvalidCachedStatementError, OutdatedSchemaCacheError)
+_RECORD = asyncpg.Record
+_ALL = 0
+_ROWS, _STATUS = False, True
+
+
+async def fetch(
+    raw: Any,  # noqa: ANN401 - private parts of the driver are used
+    sql: str,
+    *args: Value,
+    timeout: float | None,
+) -> list[asyncpg.Record]:
+    """Return all rows."""
+    statement = raw._stmt_cache.get((sql, _RECORD, False))  # noqa: SLF001 - see the module
+    rows: list[asyncpg.Record]
+    if statement is not None:
+        try:
+            rows = await raw._protocol.bind_execute(  # noqa: SLF001 - see the module
+                statement, args, "", _ALL, _ROWS, timeout
+            )
+        except _STALE as exc:
+            await _forget(raw, exc)
+        else:
+            return rows
+    rows = await raw.fetch(sql, *args, timeout=timeout)
+    return rows
+
+
+async def fetchrow(
+    raw: Any,  # noqa: ANN401 - private parts of the driver are used
+    sql: str,
+    *args: Value,
+    timeout: float | None,
+) -> asyncpg.Record | None:
+    """Return the first row, or None."""
+    statement = raw._stmt_cache.get((sql, _RECORD, False))  # noqa: SLF001 - see the module
+    if statement is not None:
+        try:
+            rows = await raw._protocol.bind_execute(  # noqa: SLF001 - see the module
+                statement, args, "", 1, _ROWS, timeout
+            )
+        except _STALE as exc:
+            await _forget(raw, exc)
+        else:
+            return rows[0] if rows else None
+    row: asyncpg.Record | None = await raw.fetchrow(sql, *args, timeout=timeout)
+    return row
+
+
+async def execute(
+    raw: Any,  # noqa: ANN401 - private parts of the driver are used
+    sql: str,
+    *args: Value,
+    timeout: float | None,
+) -> str:
+    """Return the status tag."""
+    statement = None
+    if args:
+        statement = raw._stmt_cache.get((sql, _RECORD, False))  # noqa: SLF001 - see the module
+    if statement is not None:
+        try:
+            _, status, _ = await raw._protocol.bind_execute(  # noqa: SLF001 - see the module
+                statement, args, "", _ALL, _STATUS, timeout
+            )
+        except _STALE as exc:
+            await _forget(raw, exc)
+        else:
+            tag: str = status.decode()
+            return tag
+    said: str = await raw.execute(sql, *args, timeout=timeout)
+    return said
+
+
+async def executemany(
+    raw: Any,  # noqa: ANN401 - private parts of the driver are used
+    sql: str,
+    rows: Iterable[Sequence[Value]],
+    *,
+    timeout: float | None,
+) -> None:
+    """Run once for each row of parameters."""
+    await raw.executemany(sql, rows, timeout=timeout)
+
+
+async def _forget(raw: Any, exc: Exception) -> None:  # noqa: ANN401 - see above
+    """Drop what the driver knew; raise where the statement cannot run again.
+
+    A changed result type is refused before anything ran, so outside a
+    transaction the public method prepares it anew. A changed row was met while
+    reading the answer: the statement had its effect.
+    """
+    if isinstance(exc, OutdatedSchemaCacheError):
+        await raw.reload_schema_state()
+        raise exc
+    raw._drop_local_statement_cache()  # noqa: SLF001 - see the module
+    if raw.is_in_transaction():
+        raise exc
