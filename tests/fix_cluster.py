@@ -23,7 +23,7 @@ from fm_storage.postgres.embedded_server import installed_server
 from tests.fix_postgres import make_base, test_account
 from tests.fix_proxy import free_port
 
-__all__ = ["TestCluster", "cluster", "cluster_template"]
+__all__ = ["TestCluster", "cluster", "cluster_template", "embedded_folder"]
 
 _SETTINGS = {
     "autovacuum": "off",
@@ -185,9 +185,19 @@ def cluster_template() -> Iterator[Path]:
     base = make_base("fm-ct-")
     Cluster(
         installed_server(), base / "data", log=base / "log", user=test_account()
-    ).initialise(_SETTINGS, database=None, sync=False)
+    ).initialise(_SETTINGS, sync=False)
     yield base / "data"
     shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture
+def embedded_folder(cluster_template: Path, tmp_path: Path) -> Path:
+    """Give a folder for EmbeddedPostgres in which initdb has been run already."""
+    folder = tmp_path / "pg"
+    folder.mkdir()
+    shutil.copytree(cluster_template, folder / "data", symlinks=True)
+    _give(folder / "data")
+    return folder
 
 
 @pytest.fixture

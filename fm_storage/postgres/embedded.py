@@ -23,10 +23,10 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
 from fm_storage.errors import EmbeddedFailed
@@ -45,6 +45,7 @@ _POLL = 0.02
 # sun_path holds 108 bytes, the last of them zero.
 _LONGEST_SOCKET = 107
 _SETTINGS = {"max_connections": "200", "log_line_prefix": "%m [%p] %q%a "}
+T = TypeVar("T")
 _KEEPER = Path(__file__).with_name("embedded_keeper.py")
 
 
@@ -105,15 +106,13 @@ class EmbeddedPostgres:
         if self._dsn is not None:
             return self._dsn
         self._cancelled.clear()
-        work = asyncio.get_running_loop().run_in_executor(None, self._open)
+        work = _in_thread(self._open)
         try:
             self._dsn = await asyncio.shield(work)
         except asyncio.CancelledError:
             self._cancelled.set()
             await _finished(work)
-            await _finished(
-                asyncio.get_running_loop().run_in_executor(None, self._leave)
-            )
+            await _finished(_in_thread(self._leave))
             raise
         return self._dsn
 
@@ -125,7 +124,7 @@ class EmbeddedPostgres:
         self._dsn = None
         if self._users_fd is None or self._pid != os.getpid():
             return
-        work = asyncio.get_running_loop().run_in_executor(None, self._leave)
+        work = _in_thread(self._leave)
         try:
             await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -172,10 +171,10 @@ class EmbeddedPostgres:
         if fd is None:
             return
         try:
-            with self._mutex(wait=True), contextlib.suppress(BlockingIOError):
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if self._cluster is not None:
+            with self._mutex(wait=True):
+                if self._cluster is not None and _is_last(fd):
                     self._cluster.stop()
+                    _remove_socket_folder(self._cluster.data.parent)
         finally:
             os.close(fd)
 
@@ -216,6 +215,9 @@ class EmbeddedPostgres:
                 inside.mkdir(mode=0o700)
                 user.owns(inside)
             return _checked(inside, user)
+        with contextlib.suppress(FileNotFoundError, EmbeddedFailed):
+            # Left by a server whose users were killed.
+            return _checked(Path((home / "socket").read_text("utf-8").strip()), user)
         runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
         usable = user.is_us and runtime.is_absolute() and os.access(runtime, os.W_OK)
         base = runtime if usable and _fits(runtime / "fm-storage-12345678") else None
@@ -349,6 +351,62 @@ def _checked(folder: Path, user: ServiceUser) -> Path:
             "closed to others (0700); remove it and try again"
         )
     return folder
+
+
+def _is_last(fd: int) -> bool:
+    """Say whether nobody else holds the shared lock that *fd* holds.
+
+    Exchanging a shared for an exclusive lock lets go of it for a moment, in
+    which the keeper (it waits for just that) may have it, once, and briefly.
+    """
+    for _ in range(3):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(_POLL / 4)
+    return False
+
+
+def _in_thread(job: Callable[[], T]) -> asyncio.Future[T]:
+    """Run *job* in a thread of its own.
+
+    Not in the loop's executor: that one refuses work once the interpreter is
+    on its way out, which is when an ``atexit`` hook closes what is still open.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(outcome: T | None, failure: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if failure is None:
+            future.set_result(cast("T", outcome))
+        else:
+            future.set_exception(failure)
+
+    def work() -> None:
+        outcome: T | None = None
+        failure: BaseException | None = None
+        try:
+            outcome = job()
+        except BaseException as exc:  # noqa: BLE001 - raised again in the loop
+            failure = exc
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(settle, outcome, failure)
+
+    try:
+        threading.Thread(target=work, name="embedded-postgres").start()
+    except RuntimeError:
+        work()  # too late for threads: the interpreter is ending
+    return future
+
+
+def _remove_socket_folder(home: Path) -> None:
+    """Remove the folder that stood in for one with too long a path."""
+    pointer = home / "socket"
+    with contextlib.suppress(OSError):
+        Path(pointer.read_text(encoding="utf-8").strip()).rmdir()
+        pointer.unlink()
 
 
 async def _finished(work: asyncio.Future[Any]) -> None:

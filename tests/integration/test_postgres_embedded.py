@@ -1,0 +1,321 @@
+"""An embedded server: private, durable, shared, and gone with its last user."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import asyncpg
+import psycopg
+import pytest
+
+from fm_storage.errors import EmbeddedFailed
+from fm_storage.postgres.embedded import EmbeddedPostgres
+from fm_storage.postgres.embedded_cluster import Postmaster
+from tests.fix_process import Child
+
+pytestmark = pytest.mark.postgres
+
+USE = """
+import asyncio, sys
+from fm_storage.postgres.embedded import EmbeddedPostgres
+
+async def main():
+    async with EmbeddedPostgres(sys.argv[1]) as dsn:
+        print(dsn)
+        await asyncio.to_thread(sys.stdin.readline)
+    print("left")
+
+asyncio.run(main())
+"""
+
+
+def running(folder: Path) -> int | None:
+    """Return the pid of the server that runs on *folder*."""
+    found = Postmaster.read(folder / "data")
+    return None if found is None else found.pid
+
+
+async def until(holds: Callable[[], bool], within: float) -> None:
+    """Wait for what another process does: only looking tells."""
+    deadline = asyncio.get_running_loop().time() + within
+    while not holds():
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.02)
+
+
+async def test_both_clients_reach_it_and_it_is_durable_and_private(
+    tmp_path: Path,
+) -> None:
+    """One DSN serves asyncpg and libpq; fsync is on; nothing listens on TCP."""
+    folder = tmp_path / "a b'c" / "pg"
+    async with EmbeddedPostgres(folder) as dsn:
+        connection = await asyncpg.connect(dsn)
+        rows = await connection.fetch(
+            "SELECT name, setting FROM pg_settings WHERE name = ANY($1)",
+            ["fsync", "listen_addresses", "unix_socket_permissions"],
+        )
+        assert {row["name"]: row["setting"] for row in rows} == {
+            "fsync": "on",
+            "listen_addresses": "",
+            "unix_socket_permissions": "0700",
+        }
+        await connection.close()
+        with psycopg.connect(dsn) as other:
+            assert other.execute("SELECT current_database()").fetchone() == (
+                "fm_storage",
+            )
+        for name in ("data", "run"):
+            found = (folder / name).lstat()
+            assert stat.S_IMODE(found.st_mode) == 0o700
+    assert running(folder) is None
+
+
+async def test_data_stays_from_one_life_to_the_next(tmp_path: Path) -> None:
+    """What was committed is there when the server is started again."""
+    async with EmbeddedPostgres(tmp_path / "pg") as dsn:
+        connection = await asyncpg.connect(dsn)
+        await connection.execute("CREATE TABLE t AS SELECT 7 AS i")
+        await connection.close()
+    async with EmbeddedPostgres(tmp_path / "pg") as dsn:
+        connection = await asyncpg.connect(dsn)
+        assert await connection.fetchval("SELECT i FROM t") == 7
+        await connection.close()
+
+
+async def test_managers_of_one_process_share_it(embedded_folder: Path) -> None:
+    """Three at once get one server; it stops when the last of them leaves."""
+    users = [EmbeddedPostgres(embedded_folder) for _ in range(3)]
+    dsns = await asyncio.gather(*(user.open() for user in users))
+    assert len(set(dsns)) == 1
+    first = running(embedded_folder)
+    await users[0].aclose()
+    await users[0].aclose()
+    await users[1].aclose()
+    assert running(embedded_folder) == first
+    assert await users[2].open() == dsns[2]
+    await users[2].aclose()
+    assert running(embedded_folder) is None
+
+
+async def test_first_starts_of_two_processes_at_once_both_work(
+    tmp_path: Path, child: Callable[..., Awaitable[Child]]
+) -> None:
+    """One makes the cluster, the other waits for it; the last one stops it."""
+    folder = tmp_path / "pg"
+    one, two = [await child(USE, folder) for _ in range(2)]
+    assert await one.line() == await two.line() != ""
+    await one.say()
+    assert await one.line() == "left"
+    assert running(folder) is not None
+    await two.say()
+    assert await two.line() == "left"
+    assert running(folder) is None
+
+
+async def test_killed_user_does_not_keep_the_server(
+    embedded_folder: Path, child: Callable[..., Awaitable[Child]]
+) -> None:
+    """The kernel drops a killed user's lock: the next to leave is the last."""
+    folder = embedded_folder
+    other = await child(USE, folder)
+    assert await other.line()
+    async with EmbeddedPostgres(folder):
+        await other.kill()
+    assert running(folder) is None
+
+
+async def test_server_goes_some_seconds_after_its_last_user_was_killed(
+    embedded_folder: Path, child: Callable[..., Awaitable[Child]]
+) -> None:
+    """Nobody is left to stop it, so its keeper does."""
+    folder = embedded_folder
+    other = await child(USE, folder)
+    assert await other.line()
+    await other.kill()
+    assert running(folder) is not None
+    await until(lambda: running(folder) is None, within=10)
+    async with EmbeddedPostgres(folder) as dsn:
+        await (await asyncpg.connect(dsn)).close()
+
+
+async def test_server_stays_for_a_user_who_comes_back_in_time(
+    embedded_folder: Path, child: Callable[..., Awaitable[Child]]
+) -> None:
+    """A restarted application finds the server that its killed self had."""
+    folder = embedded_folder
+    other = await child(USE, folder)
+    assert await other.line()
+    pid = running(folder)
+    await other.kill()
+    async with EmbeddedPostgres(folder):
+        await asyncio.sleep(2.5)
+        assert running(folder) == pid
+    assert running(folder) is None
+
+
+@pytest.mark.parametrize("left", ["killed", "pid of another process"])
+async def test_pid_file_left_behind_is_no_obstacle(
+    embedded_folder: Path, left: str
+) -> None:
+    """After SIGKILL of the server, or a reboot that gave its pid away, it starts."""
+    folder = embedded_folder
+    first = EmbeddedPostgres(folder)
+    dsn = await first.open()
+    connection = await asyncpg.connect(dsn)
+    await connection.execute("CREATE TABLE t AS SELECT 7 AS i")
+    pid = running(folder)
+    assert pid is not None
+    words = (folder / "data" / "postmaster.pid").read_text().splitlines()
+    os.kill(pid, signal.SIGKILL)
+    await connection.close()
+    if left != "killed":
+        words[0] = str(os.getpid())
+        (folder / "data" / "postmaster.pid").write_text("\n".join(words))
+    async with EmbeddedPostgres(folder) as again:
+        connection = await asyncpg.connect(again)
+        assert await connection.fetchval("SELECT i FROM t") == 7
+        await connection.close()
+        await first.aclose()
+        assert running(folder) is not None
+    assert running(folder) is None
+
+
+@pytest.mark.parametrize("after", [0.0, 0.05, 0.3, 0.7, 0.9, 1.0])
+async def test_cancelled_opening_leaves_nothing_behind(
+    tmp_path: Path, after: float
+) -> None:
+    """Whatever the instant: no server, no half-made cluster, and open() works."""
+    folder = tmp_path / "pg"
+    opening = asyncio.create_task(EmbeddedPostgres(folder).open())
+    await asyncio.wait({opening}, timeout=after)
+    opening.cancel()
+    opening.cancel()
+    result = (await asyncio.gather(opening, return_exceptions=True))[0]
+    if isinstance(result, asyncio.CancelledError):
+        assert running(folder) is None
+    assert not list(folder.glob("data.new-*"))
+    async with EmbeddedPostgres(folder) as dsn:
+        await (await asyncpg.connect(dsn)).close()
+
+
+async def test_opening_leaves_the_event_loop_free(tmp_path: Path) -> None:
+    """Others run on while a cluster is made and started."""
+    longest = 0.0
+    loop = asyncio.get_running_loop()
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            before = loop.time()
+            await asyncio.sleep(0.01)
+            longest = max(longest, loop.time() - before)
+
+    watching = asyncio.create_task(watch())
+    async with EmbeddedPostgres(tmp_path / "pg"):
+        pass
+    watching.cancel()
+    assert longest < 0.3
+
+
+async def test_interrupt_while_starting_ends_in_order(
+    tmp_path: Path, child: Callable[..., Awaitable[Child]]
+) -> None:
+    """Ctrl-C during the first start: the process ends, and nothing runs on."""
+    folder = tmp_path / "pg"
+    other = await child(USE, folder)
+    await until(lambda: bool(list(folder.glob("data.new-*"))), within=10)
+    other.signal(signal.SIGINT)
+    await other.wait()
+    assert "KeyboardInterrupt" in await other.errors()
+    assert running(folder) is None
+    async with EmbeddedPostgres(folder):
+        pass
+
+
+async def test_forked_child_does_not_hold_the_server(embedded_folder: Path) -> None:
+    """The server stops with its user, although a forked child lives on."""
+    folder = embedded_folder
+    user = EmbeddedPostgres(folder)
+    await user.open()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(0)
+    os.close(reading)
+    await user.aclose()
+    assert running(folder) is None
+    os.close(writing)
+    assert (await asyncio.to_thread(os.waitpid, pid, 0))[1] == 0
+
+
+async def test_long_path_gets_its_socket_in_a_short_folder(tmp_path: Path) -> None:
+    """A path too long for a socket is no obstacle."""
+    folder = tmp_path / ("long" * 30)
+    async with EmbeddedPostgres(folder) as dsn:
+        await (await asyncpg.connect(dsn)).close()
+        sockets = Postmaster.read(folder / "data")
+        assert sockets is not None
+        found = os.lstat(sockets.socket_folder)
+        assert stat.S_IMODE(found.st_mode) == 0o700
+    with pytest.raises(FileNotFoundError):
+        os.lstat(sockets.socket_folder)
+
+
+async def test_path_too_long_for_the_server_is_said(tmp_path: Path) -> None:
+    """The message names the length and the remedy."""
+    folder = tmp_path.joinpath(*["deep" * 25] * 10)
+    with pytest.raises(EmbeddedFailed, match=r"too long .*shorter folder"):
+        await EmbeddedPostgres(folder).open()
+
+
+async def test_data_of_another_major_version_is_refused(embedded_folder: Path) -> None:
+    """It names both versions and the way out, and changes nothing."""
+    folder = embedded_folder
+    (folder / "data" / "PG_VERSION").write_text("17\n")
+    with pytest.raises(EmbeddedFailed, match=r"version 17.*18\..*pg_dump"):
+        await EmbeddedPostgres(folder).open()
+    (folder / "data" / "PG_VERSION").write_text("18\n")
+    async with EmbeddedPostgres(folder):
+        pass
+
+
+async def test_server_that_cannot_start_gives_its_own_reason(
+    embedded_folder: Path,
+) -> None:
+    """A broken setting is quoted from the server's log."""
+    folder = embedded_folder
+    with (folder / "data" / "postgresql.conf").open("a") as conf:
+        conf.write("shared_buffers = 'nonsense'\n")
+    with pytest.raises(EmbeddedFailed, match="shared_buffers"):
+        await EmbeddedPostgres(folder).open()
+
+
+async def test_open_socket_folder_is_refused(embedded_folder: Path) -> None:
+    """A folder that others may enter is not used for the socket."""
+    folder = embedded_folder
+    (folder / "run").mkdir(mode=0o755)
+    with pytest.raises(EmbeddedFailed, match="closed to others"):
+        await EmbeddedPostgres(folder).open()
+
+
+async def test_folder_held_by_another_process_is_named(
+    tmp_path: Path, child: Callable[..., Awaitable[Child]]
+) -> None:
+    """Waiting for the folder's lock ends in time, with its path."""
+    folder = tmp_path / "pg"
+    folder.mkdir()
+    holder = await child(
+        "import fcntl, sys; f = open(sys.argv[1], 'w');"
+        "fcntl.flock(f, fcntl.LOCK_EX); print('held'); sys.stdin.readline()",
+        folder / "lock",
+    )
+    assert await holder.line() == "held"
+    with pytest.raises(EmbeddedFailed, match=r"has held .*lock"):
+        await EmbeddedPostgres(folder, timeout=0.3).open()
