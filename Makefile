@@ -4,6 +4,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
+export PIP_ROOT_USER_ACTION := ignore
 
 VENV := .venv
 BIN := $(VENV)/bin
