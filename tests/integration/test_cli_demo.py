@@ -99,7 +99,8 @@ async def test_the_readme_example_runs(environment: dict[str, str], tmp_path: Pa
 
     assert code == 0, err
     assert "billing" in out
-    assert "1 errors in filtermate_temp.fm_view_" in out
+    assert "prices.csv" in out
+    assert "2 errors in filtermate_temp.fm_view_" in out
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])

@@ -7,6 +7,7 @@ import os
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -312,13 +313,15 @@ async def test_integrated_manager_opens_in_order(storage_config: StorageConfig):
         _ = storage.pool
 
 
-async def test_wrong_password_is_permission_denied(cluster: Any):
+async def test_a_refused_login_is_permission_denied(storage_config: StorageConfig):
     """A refused login is told apart from a server that does not answer."""
-    config = StorageConfig(
-        postgres={"dsn": cluster.dsn_of("fm_nobody", password="wrong")}, qdrant=None
-    )
+    assert storage_config.postgres is not None
+    dsn = storage_config.postgres.dsn
+    user = urlsplit(dsn).username or "postgres"
+    refused = dsn.replace(f"://{user}", "://fm_nobody:s3cret", 1)
+    config = StorageConfig(postgres={"dsn": refused}, qdrant=None)
 
     with pytest.raises(PermissionDenied) as caught:
         await StorageManager(config)
 
-    assert "wrong" not in str(caught.value)
+    assert "s3cret" not in str(caught.value)
