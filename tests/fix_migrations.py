@@ -6,17 +6,38 @@ with two or three small files.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
 
 from fm_storage.config import MigrationsConfig
 from fm_storage.migrate import Migrator, Progress
+from fm_storage.postgres.embedded_cluster import Cluster
+from fm_storage.postgres.embedded_server import Server
+from tests.fix_postgres import (
+    THROW_AWAY,
+    TestServer,
+    make_base,
+    start_on_free_port,
+    test_account,
+)
 
-__all__ = ["MigrationFolder", "ask", "catalogue", "migrations"]
+__all__ = ["MigrationFolder", "ask", "catalogue", "every_server", "migrations"]
+
+# Where Debian and its children put the servers of their packages.
+_PACKAGED = sorted(
+    folder
+    for folder in Path("/usr/lib/postgresql").glob("*")
+    if folder.name.isdigit()
+    and int(folder.name) >= 14
+    and (folder / "bin/initdb").exists()
+)
 
 
 class MigrationFolder:
@@ -65,6 +86,54 @@ def migrations(tmp_path: Path) -> MigrationFolder:
     folder = tmp_path / "app" / "migrations"
     folder.mkdir(parents=True)
     return MigrationFolder(folder)
+
+
+@pytest.fixture(
+    scope="session",
+    params=[None, *_PACKAGED],
+    ids=lambda folder: "server" if folder is None else f"packaged-{folder.name}",
+)
+def every_server(request: pytest.FixtureRequest) -> Iterator[TestServer]:
+    """Give the server under test, then each other version that is installed here."""
+    if request.param is None:
+        yield request.getfixturevalue("server")
+        return
+    base = make_base("fm-pv-")
+    cluster = Cluster(
+        Server(request.param, request.param.name),
+        base / "data",
+        log=base / "postgres.log",
+        user=test_account(),
+    )
+    try:
+        _initialise(request.param, base / "data")
+        port = start_on_free_port(cluster, base)
+        at = f"postgresql://postgres@/postgres?host={quote(str(base))}&port={port}"
+        try:
+            yield TestServer(at, "packaged", at)
+        finally:
+            cluster.stop("immediate")
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def _initialise(prefix: Path, data: Path) -> None:
+    """Make a cluster with an older server's own initdb."""
+    user = test_account()
+    subprocess.run(
+        [
+            *(prefix / "bin/initdb", "--pgdata", data, "--auth=trust", "--no-sync"),
+            *("--username=postgres", "--encoding=UTF8", "--no-locale"),
+        ],
+        check=True,
+        capture_output=True,
+        cwd=data.parent,
+        user=None if user.is_us else user.uid,
+        group=None if user.is_us else user.gid,
+        extra_groups=None if user.is_us else [],
+    )
+    with (data / "postgresql.conf").open("a", encoding="utf-8") as conf:
+        conf.writelines(f"{name} = '{value}'\n" for name, value in THROW_AWAY.items())
 
 
 def ask(dsn: str, sql: str) -> list[tuple[Any, ...]]:
