@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 __all__ = ["Health", "PartHealth", "probe"]
 
@@ -64,7 +64,7 @@ class Health:
 
 async def probe(
     name: str,
-    ask: Callable[[], Awaitable[tuple[Status, str]]],
+    ask: Callable[[], Awaitable[tuple[str, str]]],
     *,
     timeout: float,
 ) -> PartHealth:
@@ -76,7 +76,8 @@ async def probe(
     status: Status
     try:
         async with asyncio.timeout(timeout):
-            status, detail = await ask()
+            said, detail = await ask()
+            status = cast("Status", said)
     except TimeoutError as exc:
         status, detail = "down", str(exc) or f"no answer within {timeout:g} s"
     except Exception as exc:  # noqa: BLE001 - whatever is wrong is the answer

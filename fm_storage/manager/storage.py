@@ -12,7 +12,7 @@ import logging
 import os
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from fm_storage.config import PostgresConfig, QdrantConfig, StorageConfig
 from fm_storage.errors import (
@@ -22,7 +22,7 @@ from fm_storage.errors import (
     WrongLoop,
 )
 from fm_storage.hooks import ShutdownHooks, outlast
-from fm_storage.manager.health import Health, PartHealth, Status, probe
+from fm_storage.manager.health import Health, PartHealth, probe
 from fm_storage.manager.transaction import StorageTransaction, transaction_class
 from fm_storage.migrate import Migrator
 from fm_storage.migrate import Progress as MigrationProgress
@@ -36,8 +36,6 @@ from fm_storage.vectors import QdrantStore
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator
     from types import TracebackType
-
-    import asyncpg
 
     from fm_storage.config import ConfigManager
     from fm_storage.postgres import PoolStatistics
@@ -346,7 +344,7 @@ class StorageManager:
         isolation: str | None = None,
         readonly: bool = False,
         deferrable: bool = False,
-        connection: asyncpg.Connection[Any] | None = None,
+        connection: Any = None,  # noqa: ANN401 - asyncpg's, unknown in this room
     ) -> AsyncIterator[StorageTransaction]:
         """Open a transaction: commits when its block ends, else rolls back.
 
@@ -368,7 +366,7 @@ class StorageManager:
             deferrable=deferrable,
             connection=connection,
         ) as opened:
-            yield opened
+            yield cast("StorageTransaction", opened)
 
     async def run_in_transaction(
         self,
@@ -445,7 +443,7 @@ class StorageManager:
         async def one(
             name: str,
             part: object,
-            ask: Callable[[], Awaitable[tuple[Status, str]]],
+            ask: Callable[[], Awaitable[tuple[str, str]]],
         ) -> PartHealth:
             if part is None:
                 return PartHealth(name, "off", detail="switched off")
@@ -453,7 +451,7 @@ class StorageManager:
 
         return Health(tuple(await asyncio.gather(*(one(*each) for each in asked))))
 
-    async def _ask_postgres(self) -> tuple[Status, str]:
+    async def _ask_postgres(self) -> tuple[str, str]:
         pool = self.pool
         await pool.fetchval("SELECT 1")
         major, minor = divmod(pool.server_version, 10_000)
@@ -461,20 +459,20 @@ class StorageManager:
         pooled = " behind a transaction pooler" if pool.transaction_pooler else ""
         return "ok", f"{kind} {major}.{minor}{pooled}"
 
-    async def _ask_migrations(self) -> tuple[Status, str]:
+    async def _ask_migrations(self) -> tuple[str, str]:
         found = await self._migrator().status(executor=self.pool)
         others = [f"{one.id} is {one.state}" for one in found if one.state != "applied"]
         if others:
             return "degraded", ", ".join(others)
         return "ok", f"{len(found)} applied"
 
-    async def _ask_qdrant(self) -> tuple[Status, str]:
+    async def _ask_qdrant(self) -> tuple[str, str]:
         return "ok", str(await self.qdrant.ready())
 
-    async def _ask_outbox(self) -> tuple[Status, str]:
+    async def _ask_outbox(self) -> tuple[str, str]:
         return await self.outbox.health()
 
-    async def _ask_sessions(self) -> tuple[Status, str]:
+    async def _ask_sessions(self) -> tuple[str, str]:
         return await self.sessions.health()
 
     def statistics(self) -> StorageStatistics:
