@@ -77,30 +77,31 @@ def normalise(text: str) -> str:
             for word in text[:_MAX_MESSAGE].split()
         ]
     )
-    return _LIST.sub(r"\1", short) if "> <" in short or ">,<" in short else short
+    return _LIST.sub(r"\1", short) if short.count("<") > 1 else short
 
 
 _PYTHON_FRAME = re.compile(
     r'^[\s|]*File "([^"]+)", line \d+(?:, in (.+))?$', re.MULTILINE
 )
 _JAVA_FRAME = re.compile(
-    r"^\s*at (?:[\w.@-]+/+)?([\w.$]+(?:<\w*init>)?)"
+    r"^\s*at (?:[\w.@-]+/+)?([\w.$]+(?:/0x[0-9a-f]+)?[\w.$]*(?:<\w*init>)?)"
     r"\((?:[\w$-]+\.(?:java|kt|scala|groovy)(?::\d+)?|Native Method|Unknown Source)\)",
     re.MULTILINE,
 )
 _GO_FRAME = re.compile(
-    r"^([\w./-]+(?:\.\(\*?\w+\))?(?:\.[\w.]+)*)\(.*\)\n\t(\S+\.go):\d+", re.MULTILINE
+    r"^([\w./-]+?(?:\.\(\*?\w+\))?(?:\.[\w-]+)*)\((?!\*)[^\n]*\)\n\t(\S+\.go):\d+",
+    re.MULTILINE,
 )
 _JS_FRAME = re.compile(
-    r"^\s*at (?:(?:async |new )?([\w.$<>\[\] ]+?) \()?(?:file://)?([^\s()]*?):\d+:\d+\)?$",
+    r"^\s*at (?:async |new )?(?:([\w.$<>\[\] ]+?) \()?(?:file://)?"
+    r"([^\s()]*?):\d+:\d+\)?$",
     re.MULTILINE,
 )
 _RUST_FRAME = re.compile(
-    r"^\s*\d+: (?:0x[0-9a-f]+ - )?([\w:<> ]+?)(?:::h[0-9a-f]{16})?$", re.MULTILINE
+    r"^\s*\d+: (?:0x[0-9a-f]+ - )?([\w:<>{} ]+?)(?:::h[0-9a-f]{16})?$", re.MULTILINE
 )
 _RUST_GENERATED = re.compile(r"\{\{closure\}\}")
-_NUMBER = re.compile(r"\d+")
-_LAMBDA = re.compile(r"\$\$Lambda\S*|\$\d+")
+_LAMBDA = re.compile(r"\$\$Lambda(?:[$/]\w+)*|\$\d+")
 
 
 def frames_of(trace: str | None) -> tuple[str, ...]:

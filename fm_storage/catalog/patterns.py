@@ -41,6 +41,11 @@ RESTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
                  (?:\[(?P<request>[^\]]*)\][ ]?)?(?P<message>.*)""",
         ),
         (
+            "bracketed",
+            rf"""{_LEVEL}\s+\[(?P<module>[A-Za-z_]\w*(?:\.\w+)+)\]\s+
+                 (?P<message>(?![\w.$]+\s*[:-]\s).*)""",
+        ),
+        (
             "log4j",
             rf"""{_LEVEL}\s+\[(?P<thread>.*?)\]\s+(?P<module>[\w.$/-]+)\s*
                  (?::|-)\s?(?P<message>.*)""",

@@ -59,7 +59,7 @@ _FRAME = re.compile(
     r"|Caused by: |goroutine \d+ \[|panic: |stack backtrace:|\s+[+|] .*Traceback \("
 )
 _ANSI = re.compile(r"\x1b\[[0-9;:]*[A-Za-z]")
-_BAD = frozenset({"ERROR", "CRITICAL"})
+_TRACED = frozenset({"WARNING", "ERROR", "CRITICAL"})
 
 
 @dataclass(slots=True)
@@ -323,7 +323,7 @@ class LogReader:
         begins = _ALWAYS_NEW.match(line) is not None
         if not begins and _TRACE_START.match(line) is not None:
             begins = current is None or (
-                current.header.severity not in _BAD and not current.more
+                current.header.severity not in _TRACED and not current.more
                 and not current.header.message.rstrip().endswith(":")
             )  # fmt: skip
         if begins:
