@@ -23,6 +23,7 @@ from tests import servers
 # In the order of their imports: pytest rewrites the asserts of what it loads.
 pytest_plugins = [
     "tests.fix_files",
+    "tests.fix_loops",
     "tests.fix_process",
     "tests.fix_proxy",
     "tests.fix_postgres",

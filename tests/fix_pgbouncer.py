@@ -58,7 +58,7 @@ def pgbouncer(server: TestServer) -> Iterator[Callable[..., str]]:
         )
         user = test_account()
         user.owns(config)
-        process = subprocess.Popen(  # noqa: S603 - the program just found
+        process = subprocess.Popen(
             [program, "-q", str(config)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import secrets
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from fm_storage.config import MigrationsConfig, PostgresConfig
 from fm_storage.postgres.embedded import service_account
 from fm_storage.postgres.embedded_cluster import Cluster
 from fm_storage.postgres.embedded_server import ServiceUser, installed_server
-from tests import servers
+from tests import containers, servers
 from tests.fix_proxy import free_port
 
 if TYPE_CHECKING:
@@ -193,16 +193,30 @@ def start_on_free_port(cluster: Cluster, sockets: Path) -> int:
 
 
 def _in_container() -> Iterator[TestServer]:
-    os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
-    from testcontainers.postgres import (  # noqa: PLC0415 - heavy, and seldom used
-        PostgresContainer,
-    )
-
-    container = PostgresContainer(servers.postgres_image(), driver=None)
-    with container:
-        address = container.get_connection_url()
-        at = urlunsplit(urlsplit(address)._replace(scheme="postgresql"))
+    password = secrets.token_hex(8)
+    options = [word for each in THROW_AWAY.items() for word in ("-c", "=".join(each))]
+    with containers.started(
+        servers.postgres_image(),
+        5432,
+        command=["postgres", *options],
+        POSTGRES_PASSWORD=password,
+    ) as (host, port):
+        at = f"postgresql://postgres:{password}@{host}:{port}/postgres"
+        _wait_until_up(at)
         yield TestServer(at, "container", at)
+
+
+def _wait_until_up(dsn: str) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            psycopg.connect(dsn, connect_timeout=5).close()
+        except psycopg.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return
 
 
 @pytest.fixture(scope="session")

@@ -6,18 +6,43 @@ must be gone before the folder is.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from fm_storage.config import QdrantConfig
+from tests import containers, servers
 
 if TYPE_CHECKING:
     from fm_storage.vectors import QdrantStore
 
-__all__ = ["qdrant", "vector_folder"]
+__all__ = ["qdrant", "qdrant_server", "vector_folder"]
+
+
+@pytest.fixture(scope="session")
+def qdrant_server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Give the URL of a Qdrant server; without one, the test is deselected."""
+    choice = request.config.stash[servers.CHOICE]
+    if choice.qdrant == "given":
+        yield choice.qdrant_at
+        return
+    with containers.started(servers.qdrant_image(), 6333) as (host, port):
+        url = f"http://{host}:{port}"
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/readyz", timeout=5).close()  # noqa: S310 - our own address
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+            else:
+                break
+        yield url
 
 
 @pytest.fixture
