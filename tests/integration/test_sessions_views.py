@@ -80,6 +80,7 @@ async def test_dollar_signs_are_found_by_a_lexer(pool: Pool):
     async with PostgresSessionManager(pool) as session:
         view = await session.create_view(sql, 5, 6)
         row = await pool.fetchrow(f"SELECT * FROM {view}")
+    assert row is not None
     assert tuple(row) == (5, "$1", " $1 ' ", "'$1", "A$1", 1, 7)
     assert list(row.keys())[1] == "b$1"
 
