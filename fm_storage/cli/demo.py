@@ -21,7 +21,7 @@ from fm_storage.cli.common import Settings, console, plain, run
 from fm_storage.cli.mishaps import MISHAPS
 
 if TYPE_CHECKING:
-    from fm_storage.catalog import ErrorManager, Recorded
+    from fm_storage.catalog import ErrorManager, Recorded, SimilarEntry
     from fm_storage.manager import StorageManager
 
 __all__ = ["demo"]
@@ -92,7 +92,7 @@ class _Demo:
             await self._ingest(errors, log)
         with self._step("The commonest groups"):
             await self._groups(errors)
-        with self._step("The errors most similar to one of them"):
+        with self._step("The errors most similar to one of them, by kind"):
             await self._similar(errors, recorded)
 
     @contextmanager
@@ -164,23 +164,28 @@ class _Demo:
 
     async def _groups(self, errors: ErrorManager) -> None:
         table = Table("count", "severity", "modules", "message", box=None)
-        for group in await errors.groups(limit=8):
+        for group in await errors.groups(limit=8, severity="WARNING"):
             table.add_row(
                 Text(str(group.count), justify="right"),
                 plain(group.severity),
-                plain(", ".join(group.modules), limit=36),
-                plain(group.example.message, limit=64),
+                plain(", ".join(group.modules), limit=28),
+                plain(group.example.message, limit=70),
             )
         self._out.print(table)
 
     async def _similar(self, errors: ErrorManager, recorded: Recorded) -> None:
         self._say(f"asked: {plain(recorded.entry.message, limit=90)}")
-        table = Table("score", "module", "message", box=None)
-        for hit in await errors.find_similar(recorded.entry, limit=5):
+        kinds: dict[tuple[str, str], list[SimilarEntry]] = {}
+        for hit in await errors.find_similar(recorded.entry, limit=100):
+            kind = (hit.entry.module, hit.entry.error_code)
+            kinds.setdefault(kind, []).append(hit)
+        table = Table("score", "times", "module", "message", box=None)
+        for hits in list(kinds.values())[:5]:
             table.add_row(
-                f"{hit.score:.3f}",
-                plain(hit.entry.module, limit=36),
-                plain(hit.entry.message, limit=76),
+                f"{hits[0].score:.3f}",
+                Text(str(len(hits)), justify="right"),
+                plain(hits[0].entry.module, limit=28),
+                plain(hits[0].entry.message, limit=70),
             )
         self._out.print(table)
 
