@@ -1,0 +1,273 @@
+"""``fm-storage migrate``, ``rollback``, ``status``, ``schema``.
+
+They open the server alone, not the manager, whose opening would apply what these
+commands are asked to show, stop before, or take back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from fm_storage.cli.common import (
+    Settings,
+    console,
+    json_option,
+    plain,
+    print_json,
+    run,
+)
+from fm_storage.errors import ConfigurationInvalid
+
+if TYPE_CHECKING:
+    from fm_storage.config import PostgresConfig, StorageConfig
+    from fm_storage.migrate import Migrator, PlannedMigration, Progress
+
+__all__ = ["migrate", "rollback", "schema", "status"]
+
+T = TypeVar("T")
+
+_STYLES = {"applied": "green", "pending": "yellow", "newer": "cyan", "foreign": "dim"}
+
+_source_option = click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    help="A further folder, or package:NAME:FOLDER, besides the configured ones.",
+)
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog=(
+        "\b\nExamples:\n"
+        "  fm-storage migrate                     apply what is pending\n"
+        "  fm-storage migrate --dry-run           show the SQL, change nothing\n"
+        "  fm-storage migrate --to 0003           stop after number 0003\n"
+        "  fm-storage migrate new 'add invoices'  both files from the template\n"
+        "  fm-storage migrate baseline --to 0002  record what exists already\n"
+    ),
+)
+@click.option("--to", help="Last migration to apply: its name or number.")
+@click.option("--dry-run", is_flag=True, help="Show the SQL; change nothing.")
+@_source_option
+@json_option
+@click.pass_context
+def migrate(
+    ctx: click.Context,
+    *,
+    to: str | None,
+    dry_run: bool,
+    sources: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Apply what is pending; a plain re-run converges whatever happened before."""
+    if ctx.invoked_subcommand is not None:
+        return
+    done = _with_migrator(ctx.obj, lambda it: it.apply(to=to, dry_run=dry_run), sources)
+    _show(done, "applied", dry_run=dry_run, as_json=as_json)
+
+
+@migrate.command()
+@click.argument("name")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where to; the first configured source, else ./migrations.",
+)
+@click.pass_obj
+def new(settings: Settings, *, name: str, folder: Path | None) -> None:
+    """Write a migration and its rollback file from the template."""
+    from fm_storage.migrate import Migrator  # noqa: PLC0415 - lazy
+
+    config = settings.load().migrations
+    folders = [s for s in config.sources if not s.startswith("package:")]
+    chosen = folder or Path(folders[0] if folders else "migrations")
+    for path in Migrator("", config).new_migration(name, chosen):
+        click.echo(path)
+
+
+@migrate.command()
+@click.option("--to", help="Last migration to record: its name or number.")
+@_source_option
+@json_option
+@click.pass_obj
+def baseline(
+    settings: Settings, *, to: str | None, sources: tuple[str, ...], as_json: bool
+) -> None:
+    """Record migrations as applied without running them (objects exist already)."""
+    done = _with_migrator(settings, lambda it: it.baseline(to), sources)
+    if as_json:
+        print_json(done)
+        return
+    for name in done:
+        console().print(Text("recorded ", style="green"), plain(name), sep="")
+    if not done:
+        console().print("nothing to record")
+
+
+@click.command(
+    epilog=(
+        "\b\nExamples:\n"
+        "  fm-storage rollback              take back the last migration\n"
+        "  fm-storage rollback --steps 3    the last three, newest first\n"
+        "  fm-storage rollback --dry-run    show the SQL, change nothing\n"
+    )
+)
+@click.option("--steps", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--dry-run", is_flag=True, help="Show the SQL; change nothing.")
+@_source_option
+@json_option
+@click.pass_obj
+def rollback(
+    settings: Settings,
+    *,
+    steps: int,
+    dry_run: bool,
+    sources: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Take back the last migrations; refused where no rollback file says how."""
+    done = _with_migrator(
+        settings, lambda it: it.rollback(steps=steps, dry_run=dry_run), sources
+    )
+    _show(done, "taken back", dry_run=dry_run, as_json=as_json)
+
+
+@click.command(
+    epilog=(
+        "\b\nExamples:\n"
+        "  fm-storage status           one line per migration\n"
+        "  fm-storage status --json    for programs\n\n"
+        "Exit code 1 if files and database disagree.\n"
+    )
+)
+@_source_option
+@json_option
+@click.pass_obj
+def status(settings: Settings, *, sources: tuple[str, ...], as_json: bool) -> None:
+    """Say how every migration stands: applied, pending, or drifted, and since when."""
+    found = _with_migrator(settings, lambda it: it.status(), sources)
+    if as_json:
+        print_json(found)
+    else:
+        table = Table("migration", "state", "applied at", "by", "source", box=None)
+        for one in found:
+            table.add_row(
+                plain(one.id),
+                Text(one.state, style=_STYLES.get(one.state, "bold red")),
+                f"{one.applied_at:%Y-%m-%d %H:%M:%S %Z}" if one.applied_at else "",
+                plain(one.applied_by),
+                plain(one.source),
+            )
+        console().print(table)
+        for one in found:
+            if one.detail:
+                console().print(plain(f"{one.id}: {one.detail}"), soft_wrap=True)
+    if any(one.state.drifted for one in found):
+        raise click.exceptions.Exit(1)
+
+
+@click.command(epilog="\b\nExamples:\n  fm-storage schema > SCHEMA.md\n")
+@click.pass_obj
+def schema(settings: Settings) -> None:
+    """Print the schema as a Markdown page, read from the live database."""
+    click.echo(_with_migrator(settings, lambda it: it.schema_page()))
+
+
+def _with_migrator(
+    settings: Settings,
+    job: Callable[[Migrator], Awaitable[T]],
+    sources: tuple[str, ...] = (),
+) -> T:
+    """Run *job* with a migrator on the configured server, ours or another."""
+
+    async def body() -> T:
+        from fm_storage.migrate import Migrator  # noqa: PLC0415 - lazy
+
+        config = settings.load()
+        migrations = config.migrations.model_copy(
+            update={"sources": (*config.migrations.sources, *sources)}
+        )
+        tell = _Teller()
+        if migrations.dsn is not None:
+            return await job(Migrator(migrations.dsn, migrations, progress=tell))
+        postgres = _postgres(config)
+        if not postgres.embedded:
+            return await job(
+                Migrator(
+                    postgres.dsn,
+                    migrations,
+                    progress=tell,
+                    password=postgres.password,
+                )
+            )
+        from fm_storage.postgres.embedded import (  # noqa: PLC0415 - lazy
+            EmbeddedPostgres,
+        )
+
+        folder = config.embedded_folder(postgres.dsn) / "postgres"
+        async with EmbeddedPostgres(folder) as dsn:
+            return await job(Migrator(dsn, migrations, progress=tell))
+
+    return run(body())
+
+
+def _postgres(config: StorageConfig) -> PostgresConfig:
+    if config.postgres is None:
+        raise ConfigurationInvalid(
+            "postgres", "is switched off; name a server to migrate"
+        )
+    return config.postgres
+
+
+class _Teller:
+    """Says on standard error what takes long, or waits, or was cleared away."""
+
+    def __init__(self) -> None:
+        self._last: Progress | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        last, self._last = self._last, progress
+        same = last is not None and (last.what, last.name, last.step) == (
+            progress.what,
+            progress.name,
+            progress.step,
+        )
+        if progress.what == "statement":
+            if same:
+                self._say(
+                    f"{progress.name}: statement {progress.step} of "
+                    f"{progress.steps} still runs, {progress.elapsed:.0f} s so far"
+                )
+        elif progress.what == "waiting":
+            self._say(f"waiting for {progress.name}, which migrates")
+        elif progress.what == "blocked":
+            self._say(f"{progress.name}: a table is in use; trying again")
+        elif progress.what == "invalid index":
+            self._say(f"dropping {progress.name}, left by an interrupted build")
+
+    @staticmethod
+    def _say(text: str) -> None:
+        click.echo(plain(text).plain, err=True)
+
+
+def _show(
+    done: list[PlannedMigration], what: str, *, dry_run: bool, as_json: bool
+) -> None:
+    if as_json:
+        print_json(done)
+        return
+    if not done:
+        click.echo(f"nothing to be {what}" if what != "applied" else "nothing pending")
+        return
+    for one in done:
+        if dry_run:
+            click.echo(plain(f"-- {one.id}\n{one.sql.rstrip()}\n").plain)
+        else:
+            click.echo(plain(f"{what} {one.id} in {one.seconds or 0.0:.2f} s").plain)
