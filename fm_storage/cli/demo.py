@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -274,10 +275,12 @@ def _journal(
 
 def _program() -> str:
     """Return how this program was called, for commands to copy."""
-    called = Path(sys.argv[0])
+    called = Path(sys.argv[0]).absolute()
     if called.name == "__main__.py":
         return f"{shlex.quote(sys.executable)} -m fm_storage"
-    beside = Path.cwd()
-    if called.is_relative_to(beside):
-        return shlex.quote(str(called.relative_to(beside)))
-    return "fm-storage"
+    if shutil.which(called.name) == str(called):
+        return called.name
+    here = Path.cwd()
+    return shlex.quote(
+        str(called.relative_to(here) if called.is_relative_to(here) else called)
+    )
