@@ -13,7 +13,12 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["tmp_path"]
+__all__ = ["as_root", "tmp_path"]
+
+
+@pytest.fixture
+def as_root() -> None:
+    """Mark a test that only root can run; for others it is deselected."""
 
 
 @pytest.fixture

@@ -51,6 +51,8 @@ class Choice:
             )
         if not find_pgbouncer():
             missing["pgbouncer"] = "no pgbouncer program (apt-get install pgbouncer)"
+        if os.geteuid() != 0:
+            missing["as_root"] = "not root: what root alone can do is not tried"
         return missing
 
 
