@@ -70,17 +70,22 @@ async def test_server_in_a_private_home_is_copied(
     assert stat.S_IMODE(private.lstat().st_mode) == 0o700
 
 
+def own_all(folder: Path, uid: int) -> None:
+    """Give *folder* and all in it to another user."""
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, uid, -1)
+
+
 @pytest.mark.usefixtures("as_root")
 async def test_root_serves_the_owner_of_the_folder(embedded_folder: Path) -> None:
     """Started by root on somebody's folder, the server runs as that somebody."""
     owner = pwd.getpwnam("nobody")
-    for path in (embedded_folder, *embedded_folder.rglob("*")):
-        os.chown(path, owner.pw_uid, owner.pw_gid)
+    own_all(embedded_folder, owner.pw_uid)
     async with EmbeddedPostgres(embedded_folder) as dsn:
         await answers(dsn)
         running = Postmaster.read(embedded_folder / "data")
         assert running is not None
-        assert Path(f"/proc/{running.pid}").stat().st_uid == owner.pw_uid
+        assert os.lstat(f"/proc/{running.pid}").st_uid == owner.pw_uid
     assert (embedded_folder / "lock").stat().st_uid == owner.pw_uid
 
 
