@@ -20,19 +20,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests import servers
 
-# In the order of their imports: pytest rewrites the asserts of what it loads.
+# Every fix_*.py beside this file. Their asserts are to be explained like a
+# test's own, in whatever order they import each other.
 pytest_plugins = [
-    "tests.fix_files",
-    "tests.fix_loops",
-    "tests.fix_process",
-    "tests.fix_proxy",
-    "tests.fix_postgres",
-    "tests.fix_migrations",
-    "tests.fix_cluster",
-    "tests.fix_pgbouncer",
-    "tests.fix_vectors",
-    "tests.fix_storage",
+    f"tests.{path.stem}" for path in sorted(Path(__file__).parent.glob("fix_*.py"))
 ]
+pytest.register_assert_rewrite(*pytest_plugins)
 
 # Marker set for every test that uses the fixture, directly or not.
 _MARKS = {
