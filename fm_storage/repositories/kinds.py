@@ -58,11 +58,14 @@ class Kind:
     Attributes:
         sql: PostgreSQL type that a bulk statement's array elements are cast to.
         exact: Types whose values need no look at each one's class.
+        settled: Whether a value of an exact class needs no further look, and is
+            stored as it is.
         decode: Turns a stored value into the model's, or None if they are equal.
     """
 
     sql: str = "text"
-    exact: ClassVar[frozenset[type]] = frozenset()
+    exact: frozenset[type] = frozenset()
+    settled: bool = False
     decode: Callable[[Any], Any] | None = None
 
     def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
@@ -72,6 +75,10 @@ class Kind:
             Refused: It cannot be stored.
         """
         raise NotImplementedError
+
+    def knows(self, found: type) -> bool:
+        """Return whether ``encode()`` takes every value of exactly this class."""
+        return found in self.exact
 
     def comparable(self, value: Any) -> Any:  # noqa: ANN401 - any value
         """Return *value* as a filter compares it: it need not fit the column.
@@ -224,6 +231,10 @@ class _Plain(Kind):
     refused: ClassVar[tuple[type, ...]] = ()
     wanted: ClassVar[str] = ""
 
+    def knows(self, found: type) -> bool:
+        """Return whether the class is a right one (the driver has its own UUID)."""
+        return issubclass(found, self.accepted) and not issubclass(found, self.refused)
+
     def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
         """Return *value* if its class is right."""
         if not isinstance(value, self.accepted) or isinstance(value, self.refused):
@@ -232,15 +243,15 @@ class _Plain(Kind):
 
     def encode_many(self, values: Sequence[Any]) -> Sequence[Any]:
         """Look at the classes only."""
-        if not _types(values) <= self.exact:
-            return super().encode_many(values)
-        return values
+        if all(map(self.knows, _types(values))):
+            return values
+        return super().encode_many(values)
 
 
 class Boolean(_Plain):
     """True or False."""
 
-    sql, wanted = "bool", "True or False"
+    sql, wanted, settled = "bool", "True or False", True
     exact, accepted = frozenset({bool}), (bool,)
 
     def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
@@ -251,7 +262,7 @@ class Boolean(_Plain):
 class Float(_Plain):
     """Floating point numbers, NaN and infinities among them."""
 
-    sql, wanted = "float8", "a number"
+    sql, wanted, settled = "float8", "a number", True
     exact, accepted, refused = frozenset({float}), (float, int), (bool,)
 
     def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
@@ -260,6 +271,12 @@ class Float(_Plain):
             return float(super().encode(value))
         except OverflowError:
             raise Refused("is too large for float8") from None
+
+    def encode_many(self, values: Sequence[Any]) -> Sequence[Any]:
+        """Convert whole numbers, which may be too large."""
+        if _types(values) <= self.exact:
+            return values
+        return Kind.encode_many(self, values)
 
     def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
         """Return the number."""
@@ -294,7 +311,7 @@ class Numeric(_Plain):
 class Bytes(_Plain):
     """Binary data."""
 
-    sql, wanted = "bytea", "bytes"
+    sql, wanted, settled = "bytea", "bytes", True
     exact = frozenset({bytes})
     accepted = (bytes, bytearray, memoryview)
 
@@ -310,7 +327,7 @@ class Bytes(_Plain):
 class Uuid(_Plain):
     """UUIDs."""
 
-    sql, wanted = "uuid", "a UUID"
+    sql, wanted, settled = "uuid", "a UUID", True
     exact, accepted = frozenset({UUID}), (UUID,)
 
     def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
@@ -330,6 +347,12 @@ class Timestamp(_Plain):
 
     def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
         """Return *value* if it says its time zone, or may not."""
+        if (
+            self.aware
+            and type(value) is dt.datetime
+            and isinstance(value.tzinfo, dt.timezone)
+        ):
+            return value
         moment: dt.datetime = super().encode(value)
         if self.aware and moment.utcoffset() is None:
             raise Refused(
@@ -361,7 +384,7 @@ class Timestamp(_Plain):
 class Date(_Plain):
     """Days."""
 
-    sql, wanted = "date", "a date"
+    sql, wanted, settled = "date", "a date", True
     exact, accepted, refused = frozenset({dt.date}), (dt.date,), (dt.datetime,)
 
     def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
@@ -372,7 +395,7 @@ class Date(_Plain):
 class Time(_Plain):
     """Times of day without a zone."""
 
-    sql, wanted = "time", "a time"
+    sql, wanted, settled = "time", "a time", True
     exact, accepted = frozenset({dt.time}), (dt.time,)
 
     def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
@@ -383,7 +406,7 @@ class Time(_Plain):
 class Interval(_Plain):
     """Durations."""
 
-    sql, wanted = "interval", "a timedelta"
+    sql, wanted, settled = "interval", "a timedelta", True
     exact, accepted = frozenset({dt.timedelta}), (dt.timedelta,)
 
     def to_text(self, value: Any) -> str:  # noqa: ANN401 - a stored value
@@ -414,6 +437,8 @@ class JsonValue(Kind):
     ) -> None:
         self.container = container
         self.dump = dump
+        if container is not None and dump is None:
+            self.exact, self.settled = frozenset({container}), True
 
     def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
         """Return *value* for the JSON codec, which looks inside it."""
@@ -452,6 +477,16 @@ class JsonValue(Kind):
         return f"{name}::{self.sql}"
 
 
+class _Members(dict[Any, enum.Enum]):
+    """Members by value; looking one up costs no Python frame."""
+
+    members: type[enum.Enum]
+
+    def __missing__(self, value: Any) -> enum.Enum:  # noqa: ANN401 - any value
+        # The enum's own ValueError says what is wrong, unless _missing_() helps.
+        return self.members(value)
+
+
 class Enumeration(Kind):
     """The members of an ``Enum``, stored by value."""
 
@@ -461,15 +496,12 @@ class Enumeration(Kind):
         self.sql = inner.sql
         self._stored = {member: member.value for member in members}
         self._stored.update({member.value: member.value for member in members})
-        self._by_value = {member.value: member for member in members}
-        self.decode = self._decode
-
-    def _decode(self, value: Any) -> Any:  # noqa: ANN401 - a stored value
-        try:
-            return self._by_value[value]
-        except KeyError:
-            # Raises the ValueError that names the enum, unless _missing_() helps.
-            return self.members(value)
+        self.exact = frozenset({members})
+        # A member that is text or a number itself goes to the driver as it is.
+        self.settled = issubclass(members, str | int)
+        by_value = _Members({member.value: member for member in members})
+        by_value.members = members
+        self.decode = by_value.__getitem__
 
     def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
         """Return the value of a member, or of the member with this value."""

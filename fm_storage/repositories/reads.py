@@ -72,7 +72,10 @@ class Reads(Generic[M]):
             InvalidRecord: *key* cannot be a key of this table.
         """
         entity = self.entity
-        row = await self.executor.fetchrow(self._sql.get, *entity.key_values(key))
+        if isinstance(key, entity.plain_key):
+            row = await self.executor.fetchrow(self._sql.get, key)
+        else:
+            row = await self.executor.fetchrow(self._sql.get, *entity.key_values(key))
         if row is None:
             raise RecordNotFound(entity.name, key)
         return entity.from_row(row)
