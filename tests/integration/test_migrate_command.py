@@ -1,0 +1,216 @@
+"""The commands: ``fm-storage migrate … schema``, and yoyo's own with our backend."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from fm_storage.cli import cli
+from fm_storage.errors import ConfigurationInvalid, MigrationFailed
+from fm_storage.migrate.files import project_folder
+from fm_storage.migrate.ledger import LOCK_KEY
+from tests.fix_migrations import MigrationFolder, ask
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def command(empty_dsn: str, migrations: MigrationFolder) -> Command:
+    """Give a runner of ``fm-storage`` on an empty database and one more source."""
+    env = {
+        "FM_STORAGE_POSTGRES__DSN": empty_dsn,
+        "FM_STORAGE_QDRANT__URL": "embedded:",
+        "FM_STORAGE_MIGRATIONS__SOURCES": json.dumps([str(migrations.path)]),
+    }
+
+    def run(*arguments: str, **more: str) -> Result:
+        return CliRunner().invoke(cli, arguments, env=env | more)
+
+    return run
+
+
+def test_migrate_status_rollback(command: Command, migrations: MigrationFolder):
+    """What make migrate, make migrate-status and make rollback run."""
+    migrations.table("0001_shop", "t_a")
+    shown = command("status").output
+    assert re.search(r"0001_shop +pending +app/migrations", shown)
+    assert "applied 0001_shop in" in command("migrate").output
+    assert command("migrate").output == "nothing pending\n"
+    assert re.search(r"0001_shop +applied +\d{4}-", command("status").output)
+    assert command("rollback", "--dry-run").output == "-- 0001_shop\nDROP TABLE t_a\n\n"
+    assert "taken back 0001_shop" in command("rollback").output
+    assert "0001_shop" in command("migrate", "--dry-run").output
+    assert re.search(r"0001_shop +pending", command("status").output)
+
+
+def test_status_tells_drift_and_fails(command: Command, migrations: MigrationFolder):
+    """For people the reason, for scripts the exit code, for programs JSON."""
+    path = migrations.table("0001_shop", "t_a")
+    command("migrate")
+    path.write_text("CREATE TABLE t_b (id int)")
+    result = command("status")
+    assert result.exit_code == 1
+    assert "0001_shop: applied " in result.output
+    assert "restore the file" in result.output
+    found = json.loads(command("status", "--json").output)
+    assert found[-1]["state"] == "edited"
+    assert isinstance(command("migrate").exception, MigrationFailed)
+
+
+def test_json_to_and_baseline(command: Command, migrations: MigrationFolder):
+    """Programs get what was done; an existing database is recorded."""
+    to = "0001_create_project_errors"
+    done = json.loads(command("migrate", "--to", to, "--json").output)
+    assert [one["id"] for one in done] == [to]
+    migrations.table("0001_shop", "t_a")
+    result = command("migrate", "baseline")
+    assert "recorded 0001_shop" in result.output
+    assert command("migrate", "baseline").output == "nothing to record\n"
+    assert json.loads(command("migrate", "baseline", "--json").output) == []
+
+
+def test_new_writes_where_the_application_keeps_them(
+    command: Command, migrations: MigrationFolder, tmp_path: Path
+):
+    """The first configured folder, or the one that is named."""
+    assert command("migrate", "new", "add it").exit_code == 0
+    assert (migrations.path / "0001_add_it.sql").is_file()
+    (tmp_path / "other").mkdir()
+    command("migrate", "new", "x", "--folder", str(tmp_path / "other"))
+    assert (tmp_path / "other" / "0001_x.rollback.sql").is_file()
+
+
+def test_source_adds_a_folder(command: Command, tmp_path: Path):
+    """Besides the configured ones, for once."""
+    more = MigrationFolder(tmp_path / "more")
+    more.path.mkdir()
+    more.table("0001_more", "t_m")
+    assert "0001_more" in command("migrate", "--source", str(more.path)).output
+
+
+def test_schema_prints_the_page(command: Command):
+    """From the live catalogue."""
+    command("migrate")
+    assert "## public.project_errors (table)" in command("schema").output
+
+
+def test_what_takes_long_is_told(
+    command: Command,
+    migrations: MigrationFolder,
+    empty_dsn: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Waiting for another process, and for a table, is said on standard error."""
+    monkeypatch.setattr("fm_storage.migrate.runner._TICK", 0.2)
+    migrations.write("0001_slow", "SELECT pg_sleep(0.5)")
+    assert "0001_slow: statement 1 of 1 still runs" in command("migrate").stderr
+    with psycopg.connect(empty_dsn, autocommit=True, application_name="o") as other:
+        other.execute("SELECT pg_advisory_lock(%s)", (LOCK_KEY,))
+        migrations.table("0002_more", "t_m")
+        result = command("migrate", FM_STORAGE_MIGRATIONS__WAIT_TIMEOUT="0.2")
+    assert "(o), which migrates" in result.stderr
+    migrations.write("0002_more", "ALTER TABLE project_errors ADD t_x int")
+    with psycopg.connect(empty_dsn) as other:
+        other.execute("SELECT 1 FROM project_errors")
+        result = command(
+            "migrate",
+            FM_STORAGE_MIGRATIONS__WAIT_TIMEOUT="0.2",
+            FM_STORAGE_MIGRATIONS__LOCK_TIMEOUT="0.05",
+        )
+    assert "0002_more: a table is in use" in result.stderr
+
+
+def test_a_role_of_its_own_migrates(command: Command, empty_dsn: str):
+    """``migrations.dsn`` is preferred to ``postgres.dsn``."""
+    result = command(
+        "migrate",
+        FM_STORAGE_POSTGRES__DSN="postgresql://nobody@127.0.0.1:1/none",
+        FM_STORAGE_MIGRATIONS__DSN=empty_dsn,
+    )
+    assert "applied 0001_create_project_errors" in result.output
+
+
+def test_without_postgres_there_is_nothing_to_migrate(command: Command, tmp_path: Path):
+    """Switched off is a mistake in the settings, told as one."""
+    config = tmp_path / "storage.toml"
+    config.write_text("")
+    result = command("--config", str(config), "status", FM_STORAGE_POSTGRES="null")
+    assert result.exit_code != 0
+    assert isinstance(result.exception, ConfigurationInvalid | SystemExit)
+
+
+def _yoyo(dsn: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    parts = urlsplit(dsn)
+    query = f"{parts.query}&user={parts.username}"
+    address = f"postgresql+fm://{parts.path}?{query}"
+    return subprocess.run(
+        [
+            *(Path(sys.executable).with_name("yoyo"), arguments[0], "--batch"),
+            *("--no-config-file", "--database", address, *arguments[1:]),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+
+
+def test_yoyos_own_command_is_as_safe(empty_dsn: str, migrations: MigrationFolder):
+    """One record for both commands; drift and missing rollback files are refused."""
+    path = migrations.table("0001_shop", "t_a")
+    sources = (str(project_folder()), str(migrations.path))
+    done = _yoyo(empty_dsn, "apply", *sources)
+    assert done.returncode == 0, done.stderr
+    rows = ask(
+        empty_dsn,
+        "SELECT source, checksum IS NOT NULL FROM fm_storage.migrations ORDER BY seq",
+    )
+    assert rows[0] == ("fm_storage", True)
+    assert rows[-1] == ("app/migrations", True)
+    listed = _yoyo(empty_dsn, "list", *sources).stdout
+    assert re.search(r"A +0001_shop", listed)
+    assert ask(empty_dsn, "SELECT to_regclass('public._yoyo_migration')") == [(None,)]
+    path.write_text("CREATE TABLE t_b (id int)")
+    migrations.table("0002_more", "t_m")
+    refused = _yoyo(empty_dsn, "apply", *sources)
+    assert refused.returncode != 0
+    assert "'0001_shop' is edited" in refused.stderr
+    migrations.rollback_of("0001_shop").unlink()
+    refused = _yoyo(empty_dsn, "rollback", *sources)
+    assert "0001_shop.rollback.sql does not exist" in refused.stderr
+    assert ask(empty_dsn, "SELECT to_regclass('t_a') IS NOT NULL") == [(True,)]
+    with psycopg.connect(empty_dsn, autocommit=True) as holder:
+        holder.execute("SELECT pg_advisory_lock(%s)", (LOCK_KEY,))
+        assert _yoyo(empty_dsn, "break-lock", *sources).returncode == 0
+        tried = f"SELECT pg_try_advisory_lock({LOCK_KEY})"
+        assert ask(empty_dsn, tried) == [(False,)], "only its holder's end breaks it"
+
+
+def test_yoyos_own_command_rolls_back_and_marks(
+    empty_dsn: str, migrations: MigrationFolder
+):
+    """rollback, mark and unmark keep the same record."""
+    migrations.table("0001_shop", "t_a")
+    sources = (str(migrations.path),)
+    assert _yoyo(empty_dsn, "apply", *sources).returncode == 0
+    assert _yoyo(empty_dsn, "rollback", *sources).returncode == 0
+    assert ask(empty_dsn, "SELECT to_regclass('t_a')") == [(None,)]
+    assert _yoyo(empty_dsn, "mark", *sources).returncode == 0
+    recorded = "SELECT migration_id FROM fm_storage.migrations"
+    assert ask(empty_dsn, recorded) == [("0001_shop",)]
+    assert _yoyo(empty_dsn, "unmark", *sources).returncode == 0
+    assert ask(empty_dsn, recorded) == []
+    assert (
+        "force would leave half"
+        in _yoyo(empty_dsn, "apply", "--force", *sources).stderr
+    )
