@@ -78,6 +78,7 @@ class ShutdownHooks:
         self._hooks: list[_Hook] = []  # by register() and the run
         self._pid = os.getpid()
         self._closed = False  # by the run
+        self._told = False  # whether aclose() was called, by aclose()
         self._run: asyncio.Task[list[Exception]] | None = None  # by _start()
         self._closer: Callable[[], Awaitable[None]] | None = None  # by arm()
         self._signals = SignalGuard()
@@ -222,7 +223,7 @@ class ShutdownHooks:
         Raises:
             ExceptionGroup: One error for each hook that failed or was late.
         """
-        first = not self._closed and self._run is None
+        first, self._told = not self._told, True
         failures = await self.run()
         self.disarm()
         if failures and first:
