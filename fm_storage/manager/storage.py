@@ -166,9 +166,13 @@ class StorageManager:
         if config.postgres is not None:
             await self._open_postgres(config.postgres)
         if self._pool is not None:
+            session = config.session
+            if self._embedded is not None and self._embedded.found_empty:
+                # No owner from before can come back to our own server's folder.
+                session = session.model_copy(update={"restart_grace": session.grace})
             self._sessions = SessionService(
                 self._pool,
-                config.session,
+                session,
                 application_name=self._postgres_config().application_name,
             )
             self._closers.append(("sessions", self._sessions.aclose))

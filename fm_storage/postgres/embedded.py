@@ -80,6 +80,9 @@ class EmbeddedPostgres:
         self._users_fd: int | None = None  # holds the shared lock while open
         self._cluster: Cluster | None = None
         self._dsn: str | None = None
+        self.found_empty = False
+        """Whether opening found no server and no other user: whoever used the
+        folder before has gone for good."""
 
     async def __aenter__(self) -> str:
         return await self.open()
@@ -151,6 +154,8 @@ class EmbeddedPostgres:
                 running = self._cluster.running()
                 if running is None or running.status == "stopping":
                     sockets = self._socket_folder(home, self._user)
+                    self.found_empty = _is_last(self._users_fd)
+                    fcntl.flock(self._users_fd, fcntl.LOCK_SH)
                     with self._keeper(self._cluster):
                         running = self._cluster.start(
                             sockets,

@@ -44,6 +44,7 @@ async def _run(
     return process.returncode, out.decode(), err.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 async def test_the_demo_tells_the_whole_story_twice(
     environment: dict[str, str], tmp_path: Path
