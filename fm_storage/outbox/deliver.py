@@ -8,7 +8,6 @@ been found and set aside; its neighbours land. No number of attempts drops one.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import time
@@ -110,7 +109,7 @@ class Courier:
         self._lease = lease
         self._max_backoff = max_backoff
         self._ensured: set[str] = set()
-        self._overrun: dict[str, set[str]] = defaultdict(set)
+        self._overrun: dict[str, dict[str, int]] = {}
         self._locked: list[Leased] = []
 
     async def deliver(self, rows: Sequence[Leased], *, taken: float) -> Outcome:
@@ -140,9 +139,9 @@ class Courier:
             self._counters.landed(finished.lags)
             self._locked += finished.locked
         for collection in list(self._overrun):
-            ids = self._overrun[collection]
-            await self._queue.enqueue_again(collection, sorted(ids))
-            self._counters.healed += len(ids)
+            self._counters.healed += await self._queue.delete_again(
+                collection, self._overrun[collection]
+            )
             del self._overrun[collection]
 
     async def _deliver_one(
@@ -197,60 +196,61 @@ class Courier:
         self, collection: str, rows: list[Leased], taken: float, outcome: Outcome
     ) -> _Failed:
         """Send rows, halving what is refused; return those refused alone."""
-        if outcome.outage is not None or collection in outcome.blocked:
-            await self._queue.postpone(rows, delay=0.0, error=None)
-            return []
-        left = taken + self._lease - lease_clock()
-        if left <= 0 or not rows:
-            return []  # the rows are someone else's by now
-        try:
-            await self._send(collection, rows, left)
-        except Exception as exc:  # noqa: BLE001 - judged below, never swallowed
-            return await self._refused(collection, rows, taken, outcome, exc)
-        finally:
+        failed: _Failed = []
+        while rows:
+            if outcome.outage is not None or collection in outcome.blocked:
+                await self._queue.postpone(rows, delay=0.0, error=None)
+                return failed
             if lease_clock() - taken > self._lease:
-                # Another drainer may have deleted what this call wrote late.
-                late = {row.point_id for row in rows if row.op == "u"}
-                self._overrun[collection] |= late
+                return failed  # the rows are someone else's by now
+            try:
+                await self._send(collection, rows)
+            except Exception as exc:  # noqa: BLE001 - judged, never swallowed
+                if await self._is_outage(collection, rows, outcome, exc):
+                    return failed
+                culprit = _named_by(exc, rows)
+                if culprit is None:
+                    half = len(rows) // 2
+                    failed += await self._bisect(
+                        collection, rows[:half], taken, outcome
+                    )
+                    rows = rows[half:]
+                else:
+                    failed.append((culprit, exc))
+                    rows = [row for row in rows if row is not culprit]
+            else:
+                await self._record(rows, outcome)
+                return failed
+            finally:
+                if lease_clock() - taken > self._lease:
+                    # Another drainer may have deleted what this call wrote late.
+                    late = {row.point_id: row.ver for row in rows if row.op == "u"}
+                    self._overrun.setdefault(collection, {}).update(late)
+        return failed
+
+    async def _record(self, rows: list[Leased], outcome: Outcome) -> None:
         self._counters.batches += 1
+        outcome.greatest = max(outcome.greatest, *(row.ver for row in rows))
         finished = await self._queue.finish(rows)
         self._counters.landed(finished.lags)
         self._locked += finished.locked
         outcome.delivered += len(finished.lags)
-        outcome.greatest = max(outcome.greatest, *(row.ver for row in rows))
-        return []
 
-    async def _refused(
-        self,
-        collection: str,
-        rows: list[Leased],
-        taken: float,
-        outcome: Outcome,
-        exc: Exception,
-    ) -> _Failed:
+    async def _is_outage(
+        self, collection: str, rows: list[Leased], outcome: Outcome, exc: Exception
+    ) -> bool:
+        """Put rows off if the failure says nothing about any of them."""
         if isinstance(exc, CollectionNotFound | CollectionMismatch):
             outcome.blocked[collection] = exc
             self._ensured.discard(collection)
-            await self._put_off(rows, _said(exc))
-            return []
-        if isinstance(exc, _OUTAGES) or _is_passing(exc):
+        elif isinstance(exc, _OUTAGES) or _is_passing(exc):
             outcome.outage = exc
-            await self._put_off(rows, _said(exc))
-            return []
-        if len(rows) == 1:
-            return [(rows[0], exc)]
-        index = getattr(exc, "index", None)
-        points = [row for row in rows if row.op == "u"]
-        if isinstance(index, int) and 0 <= index < len(points):
-            # Validation named it before anything was sent: no need to search.
-            others = [row for row in rows if row is not points[index]]
-            failed = await self._bisect(collection, others, taken, outcome)
-            return [(points[index], exc), *failed]
-        half = len(rows) // 2
-        first = await self._bisect(collection, rows[:half], taken, outcome)
-        return first + await self._bisect(collection, rows[half:], taken, outcome)
+        else:
+            return False
+        await self._put_off(rows, _said(exc))
+        return True
 
-    async def _send(self, collection: str, rows: list[Leased], left: float) -> None:
+    async def _send(self, collection: str, rows: list[Leased]) -> None:
         points = [
             point_of(row.point_id, row.ver, row.vectors or b"", row.payload)
             for row in rows
@@ -259,19 +259,16 @@ class Courier:
         deleted: dict[int | str | UUID, int] = {
             decode_id(row.point_id): row.ver for row in rows if row.op == "d"
         }
-        async with asyncio.timeout(left):
-            if points:
-                await self._ensure(collection)
-                await self._store.upsert_points(
-                    collection, points, newer_by=VERSION_KEY
+        if points:
+            await self._ensure(collection)
+            await self._store.upsert_points(collection, points, newer_by=VERSION_KEY)
+        if deleted:
+            try:
+                await self._store.delete_points(
+                    collection, list(deleted), newer_by=VERSION_KEY, up_to=deleted
                 )
-            if deleted:
-                try:
-                    await self._store.delete_points(
-                        collection, list(deleted), newer_by=VERSION_KEY, up_to=deleted
-                    )
-                except CollectionNotFound:
-                    _log.debug("%s is gone, and its points with it", collection)
+            except CollectionNotFound:
+                _log.debug("%s is gone, and its points with it", collection)
         unknown = {
             row.point_id: (row.ver, payload_digest(row.payload))
             for row in rows
@@ -305,6 +302,17 @@ class Courier:
         self._counters.quarantined += 1
         outcome.quarantined += 1
         await self._queue.quarantine(row, error=_said(exc))
+
+
+def _named_by(exc: BaseException, rows: Sequence[Leased]) -> Leased | None:
+    """Return the row at fault, if it is alone or validation named it."""
+    if len(rows) == 1:
+        return rows[0]
+    index = getattr(exc, "index", None)
+    points = [row for row in rows if row.op == "u"]
+    if isinstance(index, int) and 0 <= index < len(points):
+        return points[index]
+    return None
 
 
 def _is_passing(exc: BaseException) -> bool:

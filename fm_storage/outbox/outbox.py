@@ -109,6 +109,13 @@ class Outbox:
         """Begin to drain, if the configuration says so; touches no store yet."""
         if self._drainer is not None or self._store is None or not self._config.drain:
             return
+        if self._config.lease <= self._store.config.timeout:
+            _log.warning(
+                "outbox.lease (%g s) should be longer than qdrant.timeout (%g s): "
+                "slow calls are made twice",
+                self._config.lease,
+                self._store.config.timeout,
+            )
         self._drainer = Drainer(
             self._queue,
             self._courier,

@@ -153,15 +153,17 @@ FROM mine AS m
 WHERE q.collection = m.collection AND q.point_id = m.point_id"""
 )
 
-_ENQUEUE_AGAIN = Sql("""
+_DELETE_AGAIN = Sql("""
 INSERT INTO fm_storage.vector_queue AS q (collection, point_id, ver)
 SELECT s.collection, s.point_id, s.ver
-FROM fm_storage.vector_state AS s
-WHERE s.collection = $1 AND s.point_id = ANY ($2::text[])
+FROM unnest($2::text[], $3::bigint[]) AS g (point_id, ver)
+JOIN fm_storage.vector_state AS s
+  ON s.collection = $1 AND s.point_id = g.point_id AND s.ver > g.ver AND s.op = 'd'
 ORDER BY s.point_id
 ON CONFLICT (collection, point_id) DO UPDATE
 SET replay = FALSE,
-  due_at = CASE WHEN q.leased THEN q.due_at ELSE now() END""")
+  due_at = CASE WHEN q.leased THEN q.due_at ELSE now() END
+RETURNING 1""")
 
 _KEEP_VECTORS = Sql("""
 WITH given AS MATERIALIZED (
@@ -255,9 +257,12 @@ class Queue:
         """Set one row aside, unless a newer version has come."""
         await self._executor.execute(_QUARANTINE, *_columns([row]), error)
 
-    async def enqueue_again(self, collection: str, ids: Sequence[str]) -> None:
-        """Have the current state of points delivered once more."""
-        await self._executor.execute(_ENQUEUE_AGAIN, collection, list(ids))
+    async def delete_again(self, collection: str, written: Mapping[str, int]) -> int:
+        """Repeat deletions that versions in *written* may have arrived after."""
+        records = await self._executor.fetch(
+            _DELETE_AGAIN, collection, list(written), list(written.values())
+        )
+        return len(records)
 
     async def keep_vectors(
         self, collection: str, vectors: Mapping[str, tuple[int, bytes]]

@@ -33,7 +33,7 @@ class OutboxStatistics:
         retried: Points whose delivery failed and was put off.
         quarantined: Points set aside.
         embedded: Points whose vectors the drainer made.
-        healed: Points delivered again because a lease was overrun.
+        healed: Deletions repeated because a call outlived its lease.
         lag_p50: Median time from the commit's statement to delivery.
         lag_p99: The 99th percentile of it, over the last 4,096 points.
     """
