@@ -10,42 +10,34 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
 
-from fm_storage.catalog.fingerprint import text_for_vector
+from fm_storage.catalog.analyzer import Analyzer
+from fm_storage.catalog.background import Background
+from fm_storage.catalog.capture import Capture
+from fm_storage.catalog.drafts import Draft, draft_of, severity_from
 from fm_storage.catalog.groups import ErrorGroup, Order, fetch_groups
+from fm_storage.catalog.handler import CatalogHandler
 from fm_storage.catalog.ingest import Log, ingest_log
-from fm_storage.catalog.prepared import Prepared, prepare
-from fm_storage.catalog.render import render
-from fm_storage.catalog.replay import Replayer
-from fm_storage.catalog.similarity import (
-    CatalogVectorizer,
-    SimilarEntry,
-    collection_name,
-    payload_filter,
-    text_of_entries,
-    text_of_entry,
-)
-from fm_storage.catalog.spool import Spool, spool_folder
+from fm_storage.catalog.internal import InternalFailures
+from fm_storage.catalog.prepared import Prepared
+from fm_storage.catalog.recorder import Recorder
+from fm_storage.catalog.retention import purge_older
+from fm_storage.catalog.similarity import SimilarEntry, payload_filter, question_of
 from fm_storage.catalog.store import CatalogStore
-from fm_storage.errors import (
-    ConfigurationInvalid,
-    ForkedProcess,
-    InvalidRecord,
-    StorageClosed,
-    StorageError,
-    WrongLoop,
-)
+from fm_storage.catalog.tail import tail_errors
+from fm_storage.errors import CollectionNotFound, StorageError
 from fm_storage.hooks import outlast
 from fm_storage.repositories import ErrorEntry, Severity
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import AsyncIterator, Generator
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
     from fm_storage._typing import Progress
@@ -61,9 +53,6 @@ PreHook = Callable[[ErrorEntry], "ErrorEntry | Awaitable[ErrorEntry | None] | No
 PostHook = Callable[["Recorded"], "Awaitable[object] | object"]
 Pre = TypeVar("Pre", bound=PreHook)
 Post = TypeVar("Post", bound=PostHook)
-
-# Mistakes of the caller: spooling would hide them.
-_MISUSE = (StorageClosed, WrongLoop, ForkedProcess, ConfigurationInvalid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,19 +103,17 @@ class ErrorManager:
         freshness: float = 5.0,
     ) -> None:
         self.storage = storage
-        self._given = vectorizer
-        self._timeout = timeout
-        self._freshness = freshness
+        self._recorder = Recorder(
+            storage, vectorizer, timeout=timeout, freshness=freshness
+        )
         self._pre: list[PreHook] = []
         self._post: list[PostHook] = []
-        # Set once by _open(), at the first call inside the loop.
-        self._vectorizer: CatalogVectorizer | None = None
-        self._store: CatalogStore | None = None
-        self._spool: Spool | None = None
-        self._replayer: Replayer | None = None
-        self._closed = False
-        self._writes = 0
-        self._fresh = True  # whether all our entries are known to be delivered
+        # Set at the first call inside the loop, and at first use.
+        self._hooked = False
+        self._background: Background | None = None
+        self._handlers: list[CatalogHandler] = []
+        self._internal = InternalFailures(self._in_background)
+        self._analyzer = Analyzer(storage)
 
     # -- life ------------------------------------------------------------
 
@@ -145,63 +132,53 @@ class ErrorManager:
         await self.aclose()
 
     async def _opened(self) -> Self:
-        self._open()
+        self._opened_store()
         return self
 
-    def _open(self) -> CatalogStore:
-        """Make the parts on first use; begin to replay what the spool holds."""
-        if self._store is not None:
-            return self._store
-        if self._closed:
-            raise StorageClosed(
-                "error manager: it is closed; make a new ErrorManager(storage)"
-            )
-        config = self.storage.config
-        collection: str | None = None
-        if config.qdrant is not None:
-            outbox = self.storage.outbox
-            self._vectorizer = CatalogVectorizer(self._given or _default_vectorizer())
-            collection = collection_name(self._vectorizer)
-            outbox.register_vectorizer(
-                collection, self._vectorizer, text_of=text_of_entries
-            )
-        else:
-            _ = self.storage.pool  # says at once that the manager is not open
-        address = config.postgres.safe_dsn if config.postgres is not None else ""
-        self._spool = Spool(spool_folder(config.data_dir, address))
-        self._replayer = Replayer(self._spool, self._write_replayed)
-        self._store = CatalogStore(collection)
-        self.storage.hooks.register(self._flush)
-        if self._spool.has_any():
-            self._replayer.wake()
-        return self._store
+    def _opened_store(self) -> CatalogStore:
+        store = self._recorder.open()
+        if not self._hooked:
+            self._hooked = True
+            self.storage.hooks.register(self._before_closing)
+        return store
+
+    async def flush(self, timeout: float = 5.0) -> bool:
+        """Wait until everything handed in is stored or spooled; say whether it is.
+
+        Covers log handlers, decorated plain functions, and the replay of the
+        spool as far as it gets within *timeout* seconds.
+        """
+        done = True
+        if self._background is not None:
+            done = await asyncio.to_thread(self._background.flush, timeout)
+        await self._recorder.flush(timeout)
+        return done and not self._recorder.away
 
     async def aclose(self) -> None:
-        """Bring in what is spooled if that is quick, and end background work.
+        """Store what was handed in, and end what runs in the background.
 
-        Entries that remain stay on disk for the next start. Twice is fine; runs
-        to its end even if cancelled.
+        What PostgreSQL does not take now stays in the spool for the next start.
+        Twice is fine; runs to its end even if cancelled.
         """
-        if self._closed:
+        if self._recorder.closed:
             return
-        self._closed = True
-        if self._store is None:
-            return
-        self.storage.hooks.unregister(self._flush)
-        await outlast(self._end, timeout=self._timeout * 2)
+        if self._hooked:
+            self.storage.hooks.unregister(self._before_closing)
+        await outlast(self._end, timeout=self._recorder.timeout * 3)
+
+    async def _before_closing(self) -> None:
+        """Run as a shutdown hook, while the parts still work."""
+        await outlast(self._end, timeout=self._recorder.timeout * 3)
 
     async def _end(self) -> None:
-        await self._flush()
-        self._store = None
-
-    async def _flush(self) -> None:
-        """Run before the parts of the manager are closed."""
-        assert self._replayer is not None  # noqa: S101 - set by _open()
-        assert self._spool is not None  # noqa: S101 - set by _open()
-        if self._replayer.away:
-            await self._replayer.wait_empty(min(1.0, self._timeout))
-        await self._replayer.aclose()
-        await asyncio.to_thread(self._spool.close)
+        for handler in self._handlers:
+            handler.detach()
+        self._internal.unwatch()
+        patience = min(2.0, self._recorder.timeout)
+        if self._background is not None:
+            await asyncio.to_thread(self._background.close, patience)
+        await self._recorder.flush(patience)
+        await self._recorder.aclose()
 
     # -- hooks -----------------------------------------------------------
 
@@ -255,7 +232,8 @@ class ErrorManager:
             WrongLoop: Called from another loop than the manager's.
             StorageError: Neither PostgreSQL nor the spool could take it.
         """
-        entry, notes = _draft(
+        self._opened_store()
+        draft = draft_of(
             error,
             module=module,
             error_code=error_code,
@@ -263,67 +241,128 @@ class ErrorManager:
             context=context,
             timestamp=timestamp,
         )
-        for hook in self._pre:
-            entry = await _apply(hook, entry)
-        row = _prepared(entry, notes)
-        recorded = await self._store_one(row)
-        for post in self._post:
-            await _notify(post, recorded)
+        if self._pre:
+            draft = await self._hooked_draft(draft)
+        row = draft.prepared()
+        recorded = _recorded(row, durable=await self._recorder.store(row))
+        if self._post:
+            await self._notify(recorded)
         return recorded
 
     async def catalog(self, entry: ErrorEntry) -> Recorded:
         """Store an entry that the application made; as ``record()``."""
         return await self.record(entry)
 
-    async def _store_one(self, row: Prepared) -> Recorded:
-        store = self._open()
-        assert self._replayer is not None  # noqa: S101 - set by _open()
-        failure: Exception | None = None
-        if not self._replayer.away:
-            try:
-                await store.write(self.storage.pool, row, timeout=self._timeout)
-            except _MISUSE:
-                raise
-            except (StorageError, OSError) as exc:
-                failure = exc
-            else:
-                self._written()
-                return _recorded(row, durable=True)
-        await self._spool_rows([row], failure)
-        return _recorded(row, durable=False)
+    def capture(
+        self,
+        *,
+        module: str | None = None,
+        error_code: str | None = None,
+        severity: Severity | str | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> Capture:
+        """Record what a block or a function raises, and let it through.
 
-    async def _spool_rows(
-        self, rows: Sequence[Prepared], cause: Exception | None
-    ) -> None:
-        """Keep rows on disk and begin to replay."""
-        assert self._spool is not None  # noqa: S101 - set by _open()
-        assert self._replayer is not None  # noqa: S101 - set by _open()
-        if cause is not None:
-            logger.warning(
-                "PostgreSQL did not take an error; it is spooled (%s)", cause
-            )
-        spool = self._spool
-        try:
-            await outlast(lambda: asyncio.to_thread(spool.append, rows))
-        except OSError as exc:
-            if cause is None:
-                raise
-            raise cause from exc
-        self._replayer.wake()
-
-    def _written(self) -> None:
-        if self._vectorizer is not None:
-            self._writes += 1
-            self._fresh = False
-            self.storage.outbox.wake()
-
-    async def _write_replayed(self, rows: Sequence[Prepared]) -> int:
-        store = self._open()
-        added = await store.write_many(
-            self.storage.pool, rows, timeout=self._timeout * 6
+        ``async with errors.capture(module="billing"):`` around a block, or
+        ``@errors.capture(module="billing")`` above a function, sync or async. An
+        exception is recorded once, however many captures it passes; cancellation
+        and the end of the process are no errors. If recording fails, that is
+        logged, and the exception goes on as it was. A plain function does not
+        wait: its exception is stored in the background.
+        """
+        options: dict[str, Any] = {
+            "module": module,
+            "error_code": error_code,
+            "severity": severity,
+            "context": context,
+        }
+        return Capture(
+            partial(self.record, **options),
+            lambda exc: self._in_background(partial(draft_of, exc, **options)),
         )
-        self._written()
-        return added
+
+    def handler(
+        self, level: int | str = logging.ERROR, *, module: str | None = None
+    ) -> logging.Handler:
+        """Return a ``logging.Handler`` that stores records from *level* on.
+
+        ``emit()`` only queues: it never waits, for the loop, PostgreSQL or the
+        disk (but when 10,000 records are queued: then it writes to the spool).
+        Records of ``fm_storage`` itself are left out; see ``watch_internal()``.
+        What is queued is stored before the storage closes. Call it inside the
+        loop; *module* replaces the logger's name.
+        """
+        made = CatalogHandler(self._in_background, level, module=module)
+        self._queue()
+        self._handlers.append(made)
+        return made
+
+    def note_internal(self, part: str, error: BaseException | str) -> None:
+        """Record a failure of the storage itself; from any thread, never raises.
+
+        The same failure is recorded at most once a minute, with a count, and one
+        that happens while another is being stored is only logged: no failure
+        leads to another.
+        """
+        self._internal.note(part, error)
+
+    def watch_internal(self, level: int = logging.WARNING) -> None:
+        """Record the warnings that the storage's own parts log, as their failures."""
+        self._queue()
+        self._internal.watch(level)
+
+    def _queue(self) -> Background:
+        """Return the background queue; the first call must be inside the loop."""
+        if self._background is None:
+            self._opened_store()
+            self._background = Background(
+                self._recorder, self._store_drafts, asyncio.get_running_loop()
+            )
+        return self._background
+
+    def _in_background(self, make: Callable[[], Draft]) -> None:
+        """Hand an error in from any thread, also before the first use in the loop."""
+        background = self._background
+        if background is None:
+            try:
+                background = self._queue()
+            except (RuntimeError, StorageError):
+                # No loop here, or no open storage: the disk is always there, and
+                # what lies on it is replayed when the manager opens.
+                self._recorder.spool.append([make().prepared()])
+                return
+        background.put(make)
+
+    async def _store_drafts(self, drafts: Sequence[Draft]) -> None:
+        if self._pre:
+            drafts = [await self._hooked_draft(draft) for draft in drafts]
+        rows = [draft.prepared() for draft in drafts]
+        durable = await self._recorder.store_many(rows)
+        if self._post:
+            for row in rows:
+                await self._notify(_recorded(row, durable=durable))
+
+    async def _hooked_draft(self, draft: Draft) -> Draft:
+        entry = draft.entry
+        for hook in self._pre:
+            try:
+                result = hook(entry)
+                if inspect.isawaitable(result):
+                    result = await result
+            except Exception:
+                logger.exception("a hook before recording failed; going on without it")
+                continue
+            entry = result if isinstance(result, ErrorEntry) else entry
+        return draft.replaced(entry)
+
+    async def _notify(self, recorded: Recorded) -> None:
+        for hook in self._post:
+            try:
+                result = hook(recorded)
+                if inspect.isawaitable(result):
+                    await result
+            except Exception:
+                logger.exception("a hook after recording failed")
 
     async def ingest(
         self,
@@ -358,14 +397,14 @@ class ErrorManager:
             OSError: The file cannot be read.
             StorageError: PostgreSQL did not take a batch; those before stay.
         """
-        store = self._open()
+        store = self._opened_store()
 
         async def write(columns: list[list[Any]]) -> int:
             added = await store.write_columns(
-                self.storage.pool, columns, timeout=self._timeout * 12
+                self.storage.pool, columns, timeout=self._recorder.timeout * 12
             )
             if added:
-                self._written()
+                self._recorder.written()
             return added
 
         return await ingest_log(
@@ -373,7 +412,7 @@ class ErrorManager:
             write,
             source=source,
             module=module,
-            least=_severity(severity),
+            least=severity_from(severity),
             zone=zone,
             batch_size=batch_size,
             progress=progress,
@@ -401,12 +440,12 @@ class ErrorManager:
             until: Only errors before then.
             order: ``count``, ``last_seen`` or ``first_seen`` (newest first).
         """
-        self._open()
+        self._opened_store()
         return await fetch_groups(
             self.storage.pool,
             limit=limit,
             module=module,
-            severity=_severity(severity),
+            severity=severity_from(severity),
             since=since,
             until=until,
             order=order,
@@ -429,210 +468,85 @@ class ErrorManager:
         seconds) until the outbox has delivered it; entries of other processes
         are found once their drainer has delivered them.
 
+        Args:
+            error: A stored entry, an exception, or any text.
+            limit: Hits at most.
+            module: Only errors of this module.
+            severity: Only errors at least so bad.
+            since: Only errors from then on.
+
         Raises:
             ConfigurationInvalid: Vectors are switched off (``qdrant=None``).
             VectorStoreUnavailable: The vector store does not answer.
         """
-        self._open()
-        store = self.storage.qdrant
-        vectorizer, collection = self._vectors()
-        await self._wait_fresh()
-        text, own = _question(error, module)
+        catalogue = self._opened_store()
+        vectorizer, collection = self._recorder.vectors()
+        await self._recorder.wait_fresh()
+        text, own = question_of(error.entry if isinstance(error, Recorded) else error)
         [embedding] = await vectorizer.embed([text])
-        await store.ensure_collection_exists(collection, vectorizer.spec)
-        hits = await store.search_hybrid(
-            collection,
-            embedding,
-            limit + 1,
-            filter=payload_filter(
-                module=module, severity=_severity(severity), since=since
-            ),
+        wanted = payload_filter(
+            module=module, severity=severity_from(severity), since=since
         )
-        wanted = [hit for hit in hits if str(hit.id) != str(own)]
-        assert self._store is not None  # noqa: S101 - set by _open()
-        found = await self._store.entries(
-            self.storage.pool, [UUID(str(hit.id)) for hit in wanted]
-        )
-        return [
-            SimilarEntry(found[key], hit.score)
-            for hit in wanted
-            if (key := UUID(str(hit.id))) in found
-        ][:limit]
-
-    def _vectors(self) -> tuple[CatalogVectorizer, str]:
-        if self._vectorizer is None or self._store is None:
-            raise ConfigurationInvalid(
-                "qdrant",
-                "is switched off; leave out qdrant=None to search by similarity",
-            )
-        assert self._store.collection is not None  # noqa: S101 - set with the vectorizer
-        return self._vectorizer, self._store.collection
-
-    async def _wait_fresh(self) -> None:
-        """Wait, for a bounded time, until our own entries can be found."""
-        if self._fresh or self._store is None:
-            return
-        written = self._writes
-        deadline = time.monotonic() + self._freshness
-        pool = self.storage.pool
-        mark = await self._store.watermark(pool)
-        pause = 0.005
-        while not await self._store.delivered(pool, mark):
-            if time.monotonic() > deadline:
-                logger.info("find_similar: the newest entries are still on their way")
-                return
-            self.storage.outbox.wake()
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 0.1)
-        self._fresh = self._writes == written
-
-
-def _default_vectorizer() -> Vectorizer:
-    from fm_storage.vectors import LexicalVectorizer  # noqa: PLC0415 - loads numpy
-
-    return LexicalVectorizer()
-
-
-def _draft(
-    error: BaseException | str | ErrorEntry,
-    *,
-    module: str | None,
-    error_code: str | None,
-    severity: Severity | str | None,
-    context: Mapping[str, Any] | None,
-    timestamp: datetime | None,
-) -> tuple[ErrorEntry, list[str]]:
-    """Return the entry before masking and repair, and notes on what was unclear."""
-    notes: list[str] = []
-    level = Severity.ERROR
-    if severity is not None:
+        store = self.storage.qdrant
         try:
-            level = _severity(severity) or level
-        except InvalidRecord:
-            notes.append(f"severity: {str(severity)[:40]!r} is unknown, taken as ERROR")
-    if isinstance(error, ErrorEntry):
-        entry = replace(
-            error,
-            module=module or error.module,
-            error_code=error_code or error.error_code,
-            manager_context=_merged(error.manager_context, context),
-        )
-        if severity is not None:
-            entry.severity = level
-    elif isinstance(error, BaseException):
-        found = render(error)
-        entry = ErrorEntry(
-            message=found.message,
-            module=module or _module_of(error),
-            error_code=error_code or found.error_code,
-            severity=level,
-            stack_trace=found.stack_trace,
-            manager_context=_merged(context, found.context),
-        )
-    else:
-        entry = ErrorEntry(
-            message=str(error),
-            module=module or "",
-            error_code=error_code or "",
-            severity=level,
-            manager_context=_merged(context, None),
-        )
-    if timestamp is not None:
-        entry.timestamp = timestamp
-    return entry, notes
-
-
-def _merged(
-    first: Mapping[Any, Any] | None, second: Mapping[Any, Any] | None
-) -> dict[Any, Any] | None:
-    if not first and not second:
-        return None
-    return {**(first or {}), **(second or {})}
-
-
-def _module_of(exc: BaseException) -> str:
-    """Return the module whose code raised *exc*."""
-    trace = exc.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return type(exc).__module__
-    return str(trace.tb_frame.f_globals.get("__name__", "unknown"))
-
-
-def _prepared(entry: ErrorEntry, notes: list[str]) -> Prepared:
-    """Mask and repair an entry; an unknown severity is taken as ERROR."""
-    try:
-        severity = Severity(entry.severity)
-    except ValueError:
-        severity = Severity.ERROR
-        notes = [
-            *notes,
-            f"severity: {str(entry.severity)[:40]!r} is unknown, taken as ERROR",
+            hits = await store.search_hybrid(
+                collection, embedding, limit + 1, filter=wanted, with_payload=False
+            )
+        except CollectionNotFound:
+            return []  # nothing was ever delivered
+        ids = [UUID(str(hit.id)) for hit in hits]
+        found = await catalogue.entries(self.storage.pool, ids)
+        similar = [
+            SimilarEntry(found[key], hit.score)
+            for key, hit in zip(ids, hits, strict=True)
+            if key in found and key != own
         ]
-    return prepare(
-        entry.message,
-        module=entry.module,
-        error_code=entry.error_code,
-        severity=severity,
-        stack_trace=entry.stack_trace,
-        context=entry.manager_context,
-        timestamp=entry.timestamp,
-        entry_id=entry.id,
-        notes=notes,
-    )
+        return similar[:limit]
+
+    @property
+    def analyzer(self) -> Analyzer:
+        """What the catalogue says as a whole: patterns, timelines, a report."""
+        return self._analyzer
+
+    def tail(
+        self,
+        *,
+        module: str | None = None,
+        severity: Severity | str | None = None,
+    ) -> AbstractAsyncContextManager[AsyncIterator[ErrorEntry]]:
+        """Follow new errors of every process, as they are committed.
+
+        ``async with errors.tail() as entries: async for entry in entries: …``.
+        Woken by LISTEN; errors that were recorded while the connection was lost
+        are not missed.
+        """
+        self._opened_store()
+        return tail_errors(
+            self.storage.pool, module=module, severity=severity_from(severity)
+        )
+
+    async def purge(
+        self,
+        older_than: datetime,
+        *,
+        batch_size: int = 1000,
+        progress: Progress | None = None,
+    ) -> int:
+        """Delete errors from before *older_than*, with their vectors; return how many.
+
+        In batches, each a statement of its own: no lock is held for long, and
+        what was deleted before a cancellation stays deleted.
+        """
+        store = self._opened_store()
+        return await purge_older(
+            self.storage.pool,
+            older_than,
+            collection=store.collection,
+            batch_size=batch_size,
+            progress=progress,
+            delivered=self._recorder.written,
+        )
 
 
 def _recorded(row: Prepared, *, durable: bool) -> Recorded:
     return Recorded(row.entry, durable, row.repairs)
-
-
-async def _apply(hook: PreHook, entry: ErrorEntry) -> ErrorEntry:
-    try:
-        result = hook(entry)
-        if inspect.isawaitable(result):
-            result = await result
-    except Exception:
-        logger.exception("a hook before recording failed; the entry goes on without it")
-        return entry
-    return result if isinstance(result, ErrorEntry) else entry
-
-
-async def _notify(hook: PostHook, recorded: Recorded) -> None:
-    try:
-        result = hook(recorded)
-        if inspect.isawaitable(result):
-            await result
-    except Exception:
-        logger.exception("a hook after recording failed")
-
-
-def _severity(severity: Severity | str | None) -> Severity | None:
-    if severity is None or isinstance(severity, Severity):
-        return severity
-    try:
-        return Severity(severity.upper())
-    except ValueError:
-        raise InvalidRecord(
-            f"severity {severity!r} is unknown; use one of {', '.join(Severity)}",
-            field="severity",
-        ) from None
-
-
-def _question(
-    error: ErrorEntry | Recorded | BaseException | str, module: str | None
-) -> tuple[str, UUID | None]:
-    if isinstance(error, Recorded):
-        error = error.entry
-    if isinstance(error, ErrorEntry):
-        return text_of_entry(error), error.id
-    if isinstance(error, BaseException):
-        found = render(error)
-        text = text_for_vector(
-            found.message,
-            module=module or _module_of(error),
-            error_code=found.error_code,
-            stack_trace=found.stack_trace,
-        )
-        return text, None
-    return text_for_vector(error), None

@@ -6,6 +6,7 @@ narrow tables: the wide rows are fetched for the examples alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
@@ -93,8 +94,13 @@ async def fetch_groups(
     since: datetime | None = None,
     until: datetime | None = None,
     order: Order = "count",
+    only: Sequence[int] | None = None,
 ) -> list[ErrorGroup]:
-    """Return the groups of the errors that match, the foremost first."""
+    """Return the groups of the errors that match, the foremost first.
+
+    *only* names the groups that may be returned; the rest is as in
+    ``ErrorManager.groups()``.
+    """
     conditions: list[str] = []
     values: list[object] = []
 
@@ -108,6 +114,8 @@ async def fetch_groups(
             "WHERE module = {})",
             module,
         )
+    if only is not None:
+        condition("fingerprint = ANY({}::bigint[])", list(only))
     if severity is not None:
         condition("severity >= {}", RANKS[severity])
     if since is not None:

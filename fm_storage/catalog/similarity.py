@@ -14,8 +14,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from fm_storage.catalog.drafts import draft_of
 from fm_storage.catalog.fingerprint import text_for_vector
 from fm_storage.catalog.prepared import RANKS
+from fm_storage.catalog.redact import mask_text
 from fm_storage.postgres import Sql
 from fm_storage.repositories import ErrorEntry, Severity
 
@@ -29,6 +31,7 @@ __all__ = [
     "SimilarEntry",
     "collection_name",
     "payload_filter",
+    "question_of",
     "text_of_entries",
     "text_of_entry",
 ]
@@ -66,6 +69,15 @@ def text_of_entry(entry: ErrorEntry) -> str:
         error_code=entry.error_code,
         stack_trace=entry.stack_trace,
     )
+
+
+def question_of(error: ErrorEntry | BaseException | str) -> tuple[str, UUID | None]:
+    """Return the text to ask for, and the id that is not an answer to itself."""
+    if isinstance(error, ErrorEntry):
+        return text_of_entry(error), error.id
+    if isinstance(error, BaseException):
+        return text_of_entry(draft_of(error).prepared().entry), None
+    return text_for_vector(mask_text(error)), None
 
 
 async def text_of_entries(executor: Executor, ids: Sequence[str]) -> Mapping[str, str]:
