@@ -37,7 +37,7 @@ __all__ = ["AlreadyExists", "translated"]
 
 _DIMENSIONS = re.compile(r"expected dim: (\d+), got (\d+)")
 _DATE = re.compile(r"not a valid integer: (.*)", re.DOTALL)
-_NO_POINT = re.compile(r"(?:No point with id|Point) (\S+) ?(?:found|not found)")
+_NO_POINT = re.compile(r"(?:No point with id|Point) (\S+)(?: is)?(?: not)? found")
 _EXISTS = ("already exists",)
 _SHOWN = 300
 

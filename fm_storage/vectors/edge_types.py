@@ -402,6 +402,9 @@ def index_params(given: str | Json) -> Any:  # noqa: ANN401 - one of nine classe
     if isinstance(given, str):
         given = {"type": given}
     kind = str(given["type"]).capitalize()
+    if not hasattr(edge.PayloadSchemaType, kind):
+        message = f"unknown type {given['type']!r} of a payload index"
+        raise BadRequest(message)
     options = {k: v for k, v in given.items() if k != "type" and v is not None}
     if not options:
         return getattr(edge.PayloadSchemaType, kind)

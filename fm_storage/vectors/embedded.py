@@ -18,6 +18,7 @@ import orjson
 from fm_storage.errors import (
     CollectionNotFound,
     EmbeddedFailed,
+    InvalidName,
     InvalidRecord,
     InvalidVector,
     RecordNotFound,
@@ -500,6 +501,10 @@ def _raised(
     name = collection or ""
     if kind == "missing":
         return CollectionNotFound(text, operation=operation)
+    if kind == "taken":
+        return InvalidName(
+            f"alias {text!r} is the name of a collection; choose another"
+        )
     if kind == "no_point":
         return RecordNotFound(name, text)
     if kind == "vector":

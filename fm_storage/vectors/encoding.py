@@ -325,7 +325,9 @@ def _packed(given: Any) -> bytes:  # noqa: ANN401 - any sequence of numbers
         return array("f", given).tobytes()
     if view.format == "f" and view.ndim == 1:
         return view.tobytes()
-    return array("f", view.tolist()).tobytes()
+    # numpy knows more kinds of numbers (float16) than a view can read.
+    given = given.tolist() if hasattr(given, "tolist") else view.tolist()
+    return array("f", given).tobytes()
 
 
 def _refuse_infinite(

@@ -58,6 +58,10 @@ class _Missing(Exception):
     """The collection does not exist."""
 
 
+class _Taken(Exception):
+    """An alias would hide the collection of this name."""
+
+
 class _Client:
     """One connection: bytes that arrived, bytes that still have to leave."""
 
@@ -277,8 +281,7 @@ class Engine:
                     self.catalogue.aliases.pop(alias, None)
                     continue
                 if alias in self.catalogue.collections:
-                    message = f"alias {alias!r} is the name of a collection"
-                    raise BadRequest(message)
+                    raise _Taken(alias)
                 self.catalogue.aliases[alias] = self._name(target)
 
     def _create_index(self, request: dict[str, Any]) -> None:
@@ -307,11 +310,13 @@ class Engine:
         self._shelf(request).flush()
 
 
-def refusal(exc: Exception) -> dict[str, Any]:
+def refusal(exc: Exception) -> dict[str, Any]:  # noqa: PLR0911 - one line per kind
     """Return the answer that stands for an exception."""
     text = str(exc)
     if isinstance(exc, _Missing):
         return {"err": "missing", "text": text}
+    if isinstance(exc, _Taken):
+        return {"err": "taken", "text": text}
     if isinstance(exc, PointNotFound):
         return {"err": "no_point", "text": text}
     if isinstance(exc, BadRequest | KeyError | TypeError | ValueError):

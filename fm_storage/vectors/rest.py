@@ -168,13 +168,12 @@ class RestPoints:
         collection: str,
         payload: bytes,
         *,
-        ids: Ids | None,
-        chosen: Json | None,
+        chosen: Json,
         key: str | None,
         overwrite: bool,
     ) -> None:
         """Merge into, or replace, payloads."""
-        request = {"payload": orjson.Fragment(payload), **_chosen(ids, chosen)}
+        request = {"payload": orjson.Fragment(payload), "filter": chosen}
         if key is not None:
             request["key"] = key
         await self._send(
@@ -191,11 +190,10 @@ class RestPoints:
         collection: str,
         keys: Sequence[str],
         *,
-        ids: Ids | None,
-        chosen: Json | None,
+        chosen: Json,
     ) -> None:
         """Remove fields from payloads."""
-        request = {"keys": list(keys), **_chosen(ids, chosen)}
+        request = {"keys": list(keys), "filter": chosen}
         await self._send(
             "delete_payload",
             "POST",

@@ -54,6 +54,8 @@ class ServerEngine:
         self.native: AsyncQdrantClient
         self._points: PointsWire
         self._identity: str | None = None
+        # Local mode forgets payload indexes at once; it is asked about them.
+        self._indexes: dict[str, dict[str, Any]] = {}
 
     # Life
 
@@ -146,7 +148,8 @@ class ServerEngine:
         from fm_storage.vectors.models import spec_from  # noqa: PLC0415 - lazy
 
         with translated("collection_info", collection):
-            return spec_from(await self.native.get_collection(collection))
+            found = await self.native.get_collection(collection)
+        return spec_from(found, self._indexes.get(collection))
 
     async def info(self, collection: str) -> dict[str, Any]:
         """Return definition and sizes."""
@@ -155,7 +158,7 @@ class ServerEngine:
 
         with translated("collection_info", collection):
             found = await self.native.get_collection(collection)
-        spec = spec_from(found)
+        spec = spec_from(found, self._indexes.get(collection))
         _, aliases = await self.collections()
         name = aliases.get(collection, collection)
         names = [*spec["vectors"], *spec["sparse_vectors"]]
@@ -197,6 +200,7 @@ class ServerEngine:
         """Delete a collection; False when there is none."""
         from fm_storage.vectors.client_errors import translated  # noqa: PLC0415 - lazy
 
+        self._indexes.pop(collection, None)
         names, _ = await self.collections()
         if collection not in names:
             return False
@@ -259,6 +263,8 @@ class ServerEngine:
             await self.native.create_payload_index(
                 collection, field, field_schema=made, wait=True
             )
+        if self._memory:
+            self._indexes.setdefault(collection, {})[field] = schema
 
     async def delete_index(self, collection: str, field: str) -> None:
         """Drop a payload index."""
@@ -266,6 +272,7 @@ class ServerEngine:
 
         with translated("delete_payload_index", collection), _quiet(self._memory):
             await self.native.delete_payload_index(collection, field, wait=True)
+        self._indexes.get(collection, {}).pop(field, None)
 
     # Points: see PointsWire
 
@@ -304,7 +311,11 @@ class ServerEngine:
     ) -> None:
         """Merge into, or replace, payloads."""
         await self._points.set_payload(
-            collection, payload, ids=ids, chosen=chosen, key=key, overwrite=overwrite
+            collection,
+            payload,
+            chosen=_by_filter(ids, chosen),
+            key=key,
+            overwrite=overwrite,
         )
 
     async def delete_payload(
@@ -316,7 +327,9 @@ class ServerEngine:
         chosen: Json | None,
     ) -> None:
         """Remove fields from payloads."""
-        await self._points.delete_payload(collection, keys, ids=ids, chosen=chosen)
+        await self._points.delete_payload(
+            collection, keys, chosen=_by_filter(ids, chosen)
+        )
 
     async def query(self, collection: str, request: Json) -> list[ScoredPoint]:
         """Answer one query."""
@@ -375,6 +388,11 @@ class ServerEngine:
     async def set_marker(self, marker: Json) -> None:
         """Note something."""
         await self._set_meta(_MARKER, marker, replace=True)
+
+
+def _by_filter(ids: Sequence[int | str] | None, chosen: Json | None) -> Json:
+    """Choose by filter alone: a server refuses a list that names an absent id."""
+    return chosen if chosen is not None else {"must": [{"has_id": list(ids or ())}]}
 
 
 def _load_client() -> None:

@@ -31,6 +31,7 @@ from fm_storage.errors import (
     ForkedProcess,
     InvalidName,
     InvalidRecord,
+    InvalidVector,
     StorageClosed,
     VectorStoreUnavailable,
     WrongLoop,
@@ -70,6 +71,17 @@ _NAME_LIMIT = 255
 _ENCODE_CHUNK = 128
 _PAGE = 500
 META_COLLECTION = "fm_storage_meta"
+_WITHOUT_COLLECTION = frozenset(
+    {
+        "ready",
+        "identity",
+        "get_marker",
+        "set_marker",
+        "list_collections",
+        "list_aliases",
+        "set_aliases",
+    }
+)
 
 
 class _Life(Enum):
@@ -427,8 +439,24 @@ class QdrantStore:
     async def _encode(
         self, collection: str, points: Sequence[Any], newer_by: str | None
     ) -> list[Encoded]:
-        spec = await self._spec(collection)
+        try:
+            return await self._encode_with(
+                await self._spec(collection), collection, points, newer_by
+            )
+        except InvalidVector:
+            # The definition may have changed since it was last looked up.
+            spec = await self._changed_spec(collection)
+            if spec is None:
+                raise
+        return await self._encode_with(spec, collection, points, newer_by)
 
+    async def _encode_with(
+        self,
+        spec: dict[str, Any],
+        collection: str,
+        points: Sequence[Any],
+        newer_by: str | None,
+    ) -> list[Encoded]:
         def encode(start: int) -> list[Encoded]:
             return encode_points(
                 points[start : start + _ENCODE_CHUNK],
@@ -468,6 +496,8 @@ class QdrantStore:
             InvalidRecord: An id or the filter is wrong, or *up_to* lacks an id.
         """
         ids, chosen = _ids_or_filter(ids_or_filter)
+        if ids == []:
+            return
         bounds: list[int] | None = None
         if (newer_by is None) != (up_to is None) or (up_to is not None and ids is None):
             raise InvalidRecord(
@@ -516,26 +546,14 @@ class QdrantStore:
         """
         ids, chosen = _ids_or_filter(ids_or_filter)
         text = encode_payload(payload, collection)
+        if ids == []:
+            return
         await self._call(
             "set_payload",
             collection,
-            lambda: self._set_payload(
+            lambda: self._backend.set_payload(
                 collection, text, ids=ids, chosen=chosen, key=key, overwrite=overwrite
             ),
-        )
-
-    async def _set_payload(
-        self,
-        collection: str,
-        text: bytes,
-        *,
-        ids: list[int | str] | None,
-        chosen: dict[str, Any] | None,
-        key: str | None,
-        overwrite: bool,
-    ) -> None:
-        await self._backend.set_payload(
-            collection, text, ids=ids, chosen=chosen, key=key, overwrite=overwrite
         )
 
     async def delete_payload(
@@ -551,6 +569,8 @@ class QdrantStore:
             InvalidRecord: An id or the filter is wrong.
         """
         ids, chosen = _ids_or_filter(ids_or_filter)
+        if ids == []:
+            return
         await self._call(
             "delete_payload",
             collection,
@@ -662,8 +682,7 @@ class QdrantStore:
         limit, offset = query_parameters(limit, offset)
         chosen = normal_filter(filter)
 
-        async def ask() -> list[ScoredPoint]:
-            spec = await self._spec(collection)
+        def request_for(spec: dict[str, Any]) -> dict[str, Any]:
             request: dict[str, Any] = {
                 "limit": limit,
                 "offset": offset,
@@ -676,9 +695,18 @@ class QdrantStore:
                 "query": normal_query(query, fusion, spec, collection, using),
                 "prefetch": normal_prefetch(prefetch, spec, collection),
             }
-            return await self._backend.query(
-                collection, {k: v for k, v in request.items() if v is not None}
-            )
+            return {k: v for k, v in request.items() if v is not None}
+
+        async def ask() -> list[ScoredPoint]:
+            try:
+                request = request_for(await self._spec(collection))
+            except InvalidVector:
+                # The definition may have changed since it was last looked up.
+                spec = await self._changed_spec(collection)
+                if spec is None:
+                    raise
+                request = request_for(spec)
+            return await self._backend.query(collection, request)
 
         return await self._call(operation, collection, ask)
 
@@ -912,6 +940,12 @@ class QdrantStore:
             self._specs[collection] = spec
         return spec
 
+    async def _changed_spec(self, collection: str) -> dict[str, Any] | None:
+        """Look a definition up again; None when it is what was known."""
+        known = self._specs.pop(collection, None)
+        spec = await self._spec(collection)
+        return None if spec == known else spec
+
     async def _call(
         self,
         operation: str,
@@ -924,7 +958,7 @@ class QdrantStore:
         self._check()
         if asyncio.get_running_loop() is not self._loop:
             raise WrongLoop("vector store")
-        if collection is not None:
+        if operation not in _WITHOUT_COLLECTION:
             _check_name(collection)
         self._calls[operation] += 1
         until = self._loop.time() + self.config.timeout

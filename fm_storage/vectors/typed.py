@@ -134,14 +134,13 @@ class TypedPoints:
         collection: str,
         payload: bytes,
         *,
-        ids: Ids | None,
-        chosen: Json | None,
+        chosen: Json,
         key: str | None,
         overwrite: bool,
     ) -> None:
         """Merge into, or replace, payloads."""
         fields = orjson.loads(payload)
-        points = _selector(ids, chosen)
+        points = _selector(None, chosen)
         with translated("set_payload", collection):
             if overwrite:
                 await self._client.overwrite_payload(
@@ -157,13 +156,12 @@ class TypedPoints:
         collection: str,
         keys: Sequence[str],
         *,
-        ids: Ids | None,
-        chosen: Json | None,
+        chosen: Json,
     ) -> None:
         """Remove fields from payloads."""
         with translated("delete_payload", collection):
             await self._client.delete_payload(
-                collection, keys=list(keys), points=_selector(ids, chosen), wait=True
+                collection, keys=list(keys), points=_selector(None, chosen), wait=True
             )
 
     async def query(self, collection: str, request: Json) -> list[ScoredPoint]:

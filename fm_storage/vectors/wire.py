@@ -46,8 +46,7 @@ class PointsWire(Protocol):
         collection: str,
         payload: bytes,
         *,
-        ids: Ids | None,
-        chosen: Json | None,
+        chosen: Json,
         key: str | None,
         overwrite: bool,
     ) -> None:
@@ -58,8 +57,7 @@ class PointsWire(Protocol):
         collection: str,
         keys: Sequence[str],
         *,
-        ids: Ids | None,
-        chosen: Json | None,
+        chosen: Json,
     ) -> None:
         """Remove fields from payloads."""
 

@@ -1,0 +1,9 @@
+"""For tests: a server with Qdrant's REST API that misbehaves on request."""
+
+from __future__ import annotations
+
+from fm_storage.testing.app import QdrantApp
+from fm_storage.testing.faults import Fault, Faults, Seen
+from fm_storage.testing.server import QdrantTestServer
+
+__all__ = ["Fault", "Faults", "QdrantApp", "QdrantTestServer", "Seen"]

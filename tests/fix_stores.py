@@ -1,0 +1,94 @@
+"""Vector stores on every engine, for tests that must hold on all of them.
+
+Apart from the plain embedded store, because these tests are multiplied: once per
+engine, each with collections of its own and everything else shared.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+
+from fm_storage.config import QdrantConfig
+from tests import servers
+
+if TYPE_CHECKING:
+    from fm_storage.vectors import QdrantStore
+
+__all__ = ["any_store", "engine_folder", "name", "pytest_generate_tests"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what uses ``any_store`` once per engine; on a server where one is given."""
+    if "any_store" not in metafunc.fixturenames:
+        return
+    engines = ["embedded", "rest", "memory"]
+    if metafunc.config.stash[servers.CHOICE].qdrant == "given":
+        engines += ["server-rest", "server-grpc"]
+    metafunc.parametrize("any_store", engines, indirect=True)
+
+
+@pytest.fixture(scope="module")
+def engine_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give a folder whose embedded engine lives as long as the module's tests."""
+    from fm_storage.vectors import launch  # noqa: PLC0415 - only where used
+
+    folder = tmp_path_factory.mktemp("engine")
+    home = folder / "qdrant"
+    launch.prepare_folder(home)
+    launch._start(home)
+    keeper: socket.socket | None = launch._try_connect(home)
+    assert keeper is not None
+    try:
+        yield folder
+    finally:
+        keeper.shutdown(socket.SHUT_WR)
+        keeper.settimeout(10)
+        while keeper.recv(1024):
+            pass
+        keeper.close()
+
+
+@pytest.fixture
+async def any_store(
+    request: pytest.FixtureRequest, engine_folder: Path
+) -> AsyncIterator[QdrantStore]:
+    """Give an open store on one of the engines."""
+    from fm_storage.testing import QdrantTestServer  # noqa: PLC0415 - only where used
+    from fm_storage.vectors import QdrantStore  # noqa: PLC0415 - the same
+
+    kind: str = request.param
+    async with AsyncExitStack() as stack:
+        if kind == "embedded":
+            config = QdrantConfig(durability="process")
+        elif kind == "memory":
+            config = QdrantConfig(url=":memory:")
+        elif kind == "rest":
+            server = await stack.enter_async_context(QdrantTestServer())
+            config = QdrantConfig(url=server.url)
+        else:
+            config = QdrantConfig(
+                url=str(request.config.getoption("--qdrant-url")),
+                prefer_grpc=kind == "server-grpc",
+            )
+        store = QdrantStore(config, folder=engine_folder)
+        await stack.enter_async_context(store)
+        yield store
+        for alias in await store.list_aliases():
+            if alias.startswith("t_"):
+                await store.set_aliases({alias: None})
+        for collection in await store.list_collections():
+            if collection.startswith("t_"):
+                await store.delete_collection(collection)
+
+
+@pytest.fixture
+def name() -> str:
+    """Give a name that no other test uses."""
+    return f"t_{uuid4().hex[:12]}"
