@@ -73,7 +73,7 @@ install: $(VENV)/.dev  ## set up .venv with everything that development needs
 
 .PHONY: demo migrate rollback migrate-status
 demo: $(VENV)/.runtime  ## the whole system at work; LOG=path reads your own log file
-	@$(BIN)/fm-storage demo $(if $(LOG),--log "$(LOG)")
+	@$(BIN)/fm-storage demo $(if $(LOG),-- "$(LOG)")
 
 migrate: $(VENV)/.runtime  ## apply the migrations to FM_STORAGE_POSTGRES__DSN, or the embedded server
 	@$(BIN)/fm-storage migrate
