@@ -8,6 +8,7 @@ from fm_storage.catalog.error_manager import ErrorManager, Recorded
 from fm_storage.catalog.groups import ErrorGroup
 from fm_storage.catalog.internal import spool_failed_start
 from fm_storage.catalog.reading import IngestReport
+from fm_storage.catalog.report import Report
 from fm_storage.catalog.similarity import SimilarEntry
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ErrorManager",
     "IngestReport",
     "Recorded",
+    "Report",
     "SimilarEntry",
     "spool_failed_start",
 ]

@@ -81,6 +81,20 @@ _TIMELINE = Sql(
 FROM fm_storage.error_fingerprints WHERE {_RANGE}
 GROUP BY 1, 2 ORDER BY 1"""  # noqa: S608 - constant text
 )
+_HEAT = Sql(
+    f"""WITH counted AS (
+  SELECT fingerprint, {_PARTS["hour"]} AS hour, count(*) AS count
+  FROM fm_storage.error_fingerprints WHERE {_RANGE} GROUP BY 1, 2
+), named AS (
+  SELECT g.module, c.hour, sum(c.count)::bigint AS count,
+    sum(sum(c.count)) OVER (PARTITION BY g.module) AS total
+  FROM counted AS c JOIN fm_storage.fingerprints AS g USING (fingerprint)
+  GROUP BY 1, 2
+), ranked AS (
+  SELECT *, dense_rank() OVER (ORDER BY total DESC, module) AS place FROM named
+)
+SELECT module, hour, count FROM ranked WHERE place <= $4 ORDER BY place, hour"""  # noqa: S608 - constant text
+)
 # One probe of an index per group finds its first error; errors are not counted.
 _NEW = Sql(
     """SELECT g.fingerprint
@@ -89,7 +103,8 @@ JOIN LATERAL (
   SELECT timestamp FROM fm_storage.error_fingerprints AS f
   WHERE f.fingerprint = g.fingerprint ORDER BY timestamp LIMIT 1
 ) AS first ON first.timestamp >= $1
-ORDER BY first.timestamp DESC LIMIT $2"""
+  AND ($2::timestamptz IS NULL OR first.timestamp < $2)
+ORDER BY first.timestamp DESC LIMIT $3"""
 )
 _GROWTH = Sql(
     """WITH counted AS (
@@ -329,16 +344,56 @@ class Analyzer:
         moments = (start + width * step for step in range(steps + 1))
         return [TimelineBucket(at, found.get(at, {})) for at in moments]
 
+    async def groups(
+        self,
+        *,
+        limit: int = 20,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        severity: Severity | None = None,
+    ) -> list[ErrorGroup]:
+        """Return the commonest groups, each with its latest error."""
+        return await fetch_groups(
+            self._storage.pool,
+            limit=limit,
+            since=since,
+            until=until,
+            severity=severity,
+        )
+
+    async def heat(
+        self,
+        *,
+        limit: int = 10,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        severity: Severity | None = None,
+    ) -> dict[str, list[int]]:
+        """Return the errors of each hour of the day (UTC), of the commonest modules."""
+        rows = await self._storage.pool.fetch(
+            _HEAT, since, until, _rank(severity), limit, timeout=_SCAN_TIMEOUT
+        )
+        found: dict[str, list[int]] = {}
+        for module, hour, count in rows:
+            found.setdefault(module, [0] * 24)[hour] = count
+        return found
+
     async def new_since(
-        self, moment: datetime, *, limit: int = 20, severity: Severity | None = None
+        self,
+        moment: datetime,
+        *,
+        until: datetime | None = None,
+        limit: int = 20,
+        severity: Severity | None = None,
     ) -> list[ErrorGroup]:
         """Return groups that had never occurred before *moment*, newest first."""
         pool = self._storage.pool
-        rows = await pool.fetch(_NEW, moment, limit, timeout=_SCAN_TIMEOUT)
+        rows = await pool.fetch(_NEW, moment, until, limit, timeout=_SCAN_TIMEOUT)
         return await fetch_groups(
             pool,
             limit=limit,
             severity=severity,
+            until=until,
             only=[row[0] for row in rows],
             order="first_seen",
         )

@@ -12,7 +12,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
@@ -27,8 +27,15 @@ from fm_storage.catalog.ingest import Log, ingest_log
 from fm_storage.catalog.internal import InternalFailures
 from fm_storage.catalog.prepared import Prepared
 from fm_storage.catalog.recorder import Recorder
+from fm_storage.catalog.report import Report, make_report
 from fm_storage.catalog.retention import purge_older
-from fm_storage.catalog.similarity import SimilarEntry, payload_filter, question_of
+from fm_storage.catalog.similarity import (
+    SimilarEntry,
+    SimilarGroup,
+    payload_filter,
+    question_of,
+    similar_groups,
+)
 from fm_storage.catalog.store import CatalogStore
 from fm_storage.catalog.tail import tail_errors
 from fm_storage.errors import CollectionNotFound, StorageError
@@ -507,6 +514,54 @@ class ErrorManager:
     def analyzer(self) -> Analyzer:
         """What the catalogue says as a whole: patterns, timelines, a report."""
         return self._analyzer
+
+    async def report(
+        self,
+        *,
+        title: str = "Errors",
+        since: datetime | None = None,
+        until: datetime | None = None,
+        window: timedelta | None = None,
+        severity: Severity | str | None = None,
+        limit: int = 12,
+    ) -> Report:
+        """Return what is new, what grows, when, with what, and for example.
+
+        ``report.to_html()`` is one self-contained page, ``report.to_json()`` the
+        same as data. Without vectors the similar groups are left out.
+
+        Args:
+            title: Title of the page.
+            since: Only errors from then on.
+            until: Only errors before then.
+            window: What counts as lately; by default a tenth of the period.
+            severity: Only errors at least so bad.
+            limit: Groups in each part.
+        """
+        self._opened_store()
+        with_vectors = self.storage.config.qdrant is not None
+        return await make_report(
+            self._analyzer,
+            self._similar_groups if with_vectors else None,
+            title=title,
+            since=since,
+            until=until,
+            window=window,
+            severity=severity_from(severity),
+            limit=limit,
+        )
+
+    async def _similar_groups(
+        self, groups: list[ErrorGroup]
+    ) -> dict[str, list[SimilarGroup]]:
+        vectorizer, collection = self._recorder.vectors()
+        try:
+            return await similar_groups(
+                self.storage.pool, self.storage.qdrant, vectorizer, collection, groups
+            )
+        except StorageError as exc:
+            logger.warning("the report goes without similar groups (%s)", exc)
+            return {}
 
     def tail(
         self,

@@ -16,6 +16,7 @@ from uuid import UUID
 
 from fm_storage.catalog.drafts import draft_of
 from fm_storage.catalog.fingerprint import text_for_vector
+from fm_storage.catalog.groups import ErrorGroup, hex_of, number_of
 from fm_storage.catalog.prepared import RANKS
 from fm_storage.catalog.redact import mask_text
 from fm_storage.postgres import Sql
@@ -24,14 +25,16 @@ from fm_storage.repositories import ErrorEntry, Severity
 if TYPE_CHECKING:
     from fm_storage.config import CollectionConfig
     from fm_storage.postgres import Executor
-    from fm_storage.vectors import Embedding, Vectorizer
+    from fm_storage.vectors import Embedding, QdrantStore, Vectorizer
 
 __all__ = [
     "CatalogVectorizer",
     "SimilarEntry",
+    "SimilarGroup",
     "collection_name",
     "payload_filter",
     "question_of",
+    "similar_groups",
     "text_of_entries",
     "text_of_entry",
 ]
@@ -39,6 +42,10 @@ __all__ = [
 _TEXTS = Sql(
     "SELECT id, message, module, error_code, stack_trace FROM project_errors "
     "WHERE id = ANY($1::uuid[])"
+)
+_GROUPS = Sql(
+    "SELECT fingerprint, module, template FROM fm_storage.fingerprints "
+    "WHERE fingerprint = ANY($1::bigint[])"
 )
 _CACHE = 4096
 _INDEXES = {"module": "keyword", "severity": "integer", "at": "float"}
@@ -53,6 +60,16 @@ class SimilarEntry:
     """
 
     entry: ErrorEntry
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarGroup:
+    """A group that resembles another one."""
+
+    fingerprint: str
+    module: str
+    template: str
     score: float
 
 
@@ -110,6 +127,43 @@ def payload_filter(
     if since is not None:
         made["at"] = {"gte": since.timestamp()}
     return made or None
+
+
+async def similar_groups(
+    executor: Executor,
+    store: QdrantStore,
+    vectorizer: CatalogVectorizer,
+    collection: str,
+    groups: Sequence[ErrorGroup],
+    *,
+    limit: int = 3,
+) -> dict[str, list[SimilarGroup]]:
+    """Return, by fingerprint, the groups whose errors are most like each group's."""
+    embeddings = await vectorizer.embed([text_of_entry(one.example) for one in groups])
+    hits: dict[str, dict[int, float]] = {}
+    for group, embedding in zip(groups, embeddings, strict=True):
+        own = str(number_of(group.fingerprint))
+        found = await store.search_hybrid(
+            collection,
+            embedding,
+            limit * 10,
+            filter={"fingerprint": {"not": own}},
+            with_payload=["fingerprint"],
+        )
+        best = hits.setdefault(group.fingerprint, {})
+        for hit in found:
+            best.setdefault(int(str(hit.payload["fingerprint"])), hit.score)
+    wanted = {number for best in hits.values() for number in best}
+    rows = await executor.fetch(_GROUPS, list(wanted))
+    names = {row[0]: row for row in rows}
+    return {
+        fingerprint: [
+            SimilarGroup(hex_of(number), names[number][1], names[number][2], score)
+            for number, score in best.items()
+            if number in names
+        ][:limit]
+        for fingerprint, best in hits.items()
+    }
 
 
 class CatalogVectorizer:
