@@ -1,22 +1,19 @@
 """The writing half of a repository: many records at a time, all or none.
 
-Apart because a batch has two questions of its own: which way is fastest (arrays
-to about 5,000 rows, COPY above), and which of its rows was the bad one. The
-server names a row only in message text, so the batch is halved in savepoints
-until one row is left: some twenty statements, on the way to an error only.
+Apart because a batch has a question of its own, which way is fastest: arrays to
+about 5,000 rows, COPY above.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fm_storage.errors import InvalidRecord, QueryFailed, StorageError
-from fm_storage.postgres.sql import Sql
-from fm_storage.postgres.transaction import Transaction
+from fm_storage.errors import InvalidRecord
+from fm_storage.repositories.blame import Blame
 from fm_storage.repositories.changes import Change
+from fm_storage.repositories.points import Payload, Vector
 from fm_storage.repositories.statements import upsert_returned
-from fm_storage.repositories.writes import Writes
 
 if TYPE_CHECKING:
     from fm_storage.postgres.executor import Executor
@@ -30,37 +27,26 @@ COPY_ABOVE = 5000
 """Rows above which COPY beats arrays, whose elements the server unpacks."""
 
 _CHUNK = 2000
-_ROW_FAULTS = ("22", "23")
-"""SQLSTATE classes that blame a row: data exceptions, integrity violations."""
-
-_COLUMNS_OF = Sql(
-    "SELECT array_agg(a.attname::text ORDER BY k.place) FROM pg_constraint AS c "
-    "CROSS JOIN LATERAL unnest(c.conkey) WITH ORDINALITY AS k (number, place) "
-    "JOIN pg_attribute AS a ON a.attrelid = c.conrelid AND a.attnum = k.number "
-    "WHERE c.conrelid = $1::regclass AND c.conname = $2"
-)
-_LENGTHS_OF = Sql(
-    "SELECT attname::text, atttypmod - 4 FROM pg_attribute WHERE attrelid = "
-    "$1::regclass AND atttypmod > 4 AND atttypid IN "
-    "('varchar'::regtype, 'bpchar'::regtype)"
-)
-_TOO_LONG = "22001"
 
 
-class _Undo(Exception):
-    """Leaves a transaction that was only a trial."""
-
-
-class Bulk(Writes[M]):
+class Bulk(Blame[M]):
     """An entity's rows, written in batches through one executor."""
 
-    async def create_many(self, records: Iterable[M]) -> list[M]:
-        """Write new rows, all or none.
+    async def create_many(
+        self,
+        records: Iterable[M],
+        *,
+        vectors: Sequence[Vector | None] | None = None,
+        payloads: Sequence[Payload | None] | None = None,
+    ) -> list[M]:
+        """Write new rows, and what their points should be, all or none.
 
         If cancelled, all of them or none are written.
 
         Args:
             records: Any number of records; they are checked before any is sent.
+            vectors: Of their points, one for each record, None to be embedded.
+            payloads: Of their points, one for each record.
 
         Returns:
             The records, in the same order, with what the server gives.
@@ -77,9 +63,21 @@ class Bulk(Writes[M]):
             return []
         if self.hooks.any and self.hooks.wants("create"):
             return await self._hooked(
-                Change("create", batch), lambda inner: inner.create_many(batch), _all
+                Change("create", batch),
+                lambda inner: inner.create_many(
+                    batch, vectors=vectors, payloads=payloads
+                ),
+                _all,
             )
         entity = self.entity
+        points = self._pointed(vectors, payloads)
+        if points is not None:
+            if any(item.generated for item in entity.key):
+                return await self._one_by_one(batch, vectors, payloads)
+            found = await self._pointing(
+                batch, entity.key, points.columns(len(batch), vectors, payloads)
+            )
+            return [record for record, _ in found]
         copied = len(batch) > COPY_ABOVE and not entity.returned
         columns = entity.insert_columns(batch, copy=copied)
         write = self._copy if copied else self._insert
@@ -87,6 +85,70 @@ class Bulk(Writes[M]):
             batch, lambda to: write(to, batch, columns)
         )
         return written
+
+    async def _one_by_one(
+        self,
+        batch: list[M],
+        vectors: Sequence[Vector | None] | None,
+        payloads: Sequence[Payload | None] | None,
+    ) -> list[M]:
+        """Write rows whose ids, and so whose points' ids, only the server knows."""
+        async with self.executor.transaction() as transaction:
+            inner = self._rebound(transaction, self.hooks)
+            return [
+                await inner.create(
+                    record,
+                    vector=None if vectors is None else vectors[at],
+                    payload=(payloads[at] if payloads is not None else None) or {},
+                )
+                for at, record in enumerate(batch)
+            ]
+
+    async def _pointing(
+        self,
+        batch: list[M],
+        target: tuple[Stored, ...],
+        points: list[list[Any]],
+        *,
+        upsert: bool = False,
+    ) -> list[tuple[M, bool]]:
+        """Write rows and points together, from arrays."""
+        to = self.points
+        assert to is not None  # noqa: S101 - the caller looked
+        columns = self.entity.insert_columns(batch)
+        places = self._places(target, batch)
+        keys = [
+            item.kind.encode_many([getattr(record, item.field) for record in batch])
+            for item in target
+        ]
+        order = sorted(range(len(batch)), key=_sort_key(list(places)))
+        ordered = [
+            [values[at] for at in order] for values in (*columns, *keys, *points)
+        ]
+        sql = to.many(target, upsert=upsert)
+        first = len(columns)
+
+        async def write(executor: Executor) -> list[Any]:
+            rows: list[Any] = []
+            async with executor.transaction() as transaction:
+                for at in range(0, len(batch), _CHUNK):
+                    part = [values[at : at + _CHUNK] for values in ordered]
+                    rows += await transaction.fetch(
+                        sql, *part[:first], to.collection, *part[first:]
+                    )
+            return rows
+
+        async def write_once(executor: Executor) -> list[Any]:
+            return await executor.fetch(
+                sql, *ordered[:first], to.collection, *ordered[first:]
+            )
+
+        once = len(batch) <= COPY_ABOVE
+        found = await self._blaming(
+            batch, write_once if once else write, on=target if upsert else None
+        )
+        to.wake()
+        return self._matched(target, batch, places, found, upsert=upsert)
 
     async def _copy(
         self, executor: Executor, batch: list[M], columns: Sequence[Sequence[Any]]
@@ -125,7 +187,12 @@ class Bulk(Writes[M]):
         ]
 
     async def upsert_many(
-        self, records: Iterable[M], *, on: str | Sequence[str] | None = None
+        self,
+        records: Iterable[M],
+        *,
+        on: str | Sequence[str] | None = None,
+        vectors: Sequence[Vector | None] | None = None,
+        payloads: Sequence[Payload | None] | None = None,
     ) -> list[tuple[M, bool]]:
         """Write rows, or change those with the same values in *on*, all or none.
 
@@ -135,6 +202,8 @@ class Bulk(Writes[M]):
         Args:
             records: What the rows shall be, each once.
             on: Fields with a unique constraint (default: the key).
+            vectors: Of their points, one for each record, None to be embedded.
+            payloads: Of their points, one for each record.
 
         Returns:
             For each record, in the same order: as stored, and whether created.
@@ -150,10 +219,16 @@ class Bulk(Writes[M]):
         if self.hooks.any and self.hooks.wants("upsert"):
             return await self._hooked(
                 Change("upsert", batch),
-                lambda inner: inner.upsert_many(batch, on=on),
+                lambda inner: inner.upsert_many(
+                    batch, on=on, vectors=vectors, payloads=payloads
+                ),
                 _firsts,
             )
         target = self._target(on)
+        points = self._pointed(vectors, payloads)
+        if points is not None:
+            together = points.columns(len(batch), vectors, payloads)
+            return await self._pointing(batch, target, together, upsert=True)
         columns = self.entity.insert_columns(batch)
         places = self._places(target, batch)
         order = sorted(range(len(batch)), key=_sort_key(list(places)))
@@ -208,10 +283,16 @@ class Bulk(Writes[M]):
         batch: list[M],
         places: dict[tuple[Any, ...], int],
         rows: list[Any],
+        *,
+        upsert: bool = True,
     ) -> list[tuple[M, bool]]:
         """Put the returned rows where their records stand in the batch."""
         entity = self.entity
-        returned = upsert_returned(entity, target, many=True)
+        if upsert:
+            returned = upsert_returned(entity, target, many=True)
+        else:
+            wanted = (*target, *entity.returned)
+            returned = tuple(item for item in entity.stored if item in wanted)
         at_target = [1 + returned.index(item) for item in target]
         found: list[Any] = [None] * len(batch)
         if tuple(returned) == target:
@@ -227,7 +308,7 @@ class Bulk(Writes[M]):
         return found
 
     async def delete_many(self, keys: Iterable[Any]) -> int:
-        """Delete the rows with *keys* and return how many there were.
+        """Delete the rows with *keys*, and their points, and return how many.
 
         Raises:
             InvalidRecord: A key cannot be one of this table; nothing was sent.
@@ -253,126 +334,14 @@ class Bulk(Writes[M]):
                     entity.key, zip(*values, strict=True), strict=True
                 )
             ]
+        if self.points is not None:
+            number: int = await self.executor.fetchval(
+                self.points.delete(many=True), *columns, self.points.collection
+            )
+            self.points.wake()
+            return number
         tag = await self.executor.execute(self._sql.delete_many, *columns)
         return int(tag.rpartition(" ")[2])
-
-    # -- which record was the bad one --------------------------------------
-
-    async def _blaming(
-        self,
-        batch: list[M],
-        write: Callable[[Executor], Awaitable[Any]],
-        *,
-        on: tuple[Stored, ...] | None = None,
-    ) -> Any:  # noqa: ANN401 - what *write* returns
-        """Run *write*; if the server refuses, say which record it refuses."""
-        executor = self.executor
-        try:
-            if not isinstance(executor, Transaction):
-                return await write(executor)
-            # A failed statement would end the caller's transaction, and with it
-            # the chance to look for the record.
-            async with executor.savepoint() as savepoint:
-                return await write(savepoint)
-        except QueryFailed as exc:
-            if (exc.sqlstate or "")[:2] not in _ROW_FAULTS:
-                raise
-            raise await self._blamed(exc, batch, on) from exc
-
-    async def _blamed(
-        self, exc: QueryFailed, batch: list[M], on: tuple[Stored, ...] | None
-    ) -> QueryFailed:
-        try:
-            index, found, column = await self._search(batch, on)
-        except StorageError:
-            # The connection went, or a rule forbids the trial: the first error
-            # is the caller's answer.
-            return exc
-        if index is None or found is None:
-            return exc
-        named = type(found)(
-            f"record {index}"
-            + (f", {column}" if column else "")
-            + f": {str(found).partition(': ')[2] or found}",
-            sqlstate=found.sqlstate,
-            constraint=found.constraint,
-            table=found.table,
-            column=column,
-            retryable=found.retryable,
-        )
-        named.index = index
-        return named
-
-    async def _search(
-        self, batch: list[M], on: tuple[Stored, ...] | None
-    ) -> tuple[int | None, QueryFailed | None, str | None]:
-        """Return the first bad record, its error and its column, by halving."""
-        low, high = 0, len(batch)
-        found: QueryFailed | None = None
-        column: str | None = None
-        try:
-            async with self.executor.transaction() as transaction:
-                # Whatever stands before *low* is good and written; the first bad
-                # record stands before *high*, once an error has been seen.
-                while low < high:
-                    middle = high if found is None else (low + high + 1) // 2
-                    error = await self._trial(transaction, batch[low:middle], on)
-                    if error is None:
-                        low = middle
-                        continue
-                    found, high = error, middle
-                    if high - low == 1:
-                        break
-                if found is not None and low < len(batch):
-                    column = await self._column(transaction, batch[low], found)
-                raise _Undo  # noqa: TRY301 - rolls the trial back
-        except _Undo:
-            pass
-        return (low if found is not None and low < high else None), found, column
-
-    async def _trial(
-        self,
-        transaction: Any,  # noqa: ANN401 - a transaction
-        part: list[M],
-        on: tuple[Stored, ...] | None,
-    ) -> QueryFailed | None:
-        columns = self.entity.insert_columns(part)
-        sql = self._sql.insert_many if on is None else self._sql.upsert(on, many=True)
-        try:
-            async with transaction.savepoint() as savepoint:
-                await savepoint.fetch(sql, *columns)
-        except QueryFailed as exc:
-            if (exc.sqlstate or "")[:2] in _ROW_FAULTS:
-                return exc
-            raise
-        return None
-
-    async def _column(
-        self,
-        transaction: Any,  # noqa: ANN401 - a transaction
-        record: M,
-        error: QueryFailed,
-    ) -> str | None:
-        """Return the column, or columns, that *error* is about."""
-        entity = self.entity
-        if error.column is not None:
-            return error.column
-        if error.constraint is not None:
-            names = await transaction.fetchval(
-                _COLUMNS_OF, entity.quoted, error.constraint
-            )
-            return ", ".join(names) if names else None
-        if error.sqlstate == _TOO_LONG:
-            lengths = dict(
-                map(tuple, await transaction.fetch(_LENGTHS_OF, entity.quoted))
-            )
-            for item in entity.inserted:
-                value = item.encode(getattr(record, item.field))
-                if isinstance(value, str) and len(value) > lengths.get(
-                    item.column, len(value)
-                ):
-                    return item.column
-        return None
 
 
 def _sort_key(values: list[tuple[Any, ...]]) -> Callable[[int], Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from fm_storage.repositories.bulk import Bulk
 from fm_storage.repositories.changes import Hook, HookTable, Operation
 from fm_storage.repositories.entity import Entity
+from fm_storage.repositories.points import Points
 from fm_storage.repositories.statements import Statements
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Repository(Bulk[M]):
         key: str | Sequence[str] | None = None,
         columns: Mapping[str, str | Column] | None = None,
         version: str | None = None,
+        collection: str | None = None,
+        wake: Callable[[], object] | None = None,
     ) -> None:
         """Declare a repository; nothing is sent.
 
@@ -57,6 +60,10 @@ class Repository(Bulk[M]):
             key: Field or fields that identify a record (default: ``id``).
             columns: For some fields the column's name, or a ``Column``.
             version: Whole-number field that turns the optimistic lock on.
+            collection: Collection of the vector store that has a point for each
+                record; writes may then say ``vector=`` and ``payload=``, in the
+                same statement, and deleting a record deletes its point.
+            wake: Called after such a write (``storage.outbox.wake``).
 
         Raises:
             ConfigurationInvalid: The model cannot be stored as declared.
@@ -66,7 +73,8 @@ class Repository(Bulk[M]):
             model = Entity(
                 model, table=table, key=key, columns=columns, version=version
             )
-        super().__init__(executor, model, _statements(model), HookTable())
+        points = None if collection is None else Points(model, collection, wake)
+        super().__init__(executor, model, _statements(model), HookTable(), points)
 
     def bind(self, executor: Executor) -> Self:
         """Return this repository on another executor, with the same hooks."""

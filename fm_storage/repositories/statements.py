@@ -16,7 +16,17 @@ from fm_storage.postgres.sql import Sql
 if TYPE_CHECKING:
     from fm_storage.repositories.entity import Entity, Stored
 
-__all__ = ["Statements", "arrays", "key_condition", "key_equals"]
+__all__ = [
+    "Statements",
+    "arrays",
+    "insert_many_sql",
+    "insert_sql",
+    "key_condition",
+    "key_equals",
+    "update_sql",
+    "upsert_returned",
+    "upsert_sql",
+]
 
 
 class Statements:
@@ -88,26 +98,12 @@ class Statements:
         try:
             return self._updates[fields, versioned]
         except KeyError:
-            sql = self._updates[fields, versioned] = self._update(fields, versioned)
+            entity = self._entity
+            sql = self._updates[fields, versioned] = Sql(
+                f"{update_sql(entity, fields, versioned=versioned)} "
+                f"RETURNING {entity.select_list}"
+            )
             return sql
-
-    def _update(self, fields: tuple[str, ...], versioned: bool) -> Sql:  # noqa: FBT001 - internal
-        entity = self._entity
-        place = len(entity.key)
-        sets = [
-            f"{entity.by_field[name].quoted} = ${place + at}"
-            for at, name in enumerate(fields, 1)
-        ]
-        condition = key_equals(entity.key)
-        if entity.version is not None:
-            quoted = entity.version.quoted
-            sets.append(f"{quoted} = {quoted} + 1")
-            if versioned:
-                condition += f" AND {quoted} = ${place + len(fields) + 1}"
-        return Sql(
-            f"UPDATE {entity.quoted} SET {', '.join(sets)} WHERE {condition} "  # noqa: S608 - quoted
-            f"RETURNING {entity.select_list}"
-        )
 
     def upsert(self, on: tuple[Stored, ...], *, many: bool) -> Sql:
         """Write a row, or change the one with the same values in *on*.
@@ -120,7 +116,7 @@ class Statements:
             insert = insert_many_sql(entity) if many else insert_sql(entity)
             returned = upsert_returned(entity, on, many=many)
             self._others[known] = Sql(
-                f"{insert} {_on_conflict(entity, on)} "
+                f"{upsert_sql(entity, on, insert)} "
                 # A row that this statement inserted has no deleting transaction.
                 f"RETURNING {', '.join(['xmax = 0', *(r.quoted for r in returned)])}"
             )
@@ -212,7 +208,24 @@ def key_condition(key: Sequence[Stored]) -> str:
     return f"({names}) IN (SELECT * FROM unnest({arrays(key)}))"  # noqa: S608 - quoted
 
 
-def _on_conflict(entity: Entity[Any], on: Sequence[Stored]) -> str:
+def update_sql(entity: Entity[Any], fields: Sequence[str], *, versioned: bool) -> str:
+    """Return the UPDATE of some fields of one row."""
+    place = len(entity.key)
+    sets = [
+        f"{entity.by_field[name].quoted} = ${place + at}"
+        for at, name in enumerate(fields, 1)
+    ]
+    condition = key_equals(entity.key)
+    if entity.version is not None:
+        quoted = entity.version.quoted
+        sets.append(f"{quoted} = {quoted} + 1")
+        if versioned:
+            condition += f" AND {quoted} = ${place + len(fields) + 1}"
+    return f"UPDATE {entity.quoted} SET {', '.join(sets)} WHERE {condition}"  # noqa: S608 - quoted
+
+
+def upsert_sql(entity: Entity[Any], on: Sequence[Stored], insert: str) -> str:
+    """Return *insert* so that it changes the row that is in its way."""
     target = ", ".join(item.quoted for item in on)
     fixed = {item.field for item in (*on, *entity.key)}
     if entity.version is not None:
@@ -228,7 +241,7 @@ def _on_conflict(entity: Entity[Any], on: Sequence[Stored]) -> str:
     if not sets:
         # DO NOTHING would return no row; this changes nothing and returns it.
         sets = [f"{on[0].quoted} = EXCLUDED.{on[0].quoted}"]
-    return f"ON CONFLICT ({target}) DO UPDATE SET {', '.join(sets)}"
+    return f"{insert} ON CONFLICT ({target}) DO UPDATE SET {', '.join(sets)}"
 
 
 def _returning(fields: Sequence[Stored]) -> str:

@@ -19,6 +19,7 @@ from fm_storage.errors import (
     StaleRecord,
 )
 from fm_storage.repositories.changes import Change, HookTable
+from fm_storage.repositories.points import Payload, Points, Vector
 from fm_storage.repositories.reads import Reads
 from fm_storage.repositories.statements import Statements, upsert_returned
 
@@ -44,9 +45,11 @@ class Writes(Reads[M]):
         entity: Entity[M],
         statements: Statements,
         hooks: HookTable[M],
+        points: Points | None = None,
     ) -> None:
         super().__init__(executor, entity, statements)
         self.hooks = hooks
+        self.points = points
 
     def _rebound(self, executor: Executor, hooks: HookTable[M]) -> Self:
         bound = copy.copy(self)
@@ -54,10 +57,38 @@ class Writes(Reads[M]):
         bound.hooks = hooks
         return bound
 
-    async def create(self, record: M) -> M:
-        """Write a new row.
+    def _pointed(self, *given: object) -> Points | None:
+        """Return what writes points, if any of *given* asks for one.
+
+        Raises:
+            ConfigurationInvalid: The repository has no collection.
+        """
+        if all(item is None for item in given):
+            return None
+        if self.points is None:
+            raise ConfigurationInvalid(
+                "collection",
+                f"{self.entity.name} has no vectors; declare the repository with "
+                "collection=",
+            )
+        return self.points
+
+    async def create(
+        self,
+        record: M,
+        *,
+        vector: Vector | None = None,
+        payload: Payload | None = None,
+    ) -> M:
+        """Write a new row, and with it what its point should be.
 
         If cancelled, the row may or may not be written; its key tells.
+
+        Args:
+            record: The new row.
+            vector: Of its point in the repository's collection: numbers, a sparse
+                vector, or several by name. None with a payload: to be embedded.
+            payload: Of its point.
 
         Returns:
             *record* itself, or, where the server gives values, a new one.
@@ -71,11 +102,15 @@ class Writes(Reads[M]):
         """
         if self.hooks.any and self.hooks.wants("create"):
             return await self._hooked(
-                Change("create", (record,)), lambda inner: inner.create(record), _one
+                Change("create", (record,)),
+                lambda inner: inner.create(record, vector=vector, payload=payload),
+                _one,
             )
         entity = self.entity
         values = entity.insert_values(record)
         try:
+            if vector is not None or payload is not None:
+                return await self._create_point(record, values, vector, payload)
             if not entity.returned:
                 await self.executor.execute(self._sql.insert, *values)
                 return record
@@ -83,6 +118,25 @@ class Writes(Reads[M]):
         except InvalidRecord as exc:
             raise entity.named(exc, entity.inserted) from exc
         return entity.completed(record, entity.returned, tuple(row or ()))
+
+    async def _create_point(
+        self,
+        record: M,
+        values: Sequence[Any],
+        vector: Vector | None,
+        payload: Payload | None,
+    ) -> M:
+        points = self._pointed(vector, payload)
+        assert points is not None  # noqa: S101 - the caller looked
+        row = await self.executor.fetchrow(
+            points.insert(),
+            *values,
+            points.collection,
+            *points.values(vector, payload),
+        )
+        points.wake()
+        stored = tuple(row or ())[1:]
+        return self.entity.completed(record, self.entity.returned, stored)
 
     async def get_or_create(
         self, record: M, *, on: str | Sequence[str] | None = None
@@ -140,8 +194,10 @@ class Writes(Reads[M]):
         changes: Mapping[str, Any] | None = None,
         *,
         version: int | None = None,
+        vector: Vector | None = None,
+        payload: Payload | None = None,
     ) -> M:
-        """Change a row and return it as it is then.
+        """Change a row, and with it its point, and return it as it is then.
 
         Args:
             record_or_key: A record, all of whose fields are written unless
@@ -149,6 +205,8 @@ class Writes(Reads[M]):
             changes: Fields and their new values.
             version: With the optimistic lock: change the row only if it is still
                 at this version. A record brings its own.
+            vector: New vector of its point; None with a payload: to be embedded.
+            payload: New payload of its point, in place of the whole old one.
 
         Raises:
             InvalidName: *changes* names a field that the model has not.
@@ -168,21 +226,31 @@ class Writes(Reads[M]):
             return await self._hooked(
                 change,
                 lambda inner: inner.update(
-                    record_or_key, change.values, version=version
+                    record_or_key,
+                    change.values,
+                    version=version,
+                    vector=vector,
+                    payload=payload,
                 ),
                 _one,
             )
-        sql = self._sql.update(
-            tuple(item.field for item in fields), versioned=expected is not None
-        )
+        names = tuple(item.field for item in fields)
         arguments = [*key, *values]
         if expected is not None:
             arguments.append(expected)
+        points = self._pointed(vector, payload)
+        if points is None:
+            sql = self._sql.update(names, versioned=expected is not None)
+        else:
+            sql = points.update(names, versioned=expected is not None)
+            arguments += [points.collection, *points.values(vector, payload)]
         try:
             row = await self.executor.fetchrow(sql, *arguments)
         except InvalidRecord as exc:
             raise entity.named(exc, (*entity.key, *fields)) from exc
         if row is not None:
+            if points is not None:
+                points.wake()
             return entity.from_row(row)
         if expected is not None:
             raise StaleRecord(entity.name, entity.shown(key), version=expected)
@@ -242,7 +310,12 @@ class Writes(Reads[M]):
         return fields, values, key, expected
 
     async def upsert(
-        self, record: M, *, on: str | Sequence[str] | None = None
+        self,
+        record: M,
+        *,
+        on: str | Sequence[str] | None = None,
+        vector: Vector | None = None,
+        payload: Payload | None = None,
     ) -> tuple[M, bool]:
         """Write a row, or change the one that has the same values in *on*.
 
@@ -252,6 +325,8 @@ class Writes(Reads[M]):
         Args:
             record: What the row shall be.
             on: Fields with a unique constraint (default: the key).
+            vector: Of its point; None with a payload: to be embedded.
+            payload: Of its point.
 
         Returns:
             The stored record, and whether this call created it.
@@ -263,23 +338,32 @@ class Writes(Reads[M]):
         if self.hooks.any and self.hooks.wants("upsert"):
             return await self._hooked(
                 Change("upsert", (record,)),
-                lambda inner: inner.upsert(record, on=on),
+                lambda inner: inner.upsert(
+                    record, on=on, vector=vector, payload=payload
+                ),
                 _created,
             )
         entity = self.entity
         target = self._target(on)
         values = entity.insert_values(record)
-        sql = self._sql.upsert(target, many=False)
+        points = self._pointed(vector, payload)
+        if points is None:
+            sql = self._sql.upsert(target, many=False)
+        else:
+            sql = points.upsert(target)
+            values = [*values, points.collection, *points.values(vector, payload)]
         try:
             row = await self.executor.fetchrow(sql, *values)
         except InvalidRecord as exc:
             raise entity.named(exc, entity.inserted) from exc
+        if points is not None:
+            points.wake()
         created, *stored = tuple(row or ())
         returned = upsert_returned(entity, target, many=False)
         return entity.completed(record, returned, stored), created
 
     async def delete(self, record_or_key: M | Any) -> bool:  # noqa: ANN401 - the key's type is the model's
-        """Delete a row.
+        """Delete a row, and its point if the repository has a collection.
 
         Args:
             record_or_key: A key; or a record, which with the optimistic lock is
@@ -315,13 +399,20 @@ class Writes(Reads[M]):
                 lambda inner: inner.delete(record_or_key),
                 None,
             )
-        if expected is None:
-            tag = await self.executor.execute(self._sql.delete, *key)
-            return tag != "DELETE 0"
-        tag = await self.executor.execute(self._sql.delete_version, *key, expected)
-        if tag == "DELETE 0":
+        arguments = key if expected is None else (*key, expected)
+        if self.points is not None:
+            found: bool = await self.executor.fetchval(
+                self.points.delete(versioned=expected is not None),
+                *arguments,
+                self.points.collection,
+            )
+            self.points.wake()
+        else:
+            sql = self._sql.delete if expected is None else self._sql.delete_version
+            found = await self.executor.execute(sql, *arguments) != "DELETE 0"
+        if expected is not None and not found:
             raise StaleRecord(entity.name, entity.shown(key), version=expected)
-        return True
+        return bool(found)
 
     def _target(self, on: str | Sequence[str] | None) -> tuple[Stored, ...]:
         """Return the fields of a conflict target."""
