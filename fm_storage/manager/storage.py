@@ -333,10 +333,13 @@ class StorageManager:
         Args:
             model: A slotted dataclass, a pydantic model or a msgspec struct.
             **options: Those of ``Repository``: ``table="billing.invoice"``,
-                ``key="number"``, … Without any, the model must be known.
+                ``key="number"``, ``collection="invoices"``, … They are needed
+                where the model is declared, and left out afterwards.
         """
         known = self._repositories.get(model)
         if known is None or options:
+            if options.get("collection") is not None:
+                options.setdefault("wake", self.outbox.wake)
             known = Repository(self.pool, model, **options)
             self._repositories[model] = known
         return known
