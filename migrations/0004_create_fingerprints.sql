@@ -20,7 +20,7 @@ COMMENT ON COLUMN fm_storage.fingerprints.template IS
     'The message with numbers, identifiers, addresses and paths replaced.';
 
 CREATE TABLE fm_storage.error_fingerprints (
-    error_id UUID PRIMARY KEY REFERENCES project_errors (id) ON DELETE CASCADE,
+    error_id UUID PRIMARY KEY,
     fingerprint BIGINT NOT NULL,
     timestamp TIMESTAMPTZ NOT NULL,
     severity SMALLINT NOT NULL
@@ -33,6 +33,30 @@ CREATE INDEX error_fingerprints_group_idx
 CREATE INDEX error_fingerprints_time_idx
     ON fm_storage.error_fingerprints (timestamp) INCLUDE (fingerprint, severity);
 
+-- Instead of a foreign key, whose check would cost every insert: rows arrive only
+-- in the statement that inserts their error, and go with it, whoever deletes it.
+CREATE FUNCTION fm_storage.forget_deleted_errors() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+BEGIN
+    IF TG_OP = 'TRUNCATE' THEN
+        TRUNCATE fm_storage.error_fingerprints;
+    ELSE
+        DELETE FROM fm_storage.error_fingerprints AS f USING gone
+        WHERE f.error_id = gone.id;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER forget_deleted_errors AFTER DELETE ON project_errors
+    REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION fm_storage.forget_deleted_errors();
+
+CREATE TRIGGER forget_truncated_errors AFTER TRUNCATE ON project_errors
+    FOR EACH STATEMENT EXECUTE FUNCTION fm_storage.forget_deleted_errors();
+
+COMMENT ON FUNCTION fm_storage.forget_deleted_errors() IS
+    'Deletes the rows of error_fingerprints whose errors were deleted.';
 COMMENT ON TABLE fm_storage.error_fingerprints IS
     'One narrow row per error: its group, time and severity. Goes with its error.';
 COMMENT ON COLUMN fm_storage.error_fingerprints.error_id IS

@@ -407,23 +407,25 @@ class ErrorManager:
         store = self._opened_store()
 
         async def write(columns: list[list[Any]]) -> int:
-            added = await store.write_columns(
+            return await store.write_columns(
                 self.storage.pool, columns, timeout=self._recorder.timeout * 12
             )
-            if added:
-                self._recorder.written()
-            return added
 
-        return await ingest_log(
-            log,
-            write,
-            source=source,
-            module=module,
-            least=severity_from(severity),
-            zone=zone,
-            batch_size=batch_size,
-            progress=progress,
-        )
+        try:
+            return await ingest_log(
+                log,
+                write,
+                source=source,
+                module=module,
+                least=severity_from(severity),
+                zone=zone,
+                batch_size=batch_size,
+                progress=progress,
+            )
+        finally:
+            # Once, at the end: vectors made meanwhile would take the processor
+            # from the reading.
+            self._recorder.written()
 
     # -- answers ---------------------------------------------------------
 

@@ -16,9 +16,8 @@ import orjson
 
 from fm_storage.catalog.fingerprint import code_of, exception_type, fingerprint_of
 from fm_storage.catalog.redact import (
-    mask_context,
+    clean_context,
     mask_text,
-    repair_context,
     repair_text,
 )
 from fm_storage.repositories import ErrorEntry, Severity, uuid7
@@ -143,10 +142,8 @@ def prepare(
         error_code = (kind or code_of(message))[:_MAX_CODE]
     plain: JsonObject | None = None
     if context:
-        plain, changes = repair_context(context)
+        plain, changes = clean_context(context)
         done.extend(changes)
-        masked = mask_context(plain)
-        plain = masked if isinstance(masked, dict) else None
     if timestamp is None:
         timestamp = datetime.now(UTC)
     elif timestamp.tzinfo is None:

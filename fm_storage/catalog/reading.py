@@ -377,11 +377,11 @@ class LogReader:
                     message = _headline(current.more) or message
         context = header.context
         context["source"] = self.report.source
-        context["line"] = current.line
+        context["line"] = str(current.line)
         return prepare(
             message or "(empty)",
             module=header.module or self._module,
-            severity=Severity(severity),
+            severity=self._ranks[severity],
             stack_trace=trace,
             context=context,
             timestamp=header.timestamp or self._last or self._now,

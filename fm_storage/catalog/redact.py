@@ -24,6 +24,7 @@ __all__ = [
     "MASK",
     "MAX_CONTEXT_BYTES",
     "MAX_TEXT",
+    "clean_context",
     "mask_context",
     "mask_text",
     "repair_context",
@@ -80,12 +81,13 @@ _SHAPES = re.compile(
 _CARD = re.compile(r"(?<![\w.-])(?:\d[ -]?){12,18}\d(?![\w-]|\.\d)")
 # A look for these costs a tenth of the patterns, and most lines hold none.
 _HINTS = (
-    "pass", "pwd", "secret", "token", "key", "credential", "auth", "cookie", "csrf",
-    "xsrf", "otp", "cvv", "ssn", "bearer", "basic", "://", "eyj", "akia", "asia",
-    "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat", "glpat", "xox", "sk-", "sk_",
-    "rk-", "rk_", "pk-", "pk_", "aiza", "npm_", "pypi-", "-----begin",
+    "pass", "pwd", "secret", "token", "key", "cred", "authoriz", "cookie", "srf", "otp",
+    "cvv", "ssn", "bearer", "basic ", "://", "eyj", "akia", "asia", "ghp_", "gho_",
+    "ghu_", "ghs_", "ghr_", "_pat_", "glpat", "xox", "k_live", "k_test", "k-live",
+    "k-test", "k-proj", "k-ant", "aiza", "npm_", "pypi-", "-----begin",
 )  # fmt: skip
 _DIGITS = re.compile(r"\d[\d -]{11,}")
+_PLAIN = frozenset({str, bool, type(None)})
 _LOST = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -95,13 +97,44 @@ def mask_text(text: str) -> str:
     Names stay (``password=***``), so that the line can still be read. A masked
     text is left as it is when it is masked again.
     """
-    lower = text.lower()
-    if any(map(lower.__contains__, _HINTS)):
+    if _hints_at_secret(text):
         text = _SHAPES.sub(_mask_shape, text)
         text = _PAIR.sub(_mask_pair, text)
     if _DIGITS.search(text) is not None:
         text = _CARD.sub(_mask_card, text)
     return text
+
+
+def _hints_at_secret(text: str) -> bool:
+    lower = text.lower()
+    return any(map(lower.__contains__, _HINTS))
+
+
+def clean_context(
+    context: Mapping[Any, Any],
+) -> tuple[JsonObject | None, tuple[str, ...]]:
+    """Return *context* repaired and masked, and what was done to it.
+
+    The plain contexts of log lines, short text without a hint at a secret, are
+    recognised in one look: they are most of what a log holds.
+    """
+    values = context.values()
+    if all(type(value) in _PLAIN for value in values):
+        text = "\n".join([*map(str, context), *map(str, values)])
+        if (
+            len(text) < _MAX_VALUE
+            and text.isascii()
+            and "\x00" not in text
+            and "auth" not in text
+            and "session" not in text
+            and not _hints_at_secret(text)
+            and _DIGITS.search(text) is None
+            and all(type(key) is str for key in context)
+        ):
+            return dict(context), ()
+    repaired, done = repair_context(context)
+    masked = mask_context(repaired)
+    return (masked if isinstance(masked, dict) else None), done
 
 
 def _mask_shape(match: re.Match[str]) -> str:
