@@ -22,7 +22,11 @@ from fm_storage.outbox.marker import Marker, Position, Standing
 from fm_storage.outbox.quarantine import Quarantine
 from fm_storage.outbox.queue import Queue
 from fm_storage.outbox.rebuild import Rebuilder
-from fm_storage.outbox.reconcile import Reconciler, raise_sequence
+from fm_storage.outbox.reconcile import (
+    Reconciler,
+    collections_of,
+    raise_sequence,
+)
 from fm_storage.outbox.results import (
     CollectionBacklog,
     DrainReport,
@@ -273,6 +277,10 @@ class Outbox:
             pause = backoff(failures, min(1.0, self._config.max_backoff))
             await asyncio.sleep(min(left, pause))
 
+    async def collections(self) -> list[str]:
+        """Return the names of the collections that were ever written to."""
+        return await collections_of(self._pool)
+
     async def pending(self, collection: str | None = None) -> int:
         """Count the points that the vector store has yet to be told about."""
         return await self._queue.pending(collection)
@@ -504,7 +512,7 @@ class Outbox:
             if count:
                 _log.warning("the vector store was emptied; %d points again", count)
         elif standing is Standing.KNOWN:
-            for name in await self._reconciler.collections():
+            for name in await collections_of(self._pool):
                 if await self._reconciler.short(name):
                     report = await self._reconciler.repair(name)
                     _log.warning("%s had lost points: %s", name, report.verification)

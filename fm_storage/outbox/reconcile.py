@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fm_storage._typing import Progress
     from fm_storage.vectors import QdrantStore, ScoredPoint
 
-__all__ = ["Reconciler", "raise_sequence"]
+__all__ = ["Reconciler", "collections_of", "raise_sequence"]
 
 _log = logging.getLogger("fm_storage.outbox")
 
@@ -106,6 +106,11 @@ _LAST = Sql("SELECT last_value FROM fm_storage.vector_version")
 _SET = Sql("SELECT setval('fm_storage.vector_version', $1)")
 
 
+async def collections_of(executor: Executor) -> list[str]:
+    """Return the collections that the outbox ever wrote to."""
+    return [record[0] for record in await executor.fetch(_COLLECTIONS)]
+
+
 async def raise_sequence(pool: Pool, seen: int) -> bool:
     """Move the version sequence past *seen*; return whether that was needed.
 
@@ -163,10 +168,6 @@ class Reconciler:
         self._pool = pool
         self._store = store
 
-    async def collections(self) -> list[str]:
-        """Return the collections that the outbox ever wrote to."""
-        return [record[0] for record in await self._pool.fetch(_COLLECTIONS)]
-
     async def verify(
         self, collection: str | None = None, *, progress: Progress | None = None
     ) -> Verification:
@@ -220,7 +221,9 @@ class Reconciler:
             return True
 
     async def _named(self, collection: str | None) -> list[str]:
-        return await self.collections() if collection is None else [collection]
+        if collection is not None:
+            return [collection]
+        return await collections_of(self._pool)
 
     async def _differences(
         self, collection: str, tally: _Tally, progress: Progress | None

@@ -88,9 +88,16 @@ class Victim:
     """One process under the knife; it is started again under the same roles."""
 
     def __init__(
-        self, recipe: str, roles: str, dsn: str, folder: Path, ledger: Path
+        self,
+        recipe: str,
+        roles: str,
+        dsn: str,
+        folder: Path,
+        ledger: Path,
+        **environment: str,
     ) -> None:
         self._arguments = (recipe, roles, dsn, str(folder), str(ledger))
+        self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -106,17 +113,22 @@ class Victim:
             *(*self._arguments, str(seed)),
             stdout=asyncio.subprocess.PIPE,
             cwd=_ROOT,
-            env={**os.environ, "PYTHONPATH": str(_ROOT)},
+            env={**os.environ, "PYTHONPATH": str(_ROOT), **self._environment},
         )
         assert self._process.stdout is not None
         assert await self._process.stdout.readline() == b"up\n"
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        with suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
     async def kill(self) -> None:
         """SIGKILL it."""
         if self._process is not None:
-            with suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGCONT)
-                self._process.kill()
+            self.signal(signal.SIGCONT)
+            self.signal(signal.SIGKILL)
             await self._process.communicate()
 
 

@@ -11,21 +11,24 @@ speak of the same thing.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+import os
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
 
 from fm_storage.config import OutboxConfig
 from fm_storage.outbox import Outbox
 from fm_storage.postgres import Pool, Sql
 from fm_storage.vector_state import delete_ctes, state_row, upsert_ctes
-from fm_storage.vectors import Point
-
-if TYPE_CHECKING:
-    from fm_storage.vectors import QdrantStore
+from fm_storage.vectors import Point, QdrantStore
 
 __all__ = ["COLLECTION", "LEASE", "RECIPES", "TABLES", "Guide", "Ours", "Recipe"]
 
 COLLECTION = "notes"
-LEASE = 2.5
+LEASE = float(os.environ.get("FM_TORTURE_LEASE", "2.5"))
+DELAY = float(os.environ.get("FM_TORTURE_DELAY", "0"))
+"""Longest pause, in seconds, put before and after each write to the store."""
+
 SIZE = 8
 
 TABLES = """
@@ -40,6 +43,29 @@ CREATE TABLE sync_outbox (
 def vector(note: int, rev: int) -> list[float]:
     """Give a vector that tells notes and revisions apart."""
     return [1.0, note % 97, rev % 89, note * rev % 83, 0.5, 2.0, -1.0, note % 7]
+
+
+class SlowStore(QdrantStore):
+    """The real store with random pauses around each write: calls outlive leases."""
+
+    async def upsert_points(self, *arguments: Any, **options: Any) -> int:
+        """Write after a pause, answer after another."""
+        written: int = await self._slowly(
+            lambda: super(SlowStore, self).upsert_points(*arguments, **options)
+        )
+        return written
+
+    async def delete_points(self, *arguments: Any, **options: Any) -> None:
+        """Delete after a pause, answer after another."""
+        await self._slowly(
+            lambda: super(SlowStore, self).delete_points(*arguments, **options)
+        )
+
+    async def _slowly(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        await asyncio.sleep(random.uniform(0, DELAY))  # noqa: S311 - no secret
+        result = await call()
+        await asyncio.sleep(random.uniform(0, DELAY))  # noqa: S311 - no secret
+        return result
 
 
 class Recipe(Protocol):

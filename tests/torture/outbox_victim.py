@@ -17,11 +17,10 @@ from pathlib import Path
 from fm_storage.config import PostgresConfig, QdrantConfig
 from fm_storage.errors import StorageError
 from fm_storage.postgres import Pool
-from fm_storage.vectors import QdrantStore
-from tests.torture.outbox_recipes import RECIPES, Recipe
+from tests.torture.outbox_recipes import RECIPES, Recipe, SlowStore
 
 WRITERS = 4
-NOTES_EACH = 250
+NOTES_EACH = int(os.environ.get("FM_TORTURE_NOTES", "250"))
 
 
 async def write(recipe: Recipe, ledger: int, part: int, dice: random.Random) -> None:
@@ -52,7 +51,7 @@ async def main() -> None:
     vectors = QdrantConfig(durability="process", timeout=1.5)
     async with (
         Pool(postgres) as pool,
-        QdrantStore(vectors, folder=Path(folder)) as store,
+        SlowStore(vectors, folder=Path(folder)) as store,
         asyncio.TaskGroup() as tasks,
     ):
         recipe = RECIPES[name](pool, store)
