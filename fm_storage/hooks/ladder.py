@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import os
+import signal
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
+
+import anyio
 
 from fm_storage.hooks.signals import held
 
@@ -91,6 +96,9 @@ def arm(closer: Closer) -> None:
     Call it from inside the loop. It is called at most once.
     """
     loop = asyncio.get_running_loop()
+    # Loads anyio's backend now: at exit it is too late for imports, and one that
+    # calls exec() makes Python forget that a KeyboardInterrupt ended the program.
+    anyio.get_cancelled_exc_class()
     master = _masters.get(loop)
     if master is None or master.pid != os.getpid():
         master = _masters[loop] = _Master(loop)
@@ -131,6 +139,19 @@ def _at_exit() -> None:
                 loop.run_until_complete(master.close())
         except Exception:
             logger.exception("shutdown: closing at exit failed")
+        except KeyboardInterrupt:
+            _leave(128 + signal.SIGINT)
+        except SystemExit as exc:
+            _leave(exc.code if isinstance(exc.code, int) else 1)
+
+
+def _leave(code: int) -> None:
+    """End the process with *code*, which atexit has no other way to set."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 atexit.register(_at_exit)

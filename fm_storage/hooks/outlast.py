@@ -80,9 +80,17 @@ async def outlast(
 
 
 def abandon(task: asyncio.Task[Any]) -> None:
-    """Cancel *task* and wait for it no longer; what it raises is logged."""
+    """Cancel *task* and wait for it no longer; what it raises is logged.
+
+    ``asyncio.run()`` must not wait for it at its end either: it would, without end,
+    if the task swallows its cancellation. So it is taken off asyncio's list.
+    See https://docs.python.org/3/library/asyncio-extending.html.
+    """
     task.cancel()
     _abandoned.add(task)
+    asyncio._unregister_task(task)  # noqa: SLF001 - documented there, underscore and all
+    # Nor is its end with the interpreter worth a message: it was logged already.
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001 - as gather() does
     task.add_done_callback(_buried)
 
 

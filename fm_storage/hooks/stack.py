@@ -182,9 +182,14 @@ class ShutdownHooks:
         ``loop.run_until_complete(hooks.closing(main()))``.
         """
         try:
-            return await main
-        finally:
+            result = await main
+        except GeneratorExit:
+            raise  # thrown away with its loop: nothing can be awaited any more
+        except BaseException:
             await (self._closer or self._close_quietly)()
+            raise
+        await (self._closer or self._close_quietly)()
+        return result
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
