@@ -6,7 +6,7 @@ pool below knows statements alone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from fm_storage.postgres import Transaction
 
@@ -40,17 +40,13 @@ class StorageTransaction(Transaction):
         """The outbox: what it is told is delivered only if this commits."""
         return self._storage.outbox.bind(self)
 
-    def repository(
-        self,
-        model: type[Model],
-        **options: Any,  # noqa: ANN401 - those of StorageManager.repository
-    ) -> Repository[Model]:
+    def repository(self, model: type[Model]) -> Repository[Model]:
         """Return the repository of *model*, inside this transaction.
 
-        A model already declared with ``StorageManager.repository()`` needs no
-        options here.
+        Declare the model first, with ``StorageManager.repository()``, unless its
+        table and key are the default ones.
         """
-        return self._storage.repository(model, **options).bind(self)
+        return self._storage.repository(model).bind(self)
 
 
 def transaction_class(storage: StorageManager) -> type[StorageTransaction]:
