@@ -153,7 +153,11 @@ def backend_for(config: QdrantConfig, folder: Path | None) -> Backend:
                 "is embedded and no data folder was given; write embedded:PATH",
             )
         place = folder if folder is not None else Path(named).expanduser()
-        return EmbeddedEngine(place / "qdrant", durability=config.durability)
+        return EmbeddedEngine(
+            place / "qdrant",
+            durability=config.durability,
+            index_threshold=config.index_threshold,
+        )
     from fm_storage.vectors.server import ServerEngine  # noqa: PLC0415 - loads a client
 
     return ServerEngine(config)

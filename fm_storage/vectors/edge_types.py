@@ -17,6 +17,7 @@ __all__ = [
     "Resolver",
     "edge_config",
     "filter_from",
+    "index_config",
     "index_params",
     "order_by_from",
     "prefetch_from",
@@ -42,7 +43,9 @@ _DISTANCES = {
 }
 
 
-def edge_config(spec: Json) -> edge.EdgeConfig:
+def edge_config(
+    spec: Json, optimizers: edge.EdgeOptimizersConfig | None = None
+) -> edge.EdgeConfig:
     """Return the configuration of a new shard."""
     dense = {
         name: edge.EdgeVectorParams(
@@ -67,6 +70,16 @@ def edge_config(spec: Json) -> edge.EdgeConfig:
         on_disk_payload=spec.get("on_disk_payload"),
         hnsw_config=_hnsw(spec.get("hnsw")),
         quantization_config=_quantization(spec.get("quantization")),
+        optimizers=optimizers,
+    )
+
+
+def index_config(spec: Json) -> edge.EdgeConfig:
+    """Return what a shard is loaded with to be indexed: everything, on one thread."""
+    hnsw = {"max_indexing_threads": 1, **(spec.get("hnsw") or {})}
+    return edge_config(
+        {**spec, "hnsw": hnsw},
+        edge.EdgeOptimizersConfig(indexing_threshold=1, default_segment_number=1),
     )
 
 

@@ -142,9 +142,12 @@ class EmbeddedEngine:
     kind = "embedded"
     retries = False
 
-    def __init__(self, folder: Path, *, durability: str) -> None:
+    def __init__(
+        self, folder: Path, *, durability: str, index_threshold: int = 20_000
+    ) -> None:
         self.folder = folder
         self._sync = durability == "fsync"
+        self._index_threshold = index_threshold
         self._link: _Link | None = None
         self._connecting = asyncio.Lock()
         self.restarts = 0
@@ -202,7 +205,9 @@ class EmbeddedEngine:
             sock.close()
             raise
         try:
-            answer, _ = await link.call({"op": "hello"})
+            answer, _ = await link.call(
+                {"op": "hello", "index_threshold": self._index_threshold}
+            )
         except _Gone:
             return None  # it was just leaving; the next one is started
         except BaseException:

@@ -32,6 +32,7 @@ from typing import Any
 import orjson
 import qdrant_edge as edge
 
+from fm_storage.vectors.build import Build, wants_index
 from fm_storage.vectors.catalogue import Catalogue, sync_folder
 from fm_storage.vectors.edge_types import BadRequest
 from fm_storage.vectors.frames import (
@@ -51,6 +52,8 @@ _SOCKET_PATH_LIMIT = 100
 _FIRST_CLIENT = 15.0
 _LOCK_WAIT = 30.0
 _TURN = 0.05
+_LOOK = 0.5
+_REST = 60.0
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -102,9 +105,12 @@ class Engine:
         self.folder = folder
         self.catalogue = Catalogue(folder)
         self.shelves: dict[str, Shelf] = {}
+        self.builds: dict[str, Build] = {}
+        self.index_threshold = 20_000
+        self._rest_until: dict[str, float] = {}
         self.to_flush: set[str] = set()
         self._reads: dict[str, Callable[[dict[str, Any], Raw], Any]] = {
-            "hello": lambda _request, _out: self._hello(),
+            "hello": lambda request, _out: self._hello(request),
             "collections": lambda _request, _out: {
                 "names": sorted(self.catalogue.collections),
                 "aliases": self.catalogue.aliases,
@@ -150,10 +156,60 @@ class Engine:
 
     def close(self) -> None:
         """Sync and close every shard."""
+        for name in list(self.builds):
+            self.end_build(name)
         for shelf in self.shelves.values():
             with suppress(Exception):
                 shelf.close()
         self.shelves.clear()
+
+    # Index builds
+
+    def start_builds(self) -> list[Build]:
+        """Begin the build that is due, if there is one; one runs at a time."""
+        now = time.monotonic()
+        if self.builds:
+            return []
+        for name, shelf in self.shelves.items():
+            if self._rest_until.get(name, 0.0) > now:
+                continue
+            if wants_index(shelf, self.index_threshold):
+                build = Build(shelf, self.catalogue.shards)
+                self.builds[name] = build
+                return [build]
+        return []
+
+    def paused(self, request: dict[str, Any]) -> bool:
+        """Whether a write has to wait until its shard has been copied."""
+        if not self.builds:
+            return False
+        name = self.catalogue.resolve(request.get("c") or "")
+        build = self.builds.get(name or "")
+        return build is not None and build.paused
+
+    def end_build(self, name: str) -> None:
+        """Give a build up; it may begin again after a rest."""
+        build = self.builds.pop(name, None)
+        if build is not None:
+            build.give_up()
+            self._rest_until[name] = time.monotonic() + _REST
+
+    def step_builds(self) -> None:
+        """Bring finished builds a slice nearer to their swap."""
+        for name, build in list(self.builds.items()):
+            try:
+                if build.too_long():
+                    self.end_build(name)
+                elif build.ready and build.step(self._swap):
+                    del self.builds[name]
+            except Exception:  # noqa: BLE001 - the old shard goes on serving
+                traceback.print_exc()
+                self.end_build(name)
+
+    def _swap(self, shelf: Shelf, folder: str) -> None:
+        sync_folder(self.catalogue.shards)
+        with self.catalogue.changing():
+            self.catalogue.collections[shelf.name]["folder"] = folder
 
     # Answers
 
@@ -215,7 +271,8 @@ class Engine:
             if shelf is not None and shelf.dirty:
                 shelf.flush()
 
-    def _hello(self) -> dict[str, Any]:
+    def _hello(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.index_threshold = int(request.get("index_threshold", 20_000))
         return {
             "protocol": PROTOCOL,
             "pid": os.getpid(),
@@ -244,7 +301,7 @@ class Engine:
         return {
             "name": name,
             "aliases": self.catalogue.aliases_of(name),
-            "status": "green",
+            "status": "yellow" if name in self.builds else "green",
             **self._shelf({"c": name}).info(),
         }
 
@@ -264,6 +321,7 @@ class Engine:
         name = request["c"]
         if name not in self.catalogue.collections:
             return False
+        self.end_build(name)
         with self.catalogue.changing():
             entry = self.catalogue.collections.pop(name)
             for alias in self.catalogue.aliases_of(name):
@@ -344,17 +402,21 @@ class Server:
         # Sockets of clients that left; closed only once it is known whether the
         # last one did, so that it sees the end after everything is on the disk.
         self.held: list[socket.socket] = []
+        # When builds were last thought of; None while nothing can be due.
+        self.looked_at: float | None = 0.0
+        self.last_write = time.monotonic()
 
     def run(self) -> None:
         """Serve until the last client has gone."""
         first_by = time.monotonic() + _FIRST_CLIENT
         served = False
         while not self.leaving:
-            busy = bool(self.reads or self.writes)
-            timeout = 0.0 if busy else (None if self.clients else 0.05)
-            for key, events in self.selector.select(timeout):
+            for key, events in self.selector.select(self._patience()):
                 if key.fileobj is self.listener:
                     served = self._accept() or served
+                    continue
+                if isinstance(key.data, Build):
+                    self._hear(key.data)
                     continue
                 client: _Client = key.data
                 if events & selectors.EVENT_READ:
@@ -363,10 +425,40 @@ class Server:
                     self._send(client)
             self._answer_reads()
             self._apply_writes()
+            self._look_after_builds()
             if not self.clients and (served or time.monotonic() > first_by):
                 self.leaving = True
             else:
                 self.let_go()
+
+    def _patience(self) -> float | None:
+        """Return how long to wait for something to happen."""
+        builds = self.engine.builds.values()
+        if self.reads or any(build.ready for build in builds):
+            return 0.0
+        if self.writes and not any(build.paused for build in builds):
+            return 0.0
+        if not self.clients:
+            return 0.05
+        return None if self.looked_at is None else _LOOK
+
+    def _hear(self, build: Build) -> None:
+        if not build.report():
+            self.engine.end_build(build.shelf.name)
+        if build.ready or build.shelf.name not in self.engine.builds:
+            self.selector.unregister(build.out)
+
+    def _look_after_builds(self) -> None:
+        self.engine.step_builds()
+        now = time.monotonic()
+        if self.looked_at is None or now - self.looked_at < _LOOK:
+            return
+        self.looked_at = now
+        for build in self.engine.start_builds():
+            self.selector.register(build.out, selectors.EVENT_READ, build)
+        # Looking goes on while something may become due, and then stops.
+        if not self.engine.builds and now - self.last_write > 2 * _REST:
+            self.looked_at = None
 
     def let_go(self) -> None:
         """Close the sockets of clients that left."""
@@ -482,15 +574,23 @@ class Server:
     def _apply_writes(self) -> None:
         until = time.monotonic() + _TURN
         done: list[tuple[_Client, int, dict[str, Any]]] = []
+        waiting: list[tuple[_Client, int, dict[str, Any], memoryview]] = []
         while self.writes and time.monotonic() < until:
             client, number, request, raw = self.writes.popleft()
+            if self.engine.paused(request):
+                waiting.append((client, number, request, raw))
+                continue
             try:
                 answer = {"ok": self.engine.write(request, raw)}
             except Exception as exc:  # noqa: BLE001 - becomes the answer
                 answer = refusal(exc)
             done.append((client, number, answer))
+        self.writes.extendleft(reversed(waiting))
         if not done:
             return
+        self.last_write = time.monotonic()
+        if self.looked_at is None:
+            self.looked_at = self.last_write
         try:
             self.engine.flush()
         except Exception as exc:  # noqa: BLE001 - nothing of this turn is durable

@@ -7,6 +7,7 @@ sockets and the catalogue are other files' business.
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -78,6 +79,12 @@ class Shelf:
     def __init__(self, name: str, folder: Path, spec: dict[str, Any]) -> None:
         self.name, self.folder, self.spec = name, folder, spec
         self.dirty = False
+        self.last_write = 0.0
+        self.due_since: float | None = None
+        # While an index is built: what must be done to the copy as well.
+        self.journal: list[edge.UpdateOperation] | None = None
+        self.journal_bytes = 0
+        self._written = 0
         self.shard: edge.EdgeShard
 
     @classmethod
@@ -108,12 +115,30 @@ class Shelf:
         self.flush()
         self.shard.close()
 
+    def outside_index(self) -> int:
+        """Return how many vectors are compared one by one."""
+        info = self.shard.info()
+        names = len(self.spec["vectors"]) + len(self.spec["sparse_vectors"])
+        if info.points_count * names - info.indexed_vectors_count <= 0:
+            return 0
+        return self._total(info.points_count) - info.indexed_vectors_count
+
+    def _total(self, points: int) -> int:
+        names = [*self.spec["vectors"], *self.spec["sparse_vectors"]]
+        if len(names) == 1:
+            return points
+        return sum(self.count({"must": [{"has_vector": name}]}) for name in names)
+
     # Writing
 
     def update(self, operation: edge.UpdateOperation) -> None:
         """Apply one operation; it is in the log when this returns."""
         self.shard.update(operation)
         self.dirty = True
+        self.last_write = time.monotonic()
+        if self.journal is not None:
+            self.journal.append(operation)
+            self.journal_bytes += self._written
 
     def upsert(self, request: Json, raw: memoryview) -> int:
         """Write a batch, whole or not at all; return how many points were written.
@@ -124,6 +149,7 @@ class Shelf:
         ids: list[Any] = request["ids"]
         payloads: list[dict[str, Any]] = request["payloads"]
         vectors = self._vectors(request, raw, len(ids))
+        self._written = len(raw) + 200 * len(ids)
         wanted: Iterable[int] = range(len(ids))
         field = request.get("newer_by")
         if field is not None:
@@ -352,16 +378,11 @@ class Shelf:
     def info(self) -> dict[str, Any]:
         """Return sizes and definition."""
         info = self.shard.info()
-        names = [*self.spec["vectors"], *self.spec["sparse_vectors"]]
-        if len(names) == 1:
-            total = info.points_count
-        else:
-            total = sum(self.count({"must": [{"has_vector": name}]}) for name in names)
         return {
             "spec": self.spec,
             "points": info.points_count,
             "indexed": info.indexed_vectors_count,
-            "total": total,
+            "total": self._total(info.points_count),
         }
 
 
