@@ -16,10 +16,9 @@ import logging
 import os
 import random
 import socket
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -29,13 +28,10 @@ import psycopg
 import yoyo.connections
 import yoyo.migrations
 from psycopg import errors as pg
-from psycopg.conninfo import conninfo_to_dict
-from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
-from yoyo.utils import change_param_style
 
-from fm_storage.config import MigrationsConfig, mask_dsn
-from fm_storage.errors import ConnectionFailed, MigrationFailed
+from fm_storage.errors import MigrationFailed
 from fm_storage.migrate import ledger, pieces, statements
+from fm_storage.migrate.connection import OneConnection
 from fm_storage.migrate.drift import compare, refuse_drift
 from fm_storage.migrate.files import (
     PROJECT,
@@ -47,26 +43,9 @@ from fm_storage.migrate.files import (
 )
 from fm_storage.migrate.statements import EngineMigration
 
-__all__ = ["FmStorageBackend", "MigrationStopped", "open_backend", "release"]
+__all__ = ["FmStorageBackend", "release"]
 
 logger = logging.getLogger("fm_storage.migrate")
-
-_SETTINGS = {
-    # Limits that a role may carry are for queries, not for schema changes.
-    "statement_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
-    "transaction_timeout": "0",
-    "client_min_messages": "warning",
-    # A server that works for a killed client keeps its lock until it notices.
-    "client_connection_check_interval": "200ms",
-}
-
-
-_CANCEL_TIMEOUT = 3.0
-
-
-class MigrationStopped(Exception):
-    """The caller was cancelled; what ran was rolled back."""
 
 
 @functools.cache
@@ -75,115 +54,13 @@ def release() -> str:
     return metadata.version("fm-storage")
 
 
-class _Cursor(psycopg.Cursor[Any]):
-    """A cursor whose rows nobody sees: yoyo prints those of every SELECT."""
+class FmStorageBackend(OneConnection):
+    """A connection that migrates, holds the lock, and keeps the record."""
 
-    quiet = True
-
-    @property
-    def description(self) -> list[psycopg.Column] | None:
-        return None if self.quiet else super().description
-
-
-class FmStorageBackend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is untyped
-    """A connection that migrates, holds the lock, and keeps the record.
-
-    Not for more than one thread, but for ``stop``, ``cancel_safe`` and ``doing``.
-    """
-
-    lock_timeout = 1.0
-    wait_timeout = 600.0
     has_transactional_ddl = True
     _internal_schema_updated: bool = False
     _is_locked: bool = False
     retried = (pg.LockNotAvailable, pg.DeadlockDetected)
-
-    def __init__(self, dburi: Any, migration_table: str = "") -> None:  # noqa: ANN401 - yoyo's DatabaseURI, untyped
-        self.stop = threading.Event()
-        self.report: Callable[[str, str, int, int], None] = lambda *_: None
-        self.step_of: tuple[str, int] | None = None
-        self.step = 0
-        super().__init__(dburi, migration_table)
-        self.has_transactional_ddl = True
-
-    # -- the connection ---------------------------------------------------
-
-    def connect(self, dburi: Any) -> psycopg.Connection[Any]:  # noqa: ANN401 - as above
-        """Open the one connection, in autocommit: transactions are explicit."""
-        named = {
-            "dbname": dburi.database or None,
-            "user": dburi.username,
-            "password": dburi.password,
-            "host": dburi.hostname,
-            "port": dburi.port,
-        }
-        defaults = {"application_name": "fm_storage migrate", "connect_timeout": 10}
-        options = {k: v for k, v in dburi.args.items() if k != "conninfo"}
-        given = conninfo_to_dict(dburi.args.get("conninfo", ""))
-        connection: psycopg.Connection[Any] = psycopg.connect(
-            **{
-                **defaults,
-                **{key: value for key, value in named.items() if value is not None},
-                **given,
-                **options,
-            },
-            autocommit=True,
-            prepare_threshold=None,
-            cursor_factory=_Cursor,
-        )
-        return connection
-
-    def init_connection(self, connection: psycopg.Connection[Any]) -> None:
-        """Lift the limits of ordinary queries; called after each rollback too."""
-        settings = dict(_SETTINGS)
-        try:
-            _set(connection, settings)
-        except psycopg.DataError:  # an operating system without that check
-            del settings["client_connection_check_interval"]
-            _set(connection, settings)
-
-    def init_database(self) -> None:
-        """Write nothing: a look at the state must not change the database."""
-
-    def fetch(self, sql: str, *args: object) -> list[tuple[Any, ...]]:
-        """Run a statement of our own and return its rows."""
-        with contextlib.closing(cast("_Cursor", self.connection.cursor())) as cursor:
-            cursor.quiet = False
-            cursor.execute(sql, args or None)
-            return cursor.fetchall() if cursor.description else []
-
-    def execute(
-        self,
-        sql: str,
-        params: Mapping[str, object] | None = None,
-    ) -> _Cursor:
-        """Run one of yoyo's own statements, whose rows it reads itself."""
-        cursor = cast("_Cursor", self.connection.cursor())
-        cursor.quiet = False
-        text, values = change_param_style(self.driver.paramstyle, sql, params)
-        cursor.execute(text, values)
-        return cursor
-
-    def interrupt(self) -> None:
-        """End what runs, from another thread: wake the waiter, cancel the query."""
-        self.stop.set()
-        with contextlib.suppress(psycopg.Error):
-            self.connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
-
-    def cursor(self) -> psycopg.Cursor[Any]:
-        """Return a cursor, and say which statement it is about to run."""
-        if self.step_of is not None:
-            name, total = self.step_of
-            self.step += 1
-            self.report("statement", name, self.step, total)
-        return cast("psycopg.Cursor[Any]", self.connection.cursor())
-
-    def rollback(self) -> None:
-        """Roll back; a connection that broke has done so by itself."""
-        if self.connection.closed:
-            self._in_transaction = False
-        else:
-            super().rollback()
 
     # -- the record -------------------------------------------------------
 
@@ -269,12 +146,12 @@ class FmStorageBackend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo 
 
         Raises:
             MigrationFailed: Another process still migrates after *timeout*.
-            MigrationStopped: ``stop`` was set while waiting.
+            MigrationStopped: The caller was cancelled while waiting.
         """
         if self._is_locked:
             yield
             return
-        self._refuse_pooler()
+        self.lift_limits()
         limit = self.wait_timeout if timeout is None else timeout
         started = time.monotonic()
         while not self._try_lock():
@@ -312,11 +189,6 @@ class FmStorageBackend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo 
             self._holder(),
         )
 
-    def pause(self, seconds: float) -> None:
-        """Wait, but not longer than until ``stop`` is set."""
-        if self.stop.wait(seconds):
-            raise MigrationStopped
-
     def _try_lock(self) -> bool:
         return bool(
             self.fetch("SELECT pg_try_advisory_lock(%s)", ledger.LOCK_KEY)[0][0]
@@ -333,15 +205,6 @@ class FmStorageBackend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo 
             ledger.LOCK_KEY,
         )
         return f"backend {rows[0][0]} ({rows[0][1]})" if rows else "another process"
-
-    def _refuse_pooler(self) -> None:
-        ours = self.fetch("SELECT pg_backend_pid()")[0][0]
-        if ours != self.connection.info.backend_pid:
-            message = (
-                "migrations: the address leads to a connection pooler, which would "
-                "hand the lock to strangers; set migrations.dsn to the server itself"
-            )
-            raise MigrationFailed(message)
 
     # -- applying and rolling back ------------------------------------------
 
@@ -423,14 +286,6 @@ class FmStorageBackend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo 
             else:
                 pieces.run_in_pieces(self, migration, direction, record)
 
-    def reset(self) -> None:
-        """Forget what a migration set for the session, the limits included."""
-        if not self.connection.closed and not self._in_transaction:
-            with contextlib.suppress(psycopg.Error):
-                self.fetch("RESET ALL")
-                self.fetch("RESET ROLE")
-                self.init_connection(self.connection)
-
     def retrying(self, what: str, attempt: Callable[[], None]) -> None:
         """Run *attempt* until it gets its table locks, within ``wait_timeout``.
 
@@ -455,51 +310,6 @@ class FmStorageBackend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo 
                 self.report("blocked", what, 0, 0)
                 self.pause(delay * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
                 delay = min(delay * 2, 2.0)
-
-
-@contextlib.contextmanager
-def open_backend(
-    dsn: str, config: MigrationsConfig, password: str | None
-) -> Iterator[FmStorageBackend]:
-    """Connect by a libpq address, and close at the end.
-
-    Raises:
-        ConnectionFailed: No server answered, or the connection broke.
-        MigrationFailed: The server refused a statement of our own.
-    """
-    args: dict[str, Any] = {"conninfo": dsn}
-    if password is not None:
-        args["password"] = password
-    address = yoyo.connections.DatabaseURI(
-        "postgresql+fm", None, None, None, None, None, args
-    )
-    try:
-        backend = FmStorageBackend(address)
-    except psycopg.OperationalError as exc:
-        message = f"migrations: {mask_dsn(dsn)} does not let us in: {exc}"
-        raise ConnectionFailed(message.strip(), sqlstate=exc.sqlstate) from exc
-    backend.lock_timeout = config.lock_timeout
-    backend.wait_timeout = config.wait_timeout
-    try:
-        yield backend
-    except psycopg.Error as exc:
-        if backend.connection.closed or isinstance(exc, psycopg.OperationalError):
-            message = f"migrations: the connection broke ({exc}); run it again"
-            raise ConnectionFailed(message, sqlstate=exc.sqlstate) from exc
-        raise statements.failure("record", exc) from exc
-    finally:
-        backend.connection.close()
-
-
-def _set(connection: psycopg.Connection[Any], settings: dict[str, str]) -> None:
-    """Set what this server knows of *settings*."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT set_config(s.name, v.value, false) FROM "
-            "unnest(%s::text[], %s::text[]) AS v (name, value) "
-            "JOIN pg_settings s ON s.name = v.name",
-            (list(settings), list(settings.values())),
-        )
 
 
 def source_of(migration: EngineMigration) -> str:

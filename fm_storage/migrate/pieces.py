@@ -19,6 +19,7 @@ import sqlparse
 from psycopg import errors as pg
 
 from fm_storage.errors import MigrationFailed
+from fm_storage.migrate.connection import is_broken
 from fm_storage.migrate.statements import EngineMigration, failure, sql_statements
 
 if TYPE_CHECKING:
@@ -79,10 +80,13 @@ class _Run:
 
     def run(self, record: Callable[[], None]) -> None:
         for step, (text, execute) in enumerate(self.steps):
+            self.backend.check_stop()
             self.backend.report("statement", self.id, step + 1, len(self.steps))
             try:
                 self._one(step, text, execute)
             except psycopg.Error as exc:
+                if is_broken(self.backend, exc):
+                    raise
                 raise failure(self.id, exc, step=step + 1) from exc
             finally:
                 self.backend.reset()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -240,6 +241,7 @@ class Migrator:
         started = time.monotonic()
         seen = Progress("connecting", mask_dsn(self._dsn), 0, 0, 0.0)
         held: list[FmStorageBackend] = []
+        stop = threading.Event()
 
         def tell(progress: Progress) -> None:
             if self._progress is not None:
@@ -255,14 +257,25 @@ class Migrator:
                 loop.call_soon_threadsafe(tell, now)
 
         def body() -> T:
-            from fm_storage.migrate.backend import open_backend  # noqa: PLC0415 - loads both drivers
+            # Imported here: this loads the engine and the driver.
+            from fm_storage.migrate import connection  # noqa: PLC0415 - see above
+            from fm_storage.migrate.backend import (  # noqa: PLC0415 - see above
+                FmStorageBackend,
+            )
 
-            with open_backend(self._dsn, self._config, password) as backend:
+            with connection.opened(
+                FmStorageBackend,
+                self._dsn,
+                self._config,
+                password=password,
+                stop=stop,
+            ) as backend:
                 backend.report = report
                 held.append(backend)
                 return work(backend)
 
         def interrupt() -> None:
+            stop.set()  # also before there is a connection
             for backend in held:
                 backend.interrupt()
 

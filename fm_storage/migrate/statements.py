@@ -16,6 +16,7 @@ from psycopg import errors as pg
 from yoyo.migrations import read_sql_migration
 
 from fm_storage.errors import MigrationFailed
+from fm_storage.migrate.connection import is_broken
 
 if TYPE_CHECKING:
     from fm_storage.migrate.backend import FmStorageBackend
@@ -80,7 +81,7 @@ def run_as_one(
             try:
                 migration.process_steps(backend, direction)
             except psycopg.Error as exc:
-                if isinstance(exc, backend.retried):
+                if isinstance(exc, backend.retried) or is_broken(backend, exc):
                     raise
                 raise failure(migration.id, exc, step=backend.step) from exc
             finally:
@@ -119,8 +120,6 @@ def failure(name: str, exc: psycopg.Error, *, step: int = 0) -> MigrationFailed:
         remedy = "add the line '-- transactional: false' at the top of the file"
     elif isinstance(exc, pg.InsufficientPrivilege):
         remedy = "set migrations.dsn to a role that owns the schema"
-    elif isinstance(exc, psycopg.OperationalError) and exc.sqlstate is None:
-        remedy = "run it again; nothing of it was kept"
     where = f"statement {step}: " if step else ""
     return MigrationFailed(
         f"migration {name!r}: {where}{said}; {remedy}",

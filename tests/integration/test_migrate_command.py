@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
+from yoyo.scripts.main import main
 
 from fm_storage.cli import cli
 from fm_storage.errors import ConfigurationInvalid, MigrationFailed
@@ -149,49 +150,62 @@ def test_without_postgres_there_is_nothing_to_migrate(command: Command, tmp_path
     assert isinstance(result.exception, ConfigurationInvalid | SystemExit)
 
 
-def _yoyo(dsn: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _address(dsn: str) -> str:
     parts = urlsplit(dsn)
-    query = f"{parts.query}&user={parts.username}"
-    address = f"postgresql+fm://{parts.path}?{query}"
-    return subprocess.run(
-        [
-            *(Path(sys.executable).with_name("yoyo"), arguments[0], "--batch"),
-            *("--no-config-file", "--database", address, *arguments[1:]),
-        ],
+    return f"postgresql+fm://{parts.path}?{parts.query}&user={parts.username}"
+
+
+def _yoyo(dsn: str, command: str, *arguments: str) -> None:
+    """Run yoyo's own command, in this process: its imports take a while."""
+    options = ("--batch", "--no-config-file", "--database", _address(dsn))
+    main([command, *options, *arguments])
+
+
+def test_yoyos_program_finds_the_backend(empty_dsn: str, migrations: MigrationFolder):
+    """By its entry point, as ``postgresql+fm``."""
+    migrations.table("0001_shop", "t_a")
+    program = Path(sys.executable).with_name("yoyo")
+    address = _address(empty_dsn)
+    done = subprocess.run(
+        [program, "apply", "--batch", "--database", address, str(migrations.path)],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
+    assert done.returncode == 0, done.stderr
+    recorded = "SELECT migration_id FROM fm_storage.migrations"
+    assert ask(empty_dsn, recorded) == [("0001_shop",)]
 
 
-def test_yoyos_own_command_is_as_safe(empty_dsn: str, migrations: MigrationFolder):
+def test_yoyos_own_command_is_as_safe(
+    empty_dsn: str, migrations: MigrationFolder, capsys: pytest.CaptureFixture[str]
+):
     """One record for both commands; drift and missing rollback files are refused."""
     path = migrations.table("0001_shop", "t_a")
     sources = (str(project_folder()), str(migrations.path))
-    done = _yoyo(empty_dsn, "apply", *sources)
-    assert done.returncode == 0, done.stderr
+    _yoyo(empty_dsn, "apply", *sources)
     rows = ask(
         empty_dsn,
         "SELECT source, checksum IS NOT NULL FROM fm_storage.migrations ORDER BY seq",
     )
     assert rows[0] == ("fm_storage", True)
     assert rows[-1] == ("app/migrations", True)
-    listed = _yoyo(empty_dsn, "list", *sources).stdout
-    assert re.search(r"A +0001_shop", listed)
+    capsys.readouterr()
+    _yoyo(empty_dsn, "list", *sources)
+    assert re.search(r"A +0001_shop", capsys.readouterr().out)
     assert ask(empty_dsn, "SELECT to_regclass('public._yoyo_migration')") == [(None,)]
     path.write_text("CREATE TABLE t_b (id int)")
     migrations.table("0002_more", "t_m")
-    refused = _yoyo(empty_dsn, "apply", *sources)
-    assert refused.returncode != 0
-    assert "'0001_shop' is edited" in refused.stderr
+    with pytest.raises(MigrationFailed, match="'0001_shop' is edited"):
+        _yoyo(empty_dsn, "apply", *sources)
     migrations.rollback_of("0001_shop").unlink()
-    refused = _yoyo(empty_dsn, "rollback", *sources)
-    assert "0001_shop.rollback.sql does not exist" in refused.stderr
+    with pytest.raises(MigrationFailed, match=r"0001_shop\.rollback\.sql does not"):
+        _yoyo(empty_dsn, "rollback", "--revision", "0001_shop", *sources)
     assert ask(empty_dsn, "SELECT to_regclass('t_a') IS NOT NULL") == [(True,)]
     with psycopg.connect(empty_dsn, autocommit=True) as holder:
         holder.execute("SELECT pg_advisory_lock(%s)", (LOCK_KEY,))
-        assert _yoyo(empty_dsn, "break-lock", *sources).returncode == 0
+        _yoyo(empty_dsn, "break-lock", *sources)
         tried = f"SELECT pg_try_advisory_lock({LOCK_KEY})"
         assert ask(empty_dsn, tried) == [(False,)], "only its holder's end breaks it"
 
@@ -201,16 +215,14 @@ def test_yoyos_own_command_rolls_back_and_marks(
 ):
     """rollback, mark and unmark keep the same record."""
     migrations.table("0001_shop", "t_a")
-    sources = (str(migrations.path),)
-    assert _yoyo(empty_dsn, "apply", *sources).returncode == 0
-    assert _yoyo(empty_dsn, "rollback", *sources).returncode == 0
-    assert ask(empty_dsn, "SELECT to_regclass('t_a')") == [(None,)]
-    assert _yoyo(empty_dsn, "mark", *sources).returncode == 0
+    source = str(migrations.path)
     recorded = "SELECT migration_id FROM fm_storage.migrations"
+    _yoyo(empty_dsn, "apply", source)
+    _yoyo(empty_dsn, "rollback", source)
+    assert ask(empty_dsn, "SELECT to_regclass('t_a')") == [(None,)]
+    _yoyo(empty_dsn, "mark", source)
     assert ask(empty_dsn, recorded) == [("0001_shop",)]
-    assert _yoyo(empty_dsn, "unmark", *sources).returncode == 0
+    _yoyo(empty_dsn, "unmark", source)
     assert ask(empty_dsn, recorded) == []
-    assert (
-        "force would leave half"
-        in _yoyo(empty_dsn, "apply", "--force", *sources).stderr
-    )
+    with pytest.raises(MigrationFailed, match="force would leave half"):
+        _yoyo(empty_dsn, "apply", "--force", source)

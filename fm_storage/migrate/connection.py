@@ -1,0 +1,261 @@
+"""The one connection that a migrating thread has, and how it is interrupted.
+
+Apart from the backend, which decides what runs on it: here are the address, the
+limits that do not count for schema changes, and what another thread may do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, cast
+
+import psycopg
+import yoyo.connections
+from psycopg.conninfo import conninfo_to_dict
+from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
+from yoyo.utils import change_param_style
+
+from fm_storage.config import MigrationsConfig, mask_dsn
+from fm_storage.errors import ConnectionFailed, MigrationFailed
+
+__all__ = ["MigrationStopped", "OneConnection", "is_broken", "opened"]
+
+_SETTINGS = {
+    # Limits that a role may carry are for queries, not for schema changes.
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "transaction_timeout": "0",
+    "client_min_messages": "warning",
+    # A server that works for a killed client keeps its lock until it notices.
+    "client_connection_check_interval": "200ms",
+}
+_NO_PRIVILEGE = "42501"
+_CANCEL_TIMEOUT = 1.0
+_CANCEL_AGAIN = 0.2
+_CANCEL_TIMES = 20
+
+B = TypeVar("B", bound="OneConnection")
+
+
+class MigrationStopped(Exception):
+    """The caller was cancelled; what ran was rolled back."""
+
+
+class _Cursor(psycopg.Cursor[Any]):
+    """A cursor whose rows nobody sees: yoyo prints those of every SELECT."""
+
+    quiet = True
+
+    @property
+    def description(self) -> list[psycopg.Column] | None:
+        return None if self.quiet else super().description
+
+
+class OneConnection(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is untyped
+    """A psycopg connection in yoyo's clothes.
+
+    Belongs to one thread; another may call ``interrupt()`` only.
+    """
+
+    lock_timeout = 1.0
+    wait_timeout = 600.0
+    _in_transaction: bool = False
+
+    def __init__(self, dburi: Any, migration_table: str = "") -> None:  # noqa: ANN401 - yoyo's DatabaseURI, untyped
+        self.stop = threading.Event()
+        self.report: Callable[[str, str, int, int], None] = lambda *_: None
+        self.step_of: tuple[str, int] | None = None
+        self.step = 0
+        super().__init__(dburi, migration_table)
+        self.has_transactional_ddl = True
+
+    def connect(self, dburi: Any) -> psycopg.Connection[Any]:  # noqa: ANN401 - as above
+        """Open the one connection, in autocommit: transactions are explicit."""
+        named = {
+            "dbname": dburi.database or None,
+            "user": dburi.username,
+            "password": dburi.password,
+            "host": dburi.hostname,
+            "port": dburi.port,
+        }
+        defaults = {"application_name": "fm_storage migrate", "connect_timeout": 10}
+        options = {k: v for k, v in dburi.args.items() if k != "conninfo"}
+        given = conninfo_to_dict(dburi.args.get("conninfo", ""))
+        connection: psycopg.Connection[Any] = psycopg.connect(
+            **{
+                **defaults,
+                **{key: value for key, value in named.items() if value is not None},
+                **given,
+                **options,
+            },
+            autocommit=True,
+            prepare_threshold=None,
+            cursor_factory=_Cursor,
+        )
+        return connection
+
+    def __del__(self) -> None:
+        """Close what yoyo's own command leaves open."""
+        connection = self.__dict__.get("_connection")
+        if connection is not None:
+            connection.close()
+
+    def lift_limits(self) -> None:
+        """Free the session from limits that are meant for queries.
+
+        Raises:
+            MigrationFailed: A pooler stands between, which would hand them, and
+                the lock, to strangers.
+        """
+        served_by = self.fetch("SELECT pg_backend_pid()")[0][0]
+        if served_by != self.connection.info.backend_pid:
+            message = (
+                "migrations: the address leads to a connection pooler, which would "
+                "hand the lock to strangers; set migrations.dsn to the server itself"
+            )
+            raise MigrationFailed(message)
+        settings = dict(_SETTINGS)
+        try:
+            self._set(settings)
+        except psycopg.DataError:  # an operating system without that check
+            del settings["client_connection_check_interval"]
+            self._set(settings)
+
+    def _set(self, settings: Mapping[str, str]) -> None:
+        """Set what this server knows of *settings*."""
+        self.fetch(
+            "SELECT set_config(s.name, v.value, false) FROM "
+            "unnest(%s::text[], %s::text[]) AS v (name, value) "
+            "JOIN pg_settings s ON s.name = v.name",
+            list(settings),
+            list(settings.values()),
+        )
+
+    def init_database(self) -> None:
+        """Write nothing: a look at the state must not change the database."""
+
+    def fetch(self, sql: str, *args: object) -> list[tuple[Any, ...]]:
+        """Run a statement of our own and return its rows."""
+        with contextlib.closing(cast("_Cursor", self.connection.cursor())) as cursor:
+            cursor.quiet = False
+            cursor.execute(sql, args or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def execute(
+        self,
+        sql: str,
+        params: Mapping[str, object] | None = None,
+    ) -> _Cursor:
+        """Run one of yoyo's own statements, whose rows it reads itself."""
+        cursor = cast("_Cursor", self.connection.cursor())
+        cursor.quiet = False
+        text, values = change_param_style(self.driver.paramstyle, sql, params)
+        cursor.execute(text, values)
+        return cursor
+
+    def interrupt(self) -> None:
+        """End what runs, from another thread: wake the waiter, cancel the query."""
+        self.stop.set()
+        for _ in range(_CANCEL_TIMES):
+            with contextlib.suppress(psycopg.Error):
+                self.connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
+            # One cancellation may arrive between two statements, and be lost.
+            time.sleep(_CANCEL_AGAIN)
+            if self.connection.closed:
+                break
+
+    def check_stop(self) -> None:
+        """Raise if the caller was cancelled.
+
+        Raises:
+            MigrationStopped: ``interrupt()`` was called.
+        """
+        if self.stop.is_set():
+            raise MigrationStopped
+
+    def cursor(self) -> psycopg.Cursor[Any]:
+        """Return a cursor, and say which statement it is about to run."""
+        self.check_stop()
+        if self.step_of is not None:
+            name, total = self.step_of
+            self.step += 1
+            self.report("statement", name, self.step, total)
+        return cast("psycopg.Cursor[Any]", self.connection.cursor())
+
+    def commit(self) -> None:
+        """Commit, unless the caller was cancelled meanwhile."""
+        self.check_stop()
+        super().commit()
+
+    def rollback(self) -> None:
+        """Roll back; a connection that broke has done so by itself."""
+        if self.connection.closed:
+            self._in_transaction = False
+        else:
+            super().rollback()
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but not longer than until ``stop`` is set."""
+        if self.stop.wait(seconds):
+            raise MigrationStopped
+
+    def reset(self) -> None:
+        """Forget what a migration set for the session, the limits included."""
+        if not self.connection.closed and not self._in_transaction:
+            with contextlib.suppress(psycopg.Error):
+                self.fetch("RESET ALL")
+                self.fetch("RESET ROLE")
+                self.lift_limits()
+
+
+@contextlib.contextmanager
+def opened(
+    kind: type[B],
+    dsn: str,
+    config: MigrationsConfig,
+    *,
+    password: str | None,
+    stop: threading.Event,
+) -> Iterator[B]:
+    """Connect by a libpq address, and close at the end.
+
+    Raises:
+        ConnectionFailed: No server answered, or the connection broke.
+        MigrationFailed: The server refused a statement of our own.
+    """
+    args: dict[str, Any] = {"conninfo": dsn}
+    if password is not None:
+        args["password"] = password
+    address = yoyo.connections.DatabaseURI(
+        "postgresql+fm", None, None, None, None, None, args
+    )
+    try:
+        backend = kind(address)
+    except psycopg.OperationalError as exc:
+        message = f"migrations: {mask_dsn(dsn)} does not let us in: {exc}"
+        raise ConnectionFailed(message.strip(), sqlstate=exc.sqlstate) from exc
+    backend.stop = stop
+    backend.lock_timeout = config.lock_timeout
+    backend.wait_timeout = config.wait_timeout
+    try:
+        backend.check_stop()
+        yield backend
+    except psycopg.Error as exc:
+        said = str(exc).strip()
+        if is_broken(backend, exc):
+            message = f"migrations: the connection broke ({said}); run it again"
+            raise ConnectionFailed(message, sqlstate=exc.sqlstate) from exc
+        message = f"migrations: {said}"
+        if exc.sqlstate == _NO_PRIVILEGE:
+            message += "; set migrations.dsn to a role that owns the schema"
+        raise MigrationFailed(message, sqlstate=exc.sqlstate) from exc
+    finally:
+        backend.connection.close()
+
+
+def is_broken(backend: OneConnection, exc: psycopg.Error) -> bool:
+    """Whether *exc* tells of the connection's end, not of a statement's."""
+    return backend.connection.closed or (exc.sqlstate or "").startswith(("08", "57P"))
