@@ -1,0 +1,180 @@
+"""Clean-up under every kind of cancellation, and under a deadline."""
+
+# ruff: noqa: S311, S608 - random moments; the names of views are our own
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+import anyio
+import pytest
+
+from fm_storage.config import SessionConfig
+from fm_storage.postgres import Pool
+from fm_storage.sessions import SessionService
+
+QUIET = SessionConfig(reap_interval=0)
+COUNT = (
+    "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+    " WHERE n.nspname = 'filtermate_temp'"
+)
+
+Work = Callable[[], Awaitable[None]]
+
+
+async def native(work: Work, times: int) -> None:
+    """Cancel *work* natively, several times."""
+    task = asyncio.ensure_future(work())
+    for _ in range(times):
+        await asyncio.sleep(random.uniform(0, 0.02))
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def timed(work: Work, times: int) -> None:
+    """Cancel *work* by asyncio.timeout()."""
+    del times
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(random.uniform(0.005, 0.03)):
+            await work()
+
+
+async def sibling(work: Work, times: int) -> None:
+    """Cancel *work* by a failing sibling in a TaskGroup."""
+    del times
+
+    async def fail() -> None:
+        await asyncio.sleep(random.uniform(0.005, 0.03))
+        raise KeyError
+
+    with pytest.raises(ExceptionGroup):  # noqa: PT012 - a block is what is tested
+        async with asyncio.TaskGroup() as group:
+            group.create_task(work())  # type: ignore[arg-type]  # an async function's
+            group.create_task(fail())
+
+
+async def scoped(work: Work, times: int) -> None:
+    """Cancel *work* by an anyio scope."""
+    del times
+    with anyio.move_on_after(random.uniform(0.005, 0.03)) as scope:
+        await work()
+    assert scope.cancelled_caught
+
+
+KINDS = [native, timed, sibling, scoped]
+
+
+async def storm(pool: Pool, rounds: int) -> tuple[float, float]:
+    """Run sessions that are cancelled in every way; return wall and CPU seconds.
+
+    After every block no view may be left.
+    """
+    service = SessionService(pool, QUIET)
+    await service.open()
+    wall = cpu = 0.0
+    for number in range(rounds):
+
+        async def work() -> None:
+            nonlocal wall, cpu
+            session = service.session()
+            try:
+                async with session:
+                    for _ in range(5):
+                        await session.create_view("SELECT 1 AS n", materialized=True)
+                    try:
+                        await asyncio.sleep(10)
+                    finally:
+                        began, used = time.monotonic(), time.process_time()
+            finally:
+                if session.last_cleanup.dropped:
+                    wall += time.monotonic() - began
+                    cpu += time.process_time() - used
+                left = await asyncio.shield(asyncio.ensure_future(count()))
+                assert left == 0, session.last_cleanup
+
+        async def count() -> int:
+            found: int = await pool.fetchval(COUNT)
+            return found
+
+        kind = KINDS[number % len(KINDS)]
+        await kind(work, random.randint(1, 5))
+        assert await count() == 0
+    assert service.statistics().refused == 0
+    await service.aclose()
+    return wall, cpu
+
+
+@pytest.mark.timeout(60)
+async def test_no_view_is_left_when_a_cancelled_block_returns(pool: Pool):
+    """Native (repeated), timeout, TaskGroup, anyio scope: 0 left, and cancelled."""
+    await storm(pool, 40)
+    assert await pool.fetchval("SELECT count(*) FROM fm_storage.session_objects") == 0
+
+
+async def test_cleanup_waits_without_burning_the_processor(pool: Pool):
+    """A clean-up held up for a second by a reader costs < 0.1 s of CPU."""
+    config = SessionConfig(reap_interval=0, lock_timeout=10)
+    service = SessionService(pool, config)
+    await service.open()
+    used = 0.0
+    async with pool.acquire() as reader:
+        with anyio.move_on_after(0.2):
+            async with service.session() as session:
+                view = await session.create_view("SELECT 1 AS n")
+                await reader.execute("BEGIN")
+                await reader.fetch(f"SELECT * FROM {view}")
+                used = time.process_time()
+                asyncio.get_running_loop().call_later(
+                    1.2,
+                    lambda: asyncio.ensure_future(reader.execute("ROLLBACK")),
+                )
+                await asyncio.sleep(5)
+        used = time.process_time() - used
+    assert session.last_cleanup.dropped == (str(view),)
+    assert used < 0.2
+    await service.aclose()
+
+
+async def test_cleanup_is_bounded_and_the_rest_is_retried(pool: Pool):
+    """A clean-up that cannot end is left behind at its deadline, told, and retried."""
+    config = SessionConfig(reap_interval=0.05, lock_timeout=30, cleanup_timeout=0.3)
+    service = SessionService(pool, config)
+    await service.open()
+    async with pool.acquire() as reader:
+        session = await service.session()
+        view = await session.create_view("SELECT 1 AS n")
+        await reader.execute("BEGIN")
+        await reader.fetch(f"SELECT * FROM {view}")
+        began = time.monotonic()
+        await session.aclose()
+        assert 0.2 < time.monotonic() - began < 1.0
+        assert not session.last_cleanup.complete
+        await reader.execute("ROLLBACK")
+    rows = "SELECT count(*) FROM fm_storage.session_objects"
+    while await pool.fetchval(rows):  # noqa: ASYNC110 - the server has no event
+        await asyncio.sleep(0.05)
+    await service.aclose()
+    assert await pool.fetchval(COUNT) == 0
+
+
+async def test_a_creation_cancelled_at_any_moment_is_known(pool: Pool):
+    """Of many cancelled CREATEs those that happened are dropped all the same."""
+    service = SessionService(pool, QUIET)
+    await service.open()
+    happened = 0
+    async with service.session() as session:
+        for number in range(60):
+            task = asyncio.ensure_future(session.create_view("SELECT 1 AS n"))
+            await asyncio.sleep(number * 0.0001)
+            task.cancel()
+            await asyncio.wait({task})
+            happened += not task.cancelled()
+        await session.cleanup_session_views()
+        assert await pool.fetchval(COUNT) == 0
+        assert (await session.info()).views == ()
+    assert 0 < happened < 60
+    await service.aclose()
