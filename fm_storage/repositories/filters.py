@@ -99,7 +99,7 @@ class _Not(Filter):
 
     def sql(self, entity: Entity[Any], parameters: Parameters) -> str:
         # NOT would drop the rows for which the condition is NULL.
-        return f"({self.part.sql(entity, parameters)} IS NOT TRUE)"
+        return f"(({self.part.sql(entity, parameters)}) IS NOT TRUE)"
 
 
 @dataclass(frozen=True, slots=True)
