@@ -352,7 +352,7 @@ class Analyzer:
         until: datetime | None = None,
         severity: Severity | None = None,
     ) -> list[ErrorGroup]:
-        """Return the commonest groups, each with its latest error."""
+        """Return the commonest groups, each with its worst error."""
         return await fetch_groups(
             self._storage.pool,
             limit=limit,

@@ -46,10 +46,11 @@ FROM counted AS c
 JOIN fm_storage.fingerprints AS g USING (fingerprint)
 JOIN LATERAL (
   SELECT error_id FROM fm_storage.error_fingerprints AS f
-  WHERE f.fingerprint = c.fingerprint AND f.timestamp = c.last_seen
-  LIMIT 1
-) AS newest ON TRUE
-JOIN project_errors AS e ON e.id = newest.error_id
+  WHERE f.fingerprint = c.fingerprint AND f.severity = c.severity
+    AND f.timestamp BETWEEN c.first_seen AND c.last_seen
+  ORDER BY f.timestamp DESC LIMIT 1
+) AS worst ON TRUE
+JOIN project_errors AS e ON e.id = worst.error_id
 ORDER BY {order}, c.fingerprint"""
 
 
@@ -66,7 +67,7 @@ class ErrorGroup:
         error_code: Code of all of them.
         severity: The worst among them.
         template: The message without its variable parts.
-        example: The latest of them.
+        example: The worst of them, and of those the latest.
     """
 
     fingerprint: str

@@ -14,7 +14,7 @@ from html import escape
 
 __all__ = ["Markup", "document", "el", "join"]
 
-_VOID = frozenset({"meta", "br", "rect", "line", "path", "circle"})
+_VOID = frozenset({"meta", "br"})
 
 # Controls are invisible, and the direction marks make a line read as another.
 _UNSEEN = re.compile(

@@ -55,7 +55,7 @@ svg text{fill:var(--dim);font-size:11px;font-family:inherit}
 .CRITICAL{fill:var(--critical)}.ERROR{fill:var(--error)}.WARNING{fill:var(--warning)}
 .INFO{fill:var(--info)}.DEBUG{fill:var(--debug)}.bar{fill:var(--accent)}
 .tag{display:inline-block;border-radius:4px;padding:0 6px;font-size:.75rem;
-font-weight:600;border:1px solid currentColor}
+font-weight:600;border:1px solid currentColor;white-space:nowrap}
 .tag.CRITICAL{color:var(--critical)}.tag.ERROR{color:var(--error)}
 .tag.WARNING{color:var(--warning)}.tag.INFO{color:var(--info)}
 .tag.DEBUG{color:var(--debug)}
@@ -63,8 +63,10 @@ details{border-top:1px solid var(--line);padding:8px 0}
 details:first-of-type{border-top:0}
 summary{cursor:pointer;display:grid;grid-template-columns:4.5em 5.5em 1fr;gap:10px;
 align-items:baseline}
-@media(max-width:760px){summary{grid-template-columns:auto auto;gap:2px 10px}
+@media(max-width:760px){summary{grid-template-columns:auto 1fr;gap:2px 10px}
 summary .what{grid-column:1/-1}}
+summary .count::before{content:"▸";color:var(--dim);margin-right:6px}
+details[open] .count::before{content:"▾"}
 .count{font-weight:700;font-variant-numeric:tabular-nums;text-align:right}
 .what{overflow-wrap:anywhere;min-width:0}
 .what code,td code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;
@@ -114,7 +116,7 @@ def draw(report: Report) -> str:
                 class_="two",
             ),
             _section(
-                "Commonest groups, each with its latest error",
+                "Commonest groups, each with its worst error",
                 _groups(report.groups, report.similar) or _nothing("no errors"),
             ),
             _section(

@@ -47,7 +47,7 @@ class Report:
         modules: Errors by module, commonest first.
         timeline: Errors by time and severity.
         heat: Errors by module and hour of the day (UTC).
-        groups: The commonest groups, each with its latest error.
+        groups: The commonest groups, each with its worst error.
         new: Groups that first occurred in the last *window*.
         growing: Groups more frequent in the last *window* than before it.
         correlations: Groups that occur together.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -22,20 +20,18 @@ from fm_storage.cli.common import (
     print_json,
     with_storage,
 )
+from fm_storage.cli.errors_options import filters, severity_text
+from fm_storage.cli.errors_work import ingest, purge, report, tail
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from fm_storage.catalog import ErrorGroup, IngestReport, SimilarEntry
+    from fm_storage.catalog import ErrorGroup, SimilarEntry
     from fm_storage.manager import StorageManager
     from fm_storage.repositories import ErrorEntry
 
 __all__ = ["errors"]
 
-_SEVERITIES = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-_STYLES = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
-_AGE = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d|w)")
-_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 _EPILOG = """\b
 Examples:
@@ -43,50 +39,10 @@ Examples:
   fm-storage errors groups --since 1d        what happened most since yesterday
   fm-storage errors similar 'read timeout'   errors that look like this text
   fm-storage errors show 01a1ffd8-…          one error, with its trace
+  fm-storage errors tail -f --severity error new errors, as they happen
+  fm-storage errors report errors.html       one page for a colleague
+  fm-storage errors purge --older-than 90d   forget what is old
 """
-
-
-class _Moment(click.ParamType[datetime]):
-    """An age (``90s``, ``15min``, ``2h``, ``7d``, ``4w``) or an ISO 8601 time."""
-
-    name = "age or time"
-
-    def convert(
-        self,
-        value: Any,  # noqa: ANN401 - as click calls it
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> datetime:
-        """Return the moment, aware."""
-        if isinstance(value, datetime):
-            return value
-        age = _AGE.fullmatch(value)
-        if age is not None:
-            return datetime.now(UTC) - timedelta(seconds=float(age[1]) * _UNITS[age[2]])
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither an age (2h, 7d) nor a time", param, ctx)
-        return moment if moment.tzinfo else moment.astimezone()
-
-
-_MOMENT = _Moment()
-
-
-def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--module --severity --since --limit``."""
-    for option in (
-        click.option("--limit", "-n", default=20, show_default=True, help="At most."),
-        click.option("--since", type=_MOMENT, help="2h, 7d, or a time."),
-        click.option(
-            "--severity",
-            type=click.Choice(_SEVERITIES, case_sensitive=False),
-            help="At least so bad.",
-        ),
-        click.option("--module", help="Only this module."),
-    ):
-        function = option(function)
-    return function
 
 
 @click.group(epilog=_EPILOG)
@@ -94,8 +50,12 @@ def errors() -> None:
     """List, show, ingest, group and compare recorded errors."""
 
 
+for _command in (ingest, purge, report, tail):
+    errors.add_command(_command)
+
+
 @errors.command("list")
-@_filters
+@filters
 @json_option
 @click.pass_obj
 def list_errors(
@@ -155,64 +115,7 @@ def show(
 
 
 @errors.command()
-@click.argument("log", type=click.Path(exists=True, dir_okay=False))
-@click.option("--source", help="Name of the log; its file name by default.")
-@click.option("--module", help="Module of entries that name none.")
-@click.option(
-    "--severity",
-    type=click.Choice(_SEVERITIES, case_sensitive=False),
-    help="Leave out entries that are less bad.",
-)
-@json_option
-@click.pass_obj
-def ingest(
-    settings: Settings,
-    *,
-    log: str,
-    source: str | None,
-    module: str | None,
-    severity: str | None,
-    as_json: bool,
-) -> None:
-    """Put the entries of LOG into the catalogue; again adds nothing.
-
-    Timestamped lines of the common formats, multi-line traces, JSON lines, syslog;
-    packed with gzip, bzip2 or xz if you like. Interrupted, it keeps what it has.
-    """
-
-    async def job(storage: StorageManager) -> IngestReport:
-        from fm_storage.catalog import ErrorManager  # noqa: PLC0415 - heavy
-
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-        with Progress(*columns, console=console(), transient=True) as bar:
-            task = bar.add_task("reading", total=None)
-
-            def progress(done: int, total: int | None) -> None:
-                bar.update(task, completed=done, total=total)
-
-            async with ErrorManager(storage) as manager:
-                return await manager.ingest(
-                    log,
-                    source=source,
-                    module=module,
-                    severity=severity,
-                    progress=None if as_json else progress,
-                )
-
-    report = with_storage(settings, job)
-    if as_json:
-        print_json({**dataclasses.asdict(report), "duplicates": report.duplicates})
-        return
-    out = console()
-    out.print(plain(report), soft_wrap=True)
-    if report.samples:
-        out.print(Text("not recognised, for example:", style="dim"))
-        for sample in report.samples:
-            out.print(Text("  ") + plain(sample, limit=100))
-
-
-@errors.command()
-@_filters
+@filters
 @click.option(
     "--order",
     type=click.Choice(("count", "last_seen", "first_seen")),
@@ -249,7 +152,7 @@ def groups(
     for group in found:
         table.add_row(
             Text(str(group.count), justify="right"),
-            _severity(group.severity),
+            severity_text(group.severity),
             plain(group.module, limit=32),
             plain(group.template, limit=60),
             ago(group.last_seen),
@@ -259,7 +162,7 @@ def groups(
 
 @errors.command()
 @click.argument("text")
-@_filters
+@filters
 @json_option
 @click.pass_obj
 def similar(
@@ -274,18 +177,24 @@ def similar(
 ) -> None:
     """List errors like TEXT, which may also be the id of an error."""
 
-    async def job(storage: StorageManager) -> list[SimilarEntry]:
+    async def job(storage: StorageManager) -> tuple[list[SimilarEntry], int]:
         from fm_storage.catalog import ErrorManager  # noqa: PLC0415 - heavy
 
         question: ErrorEntry | str = text
         if _is_uuid(text):
             question = await storage.error_entries.get_by_id(UUID(text))
         async with ErrorManager(storage) as manager:
-            return await manager.find_similar(
+            hits = await manager.find_similar(
                 question, limit, module=module, severity=severity, since=since
             )
+            return hits, await storage.outbox.pending()
 
-    found = with_storage(settings, job)
+    found, pending = with_storage(settings, job)
+    if pending:
+        click.echo(
+            f"{pending} errors are not searchable yet; run 'fm-storage outbox drain'",
+            err=True,
+        )
     if as_json:
         print_json([dataclasses.asdict(hit) for hit in found])
         return
@@ -293,7 +202,7 @@ def similar(
     for hit in found:
         table.add_row(
             f"{hit.score:.3f}",
-            _severity(hit.entry.severity),
+            severity_text(hit.entry.severity),
             plain(hit.entry.module, limit=32),
             plain(hit.entry.message, limit=60),
             ago(hit.entry.timestamp),
@@ -306,7 +215,7 @@ def _print_entries(found: Sequence[ErrorEntry]) -> None:
     for entry in found:
         table.add_row(
             f"{entry.timestamp:%Y-%m-%d %H:%M:%S}",
-            _severity(entry.severity),
+            severity_text(entry.severity),
             plain(entry.module, limit=28),
             plain(entry.message, limit=44),
             str(entry.id),
@@ -319,10 +228,6 @@ def _print_or_say(table: Table, found: Sequence[object]) -> None:
         console().print(table)
     else:
         console().print(Text("none", style="dim"))
-
-
-def _severity(severity: str) -> Text:
-    return Text(str(severity), style=_STYLES.get(str(severity), ""))
 
 
 def _is_uuid(text: str) -> bool:
