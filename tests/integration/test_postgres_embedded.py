@@ -75,6 +75,7 @@ async def test_both_clients_reach_it_and_it_is_durable_and_private(
     assert running(folder) is None
 
 
+@pytest.mark.slow
 async def test_data_stays_from_one_life_to_the_next(tmp_path: Path) -> None:
     """What was committed is there when the server is started again."""
     async with EmbeddedPostgres(tmp_path / "pg") as dsn:
@@ -102,6 +103,7 @@ async def test_managers_of_one_process_share_it(embedded_folder: Path) -> None:
     assert running(embedded_folder) is None
 
 
+@pytest.mark.slow
 async def test_first_starts_of_two_processes_at_once_both_work(
     tmp_path: Path, child: Callable[..., Awaitable[Child]]
 ) -> None:
@@ -129,6 +131,7 @@ async def test_killed_user_does_not_keep_the_server(
     assert running(folder) is None
 
 
+@pytest.mark.slow
 async def test_server_goes_some_seconds_after_its_last_user_was_killed(
     embedded_folder: Path, child: Callable[..., Awaitable[Child]]
 ) -> None:
@@ -143,6 +146,7 @@ async def test_server_goes_some_seconds_after_its_last_user_was_killed(
         await (await asyncpg.connect(dsn)).close()
 
 
+@pytest.mark.slow
 async def test_server_stays_for_a_user_who_comes_back_in_time(
     embedded_folder: Path, child: Callable[..., Awaitable[Child]]
 ) -> None:
@@ -185,6 +189,7 @@ async def test_pid_file_left_behind_is_no_obstacle(
     assert running(folder) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0.0, 0.05, 0.3, 0.7, 0.9, 1.0])
 async def test_cancelled_opening_leaves_nothing_behind(
     tmp_path: Path, after: float
@@ -222,6 +227,7 @@ async def test_opening_leaves_the_event_loop_free(tmp_path: Path) -> None:
     assert longest < 0.3
 
 
+@pytest.mark.slow
 async def test_interrupt_while_starting_ends_in_order(
     tmp_path: Path, child: Callable[..., Awaitable[Child]]
 ) -> None:
@@ -255,6 +261,7 @@ async def test_forked_child_does_not_hold_the_server(embedded_folder: Path) -> N
     assert (await asyncio.to_thread(os.waitpid, pid, 0))[1] == 0
 
 
+@pytest.mark.slow
 async def test_long_path_gets_its_socket_in_a_short_folder(tmp_path: Path) -> None:
     """A path too long for a socket is no obstacle."""
     folder = tmp_path / ("long" * 30)
