@@ -43,7 +43,7 @@ from fm_storage.vectors.frames import (
     pack,
     split_header,
 )
-from fm_storage.vectors.shelf import PointNotFound, Raw, Shelf
+from fm_storage.vectors.shelf import PointNotFound, Raw, Shelf, WrongVector
 
 __all__ = ["Engine", "main"]
 
@@ -375,6 +375,8 @@ def refusal(exc: Exception) -> dict[str, Any]:  # noqa: PLR0911 - one line per k
         return {"err": "missing", "text": text}
     if isinstance(exc, _Taken):
         return {"err": "taken", "text": text}
+    if isinstance(exc, WrongVector):
+        return {"err": "vector", "text": f"{exc.args} does not fit it"}
     if isinstance(exc, PointNotFound):
         return {"err": "no_point", "text": text}
     if isinstance(exc, BadRequest | KeyError | TypeError | ValueError):

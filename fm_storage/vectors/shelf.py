@@ -16,7 +16,6 @@ from typing import Any
 import qdrant_edge as edge
 
 from fm_storage.vectors.edge_types import (
-    BadRequest,
     edge_config,
     filter_from,
     index_params,
@@ -26,13 +25,17 @@ from fm_storage.vectors.edge_types import (
     search_params,
 )
 
-__all__ = ["PointNotFound", "Raw", "Shelf"]
+__all__ = ["PointNotFound", "Raw", "Shelf", "WrongVector"]
 
 Json = Mapping[str, Any]
 
 
 class PointNotFound(Exception):
     """A query refers to a point that is not there."""
+
+
+class WrongVector(Exception):
+    """A batch has a vector that the collection, as it is now, does not have."""
 
 
 class Raw:
@@ -166,8 +169,7 @@ class Shelf:
             name, size = part["name"], part["size"]
             expected = self.spec["vectors"].get(name)
             if expected is None or expected["size"] != size:
-                message = f"vector {name!r} of size {size} does not fit"
-                raise BadRequest(message)
+                raise WrongVector(name, size)
             rows = part["rows"]
             rows = range(count) if rows is None else rows
             values = raw[at : at + 4 * size * len(rows)].cast("f")
@@ -177,8 +179,7 @@ class Shelf:
         for part in request["sparse"]:
             name = part["name"]
             if name not in self.spec["sparse_vectors"]:
-                message = f"sparse vector {name!r} is not known"
-                raise BadRequest(message)
+                raise WrongVector(name, "sparse")
             for row, length in zip(part["rows"], part["lengths"], strict=True):
                 indices = raw[at : at + 4 * length].cast("I").tolist()
                 at += 4 * length

@@ -411,9 +411,26 @@ class QdrantStore:
         newer_by: str | None,
         progress: Progress | None,
     ) -> int:
-        encoded = await self._encode(collection, points, newer_by)
-        if not encoded:
-            return 0
+        try:
+            spec = await self._spec(collection)
+            await self._upsert_as(spec, collection, points, newer_by, progress)
+        except InvalidVector:
+            # The definition may have changed since it was last looked up.
+            changed = await self._changed_spec(collection)
+            if changed is None:
+                raise
+            await self._upsert_as(changed, collection, points, newer_by, progress)
+        return len(points)
+
+    async def _upsert_as(
+        self,
+        spec: dict[str, Any],
+        collection: str,
+        points: Sequence[Any],
+        newer_by: str | None,
+        progress: Progress | None,
+    ) -> None:
+        encoded = await self._encoded(spec, collection, points, newer_by)
         batches = list(
             in_batches(
                 _last_of_each(encoded, by_version=newer_by is not None),
@@ -434,23 +451,8 @@ class QdrantStore:
                 progress(done, len(encoded))
 
         await _bounded(batches, send, limit=self.config.max_concurrency)
-        return len(points)
 
-    async def _encode(
-        self, collection: str, points: Sequence[Any], newer_by: str | None
-    ) -> list[Encoded]:
-        try:
-            return await self._encode_with(
-                await self._spec(collection), collection, points, newer_by
-            )
-        except InvalidVector:
-            # The definition may have changed since it was last looked up.
-            spec = await self._changed_spec(collection)
-            if spec is None:
-                raise
-        return await self._encode_with(spec, collection, points, newer_by)
-
-    async def _encode_with(
+    async def _encoded(
         self,
         spec: dict[str, Any],
         collection: str,
