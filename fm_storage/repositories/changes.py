@@ -15,7 +15,7 @@ from fm_storage.errors import InvalidName
 if TYPE_CHECKING:
     from fm_storage.postgres.transaction import Transaction
 
-__all__ = ["OPERATIONS", "Change", "Hook", "HookTable", "Operation"]
+__all__ = ["Change", "Hook", "HookTable", "Operation", "known_operations"]
 
 M = TypeVar("M")
 
@@ -47,6 +47,19 @@ Hook: TypeAlias = Callable[["Transaction", Change[M]], Awaitable[None]]
 """Called with the transaction of the change; an error undoes the change."""
 
 
+def known_operations(operations: Sequence[Operation]) -> Sequence[Operation]:
+    """Return *operations*, all of them if none is named.
+
+    Raises:
+        InvalidName: One is unknown.
+    """
+    for operation in operations:
+        if operation not in OPERATIONS:
+            known = ", ".join(OPERATIONS)
+            raise InvalidName(f"operation {operation!r}: use one of {known}")
+    return operations or OPERATIONS
+
+
 class HookTable(Generic[M]):
     """The registered hooks. Changed by ``add()`` only."""
 
@@ -57,11 +70,8 @@ class HookTable(Generic[M]):
         self.any = False
 
     def add(self, moment: str, hook: Hook[M], operations: Sequence[Operation]) -> None:
-        """Register *hook*; without *operations*, for all of them."""
-        for operation in operations or OPERATIONS:
-            if operation not in OPERATIONS:
-                known = ", ".join(OPERATIONS)
-                raise InvalidName(f"operation {operation!r}: use one of {known}")
+        """Register *hook* for *operations*."""
+        for operation in operations:
             self._hooks.setdefault((moment, operation), []).append(hook)
         self.any = True
 

@@ -10,7 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from fm_storage.repositories.bulk import Bulk
-from fm_storage.repositories.changes import Hook, HookTable, Operation
+from fm_storage.repositories.changes import (
+    Hook,
+    HookTable,
+    Operation,
+    known_operations,
+)
 from fm_storage.repositories.entity import Entity
 from fm_storage.repositories.points import Points
 from fm_storage.repositories.statements import Statements
@@ -99,8 +104,10 @@ class Repository(Bulk[M]):
     def _registering(
         self, moment: str, operations: Sequence[Operation]
     ) -> Callable[[Hook[M]], Hook[M]]:
+        known = known_operations(operations)
+
         def register(hook: Hook[M]) -> Hook[M]:
-            self.hooks.add(moment, hook, operations)
+            self.hooks.add(moment, hook, known)
             return hook
 
         return register
