@@ -108,7 +108,7 @@ test: $(VENV)/.dev  ## all tests, on containers where they can be had, else embe
 	$(BIN)/pytest -m "$(NOT_LONG)" $(ARGS)
 
 fast: $(VENV)/.dev  ## the quick tests (≤ 60 s)
-	$(BIN)/pytest -q -m "$(NOT_LONG) and not slow and not cluster" tests/unit tests/integration $(ARGS)
+	$(BIN)/pytest -q --quick -m "$(NOT_LONG) and not slow and not cluster" tests/unit tests/integration $(ARGS)
 
 cover: $(VENV)/.dev  ## all tests, with the coverage of branches
 	$(BIN)/coverage erase
@@ -122,8 +122,9 @@ test-containers: $(VENV)/.dev  ## all tests against containers; fails where ther
 torture: $(VENV)/.dev  ## the long sweeps: kills, cancellations, storms, at full size
 	$(BIN)/pytest -m torture --timeout=1800 tests/torture $(ARGS)
 
-torture-outbox: $(VENV)/.dev  ## the long sweeps of the outbox alone
-	$(BIN)/pytest -m torture --timeout=1800 tests/torture -k outbox $(ARGS)
+torture-outbox: $(VENV)/.dev  ## kill the outbox and the usual dual write, 20 times each; then its sweeps
+	$(BIN)/python -m tests.torture.outbox_crash $(ARGS)
+	$(BIN)/pytest -m torture --timeout=1800 tests/torture -k outbox
 
 bench: $(VENV)/.bench  ## measure against the peers (ratios; minutes)
 	@for b in tests/bench/bench_*.py; do echo "== $$b"; $(BIN)/python "$$b" $(ARGS) || exit 1; done

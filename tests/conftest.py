@@ -41,6 +41,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--dsn", help="superuser DSN of a PostgreSQL server to test on")
     group.addoption("--qdrant-url", help="URL of a Qdrant server to test on as well")
     group.addoption(
+        "--quick",
+        action="store_true",
+        help="of every parametrised test, run only the first case",
+    )
+    group.addoption(
         "--containers",
         action="store_true",
         help="insist on containers: fail where no Docker engine answers",
@@ -65,6 +70,7 @@ def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
     """Set the markers, and deselect what needs a server that is not there."""
+    _keep_first_cases(config, items)
     absent = config.stash[servers.CHOICE].absent()
     kept: list[pytest.Item] = []
     dropped: list[pytest.Item] = []
@@ -85,6 +91,17 @@ def pytest_collection_modifyitems(
             count = sum(fixture in getattr(i, "fixturenames", ()) for i in dropped)
             if count and reporter is not None:
                 reporter.write_line(f"deselected {count} tests: {why}")
+
+
+def _keep_first_cases(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--quick"):
+        return
+    first: dict[str, pytest.Item] = {}
+    for item in items:
+        first.setdefault(item.nodeid.partition("[")[0], item)
+    kept = set(first.values())
+    config.hook.pytest_deselected(items=[i for i in items if i not in kept])
+    items[:] = [item for item in items if item in kept]
 
 
 @pytest.hookimpl(wrapper=True)
