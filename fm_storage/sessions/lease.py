@@ -190,7 +190,11 @@ class Lease:
         try:
             await connection.execute(Sql("BEGIN"))
             await connection.execute(registry.NO_TRANSACTION_TIMEOUT)
-            return bool(await connection.fetchval(registry.HOLD_LEASE, self.key))
+            held = await connection.fetchval(registry.HOLD_LEASE, self.key)
+            # The statement's portal keeps its snapshot until another replaces it,
+            # and an old snapshot would hold back vacuum.
+            await connection.execute(Sql("SELECT"))
+            return bool(held)
         except StorageError as exc:
             raise ConfigurationInvalid(
                 "session.dsn",
