@@ -77,7 +77,7 @@ async def ingest_log(
         finally:
             # Cancelled, a thread may still be reading: close behind it.
             await batches.aclose()
-            await asyncio.to_thread(opened.stream.close)
+            await asyncio.to_thread(opened.close)
     reader = LogReader(
         map(_as_bytes, log),
         source=source or "lines",

@@ -126,13 +126,20 @@ class OpenLog:
 
     Attributes:
         stream: Its bytes, unpacked.
+        file: Its bytes as they lie on disk.
         size: Bytes to be read, None if it is packed.
         modified: When it was last written to.
     """
 
     stream: ByteStream
+    file: IO[bytes]
     size: int | None
     modified: datetime
+
+    def close(self) -> None:
+        """Close the stream, and the file below it (unpackers leave it open)."""
+        self.stream.close()
+        self.file.close()
 
     def lines(self) -> Iterator[bytes]:
         """Yield the lines; one without end comes in bounded pieces."""
@@ -169,12 +176,12 @@ def open_log(path: str | os.PathLike[str]) -> OpenLog:
         size = about.st_size if unpacked is None else None
         for mark, encoding in _UTF16.items():
             if head.startswith(mark):
-                return OpenLog(_Recoded(stream, encoding), size, modified)
+                return OpenLog(_Recoded(stream, encoding), raw, size, modified)
         _refuse_binary(shown, head)
     except BaseException:
         raw.close()
         raise
-    return OpenLog(stream, size, modified)
+    return OpenLog(stream, raw, size, modified)
 
 
 def _unpacked(raw: IO[bytes], head: bytes) -> IO[bytes] | None:
