@@ -62,6 +62,7 @@ class OneConnection(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is 
 
     lock_timeout = 1.0
     wait_timeout = 600.0
+    has_savepoints = True
     _in_transaction: bool = False
 
     def __init__(self, dburi: Any, migration_table: str = "") -> None:  # noqa: ANN401 - yoyo's DatabaseURI, untyped
@@ -196,6 +197,16 @@ class OneConnection(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is 
             self._in_transaction = False
         else:
             super().rollback()
+
+    def savepoint(self, id: str) -> None:  # noqa: A002 - yoyo's name
+        """Set a savepoint; yoyo wants one around every statement."""
+        if self.has_savepoints:
+            super().savepoint(id)
+
+    def savepoint_rollback(self, id: str) -> None:  # noqa: A002 - yoyo's name
+        """Go back to a savepoint, or leave that to the end of the transaction."""
+        if self.has_savepoints:
+            super().savepoint_rollback(id)
 
     def pause(self, seconds: float) -> None:
         """Wait, but not longer than until ``stop`` is set."""

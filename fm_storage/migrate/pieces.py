@@ -15,12 +15,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import psycopg
-import sqlparse
 from psycopg import errors as pg
 
 from fm_storage.errors import MigrationFailed
 from fm_storage.migrate.connection import is_broken
-from fm_storage.migrate.statements import EngineMigration, failure, sql_statements
+from fm_storage.migrate.statements import (
+    EngineMigration,
+    failure,
+    sql_statements,
+    without_comments,
+)
 
 if TYPE_CHECKING:
     from fm_storage.migrate.backend import FmStorageBackend
@@ -177,7 +181,7 @@ class _Run:
 
     def _finished(self, text: str) -> bool:
         """Whether an interrupted statement had happened; clear away its ruins."""
-        bare = sqlparse.format(text, strip_comments=True)
+        bare = without_comments(text)
         if match := _CREATE_INDEX.match(bare):
             state = _index_state(self.backend, match)
             if state is None:
@@ -228,7 +232,7 @@ def _execute(backend: FmStorageBackend, text: str) -> None:
 
 
 def _refuse_unnamed(name: str, number: int, text: str) -> None:
-    match = _CREATE_INDEX.match(sqlparse.format(text, strip_comments=True))
+    match = _CREATE_INDEX.match(without_comments(text))
     if match and match.group("name") is None:
         message = (
             f"migration {name!r}: statement {number} builds an index without a name; "
@@ -253,7 +257,7 @@ def _index_state(
 
 
 def _refuse_invalid(backend: FmStorageBackend, name: str, text: str) -> None:
-    match = _CREATE_INDEX.match(sqlparse.format(text, strip_comments=True))
+    match = _CREATE_INDEX.match(without_comments(text))
     state = _index_state(backend, match) if match else None
     if state is not None and not state[1]:
         message = (

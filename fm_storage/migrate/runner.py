@@ -304,8 +304,11 @@ class Migrator:
 
 
 async def _read_through(executor: Executor) -> list[ledger.Applied]:
+    # Loaded already by whoever has an executor.
+    from fm_storage.postgres import Sql  # noqa: PLC0415 - see above
+
     try:
-        rows = await executor.fetch(ledger.READ_LEDGER)
+        rows = await executor.fetch(Sql(ledger.READ_LEDGER))
     except QueryFailed as exc:
         if exc.sqlstate in ledger.ABSENT_STATES:
             return []

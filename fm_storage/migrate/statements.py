@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import psycopg
-import sqlparse
 from psycopg import errors as pg
 from yoyo.migrations import read_sql_migration
 
@@ -21,7 +20,13 @@ from fm_storage.migrate.connection import is_broken
 if TYPE_CHECKING:
     from fm_storage.migrate.backend import FmStorageBackend
 
-__all__ = ["EngineMigration", "failure", "run_as_one", "sql_statements"]
+__all__ = [
+    "EngineMigration",
+    "failure",
+    "run_as_one",
+    "sql_statements",
+    "without_comments",
+]
 
 
 class EngineMigration(Protocol):
@@ -45,8 +50,12 @@ class EngineMigration(Protocol):
         """Run the steps in one (nested) transaction."""
 
 
+_TRANSACTION = "SELECT pg_current_xact_id()::text"
+
+# Leading comments only: what a statement is, its first words tell.
+_COMMENTS = re.compile(r"(?:\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*", re.DOTALL)
 _CONTROL = re.compile(
-    r"\s*(BEGIN|START\s+TRANSACTION|COMMIT|END|ABORT|PREPARE\s+TRANSACTION"
+    r"(BEGIN|START\s+TRANSACTION|COMMIT|END|ABORT|PREPARE\s+TRANSACTION"
     r"|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b))\b",
     re.IGNORECASE,
 )
@@ -76,8 +85,10 @@ def run_as_one(
                 "SELECT set_config('lock_timeout', %s, true)",
                 f"{int(backend.lock_timeout * 1000)}ms",
             )
-            before = backend.fetch("SELECT pg_current_xact_id()::text")
+            before = None if texts else backend.fetch(_TRANSACTION)
             backend.step_of, backend.step = (migration.id, total), 0
+            # A failure ends the whole file; only a Python step may outlive one.
+            backend.has_savepoints = texts is None
             try:
                 migration.process_steps(backend, direction)
             except psycopg.Error as exc:
@@ -86,8 +97,9 @@ def run_as_one(
                 raise failure(migration.id, exc, step=backend.step) from exc
             finally:
                 backend.step_of = None
+                backend.has_savepoints = True
             # A Python step that committed has torn the mark from the changes.
-            if backend.fetch("SELECT pg_current_xact_id()::text") != before:
+            if before is not None and backend.fetch(_TRANSACTION) != before:
                 message = (
                     f"migration {migration.id!r}: a step ended the transaction; "
                     "leave commit and rollback to the runner"
@@ -112,6 +124,12 @@ def sql_statements(migration: EngineMigration, direction: str) -> list[str] | No
     return cast("list[str]", read_sql_migration(path)[2])
 
 
+def without_comments(text: str) -> str:
+    """Return a statement from its first word on."""
+    found = _COMMENTS.match(text)
+    return text[found.end() :] if found else text
+
+
 def failure(name: str, exc: psycopg.Error, *, step: int = 0) -> MigrationFailed:
     """Tell what the server said, at which statement, and what to do about it."""
     said = (exc.diag.message_primary or str(exc)).strip()
@@ -129,8 +147,7 @@ def failure(name: str, exc: psycopg.Error, *, step: int = 0) -> MigrationFailed:
 
 
 def _refuse_control(name: str, number: int, text: str) -> None:
-    bare = sqlparse.format(text, strip_comments=True)
-    if match := _CONTROL.match(bare):
+    if match := _CONTROL.match(without_comments(text)):
         message = (
             f"migration {name!r}: statement {number} is {match.group(1).upper()}, "
             "but the runner opens and commits the transaction; remove it, or mark "

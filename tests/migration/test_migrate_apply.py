@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -327,6 +331,36 @@ async def test_ensure_applies_and_looks_through_a_pool(empty_dsn: str):
         assert await migrator.ensure(pool)
         assert await migrator.ensure(pool) == []
         await migrator.check(pool)
+
+
+async def test_a_start_with_nothing_pending_asks_one_question(dsn: str):
+    """Through the pool, without the engine, the driver, or a second connection."""
+    code = (
+        "import asyncio, sys\n"
+        "from fm_storage.config import PostgresConfig\n"
+        "from fm_storage.migrate import Migrator\n"
+        "from fm_storage.postgres import Pool\n"
+        "class Asked:\n"
+        "    def __init__(self, pool): self.pool, self.count = pool, 0\n"
+        "    def fetch(self, *args):\n"
+        "        self.count += 1\n"
+        "        return self.pool.fetch(*args)\n"
+        "async def main():\n"
+        "    async with Pool(PostgresConfig(dsn=sys.argv[1])) as pool:\n"
+        "        asked = Asked(pool)\n"
+        "        await Migrator(sys.argv[1]).ensure(asked)\n"
+        "        print(asked.count, {'yoyo', 'psycopg'} & set(sys.modules))\n"
+        "asyncio.run(main())\n"
+    )
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", code, dsn],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.stdout == "1 set()\n"
 
 
 async def test_a_role_that_may_not_look_gets_the_servers_word(dsn: str):
