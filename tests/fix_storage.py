@@ -17,11 +17,12 @@ __all__ = ["storage", "storage_config"]
 
 
 @pytest.fixture
-def storage_config(dsn: str, vector_folder: Path) -> StorageConfig:
+def storage_config(dsn: str, vector_folder: Path, tmp_path: Path) -> StorageConfig:
     """Give a configuration: a fresh migrated database, an empty vector folder."""
     return StorageConfig(
         postgres={"dsn": dsn},
         qdrant={"url": f"embedded:{vector_folder}", "durability": "process"},
+        data_dir=tmp_path / "data",
     )
 
 

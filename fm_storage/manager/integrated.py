@@ -5,10 +5,11 @@ Apart because an application that has its own start-up needs only the manager.
 
 from __future__ import annotations
 
-import logging
+import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
-from fm_storage.catalog import ErrorManager
+from fm_storage.catalog import ErrorManager, spool_failed_start
+from fm_storage.errors import StorageClosed
 from fm_storage.manager.storage import StorageManager
 
 if TYPE_CHECKING:
@@ -20,14 +21,16 @@ if TYPE_CHECKING:
 
 __all__ = ["IntegratedManager"]
 
-logger = logging.getLogger("fm_storage.manager")
-
 
 class IntegratedManager:
     """Open ConfigManager → StorageManager → ErrorManager; close in reverse.
 
     Await it, or use it in ``async with``. The settings come from *config_manager*
     alone, which is never closed: who handed it in owns it.
+
+    A start that fails is itself catalogued, by the next one that succeeds; what
+    goes wrong inside the storage (deliveries, reaps, reconnections) is catalogued
+    as it happens.
 
     Attributes:
         config: The configuration manager that was given.
@@ -57,9 +60,17 @@ class IntegratedManager:
         await self.aclose()
 
     async def _opened(self) -> Self:
-        await self.storage
+        try:
+            await self.storage
+        except Exception as exc:
+            if not isinstance(exc, StorageClosed):
+                # On disk, from where the next start that succeeds records it.
+                await asyncio.to_thread(spool_failed_start, self.storage.config, exc)
+            raise
         try:
             await self.errors
+            if self.storage.config.postgres is not None:
+                self.errors.watch_internal()
         except BaseException:
             await self.storage.aclose()
             raise

@@ -313,6 +313,29 @@ async def test_integrated_manager_opens_in_order(storage_config: StorageConfig):
         _ = storage.pool
 
 
+async def test_a_failed_start_is_catalogued_by_the_next(empty_dsn: str, tmp_path: Path):
+    """No schema, no catalogue: the failure waits on disk."""
+    values = {
+        "postgres.dsn": empty_dsn,
+        "qdrant": None,
+        "data_dir": str(tmp_path),
+        "migrations.auto_apply": False,
+    }
+    with pytest.raises(SchemaOutOfDate):
+        await IntegratedManager(MappingConfigManager(values))
+    values["migrations.auto_apply"] = True
+
+    async with IntegratedManager(MappingConfigManager(values)) as integrated:
+        entries = integrated.storage.error_entries
+        async with asyncio.timeout(10):
+            while not (found := await entries.get_recent_errors(limit=5)):  # noqa: ASYNC110 - replayed in the background
+                await asyncio.sleep(0.02)
+
+    assert found[0].severity == "CRITICAL"
+    assert found[0].module == "fm_storage.start"
+    assert "0001_create_project_errors" in found[0].message
+
+
 async def test_a_refused_login_is_permission_denied(storage_config: StorageConfig):
     """A refused login is told apart from a server that does not answer."""
     assert storage_config.postgres is not None
