@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from fm_storage.errors import RateLimited, VectorStoreUnavailable
 
-__all__ = ["Retry", "Scope", "call_scope"]
+__all__ = ["Retry", "Scope", "call_scope", "time_left"]
 
 T = TypeVar("T")
 
@@ -49,6 +49,14 @@ def call_scope(deadline: float) -> Iterator[Scope]:
         yield scope
     finally:
         _scope.reset(token)
+
+
+def time_left() -> float | None:
+    """Return the seconds until the deadline of the call around, if there is one."""
+    scope = _scope.get()
+    if scope is None:
+        return None
+    return max(0.001, scope.deadline - asyncio.get_running_loop().time())
 
 
 class Retry:

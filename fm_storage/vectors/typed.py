@@ -22,6 +22,7 @@ from fm_storage.vectors.models import (
     query_model,
 )
 from fm_storage.vectors.points import ScoredPoint
+from fm_storage.vectors.retry import time_left
 from fm_storage.vectors.wire import by_version, not_newer, older_than
 
 if TYPE_CHECKING:
@@ -90,9 +91,30 @@ class TypedPoints:
         for group, condition in groups:
             points = await self._built(group)
             with translated("upsert_points", collection):
-                await self._client.upsert(
-                    collection, points=points, update_filter=condition, wait=True
-                )
+                if self._remote:
+                    await self._upsert_messages(collection, points, condition)
+                else:
+                    await self._client.upsert(
+                        collection, points=points, update_filter=condition, wait=True
+                    )
+
+    async def _upsert_messages(
+        self, collection: str, points: list[Any], condition: models.Filter | None
+    ) -> None:
+        from qdrant_client import grpc  # noqa: PLC0415 - gRPC only
+        from qdrant_client.conversions.conversion import (  # noqa: PLC0415 - the same
+            RestToGrpc,
+        )
+
+        request = grpc.UpsertPoints(
+            collection_name=collection,
+            wait=True,
+            points=points,
+            update_filter=None
+            if condition is None
+            else RestToGrpc.convert_filter(model=condition),
+        )
+        await self._client.grpc_points.Upsert(request, timeout=time_left())
 
     async def put_meta(
         self, collection: str, number: int, payload: Json, *, replace: bool

@@ -24,7 +24,7 @@ async def test_fifty_kills_of_the_engine_lose_nothing(
     found = await kill_engine_sweep(vector_folder, kills=50, durability=durability)
     assert found["wrong"] == []
     assert found["restarts"] >= 25
-    assert found["writes"] > 100
+    assert found["writes"] > 20
 
 
 @pytest.mark.timeout(600)
