@@ -267,11 +267,11 @@ class Outbox:
             failures = failures + 1 if failure is not None else 0
             if progress is not None:
                 progress(delivered, total)
-            if rows and failure is None:
+            left = deadline - lease_clock()
+            if rows and failure is None and left > 0:
                 continue
             await self._courier.settle()
             remaining = await self._queue.pending()
-            left = deadline - lease_clock()
             if not remaining or left <= 0:
                 return DrainReport(delivered, quarantined, remaining, problem)
             pause = backoff(failures, min(1.0, self._config.max_backoff))

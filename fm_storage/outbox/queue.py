@@ -57,9 +57,13 @@ class Finished:
     locked: list[Leased]
 
 
+# The queue is empty today and long tomorrow, so the planner's idea of its size is
+# always wrong. LATERAL with OFFSET 0 keeps it to one index look-up for each row,
+# and ctid to the row just locked; both were three scans of the queue otherwise.
+
 _CLAIM = Sql("""
 WITH due AS MATERIALIZED (
-  SELECT collection, point_id FROM fm_storage.vector_queue
+  SELECT q.ctid AS place FROM fm_storage.vector_queue AS q
   WHERE due_at <= now() AND quarantined_at IS NULL
     AND collection <> ALL ($3::text[])
     AND (SELECT pg_catalog.set_config('synchronous_commit', 'on', TRUE)) IS NOT NULL
@@ -67,13 +71,14 @@ WITH due AS MATERIALIZED (
 ), taken AS (
   UPDATE fm_storage.vector_queue AS q
   SET due_at = now() + make_interval(secs => $2), leased = TRUE
-  FROM due WHERE q.collection = due.collection AND q.point_id = due.point_id
+  FROM due WHERE q.ctid = due.place
   RETURNING q.collection, q.point_id, q.replay, q.attempts, q.due_at
 )
 SELECT t.collection, t.point_id, s.ver, s.op, s.vectors, s.payload, s.payload_hash,
   t.replay, t.attempts, t.due_at, now() AS claimed_at
-FROM taken AS t JOIN fm_storage.vector_state AS s
-  ON s.collection = t.collection AND s.point_id = t.point_id""")
+FROM taken AS t CROSS JOIN LATERAL (
+  SELECT * FROM fm_storage.vector_state AS s
+  WHERE s.collection = t.collection AND s.point_id = t.point_id OFFSET 0) AS s""")
 
 _GIVEN = """
 WITH given AS MATERIALIZED (
@@ -81,49 +86,47 @@ WITH given AS MATERIALIZED (
     WITH ORDINALITY AS g (collection, point_id, ver, due_at, nr)
 )"""
 
-_FINISH = Sql(
-    _GIVEN  # noqa: S608 - constant text
-    + """, extra AS (
-  SELECT * FROM unnest($5::text[], $6::boolean[])
-    WITH ORDINALITY AS x (op, replayed, nr)
+_FINISH = Sql("""
+WITH given AS MATERIALIZED (
+  SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::timestamptz[],
+      $5::text[], $6::boolean[])
+    WITH ORDINALITY AS g (collection, point_id, ver, due_at, op, replayed, nr)
 ), mine AS MATERIALIZED (
-  SELECT q.collection, q.point_id, g.nr, q.since, g.ver, q.replay,
+  SELECT q.place, g.nr, q.since, q.replay,
     q.ver <= g.ver AND NOT EXISTS (
       SELECT FROM fm_storage.vector_rebuild AS r
-      WHERE r.collection = q.collection AND r.flipped_at >= $7) AS same,
+      WHERE r.collection = g.collection AND r.flipped_at >= $7) AS same,
     q.leased AND q.due_at = g.due_at AS held,
-    x.op = 'u' OR x.replayed AND q.replay AS last
-  FROM given AS g JOIN extra AS x USING (nr)
-  JOIN fm_storage.vector_queue AS q
-    ON q.collection = g.collection AND q.point_id = g.point_id
-  FOR UPDATE OF q SKIP LOCKED
+    g.op = 'u' OR g.replayed AND q.replay AS last
+  FROM given AS g CROSS JOIN LATERAL (
+    SELECT q.ctid AS place, q.* FROM fm_storage.vector_queue AS q
+    WHERE q.collection = g.collection AND q.point_id = g.point_id
+    OFFSET 0 FOR UPDATE SKIP LOCKED) AS q
 ), gone AS (
-  DELETE FROM fm_storage.vector_queue AS q USING mine AS m
-  WHERE q.collection = m.collection AND q.point_id = m.point_id
-    AND m.same AND m.last
+  DELETE FROM fm_storage.vector_queue
+  WHERE ctid = ANY (ARRAY(SELECT place FROM mine WHERE same AND last))
 ), kept AS (
   UPDATE fm_storage.vector_queue AS q
   SET replay = m.same, leased = FALSE, attempts = 0, last_error = NULL,
     due_at = CASE WHEN m.same THEN now() + make_interval(secs => $8) ELSE now() END
   FROM mine AS m
-  WHERE q.collection = m.collection AND q.point_id = m.point_id
-    AND (m.same AND NOT m.last OR NOT m.same AND m.held)
+  WHERE q.ctid = m.place AND (m.same AND NOT m.last OR NOT m.same AND m.held)
 )
 SELECT
   array_agg(extract(epoch FROM clock_timestamp() - m.since)::float8)
     FILTER (WHERE m.same AND NOT m.replay) AS lags,
-  array_agg(g.nr) FILTER (WHERE m.nr IS NULL AND q.point_id IS NOT NULL) AS locked
-FROM given AS g LEFT JOIN mine AS m USING (nr)
-LEFT JOIN fm_storage.vector_queue AS q
-  ON q.collection = g.collection AND q.point_id = g.point_id"""
-)
+  array_agg(g.nr) FILTER (WHERE m.nr IS NULL AND EXISTS (
+    SELECT FROM fm_storage.vector_queue AS q
+    WHERE q.collection = g.collection AND q.point_id = g.point_id)) AS locked
+FROM given AS g LEFT JOIN mine AS m USING (nr)""")
 
 _SKIPPING = """, mine AS MATERIALIZED (
-  SELECT q.collection, q.point_id, q.ver <= g.ver AS same
-  FROM given AS g JOIN fm_storage.vector_queue AS q
-    ON q.collection = g.collection AND q.point_id = g.point_id
-    AND q.leased AND q.due_at = g.due_at
-  FOR UPDATE OF q SKIP LOCKED
+  SELECT q.place, q.ver <= g.ver AS same
+  FROM given AS g CROSS JOIN LATERAL (
+    SELECT q.ctid AS place, q.ver FROM fm_storage.vector_queue AS q
+    WHERE q.collection = g.collection AND q.point_id = g.point_id
+      AND q.leased AND q.due_at = g.due_at
+    OFFSET 0 FOR UPDATE SKIP LOCKED) AS q
 )"""
 
 _POSTPONE = Sql(
@@ -136,7 +139,7 @@ SET leased = FALSE,
   attempts = CASE WHEN m.same THEN q.attempts + $6 ELSE 0 END,
   last_error = CASE WHEN m.same THEN coalesce($7, q.last_error) END
 FROM mine AS m
-WHERE q.collection = m.collection AND q.point_id = m.point_id"""
+WHERE q.ctid = m.place"""
 )
 
 _QUARANTINE = Sql(
@@ -150,7 +153,7 @@ SET leased = FALSE,
   last_error = CASE WHEN m.same THEN $5 END,
   quarantined_at = CASE WHEN m.same THEN now() END
 FROM mine AS m
-WHERE q.collection = m.collection AND q.point_id = m.point_id"""
+WHERE q.ctid = m.place"""
 )
 
 _DELETE_AGAIN = Sql("""

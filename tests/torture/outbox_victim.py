@@ -20,13 +20,17 @@ from fm_storage.postgres import Pool
 from tests.torture.outbox_recipes import RECIPES, Recipe, SlowStore
 
 WRITERS = 4
+FIRST = int(os.environ.get("FM_TORTURE_FIRST", "1"))
+"""Processes that write at the same time need notes of their own: only then does
+the order of acknowledgements say which write was the last."""
+
 NOTES_EACH = int(os.environ.get("FM_TORTURE_NOTES", "250"))
 
 
 async def write(recipe: Recipe, ledger: int, part: int, dice: random.Random) -> None:
     """Write and delete the notes of one part for ever, keeping the ledger."""
     while True:
-        note = 1 + part + WRITERS * dice.randrange(NOTES_EACH)
+        note = FIRST + part + WRITERS * dice.randrange(NOTES_EACH)
         rev = time.time_ns()
         kind = "d" if dice.random() < 0.25 else "u"
         os.write(ledger, f"i {note} {rev} {kind}\n".encode())

@@ -46,8 +46,12 @@ async def test_fifty_kills_and_five_immediate_stops_lose_nothing(
     dice.shuffle(blows)
     async with prepared(cluster.dsn, vector_folder) as (pool, store):
         victims = [
-            Victim("ours", roles, cluster.dsn, vector_folder, ledger)
-            for roles in ("write", "write+drain", "drain")
+            Victim("ours", *where, FM_TORTURE_FIRST=first)
+            for where, first in (
+                (("write", cluster.dsn, vector_folder, ledger), "1"),
+                (("write+drain", cluster.dsn, vector_folder, ledger), "100001"),
+                (("drain", cluster.dsn, vector_folder, ledger), "0"),
+            )
         ]
         for victim in victims:
             await victim.start(dice.random())
