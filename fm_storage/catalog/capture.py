@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ __all__ = ["Capture", "CatalogMiddleware"]
 logger = logging.getLogger("fm_storage.catalog")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-Scope = dict[str, Any]
+Scope = MutableMapping[str, Any]
 AsgiCall = Callable[..., Awaitable[Any]]
 
 _SEEN = "__fm_storage_recorded__"

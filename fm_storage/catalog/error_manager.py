@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -115,8 +116,9 @@ class ErrorManager:
         )
         self._pre: list[PreHook] = []
         self._post: list[PostHook] = []
-        # Set at the first call inside the loop, and at first use.
-        self._hooked = False
+        # Set at the first call inside the loop, and at first use (under _lock).
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
         self._background: Background | None = None
         self._handlers: list[CatalogHandler] = []
         self._internal = InternalFailures(self._in_background)
@@ -144,8 +146,8 @@ class ErrorManager:
 
     def _opened_store(self) -> CatalogStore:
         store = self._recorder.open()
-        if not self._hooked:
-            self._hooked = True
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
             self.storage.hooks.register(self._before_closing)
         return store
 
@@ -169,7 +171,7 @@ class ErrorManager:
         """
         if self._recorder.closed:
             return
-        if self._hooked:
+        if self._loop is not None:
             self.storage.hooks.unregister(self._before_closing)
         await outlast(self._end, timeout=self._recorder.timeout * 3)
 
@@ -319,25 +321,26 @@ class ErrorManager:
         self._internal.watch(level)
 
     def _queue(self) -> Background:
-        """Return the background queue; the first call must be inside the loop."""
-        if self._background is None:
+        """Return the background queue; before the first use only inside the loop."""
+        if self._loop is None:
             self._opened_store()
-            self._background = Background(
-                self._recorder, self._store_drafts, asyncio.get_running_loop()
-            )
-        return self._background
+        with self._lock:
+            if self._background is None:
+                assert self._loop is not None  # noqa: S101 - set by _opened_store()
+                self._background = Background(
+                    self._recorder, self._store_drafts, self._loop
+                )
+            return self._background
 
     def _in_background(self, make: Callable[[], Draft]) -> None:
         """Hand an error in from any thread, also before the first use in the loop."""
-        background = self._background
-        if background is None:
-            try:
-                background = self._queue()
-            except (RuntimeError, StorageError):
-                # No loop here, or no open storage: the disk is always there, and
-                # what lies on it is replayed when the manager opens.
-                self._recorder.spool.append([make().prepared()])
-                return
+        try:
+            background = self._background or self._queue()
+        except (RuntimeError, StorageError):
+            # No loop here, or no open storage: the disk is always there, and what
+            # lies on it is replayed when the manager opens.
+            self._recorder.spool.append([make().prepared()])
+            return
         background.put(make)
 
     async def _store_drafts(self, drafts: Sequence[Draft]) -> None:

@@ -47,7 +47,7 @@ class CatalogHandler(logging.Handler):
         try:
             # The arguments may change after this call: the text is made now, the
             # trace (which costs a hundred times as much) in the thread.
-            message = record.getMessage()
+            message = _message(record)
             self._hand_in(partial(draft_of_log, record, message, module=self._module))
         except Exception:  # noqa: BLE001 - as logging's own handlers do
             self.handleError(record)
@@ -59,6 +59,13 @@ class CatalogHandler(logging.Handler):
     def detach(self) -> None:
         """Take no more records: the manager closes."""
         self._attached = False
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # noqa: BLE001 - wrong arguments must not lose the record
+        return f"{record.msg!r} with {record.args!r}"
 
 
 def _is_own(name: str) -> bool:
