@@ -362,7 +362,7 @@ class SessionConfig(_Section):
     reap_interval: float = Field(default=1.0, ge=0)
     lock_timeout: PositiveSeconds = 2.0
     cleanup_timeout: PositiveSeconds = 30.0
-    batch_size: int = Field(default=100, ge=1, le=200)
+    batch_size: int = Field(default=200, ge=1, le=200)
 
 
 class OutboxConfig(_Section):
