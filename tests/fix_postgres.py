@@ -25,9 +25,12 @@ import pytest
 from psycopg import sql
 
 from fm_storage.config import MigrationsConfig, PostgresConfig
-from fm_storage.postgres.embedded import service_account
 from fm_storage.postgres.embedded_cluster import Cluster
-from fm_storage.postgres.embedded_server import ServiceUser, installed_server
+from fm_storage.postgres.embedded_server import (
+    ServiceUser,
+    installed_server,
+    service_account,
+)
 from tests import containers, servers
 from tests.fix_proxy import free_port
 

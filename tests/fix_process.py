@@ -28,7 +28,7 @@ class Child:
         self.process = process
         self.pid = process.pid
 
-    async def line(self, timeout: float = 15.0) -> str:
+    async def line(self, timeout: float = 60.0) -> str:
         """Return the next line it prints, without its end; "" at the end."""
         assert self.process.stdout is not None
         async with asyncio.timeout(timeout):
@@ -40,7 +40,7 @@ class Child:
         self.process.stdin.write(f"{line}\n".encode())
         await self.process.stdin.drain()
 
-    async def wait(self, timeout: float = 15.0) -> int:
+    async def wait(self, timeout: float = 60.0) -> int:
         """Wait for its end and return the exit code (−9 after kill())."""
         async with asyncio.timeout(timeout):
             return await self.process.wait()

@@ -14,16 +14,13 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
-import shutil
-import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
@@ -36,14 +33,20 @@ from fm_storage.postgres.embedded_cluster import (
     Cluster,
     Interrupted,
 )
+from fm_storage.postgres.embedded_places import (
+    PORT,
+    find_home,
+    prepare_folder,
+    remove_socket_folder,
+    socket_folder,
+)
 from fm_storage.postgres.embedded_server import ServiceUser, installed_server
 
-__all__ = ["EmbeddedPostgres", "service_account"]
+__all__ = ["EmbeddedPostgres"]
 
-_PORT = 5432
 _POLL = 0.02
-# sun_path holds 108 bytes, the last of them zero.
-_LONGEST_SOCKET = 107
+# After a crash the server first replays its log: giving up would not shorten it.
+_LONGEST_RECOVERY = 600.0
 _SETTINGS = {"max_connections": "200", "log_line_prefix": "%m [%p] %q%a "}
 T = TypeVar("T")
 _KEEPER = Path(__file__).with_name("embedded_keeper.py")
@@ -80,6 +83,7 @@ class EmbeddedPostgres:
         self._users_fd: int | None = None  # holds the shared lock while open
         self._cluster: Cluster | None = None
         self._dsn: str | None = None
+        self._turn = asyncio.Lock()  # opening and leaving, one after the other
         self.found_empty = False
         """Whether opening found no server and no other user: whoever used the
         folder before has gone for good."""
@@ -106,42 +110,46 @@ class EmbeddedPostgres:
         Raises:
             EmbeddedFailed: It cannot run here; the message names the remedy.
         """
-        if self._dsn is not None:
+        async with self._turn:
+            if self._dsn is not None:
+                return self._dsn
+            self._cancelled.clear()
+            work = _in_thread(self._open)
+            try:
+                self._dsn = await asyncio.shield(work)
+            except asyncio.CancelledError:
+                self._cancelled.set()
+                await _finished(work)
+                await _finished(_in_thread(self._leave))
+                raise
             return self._dsn
-        self._cancelled.clear()
-        work = _in_thread(self._open)
-        try:
-            self._dsn = await asyncio.shield(work)
-        except asyncio.CancelledError:
-            self._cancelled.set()
-            await _finished(work)
-            await _finished(_in_thread(self._leave))
-            raise
-        return self._dsn
 
     async def aclose(self) -> None:
         """Leave the server; the last user stops it. Closing twice is fine.
 
         If cancelled, leaving is finished first.
         """
-        self._dsn = None
-        if self._users_fd is None or self._pid != os.getpid():
+        if self._pid != os.getpid():
             return
-        work = _in_thread(self._leave)
-        try:
-            await asyncio.shield(work)
-        except asyncio.CancelledError:
-            await _finished(work)
-            raise
+        async with self._turn:
+            self._dsn = None
+            if self._users_fd is None:
+                return
+            work = _in_thread(self._leave)
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                await _finished(work)
+                raise
 
     def _open(self) -> str:
         try:
-            self._user = self._prepare_folder()
+            self._user = prepare_folder(self.folder)
             server = installed_server()
             with self._mutex():
                 self._users_fd = self._open_locked("users", fcntl.LOCK_SH)
                 _open_uses.add(self)
-                home = self._find_home(self._user)
+                home = find_home(self.folder, self._user, self._state_root)
                 self._cluster = Cluster(
                     server.copy_for(self._user, home),
                     home / "data",
@@ -153,14 +161,14 @@ class EmbeddedPostgres:
                     self._cluster.initialise(_SETTINGS)
                 running = self._cluster.running()
                 if running is None or running.status == "stopping":
-                    sockets = self._socket_folder(home, self._user)
+                    sockets = socket_folder(home, self._user)
                     self.found_empty = _is_last(self._users_fd)
                     fcntl.flock(self._users_fd, fcntl.LOCK_SH)
                     with self._keeper(self._cluster):
                         running = self._cluster.start(
                             sockets,
-                            {"listen_addresses": "", "port": str(_PORT)},
-                            timeout=self._timeout,
+                            {"listen_addresses": "", "port": str(PORT)},
+                            timeout=max(self._timeout, _LONGEST_RECOVERY),
                         )
         except BaseException as exc:
             self._leave()
@@ -179,65 +187,9 @@ class EmbeddedPostgres:
             with self._mutex(wait=True):
                 if self._cluster is not None and _is_last(fd):
                     self._cluster.stop()
-                    _remove_socket_folder(self._cluster.data.parent)
+                    remove_socket_folder(self._cluster.data.parent)
         finally:
             os.close(fd)
-
-    def _prepare_folder(self) -> ServiceUser:
-        """Make the folder if needed, check whose it is, and choose the account."""
-        _make_folders(self.folder)
-        found = self.folder.stat()
-        us = ServiceUser.current()
-        if us is None:
-            # root serves the folder's owner, or an account made for the purpose.
-            return ServiceUser.of(found.st_uid) if found.st_uid else service_account()
-        if found.st_uid != us.uid:
-            raise EmbeddedFailed(
-                f"embedded PostgreSQL: {self.folder} belongs to user id "
-                f"{found.st_uid}, and this process runs as {us.uid} ({us.name}); "
-                "start it as the owner, or name another folder"
-            )
-        return us
-
-    def _find_home(self, user: ServiceUser) -> Path:
-        """Return the folder for the data: ours, unless *user* cannot reach it."""
-        pointer = self.folder / "home"
-        with contextlib.suppress(FileNotFoundError):
-            return Path(pointer.read_text(encoding="utf-8").strip())
-        if user.can_enter(self.folder):
-            return self.folder
-        home = self._state_root / secrets.token_hex(8)
-        _make_folders(home)
-        (home / "origin").write_text(f"{self.folder}\n", encoding="utf-8")
-        pointer.write_text(f"{home}\n", encoding="utf-8")
-        return home
-
-    def _socket_folder(self, home: Path, user: ServiceUser) -> Path:
-        """Return a private folder for the socket whose path is short enough."""
-        inside = home / "run"
-        if _fits(inside):
-            with contextlib.suppress(FileExistsError):
-                inside.mkdir(mode=0o700)
-                user.owns(inside)
-            return _checked(inside, user)
-        with contextlib.suppress(FileNotFoundError, EmbeddedFailed):
-            # Left by a server whose users were killed.
-            return _checked(Path((home / "socket").read_text("utf-8").strip()), user)
-        runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
-        usable = user.is_us and runtime.is_absolute() and os.access(runtime, os.W_OK)
-        base = runtime if usable and _fits(runtime / "fm-storage-12345678") else None
-        # An unpredictable name: nobody can have made it before us.
-        made = Path(tempfile.mkdtemp(prefix="fm-storage-", dir=base))
-        if not _fits(made):
-            made.rmdir()
-            raise EmbeddedFailed(
-                f"embedded PostgreSQL: no place for a socket: {made} is too long "
-                f"({_LONGEST_SOCKET} bytes with its name at most); set TMPDIR to a "
-                "shorter folder"
-            )
-        user.owns(made)
-        (home / "socket").write_text(f"{made}\n", encoding="utf-8")
-        return _checked(made, user)
 
     @contextlib.contextmanager
     def _mutex(self, *, wait: bool = False) -> Iterator[None]:
@@ -279,14 +231,18 @@ class EmbeddedPostgres:
                     f"{self._timeout:.0f} s; see which with 'lsof {path}'"
                 )
 
-    def _keeper(self, cluster: Cluster) -> subprocess.Popen[bytes]:
+    def _keeper(
+        self, cluster: Cluster
+    ) -> AbstractContextManager[subprocess.Popen[bytes] | None]:
         """Start the process that stops the server if its last user is killed.
 
         It puts itself into the background; leaving the block collects what is
         left of it here.
         """
-        user = cluster.user
-        command = [sys.executable, "-I", str(_KEEPER), str(self.folder)]
+        user, python = cluster.user, _python()
+        if python is None:
+            return contextlib.nullcontext()
+        command = [python, "-I", str(_KEEPER), str(self.folder)]
         command += [str(cluster.data), cluster.server.program("pg_ctl")]
         command += [] if user.is_us else [str(user.uid), str(user.gid)]
         return subprocess.Popen(  # noqa: S603 - our own program
@@ -308,54 +264,14 @@ class EmbeddedPostgres:
         return EmbeddedFailed(f"embedded PostgreSQL: {self.folder}: {exc}; {remedy}")
 
 
-def _make_folders(folder: Path) -> None:
-    """Make *folder* and the missing ones above it, open to pass through.
-
-    Folders that were there already keep their permissions, whatever they are.
-    """
-    missing = [f for f in (folder, *folder.parents) if not f.exists()]
-    for path in reversed(missing):
-        with contextlib.suppress(FileExistsError):
-            path.mkdir()
-            path.chmod(0o711)
-
-
-def service_account() -> ServiceUser:
-    """Return the account that root's servers run as, making it the first time."""
-    import pwd  # noqa: PLC0415 - beside its only use
-
-    for attempt in range(2):
-        with contextlib.suppress(KeyError):
-            return ServiceUser.of(pwd.getpwnam("fm_storage").pw_uid)
-        if attempt == 0:
-            useradd = shutil.which("useradd") or "/usr/sbin/useradd"
-            with contextlib.suppress(OSError):
-                subprocess.run(  # noqa: S603 - fixed arguments
-                    [
-                        *(useradd, "--system", "--user-group", "--no-create-home"),
-                        *("--home-dir", "/nonexistent"),
-                        *("--shell", "/usr/sbin/nologin", "fm_storage"),
-                    ],
-                    capture_output=True,
-                    check=False,
-                )
-    # A read-only /etc/passwd: the account that owns nothing.
-    return ServiceUser.of(65534)
-
-
-def _fits(folder: Path) -> bool:
-    return len(os.fsencode(folder / f".s.PGSQL.{_PORT}.lock")) <= _LONGEST_SOCKET
-
-
-def _checked(folder: Path, user: ServiceUser) -> Path:
-    found = folder.lstat()
-    private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o077
-    if not private or found.st_uid != user.uid:
-        raise EmbeddedFailed(
-            f"embedded PostgreSQL: {folder} is not a folder of user {user.name} "
-            "closed to others (0700); remove it and try again"
-        )
-    return folder
+def _python() -> str | None:
+    """Return an interpreter; inside a desktop application that is not the program."""
+    inside = Path(sys.base_exec_prefix, "bin", "python3")
+    for candidate in (sys.executable, str(inside)):
+        program = Path(candidate or "")
+        if program.name.startswith(("python", "pypy")) and program.exists():
+            return candidate
+    return None
 
 
 def _is_last(fd: int) -> bool:
@@ -404,14 +320,6 @@ def _in_thread(job: Callable[[], T]) -> asyncio.Future[T]:
     except RuntimeError:
         work()  # too late for threads: the interpreter is ending
     return future
-
-
-def _remove_socket_folder(home: Path) -> None:
-    """Remove the folder that stood in for one with too long a path."""
-    pointer = home / "socket"
-    with contextlib.suppress(OSError):
-        Path(pointer.read_text(encoding="utf-8").strip()).rmdir()
-        pointer.unlink()
 
 
 async def _finished(work: asyncio.Future[Any]) -> None:

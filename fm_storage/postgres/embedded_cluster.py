@@ -14,6 +14,7 @@ import errno
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import tempfile
 import threading
@@ -62,6 +63,19 @@ class Postmaster:
         socket_folder = lines[4] if len(lines) > 4 else ""  # noqa: PLR2004 - line 5
         status = lines[7].strip() if len(lines) > 7 else "starting"  # noqa: PLR2004 - line 8
         return cls(pid, port, Path(socket_folder), status)
+
+    def takes_connections(self) -> bool:
+        """Say whether somebody listens on the socket.
+
+        Proves a server whose pid means nothing here: one in another container
+        that shares the folder. Starting a second one would ruin the data.
+        """
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(self.socket_folder / f".s.PGSQL.{self.port}"))
+            except OSError:
+                return False
+        return True
 
 
 class Cluster:
@@ -211,9 +225,11 @@ class Cluster:
     def running(self) -> Postmaster | None:
         """Return the running server, None if none runs on this folder."""
         found = Postmaster.read(self.data)
-        if found is None or found.pid not in self.processes([found.pid]):
+        if found is None:
             return None
-        return found
+        if found.pid in self.processes([found.pid]) or found.takes_connections():
+            return found
+        return None
 
     def wait_gone(self, timeout: float = 30.0) -> bool:
         """Wait until no process of a server is left on the folder."""
@@ -230,8 +246,9 @@ class Cluster:
         Raises:
             EmbeddedFailed: It was still there after *timeout* seconds.
         """
-        if self.running() is None:
-            return
+        found = self.running()
+        if found is None or not self.processes([found.pid]):
+            return  # in another container it is that one's keeper who stops it
         command = [self.server.program("pg_ctl"), "stop", "--no-wait", "--silent"]
         command += ["--pgdata=.", f"--mode={mode}"]
         with self._spawn(command, self.data) as program:
@@ -281,8 +298,8 @@ class Cluster:
                 f"server still work in {self.data}; end them and try again"
             )
         (self.data / "postmaster.pid").unlink(missing_ok=True)
-        for socket in socket_folder.glob(".s.PGSQL.*"):
-            socket.unlink(missing_ok=True)
+        for remains in socket_folder.glob(".s.PGSQL.*"):
+            remains.unlink(missing_ok=True)
 
     def _check_version(self) -> None:
         found = (self.data / "PG_VERSION").read_text(encoding="ascii").strip()

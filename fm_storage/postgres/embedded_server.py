@@ -6,6 +6,7 @@ a cluster: here is what a machine offers, whatever the data.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from fm_storage.errors import EmbeddedFailed
 
-__all__ = ["Server", "ServiceUser", "installed_server"]
+__all__ = ["Server", "ServiceUser", "installed_server", "service_account"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,3 +157,24 @@ def installed_server() -> Server:
             "set postgres.dsn to a server"
         ) from exc
     return Server(prefix, said.split()[-1])
+
+
+def service_account() -> ServiceUser:
+    """Return the account that root's servers run as, making it the first time."""
+    for attempt in range(2):
+        with contextlib.suppress(KeyError):
+            return ServiceUser.of(pwd.getpwnam("fm_storage").pw_uid)
+        if attempt == 0:
+            useradd = shutil.which("useradd") or "/usr/sbin/useradd"
+            with contextlib.suppress(OSError):
+                subprocess.run(  # noqa: S603 - fixed arguments
+                    [
+                        *(useradd, "--system", "--user-group", "--no-create-home"),
+                        *("--home-dir", "/nonexistent"),
+                        *("--shell", "/usr/sbin/nologin", "fm_storage"),
+                    ],
+                    capture_output=True,
+                    check=False,
+                )
+    # A read-only /etc/passwd: the account that owns nothing.
+    return ServiceUser.of(65534)

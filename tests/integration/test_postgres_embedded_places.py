@@ -18,7 +18,7 @@ from fm_storage.postgres.embedded_cluster import Cluster, Postmaster
 from fm_storage.postgres.embedded_server import Server, ServiceUser, installed_server
 from tests.fix_postgres import test_account
 
-pytestmark = pytest.mark.postgres
+pytestmark = [pytest.mark.postgres, pytest.mark.timeout(120)]
 
 
 async def answers(dsn: str) -> None:
@@ -157,3 +157,28 @@ async def test_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(EmbeddedFailed, match="choose a folder"):
         await EmbeddedPostgres(tmp_path / "file" / "pg").open()
+
+
+async def test_server_in_another_container_is_joined(
+    embedded_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pid of another container means nothing here; its socket proves the server."""
+    async with EmbeddedPostgres(embedded_folder) as dsn:
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(Cluster, "processes", lambda *_: [])
+            async with EmbeddedPostgres(embedded_folder) as joined:
+                assert joined == dsn
+                await answers(joined)
+        await answers(dsn)
+    assert Postmaster.read(embedded_folder / "data") is None
+
+
+async def test_application_without_an_interpreter_does_without_a_keeper(
+    embedded_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inside a desktop program, sys.executable is that program: never started."""
+    monkeypatch.setattr("sys.executable", "/usr/bin/desktop-program")
+    monkeypatch.setattr("sys.base_exec_prefix", "/nowhere")
+    async with EmbeddedPostgres(embedded_folder) as dsn:
+        await answers(dsn)
+    assert not (embedded_folder / "keeper").exists()
