@@ -96,7 +96,7 @@ lint: $(VENV)/.dev  ## format check, ruff, and squawk over the migrations
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/squawk migrations/*.sql
 
-types: $(VENV)/.dev  ## mypy strict; pyright over the public names as users see them
+types: $(VENV)/.bench  ## mypy strict; pyright over the public names as users see them
 	$(BIN)/mypy
 	$(BIN)/pyright
 
