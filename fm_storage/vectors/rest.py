@@ -31,7 +31,7 @@ Ids = Sequence[int | str]
 
 _POINTS = "/collections/{collection_name}/points"
 _HEADERS = {"Content-Type": "application/json"}
-_SMALL = 16
+_SMALL = 640 * 1024  # bytes: about a millisecond
 _LONG_ANSWER = 200
 
 
@@ -117,7 +117,7 @@ class RestPoints:
         self, collection: str, batch: Sequence[Encoded], *, newer_by: str | None
     ) -> None:
         """Write one batch, conditionally with *newer_by*."""
-        if len(batch) <= _SMALL:
+        if sum(point.size for point in batch) <= _SMALL:
             body = _upsert_body(batch, newer_by)
         else:
             body = await asyncio.to_thread(_upsert_body, batch, newer_by)
