@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fm_storage.postgres.connection import Connection
+from fm_storage.postgres.copying import Encoded
 from fm_storage.postgres.executor import Executor, Record
 from fm_storage.postgres.listen import Notification
 from fm_storage.postgres.pool import Pool
@@ -12,6 +13,7 @@ from fm_storage.postgres.transaction import Transaction
 
 __all__ = [
     "Connection",
+    "Encoded",
     "Executor",
     "Notification",
     "Pool",

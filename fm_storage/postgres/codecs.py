@@ -111,7 +111,7 @@ def foreign_codecs(raw: asyncpg.Connection[Any]) -> Iterator[None]:
     missing = [
         (oid, name)
         for oid, name in _OIDS
-        if settings.get_data_codec(oid) is settings.get_data_codec(oid, 0, True)  # noqa: FBT003 - positional in C
+        if settings.get_data_codec(oid, -1) is settings.get_data_codec(oid, -1, True)  # noqa: FBT003 - positional in C
     ]
     for oid, name in missing:
         settings.add_python_codec(

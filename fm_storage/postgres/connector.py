@@ -174,14 +174,15 @@ class Connector:
         if version.major < _MINIMUM_VERSION:
             raise ServerTooOld(
                 self.server,
-                version=f"{version.major}.{version.minor}",
+                version=f"{version.major}.{version.micro}",
                 minimum=str(_MINIMUM_VERSION),
             )
         install_codecs(raw)
         _keep_alive(raw)
         if foreign:
             return
-        self.server_version = version.major * 10_000 + version.minor
+        # Since PostgreSQL 10 the driver keeps the minor version in this field.
+        self.server_version = version.major * 10_000 + version.micro
         if self.transaction_pooler is None:
             self.transaction_pooler = await self._meets_transaction_pooler(raw)
             if not self.transaction_pooler:
@@ -214,9 +215,20 @@ class Connector:
 
     def _password(self) -> Any:  # noqa: ANN401 - the driver takes a value or a callable
         password = self._config.password
-        if isinstance(password, SecretStr):
-            return password.get_secret_value()
-        return password
+        if password is None or isinstance(password, SecretStr):
+            return password and password.get_secret_value()
+
+        async def ask() -> str:
+            try:
+                given = password()
+                return given if isinstance(given, str) else await given
+            except Exception as exc:
+                raise ConnectionFailed(
+                    f"{self.server}: the function for the password failed "
+                    f"({type(exc).__name__}); see the cause"
+                ) from exc
+
+        return ask
 
     def _failed(self, exc: Exception) -> BaseException:
         """Translate a failure to connect, naming the server."""

@@ -6,8 +6,8 @@ json and jsonb have here.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterable, Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fm_storage.errors import InvalidRecord, StorageError
 from fm_storage.postgres.codecs import encode_json
@@ -18,9 +18,37 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-__all__ = ["Copy"]
+__all__ = ["Copy", "Encoded"]
 
-_JSON = frozenset({"json", "jsonb"})
+Encoder: TypeAlias = Callable[[Any], Any]
+_FIRST_OWN_OID = 16_384
+_ENUMS = "SELECT oid FROM pg_type WHERE oid = ANY($1::oid[]) AND typtype = 'e'"
+
+
+def _jsonb(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
+    return b"\x01" + encode_json(value).encode()
+
+
+def _json(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
+    return encode_json(value).encode()
+
+
+_JSON: dict[str, Encoder] = {"json": _json, "jsonb": _jsonb}
+
+
+class Encoded:
+    """Records whose values are already as the driver takes them, JSON as text.
+
+    For callers that know the table: nothing is looked at on the way.
+    """
+
+    __slots__ = ("rows",)
+
+    def __init__(self, rows: Iterable[Sequence[Any]]) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Sequence[Any]]:
+        return iter(self.rows)
 
 
 class Copy:
@@ -39,10 +67,11 @@ class Copy:
         records: Iterable[Sequence[Any]] | AsyncIterable[Sequence[Any]],
     ) -> None:
         self._target = quote_qualified(schema, table)
-        self._columns = ", ".join(quote_ident(column) for column in columns)
+        self._columns = [quote_ident(column) for column in columns]
         self._records = records
         self.sql = Sql(
-            f"COPY {self._target} ({self._columns}) FROM STDIN (FORMAT binary)"
+            f"COPY {self._target} ({', '.join(self._columns)}) "
+            "FROM STDIN (FORMAT binary)"
         )
 
     async def run(
@@ -54,21 +83,20 @@ class Copy:
             InvalidRecord: A record does not fit; nothing was written.
         """
         driver: Any = raw
-        described = await driver._get_statement(  # noqa: SLF001 - the only way round text codecs
-            f"SELECT {self._columns} FROM {self._target} LIMIT 0",  # noqa: S608 - quoted
-            timeout,
-            ignore_custom_codec=True,
-        )
-        json_at = [
-            at
-            for at, attribute in enumerate(described._get_attributes())  # noqa: SLF001 - as above
-            if attribute.type.name in _JSON
-        ]
-        kind = _CountedAsync if isinstance(self._records, AsyncIterable) else _Counted
-        counted = kind(self._records, json_at)
+        records = self._records
+        if isinstance(records, Encoded):
+            described = await driver._get_statement(  # noqa: SLF001 - as the driver's own COPY does
+                self._sample(self._columns), timeout, ignore_custom_codec=True
+            )
+            counted = _Counted(records.rows, {})
+            rows: Any = records.rows
+        else:
+            described, encoders = await self._describe(driver, timeout)
+            kind = _CountedAsync if isinstance(records, AsyncIterable) else _Counted
+            rows = counted = kind(records, encoders)
         try:
             tag: str = await driver._protocol.copy_in(  # noqa: SLF001 - as above
-                sql, None, None, counted, described, timeout
+                sql, None, None, rows, described, timeout
             )
         except (TypeError, ValueError, OverflowError, IndexError) as exc:
             if isinstance(exc, StorageError) and not isinstance(exc, InvalidRecord):
@@ -81,31 +109,66 @@ class Copy:
             ) from exc
         return int(tag.rpartition(" ")[2])
 
+    async def _describe(
+        self,
+        driver: Any,  # noqa: ANN401 - private parts are used
+        timeout: float | None,
+    ) -> tuple[Any, dict[int, Encoder]]:
+        """Return a statement with the columns' types, and what to encode first.
+
+        The driver writes neither types with a text codec nor enums in binary.
+        Their binary form is simply known bytes, so such a column is described
+        as bytea.
+        """
+        described = await driver._get_statement(  # noqa: SLF001 - as the driver's own COPY does
+            self._sample(self._columns), timeout
+        )
+        types = [a.type for a in described._get_attributes()]  # noqa: SLF001 - as above
+        encoders = {
+            at: _JSON[each.name] for at, each in enumerate(types) if each.name in _JSON
+        }
+        own = [each.oid for each in types if each.oid >= _FIRST_OWN_OID]
+        if own:
+            rows = await driver.fetch(_ENUMS, own, timeout=timeout)
+            enums = {row["oid"] for row in rows}
+            for at, each in enumerate(types):
+                if each.oid in enums:
+                    encoders[at] = str.encode
+        if encoders:
+            columns = list(self._columns)
+            for at in encoders:
+                columns[at] = f"NULL::bytea AS {columns[at]}"
+            described = await driver._get_statement(self._sample(columns), timeout)  # noqa: SLF001 - as above
+        return described, encoders
+
+    def _sample(self, columns: Sequence[str]) -> str:
+        return f"SELECT {', '.join(columns)} FROM {self._target} LIMIT 0"  # noqa: S608 - quoted
+
 
 class _Counted:
-    """Records on their way out: counted, with JSON values as text."""
+    """Records on their way out: counted, encoded where the driver cannot."""
 
     def __init__(
         self,
         records: Iterable[Sequence[Any]] | AsyncIterable[Sequence[Any]],
-        json_at: list[int],
+        encoders: dict[int, Encoder],
     ) -> None:
         self.index = -1
         self._records = records
-        self._json_at = json_at
+        self._encoders = encoders
 
     def __iter__(self) -> Iterator[Sequence[Any]]:
         for index, record in enumerate(self._records):  # type: ignore[arg-type]  # see Copy
             self.index = index
-            yield self._with_json(record)
+            yield self._encoded(record)
 
-    def _with_json(self, record: Sequence[Any]) -> Sequence[Any]:
-        if not self._json_at:
+    def _encoded(self, record: Sequence[Any]) -> Sequence[Any]:
+        if not self._encoders:
             return record
         row = list(record)
-        for at in self._json_at:
+        for at, encode in self._encoders.items():
             if row[at] is not None:
-                row[at] = encode_json(row[at])
+                row[at] = encode(row[at])
         return row
 
 
@@ -116,4 +179,4 @@ class _CountedAsync(_Counted):
         self.index = -1
         async for record in self._records:  # type: ignore[union-attr]  # see Copy
             self.index += 1
-            yield self._with_json(record)
+            yield self._encoded(record)

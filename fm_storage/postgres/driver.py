@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fm_storage.postgres.executor import Value
 
-__all__ = ["execute", "executemany", "fetch", "fetchrow"]
+__all__ = ["execute", "executemany", "fetch", "fetchrow", "was_unsent"]
 
 _STALE = (asyncpg.InvalidCachedStatementError, OutdatedSchemaCacheError)
 _RECORD = asyncpg.Record
@@ -103,6 +103,20 @@ async def executemany(
 ) -> None:
     """Run once for each row of parameters."""
     await raw.executemany(sql, rows, timeout=timeout)
+
+
+def was_unsent(raw: Any, exc: BaseException) -> bool:  # noqa: ANN401 - see above
+    """Whether *exc* says that *raw* had ended before a byte was sent.
+
+    The driver raises this, and drops the connection, when it finds before
+    writing that the server has just said goodbye. A changed type derives from
+    it and means the opposite.
+    """
+    return (
+        isinstance(exc, asyncpg.InternalClientError)
+        and not isinstance(exc, OutdatedSchemaCacheError)
+        and raw.is_closed()
+    )
 
 
 async def _forget(raw: Any, exc: Exception) -> None:  # noqa: ANN401 - see above

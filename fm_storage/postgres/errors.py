@@ -35,7 +35,7 @@ from fm_storage.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["explain_parameters", "translate"]
+__all__ = ["explain_parameters", "translate", "unsent"]
 
 _BY_SQLSTATE: Mapping[str, type[QueryFailed]] = {
     "23505": DuplicateRecord,
@@ -85,8 +85,8 @@ def translate(
     if isinstance(exc, StorageError):
         return _located(exc)
     if isinstance(exc, asyncpg.PostgresError):
-        if getattr(exc, "severity", None) is None:  # raised by the driver itself
-            return _from_encoder(exc, args)
+        if isinstance(exc, asyncpg.DataError) and exc.severity is None:
+            return _from_encoder(exc, args)  # raised by the driver itself
         return _from_server(exc, args, owner)
     if isinstance(exc, (asyncpg.InterfaceError, asyncpg.InternalClientError)):
         return _from_driver(exc, owner)
@@ -195,6 +195,13 @@ def _located(exc: StorageError, said: str = "") -> StorageError:
             index=int(element[1]) if element else None,
         )
     return exc
+
+
+def unsent(owner: str) -> ConnectionFailed:
+    """Return the error for a connection that ended before it was written to."""
+    return ConnectionFailed(
+        f"{owner}: the connection had ended and nothing was sent; try again"
+    )
 
 
 def explain_parameters(args: Sequence[Any]) -> InvalidRecord | None:

@@ -285,6 +285,7 @@ class Lender:
 
     def give_clean(self, link: Link) -> None:
         """Take back a link whose statement succeeded: the hot path's end."""
+        link.task = None
         if link.dirty or link.doubtful or self._queue or self.loop is None:
             self.give(link)
             return
@@ -302,6 +303,7 @@ class Lender:
         self.lent.discard(link)
         link.lease = None
         link.task = None
+        link.overdue = False
         if link.forked:
             return
         if link.raw.is_closed():

@@ -41,11 +41,16 @@ class Link:
             verbs, cleared by the reset.
         doubtful: Whether the connection itself is suspect; never lent again.
         task: The task whose statement is running, None between statements.
+        deadline: Monotonic time at which the watch cancels that statement.
+        overdue: Whether the watch did so.
+        cancelling: How often the task was being cancelled before that.
         lease: Note about the borrower, None while idle or used by one verb.
     """
 
     __slots__ = (
         "__weakref__",
+        "cancelling",
+        "deadline",
         "dirty",
         "doubtful",
         "expires",
@@ -56,6 +61,7 @@ class Link:
         "lease",
         "lender",
         "loop",
+        "overdue",
         "raw",
         "taken_at",
         "task",
@@ -80,9 +86,20 @@ class Link:
         self.doubtful = False
         self.forked = False
         self.task: asyncio.Task[Any] | None = None
+        self.deadline = float("inf")
+        self.overdue = False
+        self.cancelling = 0
         self.lease: Lease | None = None
         if not foreign:
             _links.add(self)
+
+    def was_overdue(self) -> bool:
+        """Whether the cancellation just caught was the watch's and nobody else's."""
+        task = asyncio.current_task()
+        if not self.overdue or task is None:
+            return False
+        self.overdue = False
+        return task.uncancel() <= self.cancelling
 
     def is_settled(self) -> bool:
         """Whether no transaction is open and no cancellation is under way."""

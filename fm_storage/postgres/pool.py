@@ -25,6 +25,7 @@ from fm_storage.postgres.listen import Listener, Subscription
 from fm_storage.postgres.pool_verbs import PoolVerbs
 from fm_storage.postgres.statistics import PoolStatistics
 from fm_storage.postgres.transaction import Transaction, is_worth_repeating
+from fm_storage.postgres.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -65,6 +66,7 @@ class Pool(PoolVerbs):
         lender = Lender(name, config, self._connector)
         super().__init__(lender, config)
         self._housekeeping = Housekeeping(lender)
+        self._watch = Watch(lender)
         self._listener = Listener(self)
         self._closed: asyncio.Future[None] | None = None
 
@@ -109,6 +111,7 @@ class Pool(PoolVerbs):
         lender.hand(link)
         lender.growth.wake()
         self._housekeeping.begin()
+        self._watch.begin()
 
     async def aclose(self, timeout: float | None = None) -> None:
         """Close every connection; a second call waits for the first.
@@ -136,6 +139,7 @@ class Pool(PoolVerbs):
         self._housekeeping.end()
         await self._listener.aclose()
         await closing.close(self._lender, limit)
+        self._watch.end()
 
     async def __aenter__(self) -> Self:
         await self.open()

@@ -7,12 +7,13 @@ a checkout here is a ``deque.pop()`` and two comparisons, and no round trip.
 from __future__ import annotations
 
 import math
+from asyncio import current_task
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fm_storage.errors import ConnectionFailed, StorageError
 from fm_storage.postgres import copying, driver, tracing
-from fm_storage.postgres.errors import translate
+from fm_storage.postgres.errors import translate, unsent
 from fm_storage.postgres.reset import Effect, classify
 from fm_storage.postgres.slow import log_slow
 from fm_storage.postgres.sql import Sql
@@ -43,14 +44,16 @@ class PoolVerbs:
 
     A statement that only reads and whose connection broke is run again on
     another connection, within the caller's time: a server's restart is then
-    only a pause. A statement that may write is never repeated.
+    only a pause. One that may write is repeated only if nothing had been sent.
     """
 
     def __init__(self, lender: Lender, config: PostgresConfig) -> None:
         self._lender = lender
         self._owner = lender.owner
         self._acquire_timeout = config.acquire_timeout
-        self._command_timeout = config.command_timeout
+        self._command_timeout = (
+            math.inf if config.command_timeout is None else config.command_timeout
+        )
         self._slow_query = math.inf if config.slow_query is None else config.slow_query
 
     async def _run(
@@ -60,47 +63,45 @@ class PoolVerbs:
         args: Sequence[Any],
         timeout: float | None,
     ) -> Any:  # noqa: ANN401 - whatever the call returns
-        limit = self._command_timeout if timeout is None else timeout
         lender = self._lender
         link = lender.take_now()
+        limit = timeout
         if link is None:
-            link, limit = await self._take(timeout, limit)
+            link, limit = await self._take(timeout)
         if type(sql) is Sql:
             text = sql.text
             link.dirty = lender.always_reset
         else:
             text = sql
             link.dirty = lender.always_reset or not classify(sql)
+        if limit is None:
+            link.deadline = link.taken_at + self._command_timeout
+            link.task = current_task()
+        elif limit == math.inf:
+            limit = None
         if tracing.active:
             call = tracing.traced(call)
         try:
-            result = await call(
-                link.raw, text, *args, timeout=None if limit == math.inf else limit
-            )
-        except Exception as exc:  # noqa: BLE001 - translated there
+            result = await call(link.raw, text, *args, timeout=limit)
+        except BaseException as exc:  # noqa: BLE001 - raised there
             return await self._recover(link, exc, call, sql, args, limit)
-        except BaseException:
-            lender.give(link)
-            raise
         lender.give_clean(link)
         if monotonic() - link.taken_at > self._slow_query:
             log_slow(self._owner, sql, monotonic() - link.taken_at)
         return result
 
-    async def _take(
-        self, timeout: float | None, limit: float | None
-    ) -> tuple[Link, float | None]:
+    async def _take(self, timeout: float | None) -> tuple[Link, float | None]:
         """Wait for a link; what was waited is taken off a given timeout."""
-        if timeout is None or timeout == math.inf or limit is None:
-            return await self._lender.take(self._acquire_timeout), limit
+        if timeout is None or timeout == math.inf:
+            return await self._lender.take(self._acquire_timeout), timeout
         started = monotonic()
         link = await self._lender.take(min(timeout, self._acquire_timeout))
-        return link, max(0.001, limit - (monotonic() - started))
+        return link, max(0.001, timeout - (monotonic() - started))
 
     async def _recover(  # noqa: PLR0917 - all of a call that failed
         self,
         link: Link,
-        exc: Exception,
+        exc: BaseException,
         call: Callable[..., Awaitable[Any]],
         sql: str,
         args: Sequence[Any],
@@ -110,42 +111,43 @@ class PoolVerbs:
         lender = self._lender
         patience = math.inf if limit is None else limit
         deadline = link.taken_at + min(patience, self._acquire_timeout)
-        for _ in range(_REPEATS):
+        text = sql.text if type(sql) is Sql else sql
+        for repeats in range(_REPEATS + 1):
+            nothing_sent = driver.was_unsent(link.raw, exc)
             error = self._give_failed(link, exc, args)
             left = deadline - monotonic()
             if (
-                left <= 0
+                repeats == _REPEATS
+                or left <= 0
                 or not isinstance(error, ConnectionFailed)
-                or classify(sql) is not Effect.READS
+                or not (nothing_sent or classify(sql) is Effect.READS)
             ):
-                break
+                if error is exc:
+                    raise exc
+                raise error from exc
             lender.counters.repeats += 1
-            link = await lender.take(min(left, self._acquire_timeout))
+            link = await lender.take(left)
+            left = max(0.001, deadline - monotonic())
             try:
-                result = await call(
-                    link.raw,
-                    sql.text if type(sql) is Sql else sql,
-                    *args,
-                    timeout=max(0.001, deadline - monotonic()),
-                )
-            except Exception as again:  # noqa: BLE001 - translated above
+                result = await call(link.raw, text, *args, timeout=left)
+            except BaseException as again:  # noqa: BLE001 - raised above
                 exc = again
-            except BaseException:
-                lender.give(link)
-                raise
             else:
                 lender.give(link)
                 return result
-        else:
-            error = self._give_failed(link, exc, args)
-        if error is exc:
-            raise exc
-        raise error from exc
+        raise AssertionError  # the last round raised
 
     def _give_failed(
-        self, link: Link, exc: Exception, args: Sequence[Any]
+        self, link: Link, exc: BaseException, args: Sequence[Any]
     ) -> BaseException:
-        error = translate(exc, args, owner=self._owner)
+        """Give *link* back and return the error to raise."""
+        error = exc
+        if driver.was_unsent(link.raw, exc):
+            error = unsent(self._owner)
+        elif link.was_overdue():
+            error = translate(TimeoutError(), owner=self._owner)
+        elif isinstance(exc, Exception):
+            error = translate(exc, args, owner=self._owner)
         if isinstance(error, StorageError):
             self._lender.note(link, error)
         self._lender.give(link)

@@ -122,7 +122,7 @@ def _called(words: list[str], at: int) -> Effect:
             return Effect.READS
         if schema != "pg_catalog" or words[at - 3 : at - 2] == ["."]:
             return Effect.ANYTHING
-    elif before in {"into", "as"} or word in SYNTAX:
+    elif before in {"into", "as", "with", "recursive"} or word in SYNTAX:
         return Effect.READS  # a table or an alias with its columns; syntax
     elif word in SIZED_TYPES:
         return Effect.READS

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fm_storage.errors import ConnectionBusy, ConnectionReleased, StorageError
 from fm_storage.postgres import copying, driver, tracing
-from fm_storage.postgres.errors import translate
+from fm_storage.postgres.errors import translate, unsent
 from fm_storage.postgres.reset import is_lean
 from fm_storage.postgres.slow import log_slow
 from fm_storage.postgres.sql import plain
@@ -79,11 +79,14 @@ class Verbs:
     ) -> Any:  # noqa: ANN401 - whatever the call returns
         """Run one call of the driver under the rules of this room."""
         link = self._enter(sql)
+        started = monotonic()
         if timeout is None:
             timeout = self._command_timeout
+            if timeout is not None and link.lender is not None:
+                link.deadline = started + timeout
+                timeout = None
         elif timeout == math.inf:
             timeout = None
-        started = monotonic()
         span = tracing.start(sql, link.raw) if tracing.active else None
         try:
             return await call(link.raw, plain(sql), *args, timeout=timeout)
@@ -96,6 +99,7 @@ class Verbs:
             raise error from exc
         finally:
             link.task = None
+            link.deadline = math.inf
             if span is not None:
                 span.end()
             slow = self._slow_query
@@ -106,8 +110,12 @@ class Verbs:
         self, link: Link, exc: BaseException, args: Sequence[Any]
     ) -> BaseException:
         """Translate, and let the lender learn from it."""
+        if link.was_overdue():
+            return translate(TimeoutError(), owner=self._owner)
         if not isinstance(exc, Exception):
             return exc
+        if driver.was_unsent(link.raw, exc):
+            return unsent(self._owner)
         error = translate(exc, args, owner=self._owner)
         if isinstance(error, StorageError) and link.lender is not None:
             link.lender.note(link, error)

@@ -1,0 +1,100 @@
+"""The classifier accepts only what provably leaves nothing on a connection."""
+
+from __future__ import annotations
+
+import pytest
+
+from fm_storage.postgres import Sql
+from fm_storage.postgres.reset import Effect, classify, is_lean
+
+READS = [
+    "SELECT 1",
+    "select id, j from t where id = $1 and n in (1, 2)",
+    "SELECT count(*), max(a) FILTER (WHERE b) FROM s.t GROUP BY (a) HAVING sum(b) > 1",
+    "WITH x AS (SELECT 1) SELECT * FROM x",
+    "WITH x(a, b) AS (VALUES (1, 2)) SELECT * FROM x -- set_config('a','b',false)",
+    "SELECT 'SET ROLE x; LISTEN y' /* pg_advisory_lock(1) /* nested */ */",
+    "SELECT $tag$ pg_advisory_lock(1) $tag$, $1::text",
+    "SELECT a::varchar(10), cast(b AS numeric(10, 2)) FROM t FOR NO KEY UPDATE",
+    "SELECT * FROM unnest($1::int[]) AS u(x) WHERE x = ANY($2)",
+    "SELECT E'it\\'s', pg_catalog.lower('A');",
+    "VALUES (1), (2)",
+    "TABLE project_errors",
+    "SHOW search_path",
+    "SELECT row_number() OVER (PARTITION BY a ORDER BY b) FROM t",
+    "SELECT jsonb_build_object('a', 1) || coalesce(j, '{}'::jsonb) FROM t",
+]
+WRITES = [
+    "INSERT INTO t (a, b) VALUES ($1, $2) ON CONFLICT (a) DO UPDATE SET b = $2",
+    "insert into s.t(a) select 1 returning a",
+    'INSERT INTO "S"."T"(a) VALUES (1)',
+    "UPDATE t SET a = lower($1) WHERE b IS NULL",
+    "DELETE FROM t USING u WHERE t.a = u.a",
+    "WITH d AS (DELETE FROM t RETURNING *) SELECT count(*) FROM d",
+    "SELECT nextval('s')",
+    "SELECT pg_notify('c', 'p')",
+]
+ANYTHING = [
+    "",
+    "SET search_path = x",
+    "SELECT set_config('a.b', 'c', false)",
+    "SELECT pg_advisory_lock(1)",
+    "SELECT pg_catalog.pg_advisory_lock(1)",
+    "SELECT pg_try_advisory_lock (1)",
+    'SELECT "pg_advisory_lock"(1)',
+    "SELECT my_function()",
+    "SELECT public.lower('a')",
+    "SELECT other.pg_catalog.lower('a')",
+    "SELECT * INTO TEMP x FROM t",
+    "SELECT 1; SET ROLE x",
+    "CREATE TEMP TABLE x (a int)",
+    "CREATE TABLE x (a int)",
+    "LISTEN c",
+    "PREPARE p AS SELECT 1",
+    "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+    "CALL p()",
+    "DO $$ BEGIN PERFORM 1; END $$",
+    "BEGIN",
+    "DISCARD ALL",
+    "LOCK TABLE t",
+    "EXPLAIN ANALYZE SELECT pg_advisory_lock(1)",
+    "SELECT 'unterminated",
+    "SELECT $q$ unterminated",
+    "SELECT /* unterminated",
+    "SELECT 'back\\' , pg_advisory_lock(1) --'",
+    "SELECT dblink_connect('x')",
+    "SELECT " + "1," * 20_000 + "1",
+    "COPY t FROM STDIN",
+]
+
+
+@pytest.mark.parametrize("sql", READS)
+def test_plain_reading_is_known(sql):
+    """Reading statements are lean and may be repeated."""
+    assert classify(sql) is Effect.READS
+    assert is_lean(sql)
+
+
+@pytest.mark.parametrize("sql", WRITES)
+def test_writing_is_lean_but_never_repeated(sql):
+    """Writing leaves nothing on the connection."""
+    assert classify(sql) is Effect.WRITES
+
+
+@pytest.mark.parametrize("sql", ANYTHING)
+def test_all_else_is_not_trusted(sql):
+    """Whatever cannot be proved makes the connection dirty."""
+    assert classify(sql) is Effect.ANYTHING
+    assert not is_lean(sql)
+
+
+def test_our_own_sql_is_trusted():
+    """Sql is a promise of who wrote it."""
+    assert is_lean(Sql("SELECT set_config('synchronous_commit', 'on', true)"))
+
+
+def test_the_memory_is_bounded():
+    """Many different statements do not grow without end."""
+    for number in range(5_000):
+        classify(f"SELECT {number}")
+    assert classify("SELECT 4999") is Effect.READS
