@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import platform
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from fm_storage.errors import ConfigurationInvalid, NotSynced, StorageError
+from fm_storage.outbox.attach import Attachment
 from fm_storage.outbox.counters import Counters
-from fm_storage.outbox.deliver import Courier, Outcome, backoff, lease_clock
+from fm_storage.outbox.deliver import Courier, lease_clock
 from fm_storage.outbox.drain import Drainer, DrainerState
 from fm_storage.outbox.embed import Embedder, TextOf
-from fm_storage.outbox.marker import Marker, Position, Standing
+from fm_storage.outbox.flush import drain_now, within
 from fm_storage.outbox.quarantine import Quarantine
 from fm_storage.outbox.queue import Queue
 from fm_storage.outbox.rebuild import Rebuilder
-from fm_storage.outbox.reconcile import (
-    Reconciler,
-    collections_of,
-    raise_sequence,
-)
+from fm_storage.outbox.reconcile import Reconciler, collections_of
 from fm_storage.outbox.results import (
     CollectionBacklog,
     DrainReport,
@@ -59,7 +55,6 @@ _GRACE = 5.0
 
 _SLOWEST_LOOK = 0.25
 
-_EVER_USED = Sql("SELECT EXISTS (SELECT FROM fm_storage.vector_state)")
 _BACKLOG = Sql("SELECT * FROM fm_storage.vector_health ORDER BY collection")
 _NOTIFY = Sql(f"SELECT pg_notify('{_CHANNEL}', '')")
 
@@ -89,8 +84,6 @@ class Outbox:
         self._counters = Counters()
         self._embedder = Embedder(pool, self._queue)
         self._quarantine = Quarantine(pool)
-        self._attaching = asyncio.Lock()
-        self._attached = False  # by _attach(), once
         self._drainer: Drainer | None = None  # by open() and aclose()
         self._notifying: asyncio.Task[None] | None = None  # by wake()
         self._listening: asyncio.Task[None] | None = None  # by open() and aclose()
@@ -103,8 +96,8 @@ class Outbox:
                 lease=config.lease,
                 max_backoff=config.max_backoff,
             )
-            self._marker = Marker(pool, store, _location(store))
             self._reconciler = Reconciler(pool, store)
+            self._attachment = Attachment(pool, store, self._reconciler)
             self._rebuilder = Rebuilder(pool, store, self._reconciler)
 
     # Life
@@ -124,8 +117,8 @@ class Outbox:
             self._queue,
             self._courier,
             self._config,
-            attach=self._attach_if_used,
-            settled=self._settled,
+            attach=self._attach,
+            settled=self._attachment.settled,
         )
         self._drainer.open()
         if self._hooks is not None:
@@ -148,11 +141,7 @@ class Outbox:
                 await self._flush(drainer, self._config.flush_timeout)
             finally:
                 await drainer.aclose(max(0.1, deadline - lease_clock()))
-            if self._attached:
-                try:
-                    await self._marker.save_if_due(idle=True)
-                except StorageError as exc:
-                    _log.debug("the marker was not written at closing: %s", exc)
+            await self._attachment.aclose()
         notifying, self._notifying = self._notifying, None
         if notifying is not None:
             await asyncio.wait([notifying], timeout=self._config.notify_interval + 1.0)
@@ -166,13 +155,11 @@ class Outbox:
         await self.aclose()
 
     async def _flush(self, drainer: Drainer, timeout: float) -> None:
-        if not self._attached and drainer.state is DrainerState.IDLE:
-            drainer.wake()
         try:
             async with asyncio.timeout(timeout):
-                while drainer.alive and await self._queue.pending():
+                while drainer.alive and await self._queue.flushable():
                     drainer.wake()
-                    await _within(drainer.progress.wait(), 0.05)
+                    await within(drainer.progress.wait(), 0.05)
         except TimeoutError:
             _log.info("closing with points still to deliver; they stay queued")
         except StorageError as exc:
@@ -239,43 +226,14 @@ class Outbox:
             ConfigurationInvalid: The vector store is not this database's.
         """
         self._require_store()
-        deadline = lease_clock() + timeout
-        delivered = quarantined = failures = 0
-        problem: str | None = None
-        await self._queue.retry_now()
-        total = await self._queue.pending()
-        while True:
-            try:
-                await self._attach_if_used()
-                taken = lease_clock()
-                rows = await self._queue.claim(self._config.batch_size)
-                outcome = (
-                    await self._courier.deliver(rows, taken=taken)
-                    if rows
-                    else Outcome()
-                )
-                await self._settled(outcome if rows else None)
-                delivered += outcome.delivered
-                quarantined += outcome.quarantined
-                failure = outcome.outage or next(iter(outcome.blocked.values()), None)
-            except ConfigurationInvalid:
-                raise
-            except StorageError as exc:
-                rows, failure = [], exc
-            if failure is not None:
-                problem = f"{type(failure).__name__}: {failure}"
-            failures = failures + 1 if failure is not None else 0
-            if progress is not None:
-                progress(delivered, total)
-            left = deadline - lease_clock()
-            if rows and failure is None and left > 0:
-                continue
-            await self._courier.settle()
-            remaining = await self._queue.pending()
-            if not remaining or left <= 0:
-                return DrainReport(delivered, quarantined, remaining, problem)
-            pause = backoff(failures, min(1.0, self._config.max_backoff))
-            await asyncio.sleep(min(left, pause))
+        return await drain_now(
+            self._queue,
+            self._courier,
+            self._attachment,
+            self._config,
+            timeout=timeout,
+            progress=progress,
+        )
 
     async def collections(self) -> list[str]:
         """Return the names of the collections that were ever written to."""
@@ -312,7 +270,7 @@ class Outbox:
             wait = min(pause, left)
             pause = min(pause * 2, _SLOWEST_LOOK)
             if self._drainer is not None:
-                await _within(self._drainer.progress.wait(), wait)
+                await within(self._drainer.progress.wait(), wait)
             else:
                 await asyncio.sleep(wait)
 
@@ -420,7 +378,7 @@ class Outbox:
             LockTimeout: Another process is rebuilding it.
         """
         self._require_store()
-        await self._attach_if_used()
+        await self._attachment.ensure()
         known = spec or self._embedder.spec(collection)
         report = await self._rebuilder.rebuild(collection, known, progress=progress)
         self.wake()
@@ -433,10 +391,7 @@ class Outbox:
         Points of another database that it may hold stay, and are not repaired.
         """
         self._require_store()
-        async with self._attaching:
-            await self._marker.adopt()
-            await self._reconciler.enqueue_all()
-            self._attached = True
+        await self._attachment.adopt()
         if self._drainer is not None and self._drainer.state is DrainerState.REFUSED:
             await self._drainer.aclose(0.0)
             self._drainer.open()
@@ -476,21 +431,14 @@ class Outbox:
             )
         return self._store
 
-    async def _attach_if_used(self) -> bool:
-        """Attach, unless nothing was ever written; return whether attached."""
-        if self._attached:
-            return True
-        if not await self._pool.fetchval(_EVER_USED):
-            return False
-        async with self._attaching:
-            if not self._attached:
-                await self._attach()
-                self._attached = True
-        if self._drainer is not None and self._listening is None:
+    async def _attach(self) -> bool:
+        """Attach as a drainer; from then on others can wake it."""
+        attached = await self._attachment.ensure()
+        if attached and self._drainer is not None and self._listening is None:
             self._listening = asyncio.create_task(
                 self._listen(), name="fm_storage outbox listener"
             )
-        return True
+        return attached
 
     async def _listen(self) -> None:
         """Be woken by other processes; without this, polling finds what they write."""
@@ -501,52 +449,3 @@ class Outbox:
             _log.debug("the outbox polls only: %s", exc)
         except StorageError as exc:
             _log.debug("the outbox polls from now on: %s", exc)
-
-    async def _attach(self) -> None:
-        """Compare whose store this is, and mend what a restore broke."""
-        standing, found = await self._marker.compare()
-        if standing is Standing.RESTORED:
-            await self._heal(found)
-        elif standing is Standing.EMPTIED:
-            count = await self._reconciler.enqueue_all()
-            if count:
-                _log.warning("the vector store was emptied; %d points again", count)
-        elif standing is Standing.KNOWN:
-            for name in await collections_of(self._pool):
-                if await self._reconciler.short(name):
-                    report = await self._reconciler.repair(name)
-                    _log.warning("%s had lost points: %s", name, report.verification)
-        await self._marker.save()
-
-    async def _heal(self, found: Position | None) -> None:
-        if found is not None:
-            await raise_sequence(self._pool, found.version)
-        report = await self._reconciler.repair()
-        _log.warning(
-            "PostgreSQL was restored or replaced; compared %d points, mended %s",
-            report.verification.checked,
-            dict(report.verification.counts) or "nothing",
-        )
-
-    async def _settled(self, outcome: Outcome | None) -> None:
-        """Keep the marker fresh after a batch, and when the queue has emptied."""
-        if outcome is not None and outcome.greatest:
-            self._marker.note()
-        await self._marker.save_if_due(idle=outcome is None)
-
-
-async def _within(waiting: Any, seconds: float) -> None:  # noqa: ANN401 - coroutine
-    try:
-        async with asyncio.timeout(seconds):
-            await waiting
-    except TimeoutError:
-        pass
-
-
-def _location(store: QdrantStore) -> str:
-    """Name where a store is, so that an emptied one is known from another."""
-    if not store.config.embedded:
-        return store.config.url
-    folder = store.folder
-    where = "" if folder is None else str(folder.resolve())
-    return f"embedded:{platform.node()}:{store.config.url}:{where}"

@@ -204,6 +204,12 @@ SELECT count(*) FROM fm_storage.vector_queue
 WHERE quarantined_at IS NULL AND NOT replay
   AND ($1::text IS NULL OR collection = $1)""")
 
+_FLUSHABLE = Sql("""
+SELECT EXISTS (
+  SELECT FROM fm_storage.vector_queue
+  WHERE quarantined_at IS NULL AND NOT replay AND attempts = 0
+    AND (leased OR due_at <= now()))""")
+
 _SYNCED = Sql("""
 SELECT quarantined_at IS NOT NULL AS quarantined, last_error, attempts, ver
 FROM fm_storage.vector_queue
@@ -300,6 +306,11 @@ class Queue:
         """Count the points that the vector store has yet to be told about."""
         count: int = await self._executor.fetchval(_PENDING, collection)
         return count
+
+    async def flushable(self) -> bool:
+        """Whether rows are due or being delivered that have not failed before."""
+        found: bool = await self._executor.fetchval(_FLUSHABLE)
+        return found
 
     async def waiting(
         self, point_id: str, collection: str | None = None

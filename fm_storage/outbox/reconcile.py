@@ -35,7 +35,7 @@ __all__ = ["Reconciler", "collections_of", "raise_sequence"]
 
 _log = logging.getLogger("fm_storage.outbox")
 
-_PAGE = 1000
+_PAGE = 500
 _SAMPLES = 100
 _LOOKS = 3
 _BETWEEN_LOOKS = 0.05

@@ -1,0 +1,93 @@
+"""Delivering on demand: ``drain()`` and the flush before closing.
+
+Apart from the drainer, which runs for ever: this ends, and says what is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING
+
+from fm_storage.errors import ConfigurationInvalid, StorageError
+from fm_storage.outbox.deliver import Courier, Outcome, backoff, lease_clock
+from fm_storage.outbox.queue import Queue
+from fm_storage.outbox.results import DrainReport
+
+if TYPE_CHECKING:
+    from fm_storage._typing import Progress
+    from fm_storage.config import OutboxConfig
+    from fm_storage.outbox.attach import Attachment
+
+__all__ = ["drain_now", "within"]
+
+_LONGEST_PAUSE = 1.0
+
+
+async def drain_now(
+    queue: Queue,
+    courier: Courier,
+    attachment: Attachment,
+    config: OutboxConfig,
+    *,
+    timeout: float,
+    progress: Progress | None,
+) -> DrainReport:
+    """Deliver until nothing is left that can be, or *timeout* is over.
+
+    Raises:
+        ConfigurationInvalid: The vector store is not this database's.
+    """
+    deadline = lease_clock() + timeout
+    delivered = quarantined = failures = 0
+    problem: str | None = None
+    await queue.retry_now()
+    total = await queue.pending()
+    while True:
+        any_taken = False
+        try:
+            outcome = await _one_batch(queue, courier, attachment, config)
+            any_taken = outcome is not None
+            outcome = outcome or Outcome()
+            failure = outcome.outage or next(iter(outcome.blocked.values()), None)
+            delivered += outcome.delivered
+            quarantined += outcome.quarantined
+        except ConfigurationInvalid:
+            raise
+        except StorageError as exc:
+            failure = exc
+        if failure is not None:
+            problem = f"{type(failure).__name__}: {failure}"
+        failures = failures + 1 if failure is not None else 0
+        if progress is not None:
+            progress(delivered, total)
+        left = deadline - lease_clock()
+        if any_taken and failure is None and left > 0:
+            continue
+        await courier.settle()
+        remaining = await queue.pending()
+        if not remaining or left <= 0:
+            return DrainReport(delivered, quarantined, remaining, problem)
+        pause = backoff(failures, min(_LONGEST_PAUSE, config.max_backoff))
+        await asyncio.sleep(min(left, pause))
+
+
+async def _one_batch(
+    queue: Queue, courier: Courier, attachment: Attachment, config: OutboxConfig
+) -> Outcome | None:
+    await attachment.ensure()
+    taken = lease_clock()
+    rows = await queue.claim(config.batch_size)
+    outcome = await courier.deliver(rows, taken=taken) if rows else None
+    await attachment.settled(outcome)
+    return outcome
+
+
+async def within(waiting: Awaitable[object], seconds: float) -> bool:
+    """Wait for something for at most *seconds*; return whether it came."""
+    try:
+        async with asyncio.timeout(seconds):
+            await waiting
+    except TimeoutError:
+        return False
+    return True
