@@ -252,6 +252,8 @@ class Outbox:
     ) -> None:
         """Wait until the vector store has the committed state of a point.
 
+        Without a collection, of the points with this id in every collection.
+
         Raises:
             NotSynced: Not within *timeout* seconds, or the point was set aside;
                 it stays queued and is delivered as soon as it can be.

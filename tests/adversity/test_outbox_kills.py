@@ -98,7 +98,7 @@ async def test_durable_statement_pins_its_commit_behind_a_pooler(
         await qdrant.ensure_collection_exists("things", 2)
         async with Outbox(pool, qdrant, OutboxConfig()) as outbox:
             await outbox.upsert("things", [Point(1, [1.0, 2.0], {})])
-            await outbox.wait_synced(1, timeout=10)
+            await outbox.wait_synced(1, collection="things", timeout=10)
             assert await qdrant.count("things") == 1
 
 
