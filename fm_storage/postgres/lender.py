@@ -300,12 +300,17 @@ class Lender:
 
     def give(self, link: Link) -> None:
         """Take back a link, whatever state it is in; never fails, never waits."""
+        if link not in self.lent:  # cut while it was lent, and counted out then
+            return
         self.lent.discard(link)
         link.lease = None
         link.task = None
         link.overdue = False
-        if link.forked:
-            return
+        if not link.forked:
+            self.settle(link)
+
+    def settle(self, link: Link) -> None:
+        """Decide what becomes of a link that nobody uses."""
         if link.raw.is_closed():
             self.counters.reconnects += 1
             self.forget(link)
@@ -318,7 +323,7 @@ class Lender:
         elif monotonic() >= link.expires:
             self.counters.lifetimes += 1
             self.retire(link)
-        elif link.dirty or not link.is_settled():
+        elif link.dirty or link.refused_write or not link.is_settled():
             self.mending.add(link)
             self.spawn(mend(self, link))
         else:
@@ -397,6 +402,10 @@ class Lender:
             # A cached plan's result changed: so it has on the other links.
             for other in (*self.idle, *self.lent):
                 other.forget_statements()
+        elif state == "25006":
+            # A write was refused: perhaps the server was demoted. Looked up
+            # when the link comes back, off everyone's path.
+            link.refused_write = True
         elif isinstance(error, ConnectionFailed):
             if link.generation != self.generation:
                 return

@@ -39,6 +39,7 @@ class Link:
         taken_at: Monotonic time at which it was last lent.
         dirty: Whether a statement may have left something behind; set by the
             verbs, cleared by the reset.
+        refused_write: Whether the server said that it is read-only (25006).
         doubtful: Whether the connection itself is suspect; never lent again.
         task: The task whose statement is running, None between statements.
         deadline: Monotonic time at which the watch cancels that statement.
@@ -63,6 +64,7 @@ class Link:
         "loop",
         "overdue",
         "raw",
+        "refused_write",
         "taken_at",
         "task",
     )
@@ -83,6 +85,7 @@ class Link:
         self.expires = expires
         self.idle_since = self.taken_at = self.fresh_until = monotonic()
         self.dirty = False
+        self.refused_write = False
         self.doubtful = False
         self.forked = False
         self.task: asyncio.Task[Any] | None = None

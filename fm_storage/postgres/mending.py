@@ -32,7 +32,7 @@ async def mend(lender: Lender, link: Link) -> None:
         _drop(lender, link)
         return
     lender.mending.discard(link)
-    lender.give(link)
+    lender.settle(link)
 
 
 async def _clean(link: Link, lender: Lender) -> None:
@@ -54,6 +54,10 @@ async def _clean(link: Link, lender: Lender) -> None:
     for sql in words:
         await raw.execute(sql, timeout=limit)
     link.dirty = False
+    if link.refused_write:
+        link.refused_write = False
+        if await raw.fetchval("SELECT pg_is_in_recovery()", timeout=limit):
+            lender.renew("the server accepts no more writes")
 
 
 def _drop(lender: Lender, link: Link) -> None:

@@ -1,0 +1,313 @@
+"""The pool when server and network misbehave: bounded, typed, whole again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+
+import pytest
+
+from fm_storage.config import PostgresConfig
+from fm_storage.errors import (
+    ConnectionFailed,
+    PoolTimeout,
+    QueryFailed,
+    QueryTimeout,
+    StorageError,
+)
+from fm_storage.postgres import Pool, Sql
+
+SLACK = 0.5
+"""What a bounded call may take beyond its deadline."""
+
+
+def pool_on(dsn, **settings):
+    """Return a pool that is not open."""
+    return Pool(PostgresConfig(dsn=dsn, **settings))
+
+
+@contextlib.asynccontextmanager
+async def within(limit):
+    """Fail unless the block ends within *limit* and the slack."""
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started < limit + SLACK
+
+
+async def recovers(pool, limit=2.0):
+    """Wait until the pool works again, and return how long that took."""
+    started = time.monotonic()
+    while True:
+        try:
+            if await pool.fetchval("SELECT 1", timeout=0.5) == 1:
+                return time.monotonic() - started
+        except StorageError:
+            assert time.monotonic() - started < limit + SLACK
+
+
+@pytest.mark.parametrize("weather", ["black_hole", "deaf", "refuse"])
+async def test_every_call_is_bounded_in_bad_weather(empty_dsn, tcp_proxy, weather):
+    """Acquire, query and close return by their deadlines; then all is well again."""
+    proxy = tcp_proxy(empty_dsn)
+    pool = pool_on(
+        proxy.dsn(empty_dsn), max_size=3, check_after=0.05, check_timeout=0.3
+    )
+    await pool.open()
+    async with pool.acquire() as connection:
+        getattr(proxy, weather)()
+        async with within(0.3):
+            with pytest.raises((QueryTimeout, ConnectionFailed)):
+                await connection.fetchval("SELECT 1", timeout=0.3)
+    for _ in range(3):
+        async with within(0.5):
+            with pytest.raises((PoolTimeout, ConnectionFailed, QueryTimeout)):
+                await pool.fetchval("SELECT 1", timeout=0.5)
+        async with within(0.5):
+            with pytest.raises((PoolTimeout, ConnectionFailed)):
+                async with pool.acquire(timeout=0.5) as connection:
+                    raise ConnectionFailed(str(connection))
+    proxy.heal() if weather == "black_hole" else proxy.accept()
+    assert await recovers(pool) < 2.0 + SLACK
+    async with within(1.0):
+        await pool.aclose()
+    assert pool.statistics().busy == 0
+
+
+async def test_closing_in_a_black_hole_is_bounded(empty_dsn, tcp_proxy):
+    """aclose() with a borrower and a dead network returns at its deadline."""
+    proxy = tcp_proxy(empty_dsn)
+    pool = pool_on(proxy.dsn(empty_dsn), min_size=2)
+    await pool.open()
+    async with pool.acquire():
+        proxy.black_hole()
+        async with within(0.5):
+            await pool.aclose(timeout=0.5)
+    assert pool.statistics().size == 0
+
+
+async def test_a_cut_line_costs_readers_nothing(empty_dsn, tcp_proxy):
+    """Reading statements are repeated on a new connection, writing ones are not."""
+    proxy = tcp_proxy(empty_dsn)
+    async with pool_on(proxy.dsn(empty_dsn), max_size=4) as pool:
+        await pool.execute("CREATE TABLE t (n int)")
+        reading = [
+            asyncio.create_task(pool.fetchval("SELECT 1 FROM pg_sleep(0.2)"))
+            for _ in range(3)
+        ]
+        writing = asyncio.create_task(
+            pool.execute("INSERT INTO t SELECT 1 FROM pg_sleep(0.2)")
+        )
+        await asyncio.sleep(0.1)
+        assert proxy.cut() >= 4
+        assert await asyncio.gather(*reading) == [1, 1, 1]
+        with pytest.raises(ConnectionFailed, match="unknown"):
+            await writing
+        assert pool.statistics().repeats == 3
+
+
+async def test_a_slow_network_changes_nothing(empty_dsn, tcp_proxy):
+    """20 ms each way: waits, no errors."""
+    proxy = tcp_proxy(empty_dsn)
+    async with pool_on(proxy.dsn(empty_dsn), max_size=2) as pool:
+        proxy.delay(0.02)
+        results = await asyncio.gather(
+            *(pool.fetchval("SELECT $1::int", n) for n in range(10))
+        )
+        assert results == [*range(10)]
+
+
+async def test_an_outage_of_a_second_is_only_a_pause(cluster):
+    """Ten reading workers see no error; the first success comes soon after."""
+    async with pool_on(
+        cluster.tcp_dsn, max_size=5, acquire_timeout=15, command_timeout=15
+    ) as pool:
+        errors, successes, stop = [], [], asyncio.Event()
+
+        async def work():
+            while not stop.is_set():
+                try:
+                    await pool.fetchval("SELECT 1 FROM pg_sleep(0.01)")
+                    successes.append(time.monotonic())
+                except StorageError as exc:
+                    errors.append(exc)
+                await asyncio.sleep(0.01)
+
+        workers = [asyncio.create_task(work()) for _ in range(10)]
+        await asyncio.sleep(0.3)
+        await cluster.stop("immediate")
+        await asyncio.sleep(1.0)
+        await cluster.start()
+        up = time.monotonic()
+        async with asyncio.timeout(10):
+            while not successes or successes[-1] < up:  # noqa: ASYNC110 - a number, not an event
+                await asyncio.sleep(0.01)
+        stop.set()
+        await asyncio.gather(*workers)
+        assert errors == []
+        assert min(s for s in successes if s >= up) - up < 0.3 + SLACK
+
+
+async def test_a_frozen_server_is_survived(cluster):
+    """SIGSTOP: each call returns by its deadline, and two seconds after all works."""
+    pool = pool_on(cluster.tcp_dsn, max_size=3, check_after=0.05, check_timeout=0.3)
+    await pool.open()
+    try:
+        async with pool.acquire() as connection:
+            cluster.freeze()
+            async with within(0.3):
+                with pytest.raises(QueryTimeout):
+                    await connection.fetchval("SELECT 1", timeout=0.3)
+        async with within(0.3 + 0.4):
+            with pytest.raises((QueryTimeout, ConnectionFailed, PoolTimeout)):
+                async with pool.transaction(timeout=0.3) as tx:
+                    await tx.fetchval("SELECT 1", timeout=0.3)
+        for _ in range(2):
+            async with within(0.5):
+                with pytest.raises((PoolTimeout, ConnectionFailed, QueryTimeout)):
+                    await pool.fetchval("SELECT 1", timeout=0.5)
+    finally:
+        cluster.thaw()
+    assert await recovers(pool) < 2.0 + SLACK
+    await pool.aclose()
+
+
+async def test_a_server_that_is_starting_is_waited_for(cluster):
+    """A pool whose server restarts serves its waiters inside their deadlines."""
+    async with pool_on(cluster.tcp_dsn, max_size=2) as pool:
+        await cluster.stop("fast")
+        waiting = asyncio.create_task(pool.fetchval("SELECT 1", timeout=10))
+        await asyncio.sleep(0.3)
+        with pytest.raises(ConnectionFailed, match="no connection within"):
+            await pool.fetchval("SELECT 1", timeout=0.1)
+        await cluster.start()
+        assert await waiting == 1
+        assert pool.statistics().connect_failures > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+async def test_a_demoted_primary_costs_one_error_at_most(cluster):
+    """After a failover writes reach the new primary without a restart."""
+    standby = await cluster.standby()
+    dsn = (
+        f"postgresql://postgres@127.0.0.1:{cluster.port},127.0.0.1:{standby.port}"
+        "/postgres"
+    )
+    async with pool_on(
+        dsn, max_size=3, target_session_attrs="read-write", acquire_timeout=20
+    ) as pool:
+        await pool.execute("CREATE TABLE t (n int)")
+        write = Sql("INSERT INTO t VALUES (1)")
+        await pool.execute(write)
+        async with asyncio.timeout(10):
+            while not await _has_table(standby.tcp_dsn):  # noqa: ASYNC110 - a number, not an event
+                await asyncio.sleep(0.05)
+        async with pool.acquire() as held:
+            await standby.promote()
+            # The old primary comes back as a standby: up, and read only.
+            await cluster.stop("immediate")
+            (cluster.data / "standby.signal").touch()
+            await cluster.start()
+            errors = 0
+            for _ in range(6):
+                try:
+                    await pool.execute(write)
+                except StorageError:
+                    errors += 1
+            assert errors <= 3
+            with pytest.raises(ConnectionFailed):
+                await held.execute(write)
+        await pool.execute(write)
+        assert await pool.fetchval("SELECT pg_is_in_recovery()") is False
+        assert await pool.fetchval("SELECT inet_server_port()") == standby.port
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+async def test_a_server_demoted_in_place_is_left(cluster):
+    """25006 from a server in recovery replaces the connections."""
+    async with pool_on(cluster.tcp_dsn, max_size=2) as pool:
+        await pool.execute("CREATE TABLE t (n int)")
+        with pytest.raises(QueryFailed) as caught:  # noqa: PT012 - the block is the subject
+            async with pool.transaction(readonly=True) as tx:
+                await tx.execute(Sql("INSERT INTO t VALUES (1)"))
+        assert caught.value.sqlstate == "25006"
+        await pool.fetchval("SELECT 1")
+        assert pool.statistics().generation == 0
+    standby = await cluster.standby()
+    async with pool_on(standby.tcp_dsn, max_size=2) as pool:
+        with pytest.raises(QueryFailed):
+            await pool.execute(Sql("CREATE TABLE u (n int)"))
+        async with asyncio.timeout(3):
+            while pool.statistics().generation == 0:  # noqa: ASYNC110 - a number, not an event
+                await asyncio.sleep(0.01)
+        assert await pool.fetchval("SELECT 1") == 1
+
+
+async def _has_table(dsn):
+    async with pool_on(dsn) as pool:
+        return await pool.fetchval("SELECT to_regclass('t') IS NOT NULL")
+
+
+@pytest.mark.parametrize("count", [150])
+async def test_random_cancellations_leak_nothing(empty_dsn, count):
+    """Cancelled at random instants: no connection lost, never above max_size."""
+    await cancel_at_random(empty_dsn, count)
+
+
+async def cancel_at_random(dsn, count):
+    """Cancel *count* calls of every kind at random instants and look for leaks."""
+    rng = random.Random(20260203)  # noqa: S311 - a repeatable test
+    async with pool_on(dsn, max_size=4, check_after=0.01) as pool:
+        watcher = await pool.connect("watch")
+
+        async def transaction():
+            async with pool.transaction() as tx:
+                await tx.execute("SELECT pg_sleep(0.002)")
+                async with tx.savepoint() as inner:
+                    await inner.execute(Sql("SELECT 1"))
+
+        async def stream():
+            async with pool.stream("SELECT generate_series(1, 50)", prefetch=5) as rows:
+                async for _ in rows:
+                    pass
+
+        async def dirty():
+            async with pool.acquire() as connection:
+                await connection.execute("CREATE TEMP TABLE x (a int)")
+
+        async def plain():
+            await pool.fetchval("SELECT pg_sleep(0.002)")
+
+        kinds = (transaction, stream, dirty, plain)
+        most = 0
+        for start in range(0, count, 10):
+            tasks = [asyncio.create_task(rng.choice(kinds)()) for _ in range(10)]
+            for task in tasks:
+                await asyncio.sleep(rng.random() * 0.004)
+                task.cancel()
+            await asyncio.wait(tasks)
+            if start % 50 == 0:
+                most = max(most, await watcher.fetchval(_BACKENDS))
+        async with asyncio.timeout(5):
+            while pool.statistics().busy or pool.statistics().mending:  # noqa: ASYNC110 - a number, not an event
+                await asyncio.sleep(0.01)
+        numbers = pool.statistics()
+        assert numbers.size == numbers.idle <= 4
+        assert most <= 4
+        held = await asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(8)))
+        assert held == [1] * 8
+        assert await watcher.fetchval(_IN_TRANSACTION) == 0
+        await watcher.aclose()
+
+
+_BACKENDS = Sql(
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+    "AND backend_type = 'client backend' AND application_name = 'fm_storage'"
+)
+_IN_TRANSACTION = Sql(
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+    "AND state LIKE 'idle in transaction%'"
+)
