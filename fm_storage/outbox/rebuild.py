@@ -17,7 +17,13 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from fm_storage.config import CollectionConfig
-from fm_storage.errors import CollectionNotFound, InvalidName, LockTimeout
+from fm_storage.errors import (
+    CollectionNotFound,
+    InvalidName,
+    InvalidRecord,
+    InvalidVector,
+    LockTimeout,
+)
 from fm_storage.outbox.points import point_of
 from fm_storage.outbox.reconcile import Reconciler
 from fm_storage.outbox.results import RebuildReport
@@ -26,7 +32,7 @@ from fm_storage.vector_state import VERSION_KEY
 
 if TYPE_CHECKING:
     from fm_storage._typing import Progress
-    from fm_storage.vectors import CollectionInfo, QdrantStore
+    from fm_storage.vectors import CollectionInfo, Point, QdrantStore
 
 __all__ = ["Rebuilder"]
 
@@ -148,14 +154,25 @@ class Rebuilder:
             rows = await self._pool.fetch(_LIVE_PAGE, collection, reached, _PAGE)
             if not rows:
                 return copied
-            await self._store.upsert_points(
-                target, [point_of(*row) for row in rows], newer_by=VERSION_KEY
-            )
+            written = await self._write(target, [point_of(*row) for row in rows])
             reached = rows[-1]["point_id"]
-            await self._pool.execute(_REACHED, collection, reached, len(rows))
-            copied += len(rows)
+            await self._pool.execute(_REACHED, collection, reached, written)
+            copied += written
             if progress is not None:
                 progress(copied, total)
+
+    async def _write(self, target: str, points: list[Point]) -> int:
+        """Write what the target takes; the drainer sets the others aside later."""
+        while points:
+            try:
+                await self._store.upsert_points(target, points, newer_by=VERSION_KEY)
+            except (InvalidVector, InvalidRecord) as exc:
+                if exc.index is None:
+                    raise
+                points = points[: exc.index] + points[exc.index + 1 :]
+            else:
+                break
+        return len(points)
 
     async def _exchange(self, collection: str, target: str) -> None:
         """Make the name mean the target, and drop what it meant before."""
