@@ -1,0 +1,160 @@
+"""How an outbox opens, is woken, waits, and closes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fm_storage.config import OutboxConfig, PostgresConfig, QdrantConfig
+from fm_storage.errors import ConfigurationInvalid, LockTimeout
+from fm_storage.hooks import ShutdownHooks
+from fm_storage.outbox import Outbox
+from fm_storage.postgres import Pool
+from fm_storage.vectors import Point, QdrantStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RARELY = OutboxConfig(poll_interval=600)
+
+
+def point(number: int) -> Point:
+    """Give a point."""
+    return Point(number, [1.0, float(number)], {})
+
+
+async def test_other_processes_wake_the_drainer_by_notify(
+    pool: Pool, qdrant: QdrantStore, dsn: str
+):
+    """With a poll every ten minutes, only the notification can have done it."""
+    await qdrant.ensure_collection_exists("things", 2)
+    async with (
+        Outbox(pool, qdrant, RARELY) as draining,
+        Pool(PostgresConfig(dsn=dsn)) as elsewhere,
+    ):
+        await draining.upsert("things", [point(1)])
+        await draining.wait_synced(1, timeout=5)
+        assert draining._drainer is not None
+        draining._drainer._looks = 30
+        draining._drainer._woken.set()
+        await asyncio.sleep(0.3)
+        other = Outbox(elsewhere, None, OutboxConfig(drain=False))
+        await other.upsert("things", [point(2), point(3)])
+        async with asyncio.timeout(5):
+            while await draining.pending():
+                await draining._drainer.progress.wait()
+        await other.aclose()
+        assert await qdrant.count("things") == 3
+
+
+async def test_wake_before_the_commit_is_enough(pool: Pool, qdrant: QdrantStore):
+    """What is announced inside a transaction is delivered soon after its end."""
+    await qdrant.ensure_collection_exists("things", 2)
+    async with Outbox(pool, qdrant, RARELY) as outbox:
+        async with pool.transaction() as tx:
+            await outbox.bind(tx).upsert("things", [point(1)])
+            await asyncio.sleep(0.1)
+        async with asyncio.timeout(5):
+            while await outbox.pending():  # noqa: ASYNC110 - wait_synced() would wake
+                await asyncio.sleep(0.01)
+
+
+async def test_opening_touches_no_vector_store(pool: Pool, vector_folder: Path):
+    """The engine starts when there is something to deliver, not before."""
+    async with QdrantStore(QdrantConfig(), folder=vector_folder) as store:
+        async with Outbox(pool, store, OutboxConfig()) as outbox:
+            await outbox.drain(timeout=1)
+            assert (await outbox.health())[0] == "ok"
+            assert (await outbox.status()).drainer == "idle"
+        assert store.statistics().engine_pid is None
+
+
+async def test_closing_delivers_what_is_due(pool: Pool, qdrant: QdrantStore):
+    """The bounded flush: everything written before arrives before closing ends."""
+    await qdrant.ensure_collection_exists("things", 2)
+    async with Outbox(pool, qdrant, RARELY) as outbox:
+        await outbox.upsert("things", [point(n) for n in range(1200)])
+    assert await qdrant.count("things") == 1200
+    assert await outbox.pending() == 0
+
+
+async def test_shutdown_hook_closes_the_outbox(pool: Pool, qdrant: QdrantStore):
+    """Given hooks, the drainer stops with them."""
+    await qdrant.ensure_collection_exists("things", 2)
+    hooks = ShutdownHooks()
+    outbox = Outbox(pool, qdrant, RARELY, hooks=hooks)
+    await outbox.open()
+    await outbox.open()
+    await outbox.upsert("things", [point(1)])
+    await hooks.aclose()
+    assert await qdrant.count("things") == 1
+    assert (await outbox.status()).drainer == "off"
+
+
+async def test_without_a_vector_store_writing_works_and_the_rest_says_why(pool: Pool):
+    """Qdrant switched off: state is kept for a process that has it."""
+    async with Outbox(pool, None, OutboxConfig()) as outbox:
+        await outbox.upsert("things", [point(1)])
+        assert await outbox.pending() == 1
+        for call in (
+            outbox.drain(),
+            outbox.verify(),
+            outbox.repair(),
+            outbox.adopt(),
+            outbox.rebuild("things"),
+        ):
+            with pytest.raises(ConfigurationInvalid, match="switched off"):
+                await call
+
+
+async def test_several_drainers_share_the_queue(pool: Pool, qdrant: QdrantStore):
+    """Each point is delivered by one of them, and all of them work."""
+    await qdrant.ensure_collection_exists("things", 2)
+    writer = Outbox(pool, None, OutboxConfig(drain=False))
+    await writer.upsert("things", [point(n) for n in range(1000)])
+    drainers = [
+        Outbox(pool, qdrant, OutboxConfig(drain=False, batch_size=50)) for _ in range(4)
+    ]
+    reports = await asyncio.gather(*(one.drain(timeout=20) for one in drainers))
+    assert sum(report.delivered for report in reports) == 1000
+    assert all(report.delivered for report in reports)
+    assert await qdrant.count("things") == 1000
+
+
+async def test_statistics_count_and_time(pool: Pool, qdrant: QdrantStore):
+    """Delivered, batches, and the lag from writing to arriving."""
+    await qdrant.ensure_collection_exists("things", 2)
+    outbox = Outbox(pool, qdrant, OutboxConfig(drain=False))
+    assert outbox.statistics().lag_p50 is None
+    await outbox.upsert("things", [point(n) for n in range(10)])
+    await asyncio.sleep(0.05)
+    await outbox.drain(timeout=5)
+    counted = outbox.statistics()
+    assert (counted.delivered, counted.batches) == (10, 1)
+    assert counted.lag_p50 is not None
+    assert counted.lag_p99 is not None
+    assert 0.05 <= counted.lag_p50 <= counted.lag_p99
+
+
+async def test_lease_shorter_than_a_call_is_warned_about(
+    pool: Pool, qdrant: QdrantStore, caplog: pytest.LogCaptureFixture
+):
+    """A lease that a slow call outlives means double work."""
+    with caplog.at_level(logging.WARNING, "fm_storage.outbox"):
+        async with Outbox(pool, qdrant, OutboxConfig(lease=1)):
+            pass
+    assert "should be longer than qdrant.timeout" in caplog.text
+
+
+async def test_one_rebuild_at_a_time(pool: Pool, qdrant: QdrantStore):
+    """A second one is refused by name, not queued."""
+    await qdrant.ensure_collection_exists("things", 2)
+    outbox = Outbox(pool, qdrant, OutboxConfig(drain=False))
+    await outbox.upsert("things", [point(1)])
+    await outbox.drain(timeout=5)
+    async with outbox._rebuilder._alone("things"):
+        with pytest.raises(LockTimeout, match="another process is rebuilding"):
+            await outbox.rebuild("things")
