@@ -21,6 +21,7 @@ from tests.adversity.test_sessions_cancel import storm
 from tests.adversity.test_sessions_reaper import OWNER, left, wait_until_left
 from tests.fix_cluster import TestCluster
 from tests.fix_process import Child
+from tests.properties.test_sessions_machine import run
 
 Starter = Callable[..., Awaitable[Child]]
 
@@ -170,3 +171,9 @@ async def test_a_thousand_cancelled_sessions(pool: Pool):
     """1,000 sessions cancelled in every way: 0 left when the block returns."""
     wall, cpu = await storm(pool, 1000)
     print(f"\nclean-up: {cpu / wall:.3f} s of CPU per second")  # noqa: T201 - a measurement
+
+
+@pytest.mark.timeout(1800)
+def test_sessions_follow_the_model_for_long(dsn: str):
+    """The state machine of tests/properties, 150 runs of 40 steps."""
+    run(dsn, examples=150, steps=40)
