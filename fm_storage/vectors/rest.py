@@ -63,22 +63,28 @@ def _point(point: Encoded) -> dict[str, Any]:
     }
 
 
+def _list_of(batch: Sequence[Encoded]) -> bytes:
+    # Point by point: one long dumps() would keep the interpreter from the loop.
+    texts = [
+        orjson.dumps(_point(point), option=orjson.OPT_SERIALIZE_NUMPY)
+        for point in batch
+    ]
+    return b"[" + b",".join(texts) + b"]"
+
+
 def _upsert_body(batch: Sequence[Encoded], newer_by: str | None) -> bytes:
     if newer_by is None:
-        request: dict[str, Any] = {"points": [_point(point) for point in batch]}
-    else:
-        request = {
-            "operations": [
-                {
-                    "upsert": {
-                        "points": [_point(point) for point in group],
-                        "update_filter": older_than(newer_by, version),
-                    }
-                }
-                for version, group in by_version(batch).items()
-            ]
+        return b'{"points":' + _list_of(batch) + b"}"
+    operations = [
+        {
+            "upsert": {
+                "points": orjson.Fragment(_list_of(group)),
+                "update_filter": older_than(newer_by, version),
+            }
         }
-    return orjson.dumps(request, option=orjson.OPT_SERIALIZE_NUMPY)
+        for version, group in by_version(batch).items()
+    ]
+    return orjson.dumps({"operations": operations})
 
 
 def _chosen(ids: Ids | None, chosen: Json | None) -> dict[str, Any]:
@@ -90,6 +96,9 @@ class RestPoints:
 
     def __init__(self, client: AsyncQdrantClient) -> None:
         self._client = client
+        # One batch is encoded at a time: threads that hold the interpreter in
+        # turn would keep the loop waiting for all of them.
+        self._encoding = asyncio.Lock()
 
     async def _send(
         self,
@@ -120,7 +129,8 @@ class RestPoints:
         if sum(point.size for point in batch) <= _SMALL:
             body = _upsert_body(batch, newer_by)
         else:
-            body = await asyncio.to_thread(_upsert_body, batch, newer_by)
+            async with self._encoding:
+                body = await asyncio.to_thread(_upsert_body, batch, newer_by)
         method, path = ("PUT", _POINTS) if newer_by is None else ("POST", _BATCH)
         await self._send("upsert_points", method, path, collection, body, write=True)
 

@@ -63,9 +63,11 @@ _AVERAGE_LENGTH = 128.0
 _CACHE_LIMIT = 50_000
 _CHUNK = 16
 _LONGEST = 64 * 1024
+_STEMS = (4, 6)
 
 _WORD = re.compile(r"[^\W_]+(?:[_.\-$]+[^\W_]+)*")
-_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")
+_ASCII_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_PART = re.compile(r"[^\W\d_]+|\d+")
 # Addresses, UUIDs and hashes differ every time and mean nothing.
 _NOISE = re.compile(
     r"0x[0-9a-fA-F]+"
@@ -83,7 +85,8 @@ def terms_of(text: str) -> list[str]:
     """
     found: list[str] = []
     for word in _WORD.findall(_NOISE.sub(" ", text[:_LONGEST])):
-        parts = _PART.findall(word)
+        # Only ASCII has the habit of camelCase.
+        parts = (_ASCII_PART if word.isascii() else _PART).findall(word)
         whole = word.casefold()
         if len(parts) > 1 and not whole.isdigit():
             found.append(whole)
@@ -163,13 +166,12 @@ class LexicalVectorizer:
         digest = blake2b(term.encode(errors="replace"), digest_size=8).digest()
         number = int.from_bytes(digest[:4], "little")
         features = [self._bucket(digest[4:], 1.0)]
-        if not term.isdigit():
-            marked = f"^{term}$"
-            grams = {marked[i : i + 3] for i in range(len(marked) - 2)}
-            share = 0.5 / math.sqrt(len(grams))
-            for gram in sorted(grams):
-                raw = blake2b(gram.encode(errors="replace"), digest_size=4).digest()
-                features.append(self._bucket(raw, share))
+        for length in _STEMS:
+            if len(term) > length and not term.isdigit():
+                # Words of one stem (refuse, refused, refusal) share a feature.
+                stem = f"{term[:length]}~".encode(errors="replace")
+                raw = blake2b(stem, digest_size=4).digest()
+                features.append(self._bucket(raw, 0.5))
         if len(self._features) >= _CACHE_LIMIT:
             self._features.clear()
         made = number, tuple(features)

@@ -188,7 +188,8 @@ async def local(folder: Path, points: int, size: int, *, wait: float) -> dict[st
         )
         if end == part:
             result["ingest"] = part / (time.perf_counter() - began)
-            storage = client._client.collections["a"].storage
+            inner: Any = client._client
+            storage = inner.collections["a"].storage
             storage.storage.execute("PRAGMA synchronous=OFF")
     chosen = models.Filter(
         must=[models.FieldCondition(key="cat", match=models.MatchValue(value=7))]
