@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fm_storage.errors import InvalidRecord
+from fm_storage.postgres import Encoded
 from fm_storage.repositories.blame import Blame
 from fm_storage.repositories.changes import Change
 from fm_storage.repositories.points import Payload, Vector
@@ -158,7 +159,7 @@ class Bulk(Blame[M]):
             entity.table,
             schema=entity.schema,
             columns=[item.column for item in entity.inserted],
-            records=zip(*columns, strict=True),
+            records=Encoded(zip(*columns, strict=True)),
         )
         return batch
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from fm_storage.errors import InvalidName, InvalidRecord
-from fm_storage.repositories.kinds import Array, JsonValue, Refused, Text
+from fm_storage.repositories.compound_kinds import Array, JsonValue
+from fm_storage.repositories.kinds import Refused, Text
 
 if TYPE_CHECKING:
     from fm_storage.repositories.entity import Entity, Stored

@@ -9,8 +9,6 @@ silently change, before anything is sent.
 from __future__ import annotations
 
 import datetime as dt
-import enum
-import functools
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -19,29 +17,21 @@ from types import NoneType
 from typing import Any, ClassVar
 from uuid import UUID
 
-import orjson
-
-from fm_storage.errors import InvalidRecord
-from fm_storage.postgres.codecs import encode_json
-
 __all__ = [
-    "Array",
     "Boolean",
     "Bytes",
     "Date",
-    "Enumeration",
     "Float",
     "Integer",
     "Interval",
-    "JsonValue",
     "Kind",
     "Numeric",
-    "Other",
     "Refused",
     "Text",
     "Time",
     "Timestamp",
     "Uuid",
+    "named",
 ]
 
 
@@ -142,7 +132,7 @@ class Text(Kind):
     def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
         """Return *value* if it is storable text."""
         if not isinstance(value, str):
-            raise Refused(f"is {_named(value)}, not text; convert it")
+            raise Refused(f"is {named(value)}, not text; convert it")
         if "\0" in value:
             raise Refused("holds a NUL, which PostgreSQL cannot store; remove it")
         if not value.isascii():
@@ -205,7 +195,7 @@ class Integer(Kind):
     def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
         """Return *value* if it is a whole number in range."""
         if not isinstance(value, int) or isinstance(value, bool):
-            raise Refused(f"is {_named(value)}, not a whole number; convert it")
+            raise Refused(f"is {named(value)}, not a whole number; convert it")
         if not self.low <= value <= self.high:
             raise Refused(f"is outside {self.low} … {self.high} ({self.sql})")
         return value
@@ -238,7 +228,7 @@ class _Plain(Kind):
     def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
         """Return *value* if its class is right."""
         if not isinstance(value, self.accepted) or isinstance(value, self.refused):
-            raise Refused(f"is {_named(value)}, not {self.wanted}; convert it")
+            raise Refused(f"is {named(value)}, not {self.wanted}; convert it")
         return value
 
     def encode_many(self, values: Sequence[Any]) -> Sequence[Any]:
@@ -424,168 +414,6 @@ class Interval(_Plain):
             raise Refused("is too long") from None
 
 
-class JsonValue(Kind):
-    """JSON; an object only when *container* is dict, an array only when list."""
-
-    sql = "jsonb"
-
-    def __init__(
-        self,
-        container: type | None = None,
-        *,
-        dump: Callable[[Any], Any] | None = None,
-    ) -> None:
-        self.container = container
-        self.dump = dump
-        if container is not None and dump is None:
-            self.exact, self.settled = frozenset({container}), True
-
-    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
-        """Return *value* for the JSON codec, which looks inside it."""
-        if self.dump is not None:
-            value = self.dump(value)
-        if self.container is not None and not isinstance(value, self.container):
-            wanted = "an object (dict)" if self.container is dict else "an array (list)"
-            raise Refused(f"is {_named(value)}, not {wanted}; wrap it")
-        return value
-
-    def encode_text(self, value: Any) -> str:  # noqa: ANN401 - any value
-        """Return *value* as JSON text, looked at inside."""
-        try:
-            return encode_json(self.encode(value))
-        except InvalidRecord as exc:
-            raise Refused(str(exc).removeprefix("JSON value: ")) from exc
-
-    def encode_many(self, values: Sequence[Any]) -> Sequence[Any]:
-        """Return *values* as JSON texts."""
-        text = self.encode_text
-        return [None if value is None else text(value) for value in values]
-
-    def copy_many(self, values: Sequence[Any]) -> Sequence[Any]:
-        """Return *values* as finished JSON, which the codec only copies."""
-        return [
-            None if text is None else orjson.Fragment(text)
-            for text in self.encode_many(values)
-        ]
-
-    def bulk_type(self) -> str:
-        """Return text: an array of it is encoded without a round of codecs."""
-        return "text"
-
-    def bulk_expression(self, name: str) -> str:
-        """Return the text read as JSON."""
-        return f"{name}::{self.sql}"
-
-
-class _Members(dict[Any, enum.Enum]):
-    """Members by value; looking one up costs no Python frame."""
-
-    members: type[enum.Enum]
-
-    def __missing__(self, value: Any) -> enum.Enum:  # noqa: ANN401 - any value
-        # The enum's own ValueError says what is wrong, unless _missing_() helps.
-        return self.members(value)
-
-
-class Enumeration(Kind):
-    """The members of an ``Enum``, stored by value."""
-
-    def __init__(self, members: type[enum.Enum], inner: Kind) -> None:
-        self.members = members
-        self.inner = inner
-        self.sql = inner.sql
-        self._stored = {member: member.value for member in members}
-        self._stored.update({member.value: member.value for member in members})
-        self.exact = frozenset({members})
-        # A member that is text or a number itself goes to the driver as it is.
-        self.settled = issubclass(members, str | int)
-        by_value = _Members({member.value: member for member in members})
-        by_value.members = members
-        self.decode = by_value.__getitem__
-
-    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
-        """Return the value of a member, or of the member with this value."""
-        try:
-            return self._stored[value]
-        except (KeyError, TypeError):
-            known = ", ".join(str(member.value) for member in self.members)
-            raise Refused(f"is {value!r}, unknown; use one of {known}") from None
-
-    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
-        """Return the member's value."""
-        return self.encode(self.inner.from_text(text))
-
-
-class Array(Kind):
-    """One-dimensional arrays of another kind."""
-
-    def __init__(self, element: Kind, container: type = list) -> None:
-        self.element = element
-        self.container = container
-        self.sql = f"{element.sql}[]"
-        inner = element.decode
-        if inner is not None:
-            self.decode = functools.partial(_decode_array, container, inner)
-        elif container is not list:
-            self.decode = container
-
-    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
-        """Return a list of stored elements."""
-        if not isinstance(value, (list, tuple)):
-            raise Refused(f"is {_named(value)}, not a list; convert it")
-        return [None if item is None else self.element.encode(item) for item in value]
-
-    def encode_many(self, values: Sequence[Any]) -> Sequence[Any]:
-        """Return the arrays as JSON texts: unnest() would flatten them."""
-        return [
-            None
-            if value is None
-            else encode_json(
-                [
-                    None if item is None else self.element.to_text(item)
-                    for item in self.encode(value)
-                ]
-            )
-            for value in values
-        ]
-
-    def copy_many(self, values: Sequence[Any]) -> Sequence[Any]:
-        """Return *values* as lists."""
-        return super().encode_many(values)
-
-    def bulk_type(self) -> str:
-        """Return text; see ``encode_many()``."""
-        return "text"
-
-    def bulk_expression(self, name: str) -> str:
-        """Return the array, built from its JSON text."""
-        return (
-            f"CASE WHEN {name} IS NULL THEN NULL ELSE ARRAY(SELECT "  # noqa: S608 - our own names
-            f"e::{self.element.sql} FROM jsonb_array_elements_text({name}::jsonb) "
-            f"WITH ORDINALITY AS j(e, n) ORDER BY n) END"
-        )
-
-
-class Other(Kind):
-    """A PostgreSQL type named by the user; the driver checks the values."""
-
-    def __init__(self, sql: str) -> None:
-        self.sql = sql
-
-    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
-        """Return *value*."""
-        return value
-
-    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
-        """Return *text*."""
-        return text
-
-
-def _decode_array(
-    container: type, inner: Callable[[Any], Any], values: Sequence[Any]
-) -> Any:  # noqa: ANN401 - list or tuple
-    return container(None if value is None else inner(value) for value in values)
-
-
-def _named(value: object) -> str:
+def named(value: object) -> str:
+    """Return what a wrong value is, as a message says it."""
     return "None" if value is None else f"of type {type(value).__name__}"

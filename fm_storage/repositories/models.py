@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, NewType, Union
 
 from fm_storage._typing import Json
 from fm_storage.errors import ConfigurationInvalid, InvalidName
-from fm_storage.repositories import kinds
+from fm_storage.repositories import compound_kinds, kinds
 
 __all__ = ["Column", "Declared", "Model", "read_model"]
 
@@ -268,14 +268,14 @@ def _typed(bare: Any, sql: str | None, length: int | None) -> kinds.Kind:  # noq
         return kinds.Timestamp(aware=False)
     if name in {"json", "jsonb"}:
         container = typing.get_origin(bare) or bare
-        kind: kinds.Kind = kinds.JsonValue(
+        kind: kinds.Kind = compound_kinds.JsonValue(
             container if container in {dict, list} else None
         )
     else:
         try:
             kind = _inferred(bare, length)
         except TypeError:
-            kind = kinds.Other(sql)
+            kind = compound_kinds.Other(sql)
     kind.sql = sql
     return kind
 
@@ -290,20 +290,20 @@ def _inferred(bare: Any, length: int | None) -> kinds.Kind:  # noqa: ANN401, PLR
     if bare in _SCALARS:
         return _SCALARS[bare]()
     if isinstance(bare, type) and issubclass(bare, enum.Enum):
-        return kinds.Enumeration(bare, _enum_values(bare, length))
+        return compound_kinds.Enumeration(bare, _enum_values(bare, length))
     if bare is dict or origin is dict or typing.is_typeddict(bare):
-        return kinds.JsonValue(dict)
+        return compound_kinds.JsonValue(dict)
     if origin in {list, tuple}:
         return _sequence(origin, arguments)
     if bare is list:
-        return kinds.JsonValue(list)
+        return compound_kinds.JsonValue(list)
     if (
         origin is Union
         and {typing.get_origin(a) or a for a in arguments} <= _JSON_PARTS
     ):
-        return kinds.JsonValue()
+        return compound_kinds.JsonValue()
     if hasattr(bare, "__pydantic_validator__"):
-        nested = kinds.JsonValue(dict, dump=_dump_pydantic)
+        nested = compound_kinds.JsonValue(dict, dump=_dump_pydantic)
         nested.decode = bare.model_validate
         return nested
     raise TypeError(getattr(bare, "__name__", repr(bare)))
@@ -327,10 +327,10 @@ def _sequence(origin: type, arguments: tuple[Any, ...]) -> kinds.Kind:
     try:
         kind = _inferred(bare, None)
     except TypeError:
-        kind = kinds.JsonValue()
-    if isinstance(kind, (kinds.JsonValue, kinds.Array)):
-        return kinds.JsonValue(list)
-    return kinds.Array(kind, origin)
+        kind = compound_kinds.JsonValue()
+    if isinstance(kind, (compound_kinds.JsonValue, compound_kinds.Array)):
+        return compound_kinds.JsonValue(list)
+    return compound_kinds.Array(kind, origin)
 
 
 def _dump_pydantic(value: Any) -> Any:  # noqa: ANN401 - a pydantic model

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import orjson
 
 from fm_storage.errors import InvalidName, InvalidRecord
+from fm_storage.repositories.compound_kinds import Array, JsonValue
 from fm_storage.repositories.filters import Order, Parameters
-from fm_storage.repositories.kinds import Array, JsonValue, Refused
+from fm_storage.repositories.kinds import Refused
 
 if TYPE_CHECKING:
     from fm_storage.repositories.entity import Entity, Stored

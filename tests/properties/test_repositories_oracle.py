@@ -17,9 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fm_storage.postgres import Pool
+from fm_storage.postgres import Encoded, Pool
 from fm_storage.repositories import Filter, Order, Repository, where
-from fm_storage.repositories.kinds import JsonValue
+from fm_storage.repositories.compound_kinds import JsonValue
 
 # The database is made once per test and emptied for each example.
 SETTINGS = settings(
@@ -404,7 +404,9 @@ async def _write_every_way(
         written = await transaction.copy_records(
             table,
             columns=[item.column for item in bound.entity.inserted],
-            records=zip(*bound.entity.insert_columns(rows, copy=True), strict=True),
+            records=Encoded(
+                zip(*bound.entity.insert_columns(rows, copy=True), strict=True)
+            ),
         )
         assert written == len(rows)
         assert await bound.find_many(order_by="id") == rows
