@@ -1,0 +1,256 @@
+"""``fm-storage vectors``: collections at a glance, searched, exported, imported.
+
+Opens the vector store alone; PostgreSQL is neither needed nor asked.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+import click
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from fm_storage.cli.common import (
+    Settings,
+    console,
+    json_option,
+    plain,
+    print_json,
+    run,
+)
+from fm_storage.errors import ConfigurationInvalid
+
+if TYPE_CHECKING:
+    from fm_storage._typing import Progress as Report
+    from fm_storage.vectors import QdrantStore, ScoredPoint
+
+__all__ = ["vectors"]
+
+T = TypeVar("T")
+
+
+@click.group(
+    epilog=(
+        "\b\nExamples:\n"
+        "  fm-storage vectors list                       what there is, how much\n"
+        "  fm-storage vectors info project_errors        one collection in full\n"
+        "  fm-storage vectors search docs 'pool timeout' by words, when lexical\n"
+        "  fm-storage vectors search docs '[0.1, 0.7]'   by a vector\n"
+        "  fm-storage vectors export docs -o docs.jsonl  lines of JSON\n"
+        "  fm-storage vectors import docs.jsonl          and back, anywhere\n"
+    )
+)
+def vectors() -> None:
+    """List, search, export and import collections."""
+
+
+def _with(settings: Settings, job: Callable[[QdrantStore], Awaitable[T]]) -> T:
+    async def body() -> T:
+        from fm_storage.vectors import QdrantStore  # noqa: PLC0415 - heavy
+
+        config = settings.load()
+        if config.qdrant is None:
+            raise ConfigurationInvalid(
+                "qdrant", "is switched off; set qdrant.url to use vectors"
+            )
+        folder = None
+        if config.qdrant.embedded:
+            folder = config.embedded_folder(config.qdrant.url)
+        async with QdrantStore(config.qdrant, folder=folder) as store:
+            return await job(store)
+
+    return run(body())
+
+
+@vectors.command("list")
+@json_option
+@click.pass_obj
+def list_(settings: Settings, *, as_json: bool) -> None:
+    """Name every collection, with its size and aliases."""
+
+    async def job(store: QdrantStore) -> list[Any]:
+        names = await store.list_collections()
+        return [await store.collection_info(name) for name in names]
+
+    found = _with(settings, job)
+    if as_json:
+        print_json(found)
+        return
+    table = Table("collection", "points", "indexed", "status", "aliases", box=None)
+    for info in found:
+        table.add_row(
+            plain(info.name),
+            str(info.points),
+            f"{info.indexed}/{info.total}",
+            plain(info.status),
+            plain(", ".join(info.aliases)),
+        )
+    console().print(table if found else "no collections")
+
+
+@vectors.command()
+@click.argument("collection")
+@json_option
+@click.pass_obj
+def info(settings: Settings, *, collection: str, as_json: bool) -> None:
+    """Say what a collection is and how much it holds."""
+    found = _with(settings, lambda store: store.collection_info(collection))
+    if as_json:
+        print_json(found)
+        return
+    table = Table(show_header=False, box=None)
+    table.add_row("collection", plain(found.name))
+    table.add_row("aliases", plain(", ".join(found.aliases) or "none"))
+    table.add_row("points", str(found.points))
+    table.add_row("indexed", f"{found.indexed} of {found.total} vectors")
+    table.add_row("status", plain(found.status))
+    for name, given in found.vectors.items():
+        label = f"vector {name}" if name else "vector"
+        table.add_row(plain(label), f"{given['size']} × {given['distance']}")
+    for name, given in found.sparse_vectors.items():
+        table.add_row(plain(f"sparse {name}"), plain(given.get("modifier", "none")))
+    for field, schema in sorted(found.payload_indexes.items()):
+        table.add_row(plain(f"index {field}"), plain(schema))
+    console().print(table)
+
+
+@vectors.command()
+@click.argument("collection")
+@click.argument("query")
+@click.option("--limit", default=10, show_default=True, help="Points at most.")
+@click.option("--filter", "chosen", help="Filter as JSON, in short form.")
+@click.option("--using", default="", help="Name of the vector to compare with.")
+@json_option
+@click.pass_obj
+def search(
+    settings: Settings,
+    *,
+    collection: str,
+    query: str,
+    limit: int,
+    chosen: str | None,
+    using: str,
+    as_json: bool,
+) -> None:
+    """Search COLLECTION by QUERY: words, a vector as JSON, or id:SOMETHING.
+
+    Words need a collection of the lexical vectorizer (vectors dense and sparse).
+    """
+    wanted = _json(chosen, "--filter")
+
+    async def job(store: QdrantStore) -> list[ScoredPoint]:
+        if query.startswith("id:"):
+            name = query.removeprefix("id:")
+            example = int(name) if name.isdigit() else name
+            return await store.search(collection, example, limit, wanted, using=using)
+        if query.lstrip().startswith("["):
+            vector = _json(query, "QUERY")
+            return await store.search(collection, vector, limit, wanted, using=using)
+        from fm_storage.vectors import LexicalVectorizer  # noqa: PLC0415 - heavy
+
+        (embedding,) = await LexicalVectorizer().embed([query])
+        return await store.search_hybrid(collection, embedding, limit, wanted)
+
+    found = _with(settings, job)
+    if as_json:
+        print_json(found)
+        return
+    table = Table("score", "id", "payload", box=None)
+    for hit in found:
+        shown = orjson.dumps(hit.payload).decode()
+        table.add_row(f"{hit.score:.4f}", plain(hit.id), plain(shown, limit=90))
+    console().print(table if found else "nothing found")
+
+
+def _json(text: str | None, what: str) -> Any:  # noqa: ANN401 - JSON
+    if text is None:
+        return None
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as exc:
+        message = f"{what} is not JSON ({exc})"
+        raise click.UsageError(message) from None
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Report]:
+    """Show a bar on standard error, where somebody looks at it."""
+    shown = Console(stderr=True)
+    bar = Progress(
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=shown,
+        disable=not shown.is_terminal,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(what, total=None)
+
+        def report(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield report
+
+
+@vectors.command("export")
+@click.argument("collection")
+@click.option(
+    "-o",
+    "--output",
+    type=click.File("wb"),
+    default="-",
+    help="File; standard output by default.",
+)
+@click.option("--filter", "chosen", help="Filter as JSON, in short form.")
+@click.pass_obj
+def export(
+    settings: Settings, *, collection: str, output: BinaryIO, chosen: str | None
+) -> None:
+    """Write COLLECTION as lines of JSON: its definition, then its points."""
+    from fm_storage.vectors.transfer import export_points  # noqa: PLC0415 - heavy
+
+    wanted = _json(chosen, "--filter")
+    with _progress("exporting") as report:
+        done = _with(
+            settings,
+            lambda store: export_points(
+                store, collection, output.write, filter=wanted, progress=report
+            ),
+        )
+    output.flush()
+    click.echo(f"{done} points exported", err=True)
+
+
+@vectors.command("import")
+@click.argument(
+    "file",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+)
+@click.option("--collection", help="Name to use instead of the file's.")
+@click.pass_obj
+def import_(settings: Settings, *, file: Path, collection: str | None) -> None:
+    """Read FILE, which 'export' wrote; the collection is made if need be.
+
+    Points with the same id are replaced, so an interrupted import can be repeated.
+    """
+    from fm_storage.vectors.transfer import import_points  # noqa: PLC0415 - heavy
+
+    with (
+        _progress("importing") as report,
+        sys.stdin.buffer if str(file) == "-" else file.open("rb") as lines,
+    ):
+        done = _with(
+            settings,
+            lambda store: import_points(
+                store, lines, collection=collection, progress=report
+            ),
+        )
+    click.echo(f"{done} points imported", err=True)

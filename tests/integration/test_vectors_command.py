@@ -1,0 +1,154 @@
+"""``fm-storage vectors``: what a person types and reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from fm_storage.cli import cli
+from fm_storage.config import CollectionConfig, QdrantConfig, SparseVectorConfig
+from fm_storage.errors import InvalidRecord
+from fm_storage.vectors import LexicalVectorizer, Point, QdrantStore, SparseVector
+from fm_storage.vectors.transfer import export_points, import_points
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def command(vector_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Give ``command(*arguments)``, on a store of its own."""
+    monkeypatch.setenv("FM_STORAGE_QDRANT__URL", f"embedded:{vector_folder}")
+    monkeypatch.setenv("FM_STORAGE_QDRANT__DURABILITY", "process")
+
+    def invoke(*arguments: str, stdin: bytes | None = None) -> Result:
+        return CliRunner().invoke(cli, ["vectors", *arguments], input=stdin)
+
+    return invoke
+
+
+def lines(count: int) -> bytes:
+    """Return an export of *count* points."""
+    head = {
+        "fm_storage": 1,
+        "collection": "docs",
+        "vectors": {"": {"size": 2, "distance": "Dot"}},
+        "sparse_vectors": {},
+        "payload_indexes": {"n": "integer"},
+    }
+    points: Sequence[object] = [
+        {"id": i, "vector": [1.0, i], "payload": {"n": i}} for i in range(count)
+    ]
+    return b"\n".join(json.dumps(line).encode() for line in [head, *points])
+
+
+def test_import_list_info_search_export(command: Command, tmp_path: Path) -> None:
+    """The whole round: what was imported is listed, found and exported again."""
+    file = tmp_path / "docs.jsonl"
+    file.write_bytes(lines(30))
+    done = command("import", str(file))
+    assert done.exit_code == 0, done.output
+    assert "30 points imported" in done.output
+    assert "docs" in command("list").stdout
+    (listed,) = json.loads(command("list", "--json").stdout)
+    assert (listed["name"], listed["points"]) == ("docs", 30)
+    told = command("info", "docs").stdout
+    assert "2 × Dot" in told
+    assert "index n" in told
+    assert json.loads(command("info", "docs", "--json").stdout)["total"] == 30
+    found = json.loads(
+        command(
+            *("search", "docs", "[0, 1]", "--limit", "2", "--json"),
+            *("--filter", '{"n": {"lt": 20}}'),
+        ).stdout
+    )
+    assert [hit["id"] for hit in found] == [19, 18]
+    assert "19" in command("search", "docs", "[0, 1]", "--filter", '{"n": 19}').stdout
+    assert "29" in command("search", "docs", "id:3").stdout
+    out = tmp_path / "again.jsonl"
+    assert command("export", "docs", "-o", str(out)).exit_code == 0
+    assert len(out.read_bytes().splitlines()) == 31
+    part = command("export", "docs", "--filter", '{"n": [1, 2]}')
+    assert len(part.stdout_bytes.splitlines()) == 3
+    again = command("import", "-", "--collection", "copy", stdin=out.read_bytes())
+    assert again.exit_code == 0, again.output
+    (copy, docs) = json.loads(command("list", "--json").stdout)
+    assert copy["points"] == docs["points"] == 30
+
+
+def test_mistakes_are_told(command: Command, tmp_path: Path) -> None:
+    """A wrong filter, a missing collection and a damaged file say what is wrong."""
+    assert command("list").stdout.strip() == "no collections"
+    assert command("search", "x", "[1]", "--filter", "{").exit_code == 2
+    assert command("info", "missing").exit_code != 0
+    bad = tmp_path / "bad.jsonl"
+    bad.write_bytes(b"nothing\n")
+    assert command("import", str(bad)).exit_code != 0
+
+
+async def test_words_find_lexical_points(qdrant: QdrantStore) -> None:
+    """A collection of the lexical vectorizer goes out and in with both vectors."""
+    vectorizer = LexicalVectorizer()
+    await qdrant.ensure_collection_exists("lex", vectorizer.spec)
+    made = await vectorizer.embed(["pool timeout in billing", "key error in render"])
+    await qdrant.upsert_points(
+        "lex",
+        [
+            Point(f"e{i}", {"dense": e.dense or [], "sparse": e.sparse or [1.0]})
+            for i, e in enumerate(made)
+        ],
+    )
+    written: list[bytes] = []
+    said: list[int] = []
+    assert (
+        await export_points(
+            qdrant, "lex", written.append, progress=lambda done, _: said.append(done)
+        )
+        == 2
+    )
+    assert said == [2]
+    assert await import_points(qdrant, written, collection="lex2") == 2
+    (query,) = await vectorizer.embed(["timeout of the pool"])
+    assert (await qdrant.search_hybrid("lex2", query, 1))[0].id == "e0"
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b"{", "line 2 is not JSON"),
+        (b"[1]", "line 2 is no object"),
+        (b'{"id": 1}', "line 2 has no 'vector'"),
+    ],
+)
+async def test_damaged_line_is_told_by_number(
+    qdrant: QdrantStore, line: bytes, problem: str
+) -> None:
+    """The number of the line is in the message."""
+    with pytest.raises(InvalidRecord, match=problem):
+        await import_points(qdrant, [lines(0), b"", line][::2])
+
+
+async def test_import_needs_a_head(qdrant: QdrantStore) -> None:
+    """A file that is no export is refused at once."""
+    for given in ([], [b'{"id": 1}']):
+        with pytest.raises(InvalidRecord, match="no head"):
+            await import_points(qdrant, given)
+
+
+async def test_sparse_only_collection_goes_out_and_in(vector_folder: Path) -> None:
+    """A collection without dense vectors survives the round."""
+    config = QdrantConfig(durability="process")
+    async with QdrantStore(config, folder=vector_folder) as store:
+        spec = CollectionConfig(
+            sparse_vectors={"s": SparseVectorConfig(modifier="idf")}
+        )
+        await store.ensure_collection_exists("a", spec)
+        await store.upsert_points("a", [Point(1, {"s": SparseVector([3], [1.5])})])
+        written: list[bytes] = []
+        await export_points(store, "a", written.append)
+        await import_points(store, written, collection="b")
+        (point,) = await store.retrieve("b", [1], with_vectors=True)
+        assert point.vector == {"s": SparseVector([3], [1.5])}
