@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 
 from fm_storage.catalog.drafts import Draft
 from fm_storage.catalog.recorder import Recorder
@@ -62,7 +63,8 @@ class Background:
         self._idle = threading.Event()
         self._idle.set()
         self._lock = threading.Lock()
-        self._flying: set[Future[None]] = set()  # under _lock
+        self._flying = 0  # batches on the loop; under _lock
+        self._unsettled = 0  # taken, neither stored nor spooled yet; under _lock
         self._closed = False
         self._pid = os.getpid()  # a forked child has no thread
         self.taken = 0
@@ -84,6 +86,7 @@ class Background:
             return
         with self._lock:
             self._idle.clear()
+            self._unsettled += 1
             self._queue.append(make)
         if not self._wake.is_set():
             self._wake.set()
@@ -102,6 +105,7 @@ class Background:
         left = self._collect(len(self._queue))
         if left:
             self._spill(left, sync=True)
+            self._settle(len(left))
 
     def _run(self) -> None:
         while True:
@@ -112,9 +116,6 @@ class Background:
                 threading.Event().wait(_GATHER)
             while batch := self._collect(_BATCH):
                 self._pass_on(batch)
-            with self._lock:
-                if not self._queue and not self._flying:
-                    self._idle.set()
             if self._closed:
                 return
 
@@ -131,16 +132,17 @@ class Background:
         self.taken += len(batch)
         drafts = self._drafts(batch)
         with self._lock:
-            busy = len(self._flying) >= _IN_FLIGHT
+            busy = self._flying >= _IN_FLIGHT
         if busy or self._closed or self._recorder.away or self._loop.is_closed():
             self._spool(drafts, sync=True)
+            self._settle(len(batch))
             return
         for draft in drafts:
             draft.prepared()  # here, not on the loop
-        future = asyncio.run_coroutine_threadsafe(self._stored(drafts), self._loop)
         with self._lock:
-            self._flying.add(future)
-        future.add_done_callback(self._landed)
+            self._flying += 1
+        future = asyncio.run_coroutine_threadsafe(self._stored(drafts), self._loop)
+        future.add_done_callback(partial(self._landed, len(batch)))
 
     async def _stored(self, drafts: Sequence[Draft]) -> None:
         try:
@@ -150,11 +152,16 @@ class Background:
             await asyncio.to_thread(self._spool, drafts, sync=True)
             raise
 
-    def _landed(self, future: Future[None]) -> None:
+    def _settle(self, count: int) -> None:
         with self._lock:
-            self._flying.discard(future)
-            if not self._queue and not self._flying:
+            self._unsettled -= count
+            if not self._unsettled:
                 self._idle.set()
+
+    def _landed(self, count: int, future: Future[None]) -> None:
+        with self._lock:
+            self._flying -= 1
+        self._settle(count)
         if not future.cancelled() and (exc := future.exception()) is not None:
             logger.warning("errors could not be stored at once; spooled (%s)", exc)
 
