@@ -25,110 +25,11 @@ from fm_storage.errors import (
     VectorStoreUnavailable,
 )
 from fm_storage.vectors.encoding import Encoded, Floats, Terms
-from fm_storage.vectors.frames import (
-    HEADER,
-    MAX_REPLY,
-    FrameError,
-    pack,
-    split_header,
-)
 from fm_storage.vectors.launch import connect, prepare_folder
+from fm_storage.vectors.link import Gone, Link
 from fm_storage.vectors.points import ScoredPoint, SparseVector, from_wire_id
 
 __all__ = ["EmbeddedEngine"]
-
-_DECODE_IN_THREAD = 256 * 1024
-
-
-class _Gone(Exception):
-    """The connection ended before the answer came."""
-
-
-class _Link(asyncio.Protocol):
-    """One connection: requests by number, answers as futures."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._buffer = bytearray()
-        self._waiting: dict[int, asyncio.Future[tuple[bytes, int]]] = {}
-        self._next = 0
-        self._may_write = asyncio.Event()
-        self._may_write.set()
-        self.closed: asyncio.Future[None] = self._loop.create_future()
-        self.transport: asyncio.Transport
-        self.pid: int | None = None
-        self.identity = ""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream
-        self.transport = transport
-
-    def pause_writing(self) -> None:
-        self._may_write.clear()
-
-    def resume_writing(self) -> None:
-        self._may_write.set()
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        while len(self._buffer) >= HEADER.size:
-            try:
-                number, meta, raw = split_header(
-                    bytes(self._buffer[: HEADER.size]), MAX_REPLY
-                )
-            except FrameError:
-                self.transport.abort()
-                return
-            end = HEADER.size + meta + raw
-            if len(self._buffer) < end:
-                return
-            body = bytes(memoryview(self._buffer)[HEADER.size : end])
-            del self._buffer[:end]
-            waiter = self._waiting.pop(number, None)
-            if waiter is not None and not waiter.done():
-                waiter.set_result((body, meta))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        del exc
-        if not self.closed.done():
-            self.closed.set_result(None)
-        self._may_write.set()
-        waiting, self._waiting = self._waiting, {}
-        for waiter in waiting.values():
-            if not waiter.done():
-                waiter.set_exception(_Gone())
-
-    @property
-    def open(self) -> bool:
-        """Whether requests may be sent."""
-        return not self.closed.done()
-
-    async def call(
-        self, request: Mapping[str, Any], raw: bytes = b""
-    ) -> tuple[Any, memoryview]:
-        """Send a request; return its answer.
-
-        If cancelled, the engine may still carry the request out.
-        """
-        if not self.open:
-            raise _Gone
-        self._next = (self._next + 1) % 2**32
-        number = self._next
-        waiter: asyncio.Future[tuple[bytes, int]] = self._loop.create_future()
-        self._waiting[number] = waiter
-        try:
-            await self._may_write.wait()
-            if not self.open:
-                raise _Gone
-            self.transport.write(pack(number, request, raw))
-            body, meta = await waiter
-        finally:
-            self._waiting.pop(number, None)
-        if meta > _DECODE_IN_THREAD:
-            answer = await asyncio.to_thread(orjson.loads, memoryview(body)[:meta])
-        else:
-            answer = orjson.loads(memoryview(body)[:meta])
-        return answer, memoryview(body)[meta:]
 
 
 class EmbeddedEngine:
@@ -148,7 +49,7 @@ class EmbeddedEngine:
         self.folder = folder
         self._sync = durability == "fsync"
         self._index_threshold = index_threshold
-        self._link: _Link | None = None
+        self._link: Link | None = None
         self._connecting = asyncio.Lock()
         self.restarts = 0
         self.native: object = None
@@ -176,7 +77,7 @@ class EmbeddedEngine:
             finally:
                 link.transport.close()
 
-    async def _connected(self) -> _Link:
+    async def _connected(self) -> Link:
         if self._link is not None and self._link.open:
             return self._link
         async with self._connecting:
@@ -195,12 +96,12 @@ class EmbeddedEngine:
                 f"it answered; see {self.folder / 'engine.log'}"
             )
 
-    async def _connect(self) -> _Link | None:
+    async def _connect(self) -> Link | None:
         await asyncio.to_thread(prepare_folder, self.folder)
         sock: socket.socket = await connect(self.folder)
         try:
             loop = asyncio.get_running_loop()
-            _, link = await loop.create_unix_connection(_Link, sock=sock)
+            _, link = await loop.create_unix_connection(Link, sock=sock)
         except BaseException:
             sock.close()
             raise
@@ -208,7 +109,7 @@ class EmbeddedEngine:
             answer, _ = await link.call(
                 {"op": "hello", "index_threshold": self._index_threshold}
             )
-        except _Gone:
+        except Gone:
             return None  # it was just leaving; the next one is started
         except BaseException:
             link.transport.abort()
@@ -240,7 +141,7 @@ class EmbeddedEngine:
             request["c"] = collection
         try:
             answer, found = await link.call(request, raw)
-        except _Gone:
+        except Gone:
             raise VectorStoreUnavailable(
                 f"vector engine: its process ended during {operation}; it is "
                 "started anew by the next call, and whether this one was carried "

@@ -38,7 +38,7 @@ for name, root in roots.items():
     package = types.ModuleType(name)
     package.__path__ = [root]
     sys.modules[name] = package
-from fm_storage.vectors.engine import main
+from fm_storage.vectors.serve import main
 main(folder)
 """
 
