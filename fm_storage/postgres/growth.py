@@ -2,7 +2,7 @@
 
 Apart because patience is a subject of its own. While connecting works, as many
 attempts run at once as there are callers waiting. After a failure a single one
-runs, with pauses that grow with the outage (a tenth of it, 10 ms to 2 s, so
+runs, with pauses that grow with the outage (a twentieth of it, 10 ms to 2 s, so
 that a short outage is noticed to be over at once); callers wait inside their
 own deadlines, and nobody sees the failures in between.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Growth"]
 
 _log = logging.getLogger("fm_storage.postgres")
-_SHORTEST_PAUSE, _LONGEST_PAUSE, _SHARE = 0.01, 2.0, 0.1
+_SHORTEST_PAUSE, _LONGEST_PAUSE, _SHARE = 0.01, 2.0, 0.05
 _SHORTEST_ATTEMPT = 1.0
 _FIRST_PAUSE = 0.1
 _SOON = frozenset({"57P03", "53300"})

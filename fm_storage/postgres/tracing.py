@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fm_storage.postgres.errors import translate
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -84,7 +86,7 @@ def traced(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]
         try:
             return await call(raw, sql, *args, timeout=timeout)
         except BaseException as exc:
-            fail(span, exc)
+            fail(span, translate(exc))
             raise
         finally:
             span.end()

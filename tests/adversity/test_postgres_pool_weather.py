@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 
 import pytest
@@ -18,6 +17,7 @@ from fm_storage.errors import (
     StorageError,
 )
 from fm_storage.postgres import Pool, Sql
+from tests.cancelling import cancel_at_random
 
 SLACK = 0.5
 """What a bounded call may take beyond its deadline."""
@@ -230,7 +230,7 @@ async def test_a_server_demoted_in_place_is_left(cluster):
     """25006 from a server in recovery replaces the connections."""
     async with pool_on(cluster.tcp_dsn, max_size=2) as pool:
         await pool.execute("CREATE TABLE t (n int)")
-        with pytest.raises(QueryFailed) as caught:  # noqa: PT012 - the block is the subject
+        with pytest.raises(QueryFailed) as caught:
             async with pool.transaction(readonly=True) as tx:
                 await tx.execute(Sql("INSERT INTO t VALUES (1)"))
         assert caught.value.sqlstate == "25006"
@@ -251,63 +251,6 @@ async def _has_table(dsn):
         return await pool.fetchval("SELECT to_regclass('t') IS NOT NULL")
 
 
-@pytest.mark.parametrize("count", [150])
-async def test_random_cancellations_leak_nothing(empty_dsn, count):
-    """Cancelled at random instants: no connection lost, never above max_size."""
-    await cancel_at_random(empty_dsn, count)
-
-
-async def cancel_at_random(dsn, count):
-    """Cancel *count* calls of every kind at random instants and look for leaks."""
-    rng = random.Random(20260203)  # noqa: S311 - a repeatable test
-    async with pool_on(dsn, max_size=4, check_after=0.01) as pool:
-        watcher = await pool.connect("watch")
-
-        async def transaction():
-            async with pool.transaction() as tx:
-                await tx.execute("SELECT pg_sleep(0.002)")
-                async with tx.savepoint() as inner:
-                    await inner.execute(Sql("SELECT 1"))
-
-        async def stream():
-            async with pool.stream("SELECT generate_series(1, 50)", prefetch=5) as rows:
-                async for _ in rows:
-                    pass
-
-        async def dirty():
-            async with pool.acquire() as connection:
-                await connection.execute("CREATE TEMP TABLE x (a int)")
-
-        async def plain():
-            await pool.fetchval("SELECT pg_sleep(0.002)")
-
-        kinds = (transaction, stream, dirty, plain)
-        most = 0
-        for start in range(0, count, 10):
-            tasks = [asyncio.create_task(rng.choice(kinds)()) for _ in range(10)]
-            for task in tasks:
-                await asyncio.sleep(rng.random() * 0.004)
-                task.cancel()
-            await asyncio.wait(tasks)
-            if start % 50 == 0:
-                most = max(most, await watcher.fetchval(_BACKENDS))
-        async with asyncio.timeout(5):
-            while pool.statistics().busy or pool.statistics().mending:  # noqa: ASYNC110 - a number, not an event
-                await asyncio.sleep(0.01)
-        numbers = pool.statistics()
-        assert numbers.size == numbers.idle <= 4
-        assert most <= 4
-        held = await asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(8)))
-        assert held == [1] * 8
-        assert await watcher.fetchval(_IN_TRANSACTION) == 0
-        await watcher.aclose()
-
-
-_BACKENDS = Sql(
-    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
-    "AND backend_type = 'client backend' AND application_name = 'fm_storage'"
-)
-_IN_TRANSACTION = Sql(
-    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
-    "AND state LIKE 'idle in transaction%'"
-)
+async def test_random_cancellations_leak_nothing(empty_dsn):
+    """150 cancelled at random instants: none lost, never above max_size."""
+    await cancel_at_random(empty_dsn, 150)
