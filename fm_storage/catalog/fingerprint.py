@@ -13,8 +13,10 @@ from hashlib import blake2b
 
 __all__ = [
     "Fingerprint",
+    "code_of_template",
     "exception_type",
     "fingerprint_of",
+    "fingerprint_of_template",
     "frames_of",
     "normalise",
     "text_for_vector",
@@ -200,17 +202,25 @@ def fingerprint_of(
     """Return the fingerprint of an error.
 
     Two errors share it when module, code, normalised message and frames agree.
-    An *error_code* that was itself derived from the message adds nothing.
     """
-    if stack_trace is None:
-        return _of_line(message, module, error_code)
-    return _of(
-        normalise(message), module, error_code, "\n".join(frames_of(stack_trace))
+    return fingerprint_of_template(
+        normalise(message),
+        module=module,
+        error_code=error_code,
+        stack_trace=stack_trace,
     )
 
 
-def _of_line(message: str, module: str, error_code: str) -> Fingerprint:
-    return _of(normalise(message), module, error_code, "")
+def fingerprint_of_template(
+    template: str,
+    *,
+    module: str = "",
+    error_code: str = "",
+    stack_trace: str | None = None,
+) -> Fingerprint:
+    """Return the fingerprint of an error whose message is normalised already."""
+    frames = "" if stack_trace is None else "\n".join(frames_of(stack_trace))
+    return _of(template, module, error_code, frames)
 
 
 @lru_cache(maxsize=4096)
@@ -220,13 +230,9 @@ def _of(template: str, module: str, error_code: str, frames: str) -> Fingerprint
     return Fingerprint(int.from_bytes(digest, "big", signed=True), template[:_TEMPLATE])
 
 
-def code_of(message: str) -> str:
-    """Return the code given to a message that has none: ``M-`` and eight digits."""
-    return _code(normalise(message))
-
-
 @lru_cache(maxsize=4096)
-def _code(template: str) -> str:
+def code_of_template(template: str) -> str:
+    """Return the code given to a message that has none: ``M-`` and eight digits."""
     digest = blake2b(template.encode("utf-8", "replace"), digest_size=4).hexdigest()
     return f"M-{digest}"
 

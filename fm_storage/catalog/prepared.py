@@ -14,9 +14,15 @@ from uuid import UUID
 
 import orjson
 
-from fm_storage.catalog.fingerprint import code_of, exception_type, fingerprint_of
+from fm_storage.catalog.fingerprint import (
+    code_of_template,
+    exception_type,
+    fingerprint_of_template,
+    normalise,
+)
 from fm_storage.catalog.redact import (
     clean_context,
+    is_plain,
     mask_text,
     repair_text,
 )
@@ -131,19 +137,23 @@ def prepare(
     listed under ``_repaired`` in the context.
     """
     done = list(notes)
-    message = _text(message, "message", done, _MAX_MESSAGE)
-    if stack_trace is not None:
-        stack_trace = _text(stack_trace, "stack_trace", done)
+    plain: JsonObject | None = None
+    if stack_trace is None and is_plain(message, context):
+        plain = dict(context) if context else None
+    else:
+        message = _text(message, "message", done, _MAX_MESSAGE)
+        if stack_trace is not None:
+            stack_trace = _text(stack_trace, "stack_trace", done)
+        if context:
+            plain, changes = clean_context(context)
+            done.extend(changes)
     module = _short(module or _NO_MODULE, "module", done, _MAX_MODULE)
+    template = normalise(message)
     if error_code:
         error_code = _short(error_code, "error_code", done, _MAX_CODE)
     else:
         kind = exception_type(stack_trace)
-        error_code = (kind or code_of(message))[:_MAX_CODE]
-    plain: JsonObject | None = None
-    if context:
-        plain, changes = clean_context(context)
-        done.extend(changes)
+        error_code = (kind or code_of_template(template))[:_MAX_CODE]
     if timestamp is None:
         timestamp = datetime.now(UTC)
     elif timestamp.tzinfo is None:
@@ -151,8 +161,8 @@ def prepare(
         done.append("timestamp: no zone, taken as UTC")
     if done:
         plain = {**(plain or {}), REPAIRED: list(done)}
-    found = fingerprint_of(
-        message, module=module, error_code=error_code, stack_trace=stack_trace
+    found = fingerprint_of_template(
+        template, module=module, error_code=error_code, stack_trace=stack_trace
     )
     return Prepared(
         entry_id or uuid7(),
@@ -178,6 +188,8 @@ def _text(text: str, field: str, done: list[str], limit: int | None = None) -> s
 
 
 def _short(text: str, field: str, done: list[str], limit: int) -> str:
+    if len(text) <= limit and text.isascii() and "\x00" not in text:
+        return text
     repaired, changes = repair_text(text, limit=1 << 20)
     done.extend(f"{field}: {change}" for change in changes)
     if len(repaired) > limit:

@@ -25,6 +25,7 @@ __all__ = [
     "MAX_CONTEXT_BYTES",
     "MAX_TEXT",
     "clean_context",
+    "is_plain",
     "mask_context",
     "mask_text",
     "repair_context",
@@ -81,13 +82,12 @@ _SHAPES = re.compile(
 _CARD = re.compile(r"(?<![\w.-])(?:\d[ -]?){12,18}\d(?![\w-]|\.\d)")
 # A look for these costs a tenth of the patterns, and most lines hold none.
 _HINTS = (
-    "pass", "pwd", "secret", "token", "key", "cred", "authoriz", "cookie", "srf", "otp",
-    "cvv", "ssn", "bearer", "basic ", "://", "eyj", "akia", "asia", "ghp_", "gho_",
+    "pass", "pwd", "secret", "token", "key", "cred", "auth", "session", "cookie",
+    "srf", "otp", "cvv", "ssn", "bearer", "basic ", "://", "eyj", "akia", "asia", "ghp_", "gho_",
     "ghu_", "ghs_", "ghr_", "_pat_", "glpat", "xox", "k_live", "k_test", "k-live",
     "k-test", "k-proj", "k-ant", "aiza", "npm_", "pypi-", "-----begin",
 )  # fmt: skip
 _DIGITS = re.compile(r"\d[\d -]{11,}")
-_PLAIN = frozenset({str, bool, type(None)})
 _LOST = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -110,28 +110,32 @@ def _hints_at_secret(text: str) -> bool:
     return any(map(lower.__contains__, _HINTS))
 
 
+def is_plain(message: str, context: Mapping[Any, Any] | None) -> bool:
+    """Say whether an entry can be stored as it is, in one quick look.
+
+    True for most of what a log holds: short text without a hint at a secret.
+    False decides nothing; it only means that everything must be looked at.
+    """
+    if context:
+        values = context.values()
+        if not all(type(value) is str for value in values):
+            return False
+        text = "\n".join([message, *context, *values])
+    else:
+        text = message
+    return (
+        len(text) < _MAX_VALUE
+        and text.isascii()
+        and "\x00" not in text
+        and not _hints_at_secret(text)
+        and (_DIGITS.search(text) is None or _CARD.sub(_mask_card, text) == text)
+    )
+
+
 def clean_context(
     context: Mapping[Any, Any],
 ) -> tuple[JsonObject | None, tuple[str, ...]]:
-    """Return *context* repaired and masked, and what was done to it.
-
-    The plain contexts of log lines, short text without a hint at a secret, are
-    recognised in one look: they are most of what a log holds.
-    """
-    values = context.values()
-    if all(type(value) in _PLAIN for value in values):
-        text = "\n".join([*map(str, context), *map(str, values)])
-        if (
-            len(text) < _MAX_VALUE
-            and text.isascii()
-            and "\x00" not in text
-            and "auth" not in text
-            and "session" not in text
-            and not _hints_at_secret(text)
-            and (_DIGITS.search(text) is None or _CARD.sub(_mask_card, text) == text)
-            and all(type(key) is str for key in context)
-        ):
-            return dict(context), ()
+    """Return *context* repaired and masked, and what was done to it."""
     repaired, done = repair_context(context)
     masked = mask_context(repaired)
     return (masked if isinstance(masked, dict) else None), done
