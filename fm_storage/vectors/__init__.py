@@ -10,6 +10,7 @@ from fm_storage.vectors.points import (
     SparseVector,
     VectorStatistics,
 )
+from fm_storage.vectors.reindex import ReindexReport
 from fm_storage.vectors.store import QdrantStore
 from fm_storage.vectors.vectorizer import Embedding, LexicalVectorizer, Vectorizer
 
@@ -20,6 +21,7 @@ __all__ = [
     "Point",
     "PointId",
     "QdrantStore",
+    "ReindexReport",
     "ScoredPoint",
     "SparseVector",
     "VectorStatistics",

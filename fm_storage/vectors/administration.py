@@ -184,3 +184,20 @@ class CollectionCalls(StoreCalls):
             "set_aliases", None, lambda: self._backend.set_aliases(targets)
         )
         self._specs.clear()
+
+    async def exchange(self, name: str, target: str, *, retired: str) -> None:
+        """Let *name*, an alias or a collection's own, mean *target* from now on.
+
+        A collection of that name is called *retired* afterwards in the embedded
+        engine, at one stroke; a server cannot rename, so there it is deleted, and
+        for a moment the name means nothing. An alias changes at one stroke on both.
+
+        Raises:
+            CollectionNotFound: There is no *target*.
+            InvalidName: *retired* is taken.
+        """
+        check_name(retired)
+        await self._call(
+            "exchange", name, lambda: self._backend.exchange(name, target, retired)
+        )
+        self._specs.clear()

@@ -76,6 +76,9 @@ class Backend(Protocol):
     async def set_aliases(self, targets: Mapping[str, str | None]) -> None:
         """Point aliases at collections, or remove them, all at once."""
 
+    async def exchange(self, name: str, target: str, retired: str) -> None:
+        """Let a name mean *target*; a collection of that name becomes *retired*."""
+
     async def create_index(self, collection: str, field: str, schema: Any) -> None:  # noqa: ANN401 - text or object
         """Index a payload field."""
 

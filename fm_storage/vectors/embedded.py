@@ -184,6 +184,10 @@ class EmbeddedEngine:
         """Point aliases at collections, or remove them, all at once."""
         await self.call("aliases", None, set=dict(targets))
 
+    async def exchange(self, name: str, target: str, retired: str) -> None:
+        """Let a name mean *target*; a collection of that name becomes *retired*."""
+        await self.call("exchange", name, target=target, retired=retired)
+
     async def create_index(self, collection: str, field: str, schema: Any) -> None:  # noqa: ANN401 - text or object
         """Index a payload field."""
         await self.call("create_index", collection, field=field, schema=schema)

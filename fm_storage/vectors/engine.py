@@ -85,6 +85,7 @@ class Engine:
             "create": lambda request, _raw: self._create(request),
             "drop": lambda request, _raw: self._drop(request),
             "aliases": lambda request, _raw: self._aliases(request),
+            "exchange": lambda request, _raw: self._exchange(request),
             "create_index": lambda request, _raw: self._create_index(request),
             "delete_index": lambda request, _raw: self._delete_index(request),
             "set_marker": lambda request, _raw: self._set_marker(request),
@@ -276,6 +277,25 @@ class Engine:
             shelf.shard.close()
         shutil.rmtree(self.catalogue.shards / entry["folder"], ignore_errors=True)
         return True
+
+    def _exchange(self, request: dict[str, Any]) -> None:
+        """Let a collection's own name mean another one; the old one is renamed."""
+        name, target, retired = request["c"], request["target"], request["retired"]
+        if name in self.catalogue.collections:
+            if self.catalogue.resolve(retired) is not None:
+                raise _Taken(retired)
+            self.end_build(name)
+        with self.catalogue.changing():
+            if name in self.catalogue.collections:
+                entry = self.catalogue.collections.pop(name)
+                self.catalogue.collections[retired] = entry
+                for alias in self.catalogue.aliases_of(name):
+                    self.catalogue.aliases[alias] = self._name(target)
+            self.catalogue.aliases[name] = self._name(target)
+        shelf = self.shelves.pop(name, None)
+        if shelf is not None:
+            shelf.name = retired
+            self.shelves[retired] = shelf
 
     def _aliases(self, request: dict[str, Any]) -> None:
         with self.catalogue.changing():

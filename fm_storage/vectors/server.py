@@ -253,6 +253,18 @@ class ServerEngine:
             message = f"alias: {exc}"
             raise InvalidName(message) from exc
 
+    async def exchange(self, name: str, target: str, retired: str) -> None:
+        """Let a name mean *target*; a collection of that name goes.
+
+        A server cannot rename a collection: between the two requests the name
+        means nothing for a moment. With an alias there is no such moment.
+        """
+        del retired
+        names, _ = await self.collections()
+        if name in names:
+            await self.drop(name)
+        await self.set_aliases({name: target})
+
     async def create_index(self, collection: str, field: str, schema: Any) -> None:  # noqa: ANN401 - text or object
         """Index a payload field."""
         from fm_storage.vectors.client_errors import translated  # noqa: PLC0415 - lazy

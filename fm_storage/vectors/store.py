@@ -13,12 +13,14 @@ import os
 from collections.abc import Mapping
 from typing import Any, Self
 
-from fm_storage._typing import JsonObject
+from fm_storage._typing import JsonObject, Progress
+from fm_storage.config import CollectionConfig
 from fm_storage.vectors.administration import CollectionCalls
 from fm_storage.vectors.backend import backend_for
 from fm_storage.vectors.calls import Life
 from fm_storage.vectors.points import VectorStatistics
 from fm_storage.vectors.reading import ReadingCalls
+from fm_storage.vectors.reindex import Embed, ReindexReport, reindex
 from fm_storage.vectors.writing import WritingCalls
 
 __all__ = ["QdrantStore"]
@@ -121,4 +123,38 @@ class QdrantStore(CollectionCalls, WritingCalls, ReadingCalls):
         """Note a small JSON object in the vector store itself, durably."""
         await self._call(
             "set_marker", None, lambda: self._backend.set_marker(dict(marker))
+        )
+
+    async def reindex(
+        self,
+        collection: str,
+        definition: CollectionConfig,
+        embed: Embed | None = None,
+        *,
+        version: str = "",
+        progress: Progress | None = None,
+    ) -> ReindexReport:
+        """Move a collection to a new definition while it is read and written.
+
+        The points are copied into a new collection, then what changed meanwhile,
+        until a pass finds nothing new; then the name is exchanged and the
+        stragglers follow. If cancelled or killed, the next call with the same
+        arguments goes on where this one was. Points written again and again all
+        the time must be written through ``newer_by`` to be sure of the last one.
+
+        Args:
+            collection: Name that the application uses: an alias, or a
+                collection's own name (which is an alias from then on).
+            definition: The new definition.
+            embed: Returns the new vectors of points; without it they are copied.
+            version: Tells apart two reindexes to the same definition (another
+                model of the same size).
+            progress: Called as ``progress(copied, total)``.
+
+        Raises:
+            CollectionNotFound: There is no such collection.
+            InvalidVector: *embed* returns what does not fit; nothing is exchanged.
+        """
+        return await reindex(
+            self, collection, definition, embed, version=version, progress=progress
         )
