@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
@@ -85,6 +86,8 @@ class OneConnection(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is 
         defaults = {"application_name": "fm_storage migrate", "connect_timeout": 10}
         options = {k: v for k, v in dburi.args.items() if k != "conninfo"}
         given = conninfo_to_dict(dburi.args.get("conninfo", ""))
+        if "," in str(given.get("host", "")):  # of several, the one that can write
+            given.setdefault("target_session_attrs", "read-write")
         connection: psycopg.Connection[Any] = psycopg.connect(
             **{
                 **defaults,
@@ -96,13 +99,9 @@ class OneConnection(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is 
             prepare_threshold=None,
             cursor_factory=_Cursor,
         )
+        # yoyo's own command leaves it open. A forked child's exit must not close it.
+        weakref.finalize(self, connection.close).atexit = False
         return connection
-
-    def __del__(self) -> None:
-        """Close what yoyo's own command leaves open."""
-        connection = self.__dict__.get("_connection")
-        if connection is not None:
-            connection.close()
 
     def lift_limits(self) -> None:
         """Free the session from limits that are meant for queries.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,9 +20,11 @@ from yoyo.scripts.main import main
 
 from fm_storage.cli import cli
 from fm_storage.errors import ConfigurationInvalid, MigrationFailed
+from fm_storage.migrate import Migrator
 from fm_storage.migrate.files import project_folder
 from fm_storage.migrate.ledger import LOCK_KEY
 from tests.fix_migrations import MigrationFolder, ask
+from tests.fix_process import Child
 
 Command = Callable[..., Result]
 
@@ -129,6 +133,38 @@ def test_what_takes_long_is_told(
             FM_STORAGE_MIGRATIONS__LOCK_TIMEOUT="0.05",
         )
     assert "0002_more: a table is in use" in result.stderr
+
+
+async def test_ctrl_c_leaves_nothing_half_done(
+    empty_dsn: str,
+    migrations: MigrationFolder,
+    child: Callable[..., Awaitable[Child]],
+):
+    """The running migration is rolled back, what was done stays, a re-run converges."""
+    migrations.table("0001_done", "t_done")
+    migrations.write("0002_slow", "CREATE TABLE t_slow (id int); SELECT pg_sleep(60)")
+    running = await child(
+        "from fm_storage.cli import main; main(['migrate'])",
+        FM_STORAGE_MIGRATIONS__DSN=empty_dsn,
+        FM_STORAGE_MIGRATIONS__SOURCES=json.dumps([str(migrations.path)]),
+    )
+    sleeping = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    while not await asyncio.to_thread(ask, empty_dsn, sleeping):
+        assert running.process.returncode is None
+        await asyncio.sleep(0.05)
+    running.signal(signal.SIGINT)
+    assert await running.wait() == 130
+    tables = "SELECT tablename::text FROM pg_tables WHERE tablename ~ '^t_'"
+    assert ask(empty_dsn, tables) == [("t_done",)]
+    migrations.table("0002_slow", "t_slow")
+    assert [m.id for m in await migrations.migrator(empty_dsn).apply()] == ["0002_slow"]
+
+
+async def test_of_several_hosts_the_one_that_writes_is_migrated(server, empty_dsn: str):
+    """An address with a dead host and a living one, over TCP."""
+    address = server.over_tcp(empty_dsn)
+    both = address.replace("@127.0.0.1:", "@127.0.0.1:1,127.0.0.1:")
+    assert len(await Migrator(both).apply(to="0001")) == 1
 
 
 def test_a_role_of_its_own_migrates(command: Command, empty_dsn: str):
