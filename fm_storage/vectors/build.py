@@ -25,7 +25,7 @@ from fm_storage.vectors.shelf import Shelf
 __all__ = ["Build", "wants_index"]
 
 _QUIET = 1.0
-_PATIENCE = 10.0
+_PATIENCE = 60.0
 _REPLAY_TURN = 0.03
 _JOURNAL_LIMIT = 512 * 1024 * 1024
 

@@ -74,9 +74,9 @@ class Encoded:
 
     @property
     def size(self) -> int:
-        """About how many bytes it takes as JSON, which is the larger form."""
+        """Bytes it takes at most as JSON, which is the larger form."""
         numbers = sum(
-            12 * len(v) if isinstance(v, Floats) else 24 * len(v)
+            15 * len(v) if isinstance(v, Floats) else 26 * len(v)
             for v in self.vectors.values()
         )
         return numbers + len(self.payload) + 64

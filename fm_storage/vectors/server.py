@@ -83,7 +83,9 @@ class ServerEngine:
 
             more["verify"] = ssl.create_default_context(cafile=str(config.ca_file))
             if config.prefer_grpc:
-                more["grpc_options"] = {}
+                more["grpc_options"] = {
+                    "root_certificates": config.ca_file.read_bytes()
+                }
         api_key = config.api_key.get_secret_value() if config.api_key else None
         if api_key is not None and config.url.startswith("http://"):
             _log.warning("vector store: the API key travels in clear; use https://")
