@@ -116,8 +116,8 @@ cover: $(VENV)/.dev  ## all tests, with the coverage of branches
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --skip-covered
 
-test-containers: $(VENV)/.dev  ## all tests against containers; fails where there is no Docker engine
-	$(BIN)/pytest --containers -m "$(NOT_LONG)" $(ARGS)
+test-containers: $(VENV)/.dev  ## the tests that use a server, on containers; fails without a Docker engine
+	$(BIN)/pytest --containers -m "$(NOT_LONG) and postgres" $(ARGS)
 
 torture: $(VENV)/.dev  ## the long sweeps: kills, cancellations, storms, at full size
 	$(BIN)/pytest -m torture --timeout=1800 tests/torture $(ARGS)

@@ -18,7 +18,7 @@ from fm_storage.postgres.embedded import EmbeddedPostgres
 from fm_storage.postgres.embedded_cluster import Postmaster
 from tests.fix_process import Child
 
-pytestmark = [pytest.mark.postgres, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.timeout(120)
 
 USE = """
 import asyncio, sys

@@ -18,7 +18,7 @@ from fm_storage.postgres.embedded_cluster import Cluster, Postmaster
 from fm_storage.postgres.embedded_server import Server, ServiceUser, installed_server
 from tests.fix_postgres import test_account
 
-pytestmark = [pytest.mark.postgres, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.timeout(120)
 
 
 async def answers(dsn: str) -> None:
