@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -241,6 +242,12 @@ class Connector:
             return ConnectionFailed(
                 f"{self.server}: {exc.args[0]} (3D000); create the database",
                 sqlstate="3D000",
+                retryable=False,
+            )
+        if isinstance(exc, ssl.SSLCertVerificationError):  # a ValueError as well
+            return ConnectionFailed(
+                f"{self.server}: its certificate is not trusted "
+                f"({exc.verify_message}); give the authority with sslrootcert or ssl",
                 retryable=False,
             )
         if isinstance(exc, (asyncpg.ClientConfigurationError, ValueError)):

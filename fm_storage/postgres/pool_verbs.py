@@ -17,6 +17,7 @@ from fm_storage.postgres.errors import translate, unsent
 from fm_storage.postgres.reset import Effect, classify
 from fm_storage.postgres.slow import log_slow
 from fm_storage.postgres.sql import Sql
+from fm_storage.postgres.watch import GRACE
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -74,11 +75,13 @@ class PoolVerbs:
         else:
             text = sql
             link.dirty = lender.always_reset or not classify(sql)
+        link.task = current_task()
         if limit is None:
             link.deadline = link.taken_at + self._command_timeout
-            link.task = current_task()
-        elif limit == math.inf:
-            limit = None
+        else:
+            link.deadline = link.taken_at + limit + GRACE
+            if limit == math.inf:
+                limit = None
         if tracing.active:
             call = tracing.traced(call)
         try:

@@ -18,6 +18,7 @@ from fm_storage.postgres.reset import is_lean
 from fm_storage.postgres.slow import log_slow
 from fm_storage.postgres.sql import plain
 from fm_storage.postgres.stream import Stream
+from fm_storage.postgres.watch import GRACE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
@@ -85,8 +86,10 @@ class Verbs:
             if timeout is not None and link.lender is not None:
                 link.deadline = started + timeout
                 timeout = None
-        elif timeout == math.inf:
-            timeout = None
+        else:
+            link.deadline = started + timeout + GRACE
+            if timeout == math.inf:
+                timeout = None
         span = tracing.start(sql, link.raw) if tracing.active else None
         try:
             return await call(link.raw, plain(sql), *args, timeout=timeout)

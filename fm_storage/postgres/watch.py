@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
     from fm_storage.postgres.lender import Lender
 
-__all__ = ["Watch"]
+__all__ = ["GRACE", "Watch"]
 
-_SHORTEST, _LONGEST, _SHARE = 0.02, 0.4, 0.1
+GRACE = 0.1
+"""How long after the driver's own timer the watch steps in."""
+
+_SHORTEST, _LONGEST, _SHARE = 0.02, 0.35, 0.1
 
 
 class Watch:
@@ -28,15 +31,14 @@ class Watch:
     def __init__(self, lender: Lender) -> None:
         self._lender = lender
         limit = lender.config.command_timeout
-        self._interval = (
-            None if limit is None else min(_LONGEST, max(_SHORTEST, limit * _SHARE))
-        )
+        share = _LONGEST if limit is None else limit * _SHARE
+        self._interval = min(_LONGEST, max(_SHORTEST, share))
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
         """Look again after each interval, until ``end()``."""
         loop = self._lender.home
-        if self._interval is not None and loop is not None:
+        if loop is not None:
             self._timer = loop.call_later(self._interval, self._look)
 
     def end(self) -> None:
