@@ -52,6 +52,8 @@ _BOUNDARIES = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("method", _BOUNDARIES)
 async def test_a_kill_at_a_boundary_is_harmless(
     server: TestServer,
@@ -71,7 +73,7 @@ async def test_a_kill_at_a_boundary_is_harmless(
     for when, nth in _BOUNDARIES[method]:
         dsn = server.create_database(template)
         await killer.say(f"{dsn} {migrations.path} {method} {when} {nth}")
-        assert await killer.line() == "-9"
+        assert await killer.line(timeout=60) == "-9"
         migrator = migrations.migrator(dsn)
         await migrator.apply()
         await migrator.check()

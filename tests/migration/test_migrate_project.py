@@ -30,6 +30,7 @@ def database(every_server: TestServer) -> Iterator[str]:
     every_server.drop_database(made)
 
 
+@pytest.mark.timeout(120)
 async def test_up_down_up_leaves_no_difference(database: str):
     """Each file's rollback undoes that file exactly, and all can be applied again."""
     migrator = Migrator(database)
