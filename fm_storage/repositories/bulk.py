@@ -79,7 +79,7 @@ class Bulk(Blame[M]):
                 batch, entity.key, points.columns(len(batch), vectors, payloads)
             )
             return [record for record, _ in found]
-        copied = len(batch) > COPY_ABOVE and not entity.returned
+        copied = len(batch) > COPY_ABOVE and entity.copied
         columns = entity.insert_columns(batch, copy=copied)
         write = self._copy if copied else self._insert
         written: list[M] = await self._blaming(

@@ -23,6 +23,11 @@ __all__ = ["Entity", "Stored"]
 
 M = TypeVar("M")
 
+_BUILT_IN = re.compile(
+    r"(bool|int[248]?|smallint|integer|bigint|float[48]|real|double precision"
+    r"|numeric|decimal|text|varchar|character varying|bpchar|bytea|uuid|date|time"
+    r"|timestamp(tz| without time zone)?|interval|jsonb?)(\(.*\))?(\[\])?"
+)
 _PARAMETER = re.compile(r"\$(\d+)")
 
 
@@ -86,6 +91,8 @@ class Entity(Generic[M]):
         insert_columns: See ``Intake.columns()``.
         from_row: Makes the record of a row in the order of ``stored``.
         plain_key: Class of the keys that need no look.
+        copied: Whether COPY can write it: nothing comes back from a COPY, and the
+            driver knows the binary form of built-in types only.
         statements: The entity's SQL, kept here by the repositories.
     """
 
@@ -123,6 +130,9 @@ class Entity(Generic[M]):
             for place, item in enumerate(self.stored)
             if item.kind.decode is not None and not declared.decodes
         )
+        self.copied = not self.returned and all(
+            _BUILT_IN.fullmatch(item.kind.sql) for item in self.inserted
+        )
         self.from_row = self._choose_from_row()
         self.plain_key = _plain_key(self.key)
 
@@ -143,11 +153,23 @@ class Entity(Generic[M]):
     def _from_row(self, row: Iterable[Any]) -> M:
         """Return the record of a row, several of whose values are decoded."""
         values = list(row)
-        for place, decode, nullable in self._decoders:
-            value = values[place]
-            if not (nullable and value is None):
-                values[place] = decode(value)
-        return self._construct(*values)
+        try:
+            for place, decode, nullable in self._decoders:
+                value = values[place]
+                if not (nullable and value is None):
+                    values[place] = decode(value)
+            return self._construct(*values)
+        except (ValueError, TypeError) as exc:
+            raise self._unreadable(row, exc) from exc
+
+    def _unreadable(self, row: Iterable[Any], exc: Exception) -> InvalidRecord:
+        """Return the error of a stored row that is no record of the model."""
+        values = dict(zip(self.by_field, row, strict=True))
+        key = self.shown([values[name] for name in self.key_names])
+        return InvalidRecord(
+            f"{self.name}: the row with key {key!r} is no {self.model.__name__} "
+            f"({type(exc).__name__}: {exc}); correct the row or the model"
+        )
 
     def _choose_from_row(self) -> Callable[[Iterable[Any]], M]:
         """Return the shortest way from a row to a record.
@@ -156,23 +178,35 @@ class Entity(Generic[M]):
         the server the processor's caches are cold.
         """
         construct = self._construct
-        if not self._decoders:
-            return lambda row: construct(*row)
-        if len(self._decoders) > 1:
+        if len(self._decoders) != 1:
             return self._from_row
         ((place, decode, nullable),) = self._decoders
 
         def from_row(row: Iterable[Any]) -> M:
             values = list(row)
             value = values[place]
-            if value is not None or not nullable:
-                values[place] = decode(value)
-            return construct(*values)
+            try:
+                if value is not None or not nullable:
+                    values[place] = decode(value)
+                return construct(*values)
+            except (ValueError, TypeError) as exc:
+                raise self._unreadable(row, exc) from exc
 
         return from_row
 
-    def from_rows(self, rows: Iterable[Iterable[Any]]) -> list[M]:
-        """Return the records of *rows*."""
+    def from_rows(self, rows: Sequence[Iterable[Any]]) -> list[M]:
+        """Return the records of *rows*.
+
+        Raises:
+            InvalidRecord: A row is no record of the model; its key is named.
+        """
+        try:
+            return self._from_rows(rows)
+        except (ValueError, TypeError):
+            # The slow way names the row.
+            return [self._from_row(row) for row in rows]
+
+    def _from_rows(self, rows: Sequence[Iterable[Any]]) -> list[M]:
         construct = self._construct
         if not self._decoders:
             return [construct(*row) for row in rows]

@@ -176,6 +176,9 @@ def _column(given: str | Column | None) -> Column:
 
 def _declared(model: type[Any], name: str, annotation: Any, column: Column) -> Declared:  # noqa: ANN401 - any annotation
     bare, extras = _unwrap(annotation)
+    bare, nullable = _optional(bare)
+    bare, inner = _unwrap(bare)
+    extras += inner
     for extra in extras:
         if isinstance(extra, Column):
             column = Column(
@@ -188,7 +191,6 @@ def _declared(model: type[Any], name: str, annotation: Any, column: Column) -> D
         (n for e in extras if isinstance(n := getattr(e, "max_length", None), int)),
         None,
     )
-    bare, nullable = _optional(bare)
     try:
         kind = _typed(bare, column.type, length)
     except TypeError as exc:
@@ -329,8 +331,24 @@ def _sequence(origin: type, arguments: tuple[Any, ...]) -> kinds.Kind:
     except TypeError:
         kind = compound_kinds.JsonValue()
     if isinstance(kind, (compound_kinds.JsonValue, compound_kinds.Array)):
-        return compound_kinds.JsonValue(list)
+        return _json_sequence(origin, kind)
     return compound_kinds.Array(kind, origin)
+
+
+def _json_sequence(origin: type, element: kinds.Kind) -> compound_kinds.JsonValue:
+    """Return a JSON array, whose elements may be models."""
+    dump, decode = getattr(element, "dump", None), element.decode
+    kind = compound_kinds.JsonValue(
+        list,
+        dump=None
+        if dump is None and origin is list
+        else lambda values: [dump(one) if dump else one for one in values],
+    )
+    if decode is not None:
+        kind.decode = lambda values: origin(map(decode, values))
+    elif origin is not list:
+        kind.decode = origin
+    return kind
 
 
 def _dump_pydantic(value: Any) -> Any:  # noqa: ANN401 - a pydantic model

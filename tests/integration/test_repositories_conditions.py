@@ -1,0 +1,319 @@
+"""Conditions of the server, and of rows and models that do not fit, by name."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import datetime as dt
+import enum
+import sys
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Annotated, Any, Literal, NewType, TypedDict
+from uuid import UUID
+
+import msgspec
+import pydantic
+import pytest
+
+from fm_storage.errors import (
+    ConfigurationInvalid,
+    DeadlockDetected,
+    InvalidName,
+    InvalidRecord,
+    LockTimeout,
+    PermissionDenied,
+    QueryFailed,
+    SerializationFailed,
+)
+from fm_storage.repositories import (
+    Column,
+    ErrorEntry,
+    ErrorEntryRepository,
+    Repository,
+    uuid7,
+    where,
+)
+from fm_storage.repositories.entity import Entity
+from tests.repository_models import TABLES, Note, Product
+
+
+@pytest.fixture
+async def products(pool):
+    """Give the products, two of them stored."""
+    await pool.execute(TABLES)
+    repository = Repository(pool, Product, key="sku")
+    await repository.create_many([Product(sku="a", price=1), Product(sku="b", price=2)])
+    return repository
+
+
+async def test_locked_row_is_a_lock_timeout(products, pool):
+    """Within the server's lock_timeout, and worth another try."""
+
+    async def wait_for_it() -> None:
+        async with pool.transaction() as second:
+            await second.execute("SET LOCAL lock_timeout = '50ms'")
+            await products.bind(second).update("a", {"price": 4})
+
+    async with pool.transaction() as first:
+        await products.bind(first).update("a", {"price": 3})
+        with pytest.raises(LockTimeout) as caught:
+            await wait_for_it()
+
+    assert caught.value.retryable
+
+
+async def test_rows_locked_crosswise_are_a_deadlock(products, pool):
+    """One of the two is refused and may run again; the other commits."""
+    ready = asyncio.Barrier(2)
+
+    async def change(first: str, second: str) -> None:
+        async with pool.transaction() as transaction:
+            bound = products.bind(transaction)
+            await transaction.execute("SET LOCAL deadlock_timeout = '50ms'")
+            await bound.update(first, {"price": 5})
+            await ready.wait()
+            await bound.update(second, {"price": 6})
+
+    outcomes = await asyncio.gather(
+        change("a", "b"), change("b", "a"), return_exceptions=True
+    )
+
+    (loser,) = [one for one in outcomes if one is not None]
+    assert isinstance(loser, DeadlockDetected)
+    assert loser.retryable
+
+
+async def test_lost_update_is_a_serialization_failure(products, pool):
+    """Not an integrity error: run the transaction again."""
+
+    async def change() -> None:
+        async with pool.transaction(isolation="repeatable_read") as transaction:
+            bound = products.bind(transaction)
+            await bound.get_by_id("a")
+            await products.update("a", {"price": 7})
+            await bound.update("a", {"price": 8})
+
+    with pytest.raises(SerializationFailed) as caught:
+        await change()
+    assert caught.value.retryable
+
+
+async def test_missing_rights_and_tables_have_their_sqlstate(products, pool):
+    """A role without rights, a table that is not there."""
+    await pool.execute("CREATE ROLE fm_nobody; GRANT fm_nobody TO CURRENT_USER")
+    try:
+        with pytest.raises(PermissionDenied) as denied:
+            await as_nobody(products, pool)
+    finally:
+        await pool.execute("DROP ROLE fm_nobody")
+    with pytest.raises(QueryFailed) as absent:
+        await Repository(pool, Note, table="nowhere.note").count()
+
+    assert denied.value.sqlstate == "42501"
+    assert absent.value.sqlstate == "42P01"
+
+
+async def as_nobody(products: Repository[Product], pool: Any) -> None:
+    """Read the products with a role that may not."""
+    async with pool.transaction() as transaction:
+        await transaction.execute("SET LOCAL ROLE fm_nobody")
+        await products.bind(transaction).count()
+
+
+async def test_stored_row_that_is_no_record_is_named(pool):
+    """Written past the model: its key is named, alone and among others."""
+    errors = ErrorEntryRepository(pool)
+    good = await errors.create(ErrorEntry("m", "m", "E"))
+    bad = await errors.create(ErrorEntry("m", "m", "E"))
+    await pool.execute(
+        "UPDATE project_errors SET severity = 'FATAL' WHERE id = $1", bad.id
+    )
+
+    for attempt in (errors.get_by_id(bad.id), errors.find_many(order_by="id")):
+        with pytest.raises(InvalidRecord, match=str(bad.id)):
+            await attempt
+    assert await errors.get_by_id(good.id) == good
+
+
+async def test_hostile_names_are_quoted(pool):
+    """A table and columns with quotes, capitals and semicolons work as they are."""
+
+    @dataclass(slots=True)
+    class Odd:
+        id: int
+        text: str
+
+    await pool.execute(
+        'CREATE SCHEMA "My ""Schema"; CREATE TABLE "My ""Schema"."odd; --" '
+        '("Id" bigint PRIMARY KEY, "select ""x" text)'
+    )
+    repository = Repository(
+        pool,
+        Odd,
+        table='My "Schema.odd; --',
+        columns={"id": "Id", "text": 'select "x'},
+    )
+    rows = [Odd(n, str(n)) for n in range(5100)]
+
+    await repository.create_many(rows)
+    await repository.create(Odd(9999, "x"))
+    await repository.upsert_many([Odd(1, "new")])
+
+    found = await repository.find_many(where("text") == "new", order_by="-text")
+    assert found == [Odd(1, "new")]
+    assert await repository.count() == 5101
+
+
+Name = NewType("Name", str)
+
+
+class Shape(TypedDict):
+    """A typed JSON object."""
+
+    sides: int
+
+
+class Flag(enum.Flag):
+    """Values that are numbers."""
+
+    A = 1
+    B = 2
+
+
+class Mixed(enum.Enum):
+    """Values of two types, which no column has."""
+
+    A = "a"
+    B = 1
+
+
+class Address(pydantic.BaseModel):
+    """A nested model, stored as JSON."""
+
+    city: str
+
+
+@dataclass(slots=True)
+class Person:
+    """A model whose annotations are wrapped in many ways."""
+
+    id: UUID
+    name: Annotated[Name, Column(type="varchar(5)")]
+    nick: Annotated[str, msgspec.Meta(max_length=3)] | None
+    shape: Shape | None
+    address: Address | None
+    addresses: list[Address] | None
+    flag: Flag | None
+    bare: dict | None = None  # type: ignore[type-arg]  # a bare annotation is the test
+    many: list | None = None  # type: ignore[type-arg]  # a bare annotation is the test
+    either: int | str | list[str] | None = None
+    amount: Annotated[Decimal, Column(type="numeric(12,2)")] = Decimal(0)
+    mood: Annotated[str, Column(type="mood")] | None = None
+
+
+PERSON = """
+CREATE TYPE mood AS ENUM ('calm', 'cross');
+CREATE TABLE person (
+    id uuid PRIMARY KEY, name varchar(5), nick text, shape jsonb, address jsonb,
+    addresses jsonb, flag int, bare jsonb, many jsonb, either jsonb,
+    amount numeric(12,2), mood mood
+)
+"""
+
+
+async def test_wrapped_annotations_are_read(pool):
+    """NewType, Annotated, TypedDict, nested models, unions of JSON."""
+    await pool.execute(PERSON)
+    people = Repository(pool, Person)
+    person = Person(
+        uuid7(),
+        Name("Ann"),
+        "an",
+        {"sides": 3},
+        Address(city="Bonn"),
+        [Address(city="Ulm")],
+        Flag.A,
+        {"x": 1},
+        [1],
+        ["a"],
+        Decimal("1.50"),
+        "calm",
+    )
+
+    await people.create(person)
+    await people.upsert_many([person])
+    copied = [dataclasses.replace(person, id=uuid7()) for _ in range(5001)]
+    await people.create_many(copied)
+
+    assert await people.get_by_id(copied[-1].id) == copied[-1]
+    assert await people.get_by_id(person.id) == person
+    wrong: list[tuple[str, Any]] = [
+        ("name", "Sixsix"),
+        ("nick", "four"),
+        ("shape", []),
+    ]
+    for name, value in wrong:
+        with pytest.raises(InvalidRecord, match=name):
+            await people.create(dataclasses.replace(person, **{name: value}))
+
+
+def test_models_that_cannot_be_stored_are_refused_at_declaration():
+    """What is wrong, by the field's name."""
+    model: Any
+    for annotation in (Mixed, object, tuple[int, str], set[int], int | bytes, Any):
+        model = dataclasses.make_dataclass("Bad", [("id", int), ("x", annotation)])
+        with pytest.raises(ConfigurationInvalid, match=r"Bad\.x"):
+            Entity(model)
+    hidden = dataclasses.make_dataclass(
+        "Hidden", [("id", int, field(init=False, default=1))]
+    )
+    with pytest.raises(ConfigurationInvalid, match="init=False"):
+        Entity(hidden)
+    with pytest.raises(ConfigurationInvalid, match="no dataclass"):
+        Entity(dict)
+    with pytest.raises(ConfigurationInvalid, match="has no fields"):
+        Entity(dataclasses.make_dataclass("Empty", []))
+    unknown = dataclasses.make_dataclass("Unknown", [("id", "Missing")])
+    with pytest.raises(ConfigurationInvalid, match="cannot be resolved"):
+        Entity(unknown)
+    odd = dataclasses.make_dataclass(
+        "Odd", [("id", int), ("x", Annotated[str, Column(type="int; DROP")])]
+    )
+    with pytest.raises(ConfigurationInvalid, match=r"Odd\.x"):
+        Entity(odd)
+    good = dataclasses.make_dataclass("Good", [("id", int), ("x", Literal["a"])])
+    with pytest.raises(InvalidName, match="63"):
+        Entity(good, table="t" * 64)
+
+
+def test_names_default_to_the_models():
+    """Snake case, the schema before the last dot."""
+    entity: Entity[Any] = Entity(
+        dataclasses.make_dataclass("InvoiceLine2", [("id", int)])
+    )
+    qualified = Entity(ErrorEntry, table="a.b")
+
+    assert entity.quoted == '"invoice_line2"'
+    assert qualified.quoted == '"a"."b"'
+    assert qualified.name == "a.b"
+
+
+def test_identifiers_are_unique_ordered_and_dated():
+    """Version 7, ever greater in one process, their time the present."""
+    before = dt.datetime.now(dt.UTC)
+    made = [uuid7() for _ in range(10_000)]
+    moment = dt.datetime.fromtimestamp((made[0].int >> 80) / 1000, dt.UTC)
+
+    assert made == sorted(made)
+    assert len(set(made)) == len(made)
+    assert {(one.version, one.variant) for one in made} == {
+        (7, "specified in RFC 4122")
+    }
+    assert abs(moment - before) < dt.timedelta(seconds=1)
+
+
+def test_importing_the_room_loads_no_model_library_but_its_own():
+    """Msgspec is recognised without being imported."""
+    module = sys.modules["fm_storage.repositories.models"]
+    assert "msgspec" not in vars(module)
