@@ -24,7 +24,6 @@ from fm_storage.outbox.queue import Queue
 from fm_storage.outbox.rebuild import Rebuilder
 from fm_storage.outbox.reconcile import Reconciler, collections_of
 from fm_storage.outbox.results import (
-    CollectionBacklog,
     DrainReport,
     OutboxStatistics,
     OutboxStatus,
@@ -33,6 +32,7 @@ from fm_storage.outbox.results import (
     RepairReport,
     Verification,
 )
+from fm_storage.outbox.status import read_health, read_status
 from fm_storage.outbox.writer import BoundOutbox, PointLike
 from fm_storage.postgres import Executor, Pool, Sql
 from fm_storage.vector_state import encode_id
@@ -55,7 +55,6 @@ _GRACE = 5.0
 
 _SLOWEST_LOOK = 0.25
 
-_BACKLOG = Sql("SELECT * FROM fm_storage.vector_health ORDER BY collection")
 _NOTIFY = Sql(f"SELECT pg_notify('{_CHANNEL}', '')")
 
 
@@ -280,39 +279,11 @@ class Outbox:
 
     async def status(self) -> OutboxStatus:
         """Return the state of the queue and of this process's drainer."""
-        records = await self._pool.fetch(_BACKLOG)
-        backlogs = tuple(CollectionBacklog(*record) for record in records)
-        drainer = self._drainer
-        return OutboxStatus(
-            pending=sum(one.pending for one in backlogs),
-            quarantined=sum(one.quarantined for one in backlogs),
-            tombstones=sum(one.tombstones for one in backlogs),
-            oldest_age=max(
-                (one.oldest_age for one in backlogs if one.oldest_age is not None),
-                default=None,
-            ),
-            collections=backlogs,
-            drainer="off" if drainer is None else drainer.state.value,
-            problem=None if drainer is None else drainer.problem,
-            statistics=self.statistics(),
-        )
+        return await read_status(self._pool, self._drainer, self.statistics())
 
     async def health(self) -> tuple[str, str]:
         """Return ``ok``, ``degraded`` or ``down`` and one sentence of detail."""
-        try:
-            status = await self.status()
-        except StorageError as exc:
-            return "down", f"the queue cannot be read: {exc}"
-        detail = f"{status.pending} pending"
-        if status.oldest_age is not None:
-            detail += f", oldest {status.oldest_age.total_seconds():.1f} s"
-        if status.quarantined:
-            detail += f", {status.quarantined} quarantined"
-        if status.problem:
-            detail += f"; {status.problem}"
-        failing = any(one.failing for one in status.collections)
-        sound = not (status.problem or status.quarantined or failing)
-        return ("ok" if sound else "degraded"), detail
+        return await read_health(self._pool, self._drainer, self.statistics())
 
     def statistics(self) -> OutboxStatistics:
         """Return what this process has delivered."""

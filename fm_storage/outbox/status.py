@@ -1,0 +1,67 @@
+"""Reading how far the vector store is behind, and what to make of it.
+
+Apart because it only looks: at the view ``vector_health``, which is the same for
+all processes, and at this process's drainer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fm_storage.errors import StorageError
+from fm_storage.outbox.results import (
+    CollectionBacklog,
+    OutboxStatistics,
+    OutboxStatus,
+)
+from fm_storage.postgres import Executor, Sql
+
+if TYPE_CHECKING:
+    from fm_storage.outbox.drain import Drainer
+
+__all__ = ["read_health", "read_status"]
+
+_BACKLOG = Sql("SELECT * FROM fm_storage.vector_health ORDER BY collection")
+
+
+async def read_status(
+    executor: Executor, drainer: Drainer | None, statistics: OutboxStatistics
+) -> OutboxStatus:
+    """Return the state of the queue and of the drainer.
+
+    Raises:
+        StorageError: PostgreSQL did not answer.
+    """
+    records = await executor.fetch(_BACKLOG)
+    backlogs = tuple(CollectionBacklog(*record) for record in records)
+    ages = [one.oldest_age for one in backlogs if one.oldest_age is not None]
+    return OutboxStatus(
+        pending=sum(one.pending for one in backlogs),
+        quarantined=sum(one.quarantined for one in backlogs),
+        tombstones=sum(one.tombstones for one in backlogs),
+        oldest_age=max(ages, default=None),
+        collections=backlogs,
+        drainer="off" if drainer is None else drainer.state.value,
+        problem=None if drainer is None else drainer.problem,
+        statistics=statistics,
+    )
+
+
+async def read_health(
+    executor: Executor, drainer: Drainer | None, statistics: OutboxStatistics
+) -> tuple[str, str]:
+    """Return ``ok``, ``degraded`` or ``down`` and one sentence of detail."""
+    try:
+        status = await read_status(executor, drainer, statistics)
+    except StorageError as exc:
+        return "down", f"the queue cannot be read: {exc}"
+    detail = f"{status.pending} pending"
+    if status.oldest_age is not None:
+        detail += f", oldest {status.oldest_age.total_seconds():.1f} s"
+    if status.quarantined:
+        detail += f", {status.quarantined} quarantined"
+    if status.problem:
+        detail += f"; {status.problem}"
+    failing = any(one.failing for one in status.collections)
+    sound = not (status.problem or status.quarantined or failing)
+    return ("ok" if sound else "degraded"), detail
