@@ -560,6 +560,7 @@ class ErrorManager:
         self, groups: list[ErrorGroup]
     ) -> dict[str, list[SimilarGroup]]:
         vectorizer, collection = self._recorder.vectors()
+        await self._recorder.wait_fresh()
         try:
             return await similar_groups(
                 self.storage.pool, self.storage.qdrant, vectorizer, collection, groups

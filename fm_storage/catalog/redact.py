@@ -83,7 +83,8 @@ _CARD = re.compile(r"(?<![\w.-])(?:\d[ -]?){12,18}\d(?![\w-]|\.\d)")
 # A look for these costs a tenth of the patterns, and most lines hold none.
 _HINTS = (
     "pass", "pwd", "secret", "token", "key", "cred", "auth", "session", "cookie",
-    "srf", "otp", "cvv", "ssn", "bearer", "basic ", "://", "eyj", "akia", "asia", "ghp_", "gho_",
+    "srf", "otp", "cvv", "ssn", "bearer", "basic ", "://", "eyj", "akia", "asia",
+    "ghp_", "gho_",
     "ghu_", "ghs_", "ghr_", "_pat_", "glpat", "xox", "k_live", "k_test", "k-live",
     "k-test", "k-proj", "k-ant", "aiza", "npm_", "pypi-", "-----begin",
 )  # fmt: skip

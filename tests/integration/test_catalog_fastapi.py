@@ -1,0 +1,73 @@
+"""The README's example application, under uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import types
+
+import httpx
+import uvicorn
+
+EXAMPLE = """\
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
+
+from fm_storage import ErrorManager, StorageManager
+from fm_storage.catalog import CatalogMiddleware
+
+
+@asynccontextmanager
+async def lifespan(app):
+    async with StorageManager() as storage, ErrorManager(storage) as errors:
+        app.state.errors = errors
+        yield
+
+
+app = FastAPI(lifespan=lifespan)
+app.add_middleware(CatalogMiddleware, errors=lambda: app.state.errors, module="shop")
+
+
+@app.post("/orders/{number}/pay")
+async def pay(number: int):
+    raise ConnectionError(f"gateway refused order {number}")
+
+
+@app.get("/errors", response_class=HTMLResponse)
+async def errors():
+    report = await app.state.errors.report(title="Shop")
+    return report.to_html()
+"""
+
+
+async def test_a_fastapi_application_catalogues_and_reports_its_errors(
+    monkeypatch, dsn, vector_folder, tmp_path
+):
+    """A failing endpoint answers 500, its error is on the report page."""
+    monkeypatch.setenv("FM_STORAGE_POSTGRES__DSN", dsn)
+    monkeypatch.setenv("FM_STORAGE_QDRANT__URL", f"embedded:{vector_folder}")
+    monkeypatch.setenv("FM_STORAGE_DATA_DIR", str(tmp_path / "data"))
+    module = types.ModuleType("shop_example")
+    monkeypatch.setitem(sys.modules, "shop_example", module)
+    exec(compile(EXAMPLE, "shop_example.py", "exec"), module.__dict__)  # noqa: S102 - our own example
+    config = uvicorn.Config(module.app, port=0, log_level="critical", ws="none")
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 - uvicorn offers nothing to wait for
+        await asyncio.sleep(0.02)
+    [listener] = server.servers[0].sockets
+    base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    # uvicorn closes the connection of a request whose application raised.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    async with httpx.AsyncClient(base_url=base, limits=limits) as client:
+        for number in range(3):
+            answer = await client.post(f"/orders/{number}/pay", timeout=20)
+            assert answer.status_code == 500
+        page = await client.get("/errors", timeout=20)
+    server.should_exit = True
+    await serving
+    assert page.status_code == 200
+    assert "gateway refused order &lt;n&gt;" in page.text
+    assert "/orders/" not in page.headers.get("location", "")

@@ -1,0 +1,157 @@
+"""Logs into the catalogue: once, in batches, whatever interrupts."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+
+import pytest
+
+from fm_storage.catalog import ErrorManager
+from fm_storage.errors import InvalidRecord, StorageError
+
+LINES = [
+    f"2024-01-02 03:{n // 60:02}:{n % 60:02} {'ERROR' if n % 3 else 'INFO'} "
+    f"[shop.cart] item {n} of order {n * 7} failed\n"
+    for n in range(500)
+]
+TRACE = (
+    'Traceback (most recent call last):\n  File "a.py", line 1, in f\nValueError: no\n'
+)
+
+
+@pytest.fixture
+async def errors(storage):
+    """Give an error manager on fresh engines."""
+    async with ErrorManager(storage) as manager:
+        yield manager
+
+
+async def test_the_same_log_again_adds_nothing_and_a_grown_one_only_the_rest(
+    errors, storage, tmp_path
+):
+    """Also renamed and packed by rotation, and under a progress callback."""
+    path = tmp_path / "shop.log"
+    path.write_text("".join(LINES[:400]))
+    seen: list[tuple[int, int | None]] = []
+    report = await errors.ingest(
+        path, batch_size=150, progress=lambda done, total: seen.append((done, total))
+    )
+    assert (report.lines, report.entries, report.added) == (400, 400, 400)
+    assert seen[-1] == (path.stat().st_size, path.stat().st_size)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    again = await errors.ingest(path)
+    assert (again.added, again.duplicates) == (0, 400)
+    assert "400 known before" in str(again)
+    path.write_text("".join(LINES))
+    assert (await errors.ingest(path)).added == 100
+    packed = tmp_path / "shop.log.1.gz"
+    packed.write_bytes(gzip.compress("".join(LINES).encode()))
+    assert (await errors.ingest(packed)).added == 0
+    assert (await errors.ingest(packed, source="other host")).added == 500
+    assert await storage.error_entries.count() == 1000
+    groups = await errors.groups()
+    assert sum(group.count for group in groups) == 1000
+    assert groups[0].template == "item <n> of order <n> failed"
+    assert groups[0].example.manager_context["source"] in {"shop.log", "other host"}
+
+
+async def test_lines_are_taken_from_any_iterable(errors):
+    """Text or bytes, from a list or an asynchronous source, with their traces."""
+    report = await errors.ingest([*LINES[:3], TRACE.rstrip("\n").encode()], source="a")
+    assert (report.entries, report.added) == (3, 3)
+
+    async def stream():
+        for line in LINES:
+            yield line.rstrip("\n")
+            await asyncio.sleep(0)
+        for line in TRACE.splitlines():
+            yield line.encode()
+
+    report = await errors.ingest(stream(), source="b", batch_size=100)
+    assert (report.entries, report.added) == (500, 500)
+    [group] = [g for g in await errors.groups() if g.example.stack_trace]
+    assert group.error_code == "ValueError"
+
+    async def nothing():
+        return
+        yield ""
+
+    assert (await errors.ingest(nothing())).entries == 0
+    assert (await errors.ingest([])).lines == 0
+
+
+async def test_what_is_asked_for_is_kept_and_the_rest_counted(errors):
+    """A least severity, a module for nameless lines."""
+    report = await errors.ingest([*LINES, "ERROR:plain:x\n"], severity="error")
+    assert report.skipped == 167
+    assert report.added == 334
+    with pytest.raises(InvalidRecord, match="severity"):
+        await errors.ingest(LINES, severity="odd")
+    await errors.ingest(["2024-01-02 03:04:05 ERROR nameless\n"], module="mine")
+    assert (await errors.groups(module="mine"))[0].count == 1
+
+
+async def test_a_cancelled_ingest_keeps_what_it_has(errors, storage):
+    """Batches stored before stay; the next run adds the rest, no line twice."""
+    reached = asyncio.Event()
+
+    def progress(_done, _total):
+        reached.set()
+
+    def slowly():
+        yield from LINES[:300]
+        asyncio.run_coroutine_threadsafe(reached.wait(), loop).result(10)
+        yield from LINES[300:]
+
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(
+        errors.ingest(slowly(), source="s", batch_size=50, progress=progress)
+    )
+    await reached.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    kept = await storage.error_entries.count()
+    assert 50 <= kept <= 500
+    report = await errors.ingest(LINES, source="s")
+    assert report.added == 500 - await _count_before(report)
+    assert await storage.error_entries.count() == 500
+
+
+async def _count_before(report):
+    return report.duplicates
+
+
+async def test_what_is_no_log_is_refused_and_nothing_is_stored(
+    errors, storage, tmp_path
+):
+    """Empty, binary, missing: typed errors that name the file."""
+    empty, binary = tmp_path / "empty.log", tmp_path / "binary.log"
+    empty.touch()
+    binary.write_bytes(bytes(range(256)) * 100)
+    for path, problem in ((empty, "empty"), (binary, "not text")):
+        with pytest.raises(InvalidRecord, match=problem):
+            await errors.ingest(path)
+    with pytest.raises(FileNotFoundError):
+        await errors.ingest(tmp_path / "missing.log")
+    assert await storage.error_entries.count() == 0
+
+
+async def test_a_batch_that_the_database_refuses_is_an_error(errors, storage):
+    """What was stored before stays; the caller learns why the rest was not."""
+    await storage.pool.execute(
+        "ALTER TABLE project_errors ADD CHECK (message NOT LIKE 'item 300 %')"
+    )
+    with pytest.raises(StorageError):
+        await errors.ingest(LINES, batch_size=100)
+    assert await storage.error_entries.count() == 300
+
+
+async def test_deleting_errors_forgets_their_groups(errors, storage):
+    """Whoever deletes or truncates: the groups follow at once."""
+    await errors.ingest(LINES[:10])
+    await storage.pool.execute("DELETE FROM project_errors WHERE severity = 'INFO'")
+    assert sum(group.count for group in await errors.groups()) == 6
+    await storage.pool.execute("TRUNCATE project_errors")
+    assert await errors.groups() == []

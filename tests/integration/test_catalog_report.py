@@ -1,0 +1,219 @@
+"""What the catalogue says as a whole, as numbers and as a page."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+
+import pytest
+
+from fm_storage.catalog import ErrorManager
+from fm_storage.catalog.html import document, el, join
+from fm_storage.config import StorageConfig
+from fm_storage.manager import StorageManager
+from fm_storage.repositories import Severity
+
+BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+async def errors(storage):
+    """Give a manager whose catalogue holds a day of a shop."""
+    async with ErrorManager(storage) as manager:
+        lines = []
+        for minute in range(0, 24 * 60, 10):
+            at = BEGIN + timedelta(minutes=minute)
+            stamp = f"{at:%Y-%m-%d %H:%M}"
+            lines.append(
+                f"{stamp}:01 INFO [shop.web] GET /item/{minute} took {minute} ms\n"
+            )
+            if minute % 60 == 0:
+                lines.append(f"{stamp}:02 WARNING [shop.db] pool {minute} is full\n")
+                lines.append(f"{stamp}:03 ERROR [shop.cart] cart {minute} was lost\n")
+            if minute >= 22 * 60:
+                lines.append(
+                    f"{stamp}:04 CRITICAL [shop.disk] volume {minute} is gone\n"
+                )
+            if minute >= 21 * 60:
+                lines.append(f"{stamp}:05 ERROR [shop.web] GET /item/{minute} failed\n")
+        await manager.ingest(lines, source="day")
+        yield manager
+
+
+async def test_patterns_and_frequencies_count_everything(errors):
+    """Shares add up; names come commonest first, parts of time in order."""
+    analyzer = errors.analyzer
+    patterns = await analyzer.patterns()
+    assert patterns[0].template == "GET <path> took <n> ms"
+    assert patterns[0].count == 144
+    assert sum(pattern.share for pattern in patterns) == pytest.approx(1)
+    assert len(await analyzer.patterns(limit=2)) == 2
+    by_module = await analyzer.frequencies()
+    assert list(by_module)[0] == "shop.web"  # noqa: RUF015 - the first of all
+    assert by_module["shop.cart"] == 24
+    assert await analyzer.frequencies("severity") == {
+        "INFO": 144,
+        "WARNING": 24,
+        "ERROR": 42,
+        "CRITICAL": 12,
+    }
+    hours = await analyzer.frequencies("hour", severity=Severity.CRITICAL)
+    assert hours == {"22": 6, "23": 6}
+    assert await analyzer.frequencies("weekday") == {"1": 222}
+    assert len(await analyzer.frequencies("error_code")) == 5
+    totals = await analyzer.totals(since=BEGIN + timedelta(hours=22))
+    assert (totals.errors, totals.groups) == (12 + 4 + 12 + 12, 5)
+
+
+async def test_a_timeline_has_no_holes(errors):
+    """Buckets of any width, also those without errors."""
+    timeline = await errors.analyzer.timeline(bucket=timedelta(hours=1))
+    assert len(timeline) == 24
+    assert timeline[0].start == BEGIN
+    assert timeline[0].counts == {"INFO": 6, "WARNING": 1, "ERROR": 1}
+    assert sum(bucket.total for bucket in timeline) == 222
+    critical = await errors.analyzer.timeline(
+        bucket=timedelta(minutes=1), severity=Severity.CRITICAL
+    )
+    assert any(bucket.total == 0 for bucket in critical)
+    assert 20 <= len(await errors.analyzer.timeline()) <= 61
+    assert len(await errors.analyzer.timeline(bucket=timedelta(seconds=1))) == 222
+
+
+async def test_new_growing_and_correlated_groups_are_found(errors):
+    """What began lately, what happens more often, what happens together."""
+    late = BEGIN + timedelta(hours=21, minutes=30)
+    [new] = await errors.analyzer.new_since(late)
+    assert new.module == "shop.disk"
+    assert (
+        await errors.analyzer.new_since(late, until=late + timedelta(minutes=1)) == []
+    )
+    growing = await errors.analyzer.growing(
+        timedelta(hours=2), until=BEGIN + timedelta(days=1)
+    )
+    assert (growing[0].module, growing[0].now, growing[0].before) == (
+        "shop.disk",
+        12,
+        0,
+    )
+    found = await errors.analyzer.correlations(timedelta(minutes=1))
+    assert {found[0].first_module, found[0].second_module} == {"shop.cart", "shop.db"}
+    assert found[0].overlap == 1
+    assert found[0].together == 24
+    assert found[0].lift == pytest.approx(6)
+    heat = await errors.analyzer.heat()
+    assert heat["shop.disk"][22] == 6
+
+
+class Reader(HTMLParser):
+    """Collects what a browser would load or run, and all text."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags: set[str] = set()
+        self.loads: list[str] = []
+        self.text: list[str] = []
+        self.policy = ""
+
+    def handle_starttag(self, tag, attrs):
+        """Note a tag, what it would load, and the page's policy."""
+        self.tags.add(tag)
+        values = dict(attrs)
+        self.loads += [f"{k}={v}" for k, v in attrs if k in {"src", "href", "srcset"}]
+        self.loads += [k for k, _ in attrs if k.startswith("on") or k == "style"]
+        if values.get("http-equiv") == "Content-Security-Policy":
+            self.policy = values.get("content") or ""
+
+    def handle_data(self, data):
+        """Note text."""
+        self.text.append(data)
+
+
+async def test_the_page_loads_nothing_runs_nothing_and_escapes_everything(errors):
+    """Hostile text in message, module, trace and code stays text."""
+    hostile = "<script>alert(1)</script><img src=x onerror=alert(2)> \x1b[31m \u202e"
+    try:
+        raise ValueError(hostile)  # noqa: TRY301 - with a trace
+    except ValueError as exc:
+        await errors.record(exc, module=hostile, error_code=hostile)
+    report = await errors.report(title=hostile, until=None, since=BEGIN)
+    page = report.to_html()
+    reader = Reader()
+    reader.feed(page)
+    assert not reader.tags & {"script", "img", "link", "iframe", "object", "base"}
+    assert reader.loads == []
+    assert reader.policy.startswith("default-src 'none'; style-src 'sha256-")
+    shown = "".join(reader.text)
+    assert "<script>alert(1)</script>" in shown
+    assert "\x1b" not in page
+    assert "\u202e" not in page
+    for words in ("Timeline", "New in the last", "Growing", "What happens together"):
+        assert words in shown
+    data = json.loads(report.to_json())
+    assert data["totals"]["errors"] == 223
+    assert data["window"] == report.window.total_seconds()
+    assert any(report.similar.values())
+
+
+async def test_a_report_of_nothing_is_a_page_too(dsn, tmp_path):
+    """No errors, no vectors: the page says so."""
+    config = StorageConfig(postgres={"dsn": dsn}, qdrant=None, data_dir=tmp_path)
+    async with StorageManager(config) as storage, ErrorManager(storage) as errors:
+        page = (await errors.report()).to_html()
+        assert "no errors" in page
+        assert await errors.analyzer.timeline() == []
+
+
+async def test_a_long_timeline_is_drawn_in_bounded_width(errors):
+    """Ten years of minutes are still a few hundred bars."""
+    for year in (2014, 2019):
+        at = datetime(year, 1, 1, tzinfo=UTC)
+        await errors.record("x", module="m", timestamp=at, severity="DEBUG")
+    report = await errors.report()
+    assert report.to_html().count("<rect") < 1500
+    from dataclasses import replace  # noqa: PLC0415 - here only
+
+    wide = await errors.analyzer.timeline(
+        bucket=timedelta(minutes=1), since=BEGIN, until=BEGIN + timedelta(days=1)
+    )
+    assert len(wide) > 1000
+    assert replace(report, timeline=wide).to_html().count("<rect") < 3000
+
+
+async def test_the_page_is_shown_by_a_browser(errors, tmp_path):
+    """Chromium, where it is installed, draws it at the width of a phone."""
+    page = tmp_path / "report.html"
+    page.write_text((await errors.report(title="A day")).to_html())
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        # Nothing to look with: the page is at least well formed.
+        assert page.read_text().endswith("</html>\n")
+        return
+    shot = tmp_path / "report.png"
+    command = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--window-size=390,1400",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--screenshot={shot}",
+        page.as_uri(),
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)  # noqa: ASYNC221 - a test may wait
+    assert shot.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_markup_is_made_by_elements_only():
+    """Text is escaped wherever it goes; nothing else can be markup."""
+    made = el("p", "<b>", el("b", "&"), title='"x"', class_="a", data_x=None)
+    assert made == '<p title="&quot;x&quot;" class="a">&lt;b&gt;<b>&amp;</b></p>'
+    assert join("<", el("br")) == "&lt;<br>"
+    page = document("t", "p{color:red}", el("p", "\udcff\x00"))
+    assert "?\ufffd" in page
+    assert re.search(r"sha256-[A-Za-z0-9+/]{43}=", page)
