@@ -8,9 +8,10 @@ from fm_storage.repositories.error_entries import (
     ErrorEntryRepository,
     Severity,
 )
-from fm_storage.repositories.filters import Filter, Order, asc, desc, where
+from fm_storage.repositories.filters import Filter, where
 from fm_storage.repositories.identifiers import uuid7
 from fm_storage.repositories.models import Column
+from fm_storage.repositories.ordering import Order, asc, desc
 from fm_storage.repositories.paging import Page
 from fm_storage.repositories.repository import Repository
 

@@ -16,13 +16,13 @@ from fm_storage.postgres.sql import Sql
 from fm_storage.repositories.entity import Entity
 from fm_storage.repositories.filters import (
     Filter,
-    Order,
     Parameters,
     where,
     where_sql,
 )
 from fm_storage.repositories.identifiers import uuid7
 from fm_storage.repositories.models import Column
+from fm_storage.repositories.ordering import Order
 from fm_storage.repositories.repository import Repository
 
 if TYPE_CHECKING:

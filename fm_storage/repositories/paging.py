@@ -18,8 +18,9 @@ import orjson
 
 from fm_storage.errors import InvalidName, InvalidRecord
 from fm_storage.repositories.compound_kinds import Array, JsonValue
-from fm_storage.repositories.filters import Order, Parameters
+from fm_storage.repositories.filters import Parameters
 from fm_storage.repositories.kinds import Refused
+from fm_storage.repositories.ordering import Order
 
 if TYPE_CHECKING:
     from fm_storage.repositories.entity import Entity, Stored

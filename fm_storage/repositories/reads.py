@@ -14,12 +14,10 @@ from fm_storage.errors import InvalidRecord, RecordNotFound
 from fm_storage.postgres.sql import Sql
 from fm_storage.repositories.filters import (
     Filter,
-    OrderBy,
     Parameters,
-    order_sql,
-    orders,
     where_sql,
 )
+from fm_storage.repositories.ordering import OrderBy, order_sql, orders
 from fm_storage.repositories.paging import (
     Page,
     decode_cursor,

@@ -101,12 +101,13 @@ async def test_lost_update_is_a_serialization_failure(products, pool):
 
 async def test_missing_rights_and_tables_have_their_sqlstate(products, pool):
     """A role without rights, a table that is not there."""
-    await pool.execute("CREATE ROLE fm_nobody; GRANT fm_nobody TO CURRENT_USER")
+    role = f"fm_nobody_{uuid7().hex}"
+    await pool.execute(f"CREATE ROLE {role}; GRANT {role} TO CURRENT_USER")
     try:
         with pytest.raises(PermissionDenied) as denied:
-            await as_nobody(products, pool)
+            await as_role(role, products, pool)
     finally:
-        await pool.execute("DROP ROLE fm_nobody")
+        await pool.execute(f"DROP ROLE {role}")
     with pytest.raises(QueryFailed) as absent:
         await Repository(pool, Note, table="nowhere.note").count()
 
@@ -114,10 +115,10 @@ async def test_missing_rights_and_tables_have_their_sqlstate(products, pool):
     assert absent.value.sqlstate == "42P01"
 
 
-async def as_nobody(products: Repository[Product], pool: Any) -> None:
+async def as_role(role: str, products: Repository[Product], pool: Any) -> None:
     """Read the products with a role that may not."""
     async with pool.transaction() as transaction:
-        await transaction.execute("SET LOCAL ROLE fm_nobody")
+        await transaction.execute(f"SET LOCAL ROLE {role}")
         await products.bind(transaction).count()
 
 
