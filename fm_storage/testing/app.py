@@ -55,7 +55,9 @@ class QdrantApp:
         self._api_key = api_key
         self._max_body = max_body
         self._client: AsyncQdrantClient | None = None
+        # What local mode forgets and a server tells again.
         self._indexes: dict[str, dict[str, Any]] = {}
+        self._options: dict[str, Any] = {}
         self._routes: list[tuple[str, re.Pattern[str], Handler]] = [
             (method, re.compile(pattern), handler)
             for method, pattern, handler in self._table()
@@ -189,11 +191,34 @@ class QdrantApp:
         info = await self.client.get_collection(name)
         made = _jsonable(info)
         real = await self._resolve(name)
+        self._echo(made["config"], self._options.get(real))
         made["payload_schema"] = {
             field: {"data_type": _type_of(schema), "points": 0}
             for field, schema in self._indexes.get(real, {}).items()
         }
         return made
+
+    @staticmethod
+    def _echo(config: dict[str, Any], given: Any) -> None:  # noqa: ANN401 - a model
+        """Tell the options of a collection as a server would."""
+        if given is None:
+            return
+        asked = given.model_dump(mode="json", exclude_none=True)
+        for key in (
+            "shard_number",
+            "replication_factor",
+            "write_consistency_factor",
+            "on_disk_payload",
+            "sharding_method",
+        ):
+            if key in asked:
+                config["params"][key] = asked[key]
+        config["hnsw_config"] = {
+            **config["hnsw_config"],
+            **asked.get("hnsw_config", {}),
+        }
+        if "quantization_config" in asked:
+            config["quantization_config"] = asked["quantization_config"]
 
     async def _resolve(self, name: str) -> str:
         aliases = await self.client.get_aliases()
@@ -207,6 +232,7 @@ class QdrantApp:
         taken = {c.name for c in (await self.client.get_collections()).collections}
         if name in taken or await self._resolve(name) != name:
             raise Refused(409, f"Wrong input: Collection `{name}` already exists!")
+        self._options[name] = given
         return bool(
             await self.client.create_collection(
                 name,

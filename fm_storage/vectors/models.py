@@ -157,10 +157,8 @@ def plain_request(value: Any, *, dense: Any) -> Any:  # noqa: ANN401 - any part 
     return value
 
 
-def spec_from(
-    info: models.CollectionInfo, indexes: Json | None = None
-) -> dict[str, Any]:
-    """Return a server's definition in plain form; *indexes* local mode forgot."""
+def spec_from(info: models.CollectionInfo) -> dict[str, Any]:
+    """Return a server's definition in plain form."""
     config = info.config
     params = config.params
     given = params.vectors or {}
@@ -192,8 +190,7 @@ def spec_from(
         "payload_indexes": {
             field: schema.data_type.value
             for field, schema in (info.payload_schema or {}).items()
-        }
-        | dict(indexes or {}),
+        },
         "hnsw": _dump(config.hnsw_config),
         "quantization": _dump(config.quantization_config),
         "shard_number": params.shard_number,

@@ -155,7 +155,10 @@ class Server:
         self.held.clear()
 
     def _accept(self) -> bool:
-        sock, _ = self.listener.accept()
+        try:
+            sock, _ = self.listener.accept()
+        except OSError:
+            return False  # it hung up again before its turn came
         if not _same_user(sock):
             sock.close()
             return False
@@ -357,6 +360,10 @@ def main(folder_name: str) -> None:
     signal.signal(signal.SIGTERM, leave)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
+    # Whoever started us stops to listen now: nothing may be written there again.
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.close(silence)
     try:
         server.run()
     finally:

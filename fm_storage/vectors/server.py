@@ -56,6 +56,7 @@ class ServerEngine:
         self._identity: str | None = None
         # Local mode forgets payload indexes at once; it is asked about them.
         self._indexes: dict[str, dict[str, Any]] = {}
+        self._options: dict[str, dict[str, Any]] = {}
 
     # Life
 
@@ -151,7 +152,7 @@ class ServerEngine:
 
         with translated("collection_info", collection):
             found = await self.native.get_collection(collection)
-        return spec_from(found, self._indexes.get(collection))
+        return self._remembered(spec_from(found), collection)
 
     async def info(self, collection: str) -> dict[str, Any]:
         """Return definition and sizes."""
@@ -160,7 +161,7 @@ class ServerEngine:
 
         with translated("collection_info", collection):
             found = await self.native.get_collection(collection)
-        spec = spec_from(found, self._indexes.get(collection))
+        spec = self._remembered(spec_from(found), collection)
         _, aliases = await self.collections()
         name = aliases.get(collection, collection)
         names = [*spec["vectors"], *spec["sparse_vectors"]]
@@ -181,6 +182,16 @@ class ServerEngine:
             "aliases": sorted(a for a, target in aliases.items() if target == name),
         }
 
+    def _remembered(self, spec: dict[str, Any], collection: str) -> dict[str, Any]:
+        if not self._memory:
+            return spec
+        indexes = self._indexes.get(collection, {})
+        return {
+            **spec,
+            **self._options.get(collection, {}),
+            "payload_indexes": dict(indexes),
+        }
+
     async def create(self, collection: str, spec: Json) -> bool:
         """Create a collection; False when the name is taken."""
         from fm_storage.vectors.client_errors import (  # noqa: PLC0415 - lazy
@@ -194,6 +205,12 @@ class ServerEngine:
                 await self.native.create_collection(collection, **creation(spec))
         except AlreadyExists:
             return False
+        if self._memory:
+            self._options[collection] = {
+                key: value
+                for key, value in spec.items()
+                if key not in {"vectors", "sparse_vectors", "payload_indexes"}
+            }
         for field, schema in spec["payload_indexes"].items():
             await self.create_index(collection, field, schema)
         return True

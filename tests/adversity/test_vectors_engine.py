@@ -26,7 +26,7 @@ from fm_storage.errors import (
     VectorStoreUnavailable,
     WrongLoop,
 )
-from fm_storage.vectors import Point, QdrantStore, frames
+from fm_storage.vectors import Point, QdrantStore, frames, launch
 from tests.fix_process import Child
 from tests.torture.vectors_kills import CLIENT, kill_engine_sweep
 
@@ -65,6 +65,20 @@ async def test_engine_leaves_with_its_last_client(vector_folder: Path) -> None:
         pid = pid_of(store)
     assert await gone(pid)
     assert not (vector_folder / "qdrant" / "engine.sock").exists()
+
+
+async def test_engine_loads_nothing_heavy(
+    child: Callable[..., Awaitable[Child]],
+) -> None:
+    """Its process knows neither pydantic, nor numpy, nor a client: it starts fast."""
+    heavy = "{'pydantic', 'qdrant_client', 'grpc', 'numpy', 'asyncio', 'asyncpg'}"
+    start = launch._BOOT.replace(
+        "main(folder)", f"print(sorted({heavy} & set(sys.modules)), flush=True)"
+    )
+    here = Path(launch.__file__).parent
+    roots = {"fm_storage": str(here.parent), "fm_storage.vectors": str(here)}
+    process = await child(start, orjson.dumps(["nowhere", roots, []]).decode())
+    assert await process.line() == "[]"
 
 
 async def test_two_stores_share_one_engine(vector_folder: Path) -> None:

@@ -1149,6 +1149,32 @@ async def test_differing_collection_is_refused_by_field(
     assert await any_store.count(name) == len(ROWS)
 
 
+async def test_scale_out_options_are_passed_on_and_compared(
+    any_store: QdrantStore, name: str
+) -> None:
+    """Shards, replicas, index, quantization reach the engine; a change is told."""
+    wanted: dict[str, Any] = {
+        "size": 3,
+        "shard_number": 2,
+        "replication_factor": 1,
+        "write_consistency_factor": 1,
+        "on_disk_payload": True,
+        "hnsw": {"m": 24, "ef_construct": 120},
+        "quantization": {"scalar": {"type": "int8", "always_ram": True}},
+    }
+    assert await any_store.ensure_collection_exists(name, CollectionConfig(**wanted))
+    assert not await any_store.ensure_collection_exists(
+        name, CollectionConfig(**wanted)
+    )
+    await any_store.upsert_points(name, [Point(1, unit(1))])
+    assert len(await any_store.search(name, unit(1))) == 1
+    with pytest.raises(CollectionMismatch) as caught:
+        await any_store.ensure_collection_exists(
+            name, CollectionConfig(**{**wanted, "shard_number": 3, "hnsw": {"m": 8}})
+        )
+    assert set(caught.value.differences) == {"shard_number", "hnsw"}
+
+
 async def test_missing_payload_indexes_are_added(
     any_store: QdrantStore, name: str
 ) -> None:
