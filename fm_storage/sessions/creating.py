@@ -7,11 +7,14 @@ happens or nothing does.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -35,6 +38,9 @@ _INDEX = re.compile(
     r"\s*(?P<unique>unique\b)?\s*(?P<using>using\s+\w+\b)?\s*(?P<rest>.*)",
     re.IGNORECASE | re.DOTALL,
 )
+
+
+_TELL_EVERY = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +134,14 @@ async def create(
         if progress is not None:
             progress(CreateProgress(stage, done, total, monotonic() - started))
 
-    tell("view", 0)
     async with connection.transaction() as transaction:
         query = await rendered(connection, plan.sql, plan.args)
         number = await _add_row(transaction, plan, owner, session, keep=keep)
-        status = await transaction.execute(plan.create_sql(query), timeout=math.inf)
+        with _telling(lambda: tell("view", 0)):
+            status = await transaction.execute(plan.create_sql(query), timeout=math.inf)
         for done, statement in enumerate(indexes, 1):
-            tell(f"index {done}", done)
-            await transaction.execute(statement, timeout=math.inf)
+            with _telling(partial(tell, f"index {done}", done)):
+                await transaction.execute(statement, timeout=math.inf)
         mark = registry.tag(owner, session)
         await transaction.execute(
             Sql(f"COMMENT ON {plan.kind.upper()} {plan.target} IS '{mark}'")
@@ -143,6 +149,29 @@ async def create(
         oid = await transaction.fetchval(registry.SET_OID, number, _rows_of(status))
     tell("done", total)
     return TempView(plan.schema, plan.name, plan.kind, oid), number
+
+
+@contextmanager
+def _telling(tell: Callable[[], None]) -> Iterator[None]:
+    """Tell now, and every second until the block ends.
+
+    The server shows no progress of a CREATE MATERIALIZED VIEW; that it goes on, and
+    since when, is all there is to tell.
+    """
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
+
+    def again() -> None:
+        nonlocal timer
+        timer = loop.call_later(_TELL_EVERY, again)
+        tell()
+
+    timer = loop.call_later(_TELL_EVERY, again)
+    tell()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 async def _add_row(

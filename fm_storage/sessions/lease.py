@@ -70,7 +70,6 @@ class Lease:
         self._pooled = False
         self._backend = 0
         self._broken = asyncio.Event()
-        self._held = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -122,15 +121,6 @@ class Lease:
                 "session: its lease was lost for longer than the grace and its "
                 "views were reaped; open a new session and create them again"
             )
-
-    async def wait_held(self, timeout: float) -> bool:
-        """Wait until the lock is held again; False if that takes longer."""
-        try:
-            async with asyncio.timeout(timeout):
-                await self._held.wait()
-        except TimeoutError:
-            return False
-        return self.state is LeaseState.HELD
 
     async def aclose(self) -> None:
         """Give the lock back and remove the owner's row if it has no views left.
@@ -209,7 +199,6 @@ class Lease:
         if connection.is_closed:
             self._broken.set()
         self.state = LeaseState.HELD
-        self._held.set()
 
     async def _watch(self) -> None:
         """Notice a lost lease, and take it again."""
@@ -220,12 +209,10 @@ class Lease:
             except TimeoutError:
                 if await self._answers():
                     continue
-            self._held.clear()
             self.state = LeaseState.LOST
             logger.warning("session: the lease's connection broke; taking it again")
             if not await self._regain():
                 self.state = LeaseState.GONE
-                self._held.set()
                 logger.error("session: a reaper came first; the sessions are lost")
                 return
             logger.info("session: the lease is held again; nothing was lost")

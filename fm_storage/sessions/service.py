@@ -28,6 +28,7 @@ from fm_storage.sessions.source import Provider, Source, source_of
 
 if TYPE_CHECKING:
     from fm_storage.sessions.session import PostgresSessionManager
+    from fm_storage.sessions.tracked import TrackedViews
 
 __all__ = ["SessionService", "SessionStatistics"]
 
@@ -61,7 +62,7 @@ class SessionStatistics:
 class _Leftover:
     """Views of a session that are still to be dropped."""
 
-    session: PostgresSessionManager
+    session: TrackedViews
     at: float
     pause: float
 
@@ -91,7 +92,7 @@ class SessionService:
         self._leasing = asyncio.Lock()
         self._reaper = Reaper(self.source, self.config, self._own)
         self._task: asyncio.Task[None] | None = None
-        self._sessions: list[PostgresSessionManager] = []
+        self._sessions: list[TrackedViews] = []
         self._leftovers: list[_Leftover] = []
         self._schemas: set[str] = set()
         self._created = self._dropped = self._reaped = 0
@@ -248,16 +249,16 @@ class SessionService:
             await ensure_schema(connection, schema)
             self._schemas.add(schema)
 
-    def add(self, session: PostgresSessionManager) -> None:
+    def add(self, session: TrackedViews) -> None:
         """Remember an open session."""
         self._sessions.append(session)
 
-    def remove(self, session: PostgresSessionManager) -> None:
+    def remove(self, session: TrackedViews) -> None:
         """Forget a session that has ended."""
         if session in self._sessions:
             self._sessions.remove(session)
 
-    def retry_later(self, session: PostgresSessionManager) -> None:
+    def retry_later(self, session: TrackedViews) -> None:
         """Drop what is left of *session* later, until nothing is."""
         if all(each.session is not session for each in self._leftovers):
             self._leftovers.append(
