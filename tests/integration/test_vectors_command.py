@@ -17,6 +17,9 @@ from fm_storage.vectors.transfer import export_points, import_points
 
 Command = Callable[..., Result]
 
+# A loaded machine may be slow, but not wrong.
+pytestmark = pytest.mark.timeout(120)
+
 
 @pytest.fixture
 def command(vector_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Command:

@@ -35,6 +35,9 @@ from fm_storage.vectors import Point, QdrantStore, SparseVector
 if TYPE_CHECKING:
     from fm_storage.vectors.vectorizer import Embedding
 
+# A loaded machine may be slow, but not wrong.
+pytestmark = pytest.mark.timeout(120)
+
 START = datetime(2026, 1, 1, tzinfo=UTC)
 A_UUID = "0b6ccd2f-6b9c-4c4c-9d4b-4a52c1a6b111"
 Row = dict[str, Any]

@@ -16,6 +16,10 @@ from tests.fix_process import Child
 WIDE = CollectionConfig(size=4, distance="Dot")
 
 
+# A loaded machine may be slow, but not wrong.
+pytestmark = pytest.mark.timeout(120)
+
+
 async def widen(points: Sequence[ScoredPoint]) -> list[list[float]]:
     """Return vectors of another size."""
     return [[float(str(p.payload["n"])), 1.0, 2.0, 3.0] for p in points]
@@ -136,7 +140,7 @@ async def test_killed_reindex_goes_on_where_it_was(
         await fill(store, "a", 1000)
         process = await child(CODE, vector_folder)
         for _ in range(3):
-            await process.line()
+            await process.line(60)
         await process.kill()
         report = await store.reindex("a", WIDE, widen)
         assert 0 < report.copied <= 800

@@ -165,7 +165,8 @@ async def ids(store: QdrantStore, chosen: Json) -> list[int | str]:
     ]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 async def test_six_hundred_filters_choose_alike(pair: Pair) -> None:
     """Every kind of condition, alone and nested, chooses the same points."""
     one, two = pair
@@ -176,7 +177,8 @@ async def test_six_hundred_filters_choose_alike(pair: Pair) -> None:
         assert await ids(one, chosen) == await ids(two, chosen), chosen
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 async def test_payload_indexes_change_no_answer(pair: Pair) -> None:
     """The same filters, with every field indexed."""
     one, two = pair
@@ -198,7 +200,8 @@ async def test_payload_indexes_change_no_answer(pair: Pair) -> None:
         assert await ids(one, chosen) == await ids(two, chosen), chosen
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 async def test_searches_rank_alike(pair: Pair) -> None:
     """Dense and sparse searches, filtered or not: the same order, the same scores."""
     one, two = pair
@@ -223,7 +226,8 @@ async def test_searches_rank_alike(pair: Pair) -> None:
             assert [h.id for h in left] == [h.id for h in right]
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 async def test_fusions_agree(pair: Pair) -> None:
     """RRF of dense and sparse gives the same scores."""
     one, two = pair
@@ -240,7 +244,8 @@ async def test_fusions_agree(pair: Pair) -> None:
         assert [h.score for h in left] == pytest.approx([h.score for h in right])
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 async def test_random_writes_leave_the_same_points(pair: Pair) -> None:
     """Upserts, conditional upserts, deletes and payload changes, step by step."""
     one, two = pair

@@ -73,7 +73,7 @@ async def smooth(work: Callable[[], Awaitable[object]]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 async def test_loop_never_waits_for_the_engine(vector_folder: Path) -> None:
     """Ingest, search and index build leave the loop its milliseconds."""
     rng = np.random.default_rng(1)
@@ -85,7 +85,7 @@ async def test_loop_never_waits_for_the_engine(vector_folder: Path) -> None:
 
         async def work() -> None:
             await store.upsert_points("a", points)
-            async with asyncio.timeout(25):
+            async with asyncio.timeout(200):
                 while (await store.collection_info("a")).indexed < 4000:
                     await asyncio.gather(
                         *(store.search("a", vectors[i], 10) for i in range(20))
@@ -95,7 +95,7 @@ async def test_loop_never_waits_for_the_engine(vector_folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 async def test_loop_never_waits_for_a_large_upsert_over_rest() -> None:
     """1000 × 1536 floats as lists: encoded and sent without a long pause."""
     server = await asyncio.create_subprocess_exec(
