@@ -60,14 +60,14 @@ async def test_restored_base_backup_leaves_no_divergence(
     async with Pool(PostgresConfig(dsn=migrated.dsn)) as pool:
         outbox = Outbox(pool, qdrant, QUIET)
         await outbox.upsert("things", points(range(1, 41)))
-        await outbox.drain(timeout=10)
+        await outbox.drain(timeout=15)
     await migrated.backup(migrated.base / "backup")
     async with Pool(PostgresConfig(dsn=migrated.dsn)) as pool:
         outbox = Outbox(pool, qdrant, QUIET)
         for turn in range(5):
             await outbox.upsert("things", points(range(11, 61), turn=turn))
         await outbox.delete("things", range(1, 6))
-        await outbox.drain(timeout=10)
+        await outbox.drain(timeout=15)
         await outbox.aclose()
     await migrated.stop("immediate")
     await migrated.restore(migrated.base / "backup")
@@ -77,8 +77,8 @@ async def test_restored_base_backup_leaves_no_divergence(
         await outbox.open()
         # A write before the comparison has ended gets an old version.
         await outbox.upsert("things", points([20], new=True))
-        await outbox.wait_synced(20, timeout=10)
-        await outbox.drain(timeout=10)
+        await outbox.wait_synced(20, timeout=15)
+        await outbox.drain(timeout=15)
         await outbox.aclose()
         found = await outbox.verify()
         assert found.agrees, found.samples
@@ -94,14 +94,14 @@ async def test_promoted_standby_is_compared_and_drains_on(
     async with Pool(PostgresConfig(dsn=migrated.dsn)) as pool:
         outbox = Outbox(pool, qdrant, QUIET)
         await outbox.upsert("things", points(range(1, 21)))
-        await outbox.drain(timeout=10)
+        await outbox.drain(timeout=15)
         standby = await migrated.standby()
     await migrated.kill()
     await standby.promote()
     async with Pool(PostgresConfig(dsn=standby.dsn)) as pool:
         outbox = Outbox(pool, qdrant, QUIET)
         await outbox.upsert("things", points(range(5, 31)))
-        await outbox.drain(timeout=10)
+        await outbox.drain(timeout=15)
         assert (await outbox.verify()).agrees
         assert await qdrant.count("things") == 30
 
@@ -113,19 +113,19 @@ async def test_another_store_is_refused_until_it_is_adopted(
     await qdrant.ensure_collection_exists("things", 4)
     first = Outbox(pool, qdrant, QUIET)
     await first.upsert("things", points(range(1, 11)))
-    await first.drain(timeout=5)
+    await first.drain(timeout=15)
     second = Outbox(pool, another, QUIET)
     with pytest.raises(ConfigurationInvalid, match="not the one this database") as info:
-        await second.drain(timeout=5)
+        await second.drain(timeout=15)
     assert info.value.key == "qdrant.url"
     assert await another.count("things") == 0
     await second.adopt()
-    assert (await second.drain(timeout=5)).delivered == 10
+    assert (await second.drain(timeout=15)).delivered == 10
     assert await another.count("things") == 10
     third = Outbox(pool, qdrant, QUIET)
     await third.upsert("things", points([99]))
     with pytest.raises(ConfigurationInvalid):
-        await third.drain(timeout=5)
+        await third.drain(timeout=15)
 
 
 async def test_refused_drainer_says_so_and_writing_goes_on(
@@ -135,7 +135,7 @@ async def test_refused_drainer_says_so_and_writing_goes_on(
     await qdrant.ensure_collection_exists("things", 4)
     first = Outbox(pool, qdrant, QUIET)
     await first.upsert("things", points([1]))
-    await first.drain(timeout=5)
+    await first.drain(timeout=15)
     async with Outbox(pool, another, OutboxConfig(flush_timeout=0)) as second:
         await second.upsert("things", points([2]))
         assert second._drainer is not None
@@ -146,7 +146,7 @@ async def test_refused_drainer_says_so_and_writing_goes_on(
         assert "not the one this database writes to" in detail
         assert (await second.status()).drainer == "refused"
         await second.adopt()
-        await second.wait_synced(2, timeout=5)
+        await second.wait_synced(2, timeout=15)
         assert await another.count("things") == 2
 
 
@@ -155,14 +155,14 @@ async def test_store_of_another_database_is_refused(pool: Pool, qdrant: QdrantSt
     await qdrant.ensure_collection_exists("things", 4)
     first = Outbox(pool, qdrant, QUIET)
     await first.upsert("things", points([1]))
-    await first.drain(timeout=5)
+    await first.drain(timeout=15)
     # What a database of another installation looks like.
     await pool.execute(
         "UPDATE fm_storage.vector_store"
         " SET installation = gen_random_uuid(), identity = NULL"
     )
     with pytest.raises(ConfigurationInvalid, match="belongs to another database"):
-        await Outbox(pool, qdrant, QUIET).drain(timeout=5)
+        await Outbox(pool, qdrant, QUIET).drain(timeout=15)
     assert await qdrant.count("things") == 1
 
 
@@ -177,7 +177,7 @@ async def test_emptied_store_in_the_same_place_is_filled_again(
             outbox = Outbox(pool, store, QUIET)
             if not await pool.fetchval("SELECT count(*) FROM fm_storage.vector_state"):
                 await outbox.upsert("things", points(range(1, 21)))
-            assert (await outbox.drain(timeout=5)).delivered == 20
+            assert (await outbox.drain(timeout=15)).delivered == 20
             assert await store.count("things") == 20
         await _wait_until_gone(vector_folder)
 

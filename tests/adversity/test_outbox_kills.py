@@ -61,8 +61,8 @@ async def test_killed_engine_is_delivered_to_again(pool: Pool, qdrant: QdrantSto
             if pid is not None and turn % 2:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        await outbox.wait_synced(199, timeout=10)
-        await outbox.drain(timeout=10)
+        await outbox.wait_synced(199, timeout=15)
+        await outbox.drain(timeout=15)
         assert (await outbox.verify()).agrees
         assert await qdrant.count("things") == 200
 
@@ -98,7 +98,7 @@ async def test_durable_statement_pins_its_commit_behind_a_pooler(
         await qdrant.ensure_collection_exists("things", 2)
         async with Outbox(pool, qdrant, OutboxConfig()) as outbox:
             await outbox.upsert("things", [Point(1, [1.0, 2.0], {})])
-            await outbox.wait_synced(1, collection="things", timeout=10)
+            await outbox.wait_synced(1, collection="things", timeout=15)
             assert await qdrant.count("things") == 1
 
 
@@ -122,7 +122,7 @@ async def test_cancelled_close_still_ends(pool: Pool, qdrant: QdrantStore):
     outbox = Outbox(pool, store, config)
     await outbox.open()
     await outbox.upsert("nowhere", [Point(1, [1.0, 2.0], {})])
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(15):
         await outbox.aclose()
         await outbox.aclose()
     assert await outbox.pending() == 1

@@ -61,7 +61,7 @@ async def zombie(pool: Pool, qdrant: QdrantStore) -> tuple[Stopped, asyncio.Task
     stopped = Stopped(qdrant)
     outbox = outbox_on(pool, stopped)
     await outbox.upsert("things", [Point(1, [1.0, 1.0], {"turn": 1})])
-    task = asyncio.create_task(outbox.drain(timeout=10))
+    task = asyncio.create_task(outbox.drain(timeout=15))
     await stopped.reached.wait()
     await asyncio.sleep(LEASE)
     return stopped, task
@@ -90,7 +90,7 @@ async def test_late_upsert_after_a_deletion_is_undone_by_the_tombstone(
     stopped, task = zombie
     live = outbox_on(pool, qdrant)
     await live.delete("things", [1])
-    await live.drain(timeout=5)
+    await live.drain(timeout=15)
     stopped.go_on.set()
     await stopped.landed.wait()
     task.cancel()

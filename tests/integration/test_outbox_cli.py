@@ -96,7 +96,7 @@ def test_differences_are_named_and_mended(outbox: Commands):
 
     async def damage(queue: Outbox, store: QdrantStore) -> None:
         await _fill(queue, store)
-        await queue.drain(timeout=10)
+        await queue.drain(timeout=15)
         await store.delete_points("things", [2])
 
     outbox.prepare(damage)
@@ -114,7 +114,7 @@ def test_collections_are_rebuilt_by_name_or_all(outbox: Commands):
 
     async def fill(queue: Outbox, store: QdrantStore) -> None:
         await _fill(queue, store)
-        await queue.drain(timeout=10)
+        await queue.drain(timeout=15)
 
     outbox.prepare(fill)
     assert outbox("rebuild").exit_code == 2

@@ -44,7 +44,7 @@ async def still(pool: Pool, qdrant: QdrantStore) -> Outbox:
 async def test_committed_point_arrives(outbox: Outbox, qdrant: QdrantStore):
     """A point upserted through the outbox is in the vector store soon after."""
     await outbox.upsert("things", [point(1, colour="red")])
-    await outbox.wait_synced(1, timeout=5)
+    await outbox.wait_synced(1, timeout=15)
     (found,) = await qdrant.retrieve("things", [1])
     assert found.payload["colour"] == "red"
 
@@ -62,16 +62,16 @@ async def test_rolled_back_point_never_arrives(
     with pytest.raises(ZeroDivisionError):
         await take_back()
     await outbox.upsert("things", [point(2)])
-    await outbox.wait_synced(2, timeout=5)
+    await outbox.wait_synced(2, timeout=15)
     assert await qdrant.count("things") == 1
 
 
 async def test_deleted_point_goes(outbox: Outbox, qdrant: QdrantStore):
     """A deletion arrives, and what it leaves behind is a tombstone."""
     await outbox.upsert("things", [point(1), point(2)])
-    await outbox.wait_synced(2, timeout=5)
+    await outbox.wait_synced(2, timeout=15)
     await outbox.delete("things", [1])
-    await outbox.wait_synced(1, timeout=5)
+    await outbox.wait_synced(1, timeout=15)
     assert await qdrant.retrieve("things", [1]) == []
     status = await outbox.status()
     assert (status.pending, status.tombstones) == (0, 1)
@@ -80,7 +80,7 @@ async def test_deleted_point_goes(outbox: Outbox, qdrant: QdrantStore):
 async def test_many_points_arrive_in_batches(still: Outbox, qdrant: QdrantStore):
     """A backlog is delivered in batches, not one by one."""
     await still.upsert("things", [point(n) for n in range(1, 1202)])
-    report = await still.drain(timeout=10)
+    report = await still.drain(timeout=15)
     assert (report.delivered, report.remaining) == (1201, 0)
     assert await qdrant.count("things") == 1201
     assert still.statistics().batches == 3
@@ -90,7 +90,7 @@ async def test_every_kind_of_id_arrives(still: Outbox, qdrant: QdrantStore):
     """Integers, UUIDs and any other text are ids."""
     ids: list[int | str | UUID] = [7, uuid4(), "invoice 12/7"]
     await still.upsert("things", [Point(i, [1.0, 0, 0, 0], {}) for i in ids])
-    await still.drain(timeout=5)
+    await still.drain(timeout=15)
     found = await qdrant.retrieve("things", ids)
     assert [p.id for p in found] == [7, str(ids[1]), "invoice 12/7"]
 
@@ -99,7 +99,7 @@ async def test_last_of_several_with_one_id_counts(still: Outbox, qdrant: QdrantS
     """One call may name a point twice; the last state is desired."""
     await still.upsert("things", [point(1, n=1), point(1, n=2)])
     await still.upsert("things", [point(1, n=3)])
-    report = await still.drain(timeout=5)
+    report = await still.drain(timeout=15)
     assert report.delivered == 1
     (found,) = await qdrant.retrieve("things", [1])
     assert found.payload["n"] == 3
@@ -132,7 +132,7 @@ async def test_unembedded_points_get_their_vectors_while_draining(
     outbox = Outbox(pool, qdrant, OutboxConfig(drain=False))
     outbox.register_vectorizer("errors", vectorizer, text_of)
     await outbox.upsert("errors", [Unembedded(n, {"n": n}) for n in (1, 2, 3)])
-    await outbox.drain(timeout=5)
+    await outbox.drain(timeout=15)
     assert sorted(asked[0]) == ["1", "2", "3"]
     assert await qdrant.count("errors") == 2
     (embedding,) = await vectorizer.embed(["disk 2 is full"])
@@ -157,9 +157,9 @@ async def test_drainer_sees_what_another_process_wrote(
 ):
     """A process that does not drain wakes one that does."""
     await outbox.upsert("things", [point(1)])
-    await outbox.wait_synced(1, timeout=5)
+    await outbox.wait_synced(1, timeout=15)
     await asyncio.sleep(0.3)
     await still.upsert("things", [point(2)])
-    await still.wait_synced(2, timeout=3)
+    await still.wait_synced(2, timeout=15)
     assert await qdrant.count("things") == 2
     await still.aclose()

@@ -93,7 +93,7 @@ async def test_one_poison_point_is_set_aside_and_its_neighbours_land(
     store = Faulty(things, fault)
     outbox = Outbox(pool, store, OutboxConfig(drain=False, batch_size=1000))
     await outbox.upsert("things", points(range(1, 1001)))
-    report = await outbox.drain(timeout=10)
+    report = await outbox.drain(timeout=15)
     assert (report.delivered, report.quarantined, report.remaining) == (999, 1, 0)
     assert store.calls < 30
     (held,) = await outbox.quarantine_list()
@@ -110,7 +110,7 @@ async def test_poison_named_by_validation_costs_one_call(
     store = Faulty(things, lambda _: None)
     outbox = Outbox(pool, store, QUICK)
     await outbox.upsert("things", [*points(range(1, 10)), Point(10, [1.0], {})])
-    report = await outbox.drain(timeout=5)
+    report = await outbox.drain(timeout=15)
     assert (report.delivered, report.quarantined, store.calls) == (9, 1, 2)
     with pytest.raises(NotSynced, match="set aside"):
         await outbox.wait_synced(10, timeout=1)
@@ -122,9 +122,9 @@ async def test_newer_version_of_a_poison_point_is_delivered(
     """Mending the record lifts the quarantine."""
     outbox = Outbox(pool, things, QUICK)
     await outbox.upsert("things", [Point(1, [1.0], {})])
-    await outbox.drain(timeout=5)
+    await outbox.drain(timeout=15)
     await outbox.upsert("things", points([1]))
-    assert (await outbox.drain(timeout=5)).delivered == 1
+    assert (await outbox.drain(timeout=15)).delivered == 1
     assert await outbox.quarantine_list() == []
 
 
@@ -138,11 +138,11 @@ async def test_quarantine_can_be_retried_or_given_up(pool: Pool, things: QdrantS
 
     outbox = Outbox(pool, Faulty(things, fault), QUICK)
     await outbox.upsert("things", points([1, 2, 3]))
-    assert (await outbox.drain(timeout=5)).quarantined == 2
+    assert (await outbox.drain(timeout=15)).quarantined == 2
     broken = False
     assert await outbox.quarantine_retry(ids=[1]) == 1
     assert await outbox.quarantine_discard("things") == 1
-    assert (await outbox.drain(timeout=5)).remaining == 0
+    assert (await outbox.drain(timeout=15)).remaining == 0
     assert [p.id async for p in things.iter_points("things")] == [1, 3]
     assert (await outbox.verify()).agrees
 
@@ -158,7 +158,7 @@ async def test_missing_collection_waits_and_others_go_on(
     assert (report.delivered, report.quarantined, report.remaining) == (1, 0, 1)
     assert "nowhere" in (report.problem or "")
     await things.ensure_collection_exists("nowhere", 4)
-    assert (await outbox.drain(timeout=5)).remaining == 0
+    assert (await outbox.drain(timeout=15)).remaining == 0
 
 
 async def test_deletion_in_a_missing_collection_is_done(
@@ -167,7 +167,7 @@ async def test_deletion_in_a_missing_collection_is_done(
     """Where the collection is gone, its points are."""
     outbox = Outbox(pool, things, QUICK)
     await outbox.delete("nowhere", [1])
-    assert (await outbox.drain(timeout=5)).remaining == 0
+    assert (await outbox.drain(timeout=15)).remaining == 0
 
 
 async def test_recording_goes_on_while_the_store_is_away(
@@ -186,7 +186,7 @@ async def test_recording_goes_on_while_the_store_is_away(
         assert "20 pending" in detail
         assert "oldest" in detail
         gone = False
-        await outbox.wait_synced(20, timeout=5)
+        await outbox.wait_synced(20, timeout=15)
     assert await things.count("things") == 20
 
 
@@ -216,7 +216,7 @@ async def test_failing_embedder_loses_nothing_and_poisons_nothing(
     outbox = Outbox(pool, qdrant, QUICK)
     outbox.register_vectorizer("notes", Flaky(), text_of)
     await outbox.upsert("notes", [Unembedded(n) for n in range(1, 11)])
-    report = await outbox.drain(timeout=10)
+    report = await outbox.drain(timeout=15)
     assert (report.delivered, report.quarantined, report.remaining) == (9, 1, 0)
     (held,) = await outbox.quarantine_list("notes")
     assert held.id == 5
@@ -236,7 +236,7 @@ async def test_rows_without_a_vectorizer_wait_for_a_process_that_has_one(
         return dict.fromkeys(ids, "text")
 
     rich.register_vectorizer("notes", LexicalVectorizer(), text_of)
-    assert (await rich.drain(timeout=5)).remaining == 0
+    assert (await rich.drain(timeout=15)).remaining == 0
 
 
 async def test_writer_holding_a_row_does_not_hold_up_the_drainer(
@@ -247,8 +247,8 @@ async def test_writer_holding_a_row_does_not_hold_up_the_drainer(
     await outbox.upsert("things", points([1, 2, 3]))
     async with pool.transaction() as tx:
         await outbox.bind(tx).upsert("things", points([2]))
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(15):
             report = await outbox.drain(timeout=0.5)
         assert (report.delivered, report.remaining) == (2, 1)
-    assert (await outbox.drain(timeout=5)).remaining == 0
+    assert (await outbox.drain(timeout=15)).remaining == 0
     assert (await outbox.verify()).agrees

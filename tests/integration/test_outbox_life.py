@@ -36,14 +36,14 @@ async def test_other_processes_wake_the_drainer_by_notify(
         Pool(PostgresConfig(dsn=dsn)) as elsewhere,
     ):
         await draining.upsert("things", [point(1)])
-        await draining.wait_synced(1, timeout=5)
+        await draining.wait_synced(1, timeout=15)
         assert draining._drainer is not None
         draining._drainer._looks = 30
         draining._drainer._woken.set()
         await asyncio.sleep(0.3)
         other = Outbox(elsewhere, None, OutboxConfig(drain=False))
         await other.upsert("things", [point(2), point(3)])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while await draining.pending():
                 await draining._drainer.progress.wait()
         await other.aclose()
@@ -57,7 +57,7 @@ async def test_wake_before_the_commit_is_enough(pool: Pool, qdrant: QdrantStore)
         async with pool.transaction() as tx:
             await outbox.bind(tx).upsert("things", [point(1)])
             await asyncio.sleep(0.1)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while await outbox.pending():  # noqa: ASYNC110 - wait_synced() would wake
                 await asyncio.sleep(0.01)
 
@@ -131,7 +131,7 @@ async def test_statistics_count_and_time(pool: Pool, qdrant: QdrantStore):
     assert outbox.statistics().lag_p50 is None
     await outbox.upsert("things", [point(n) for n in range(10)])
     await asyncio.sleep(0.05)
-    await outbox.drain(timeout=5)
+    await outbox.drain(timeout=15)
     counted = outbox.statistics()
     assert (counted.delivered, counted.batches) == (10, 1)
     assert counted.lag_p50 is not None
@@ -154,7 +154,7 @@ async def test_one_rebuild_at_a_time(pool: Pool, qdrant: QdrantStore):
     await qdrant.ensure_collection_exists("things", 2)
     outbox = Outbox(pool, qdrant, OutboxConfig(drain=False))
     await outbox.upsert("things", [point(1)])
-    await outbox.drain(timeout=5)
+    await outbox.drain(timeout=15)
     async with outbox._rebuilder._alone("things"):
         with pytest.raises(LockTimeout, match="another process is rebuilding"):
             await outbox.rebuild("things")

@@ -30,7 +30,7 @@ async def outbox(pool: Pool, qdrant: QdrantStore) -> Outbox:
     await qdrant.ensure_collection_exists("things", 4)
     outbox = Outbox(pool, qdrant, OutboxConfig(drain=False, lease=2.0))
     await outbox.upsert("things", points(range(1, 51)))
-    await outbox.drain(timeout=10)
+    await outbox.drain(timeout=15)
     return outbox
 
 
@@ -56,7 +56,7 @@ async def test_payloads_survive_the_journey_whatever_their_numbers(
         "nested": {"list": [1.0, None, True, {"x": 1e-9}]},
     }
     await outbox.upsert("things", [Point(99, [1.0, 0, 0, 0], payload)])
-    await outbox.drain(timeout=5)
+    await outbox.drain(timeout=15)
     assert (await qdrant.retrieve("things", [99]))[0].payload["text"] == payload["text"]
     found = await outbox.verify()
     assert found.agrees, found.samples
@@ -135,11 +135,11 @@ async def test_emptied_collection_is_noticed_at_start(pool: Pool, qdrant: Qdrant
     await qdrant.ensure_collection_exists("things", 4)
     first = Outbox(pool, qdrant, OutboxConfig(drain=False))
     await first.upsert("things", points(range(1, 31)))
-    await first.drain(timeout=5)
+    await first.drain(timeout=15)
     await qdrant.delete_collection("things")
     await qdrant.ensure_collection_exists("things", 4)
     second = Outbox(pool, qdrant, OutboxConfig(drain=False))
-    await second.drain(timeout=5)
+    await second.drain(timeout=15)
     assert await qdrant.count("things") == 30
 
 
@@ -156,7 +156,7 @@ async def test_rebuild_puts_a_fresh_collection_behind_the_name(
     second = await outbox.rebuild("things")
     assert (await qdrant.collection_info("things")).name == second.target
     assert await qdrant.list_collections() == [second.target]
-    await outbox.drain(timeout=5)
+    await outbox.drain(timeout=15)
     assert (await outbox.verify()).agrees
 
 
@@ -185,7 +185,7 @@ async def test_interrupted_rebuild_goes_on_where_it_was(
 ):
     """A rebuild that was cancelled while filling resumes with its target."""
     await outbox.upsert("things", points(range(100, 2100)))
-    await outbox.drain(timeout=10)
+    await outbox.drain(timeout=15)
     task: asyncio.Task[Any]
 
     def cancel(done: int, _: int | None) -> None:
@@ -224,7 +224,7 @@ async def test_rebuild_loses_no_write_made_meanwhile(
             await live.rebuild("things")
         stop.set()
         await writer
-    await outbox.drain(timeout=10)
+    await outbox.drain(timeout=15)
     found = await outbox.verify()
     assert found.agrees, found.samples
     assert found.pending == 0 or found.checked

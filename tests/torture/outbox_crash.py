@@ -175,7 +175,10 @@ async def trial(
     async with prepared(dsn, folder) as (pool, store):
         victim = Victim(recipe, "write+drain", dsn, folder, ledger)
         await victim.start(dice.random())
-        await asyncio.sleep(dice.uniform(0.2, 1.0))
+        # By work, not by the clock: a busy machine would kill before anything is done.
+        enough = dice.randrange(80, 400)
+        while Ledger(ledger).acknowledged() < enough:  # noqa: ASYNC110 - a file
+            await asyncio.sleep(dice.uniform(0.005, 0.05))
         await victim.kill()
         # The restart: what is left is delivered by a process that knows nothing.
         after = RECIPES[recipe](pool, store)
