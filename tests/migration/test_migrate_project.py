@@ -19,6 +19,7 @@ from tests.fix_cluster import TestCluster
 from tests.fix_migrations import ask, catalogue
 from tests.fix_postgres import TestServer
 
+ROOT = Path(__file__).parents[2]
 FILES = read_files([Source(PROJECT, project_folder())])
 
 
@@ -117,11 +118,10 @@ def test_a_file_keeps_to_the_convention(file):
 def test_the_lint_of_unsafe_ddl_finds_nothing():
     """As ``make check`` runs it: squawk over the forward files."""
     squawk = Path(sys.executable).with_name("squawk")
-    root = project_folder().parent
     files = [str(file.path) for file in FILES]
     done = subprocess.run(
-        [squawk, "--config", root / ".squawk.toml", *files],
-        cwd=root,
+        [squawk, "--config", ROOT / ".squawk.toml", *files],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
@@ -132,8 +132,7 @@ def test_the_lint_of_unsafe_ddl_finds_nothing():
 def test_the_lint_does_find_what_blocks(tmp_path: Path):
     """It is switched on: a rewriting ALTER and a blocking index are refused."""
     squawk = Path(sys.executable).with_name("squawk")
-    config = project_folder().parent / ".squawk.toml"
-    shutil.copy(config, tmp_path)
+    shutil.copy(ROOT / ".squawk.toml", tmp_path)
     (tmp_path / "0001_bad.sql").write_text(
         "ALTER TABLE project_errors ADD COLUMN x int NOT NULL;\n"
         "CREATE INDEX i ON project_errors (module);\n"
