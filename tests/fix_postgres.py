@@ -7,6 +7,7 @@ copy of it per test: a test may do what it likes to its database.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import secrets
 import shutil
@@ -86,6 +87,12 @@ class TestServer:
         if self._connection is not None:
             self._connection.close()
 
+    @functools.cached_property
+    def may_copy_files(self) -> bool:
+        """Whether the server is ours, syncs nothing, and knows the option."""
+        with psycopg.connect(self.dsn) as connection:
+            return self.kind != "given" and connection.info.server_version >= 150000
+
     def create_database(self, template: str = "template0") -> str:
         """Make a database and return its DSN."""
         name = f"{self._prefix}_{next(self._names)}"
@@ -95,7 +102,7 @@ class TestServer:
             sql.SQL("CREATE DATABASE {} TEMPLATE {}{}").format(
                 sql.Identifier(name),
                 sql.Identifier(template),
-                sql.SQL(" STRATEGY FILE_COPY" if self.kind == "embedded" else ""),
+                sql.SQL(" STRATEGY FILE_COPY" if self.may_copy_files else ""),
             )
         )
         return self.on(name)
