@@ -371,3 +371,21 @@ async def test_a_plain_role_needs_no_rights_beyond_its_group(
             DROP OWNED BY fm_plain, fm_other; DROP ROLE fm_plain; DROP ROLE fm_other;
             """
         )
+
+
+async def test_a_session_that_lost_nothing_goes_on(dsn: str, pool: Pool):
+    """Reaped without ever having had a view, a session takes a new owner."""
+    reaper = SessionService(pool, FAST)
+    async with Pool(PostgresConfig(dsn=dsn)) as other:
+        service = SessionService(other, QUIET)
+        await service.open()
+        session = await service.session()
+        await pool.execute("UPDATE fm_storage.session_owners SET condemned_at = now()")
+        assert await pool.fetchval(END_LEASES) == 1
+        await wait_for_lease(service, "gone")
+        await reaper.reap()
+        view = await session.create_view("SELECT 1 AS n")
+        assert await pool.fetchval(f"SELECT n FROM {view}") == 1
+        await session.aclose()
+        await service.aclose()
+    assert await pool.fetchval("SELECT count(*) FROM fm_storage.session_owners") == 0

@@ -360,3 +360,38 @@ async def test_a_function_may_give_the_connections(dsn: str, pool: Pool):
     with pytest.raises(ConfigurationInvalid):
         async with PostgresSessionManager("nonsense"):  # type: ignore[arg-type]  # the mistake tested
             pass
+
+
+async def test_a_long_creation_tells_that_it_goes_on(pool: Pool):
+    """Progress is told when a stage begins, and every second while it lasts."""
+    seen: list[CreateProgress] = []
+    async with PostgresSessionManager(pool) as session:
+        await session.create_view(
+            "SELECT pg_sleep(1.4)::text AS a",
+            materialized=True,
+            indexes=("a",),
+            progress=seen.append,
+        )
+    assert [each.stage for each in seen][:3] == ["view", "view", "index 1"]
+    assert seen[1].elapsed >= 1
+    assert seen[-1].stage == "done"
+
+
+async def test_a_function_may_give_connections_of_ours(pool: Pool):
+    """What pool.connect() returns is as good as the driver's own connection."""
+    async with PostgresSessionManager(lambda: pool.connect("session")) as session:
+        view = await session.create_view("SELECT $1::text AS t", "x")
+        assert await pool.fetchval(f"SELECT t FROM {view}") == "x"
+        assert (await session.info()).own[0].kind == "view"
+
+
+async def test_an_untypable_parameter_is_the_servers_to_refuse(pool: Pool):
+    """Where no type can be inferred the server says so, and nothing is made."""
+    async with PostgresSessionManager(pool) as session:
+        with pytest.raises(QueryFailed) as caught:
+            await session.create_view("SELECT $1 IS NULL AS n", None)
+        assert caught.value.sqlstate == "42P18"
+        with pytest.raises(QueryFailed) as caught:
+            await session.create_view("SELECT $1::int AS n FROM nowhere", 1)
+        assert caught.value.sqlstate == "42P01"
+        assert (await session.info()).views == ()
