@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
@@ -246,6 +246,36 @@ class PostgresSessionManager(SeedMethods):
         if not report.refused:
             self._forget(key)
         return bool(report.dropped)
+
+    def add_reference(self, view: TempView | str, holder: Hashable) -> None:
+        """Note that *holder* uses the view; no I/O. Adding it twice counts once.
+
+        Raises:
+            InvalidName: The session has no such view.
+        """
+        if self._provider is not None:
+            target = self._own(view)
+            self._holders.setdefault((target.schema, target.name), set()).add(holder)
+
+    async def release_reference(self, view: TempView | str, holder: Hashable) -> bool:
+        """Note that *holder* is done; the last one drops the view.
+
+        A holder that was never added, or a view that is gone, is ignored.
+
+        Returns:
+            Whether the view was dropped now; False also if that was refused, of
+            which ``last_cleanup`` tells.
+        """
+        if self._provider is None:
+            return False
+        key = self._key(view)
+        holders = self._holders.get(key)
+        if holders is None or holder not in holders:
+            return False
+        holders.discard(holder)
+        if holders or key not in self._views:
+            return False
+        return await self.drop_view(self._views[key])
 
     async def info(self) -> SessionInfo:
         """Return every registered view of the database; ``own`` are this session's."""

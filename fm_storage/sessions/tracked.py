@@ -11,6 +11,7 @@ import abc
 import asyncio
 import logging
 import uuid
+from collections.abc import Hashable
 
 from fm_storage.config import SessionConfig
 from fm_storage.errors import InvalidName, StorageClosed, StorageError
@@ -57,6 +58,7 @@ class TrackedViews(abc.ABC):
         self._closed = False  # by aclose() and open
         self._views: dict[Key, TempView] = {}  # by create, register, drop, clean-up
         self._numbers: dict[Key, int] = {}  # registry rows of the views
+        self._holders: dict[Key, set[Hashable]] = {}  # by add_, release_reference()
         self._uncertain: set[Key] = set()  # creations nobody saw the end of
         self._touched = False  # whether there may be anything in the registry
         self._cleaning = asyncio.Lock()
@@ -262,3 +264,4 @@ class TrackedViews(abc.ABC):
     def _forget(self, key: Key) -> None:
         self._views.pop(key, None)
         self._numbers.pop(key, None)
+        self._holders.pop(key, None)

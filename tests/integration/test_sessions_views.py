@@ -395,3 +395,22 @@ async def test_an_untypable_parameter_is_the_servers_to_refuse(pool: Pool):
             await session.create_view("SELECT $1::int AS n FROM nowhere", 1)
         assert caught.value.sqlstate == "42P01"
         assert (await session.info()).views == ()
+
+
+async def test_the_last_reference_drops_the_view(pool: Pool):
+    """A view that several parts of a program use goes when the last one is done."""
+    async with PostgresSessionManager(pool) as session:
+        view = await session.create_view("SELECT 1 AS n")
+        for holder in ("layer", "layer", "table"):
+            session.add_reference(view, holder)
+        assert await session.release_reference(view, "stranger") is False
+        assert await session.release_reference(view, "layer") is False
+        assert await pool.fetchval(f"SELECT n FROM {view}") == 1
+        assert await session.release_reference(str(view), "table") is True
+        assert session.get_session_views() == []
+        assert await session.release_reference(view, "table") is False
+        with pytest.raises(InvalidName):
+            session.add_reference(view, "late")
+    absent = PostgresSessionManager(None)
+    absent.add_reference("x", 1)
+    assert await absent.release_reference("x", 1) is False
