@@ -8,9 +8,13 @@ client.
 from __future__ import annotations
 
 from fm_storage.catalog import (
+    Analyzer,
+    CatalogMiddleware,
     ErrorGroup,
     ErrorManager,
+    IngestReport,
     Recorded,
+    Report,
     SimilarEntry,
 )
 from fm_storage.config import (
@@ -78,13 +82,22 @@ from fm_storage.manager import (
     StorageTransaction as Transaction,
 )
 from fm_storage.outbox import Outbox, Unembedded
-from fm_storage.postgres import Connection, Pool, PoolStatistics
+from fm_storage.postgres import (
+    Connection,
+    Notification,
+    Pool,
+    PoolStatistics,
+)
 from fm_storage.repositories import (
+    Column,
     ErrorEntry,
     ErrorEntryRepository,
     Page,
     Repository,
     Severity,
+    asc,
+    desc,
+    uuid7,
     where,
 )
 from fm_storage.sessions import (
@@ -106,11 +119,14 @@ from fm_storage.vectors import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Analyzer",
+    "CatalogMiddleware",
     "CheckViolated",
     "CleanupReport",
     "CollectionConfig",
     "CollectionMismatch",
     "CollectionNotFound",
+    "Column",
     "ConfigManager",
     "ConfigurationInvalid",
     "Connection",
@@ -130,6 +146,7 @@ __all__ = [
     "ForeignKeyViolated",
     "ForkedProcess",
     "Health",
+    "IngestReport",
     "IntegratedManager",
     "InvalidName",
     "InvalidRecord",
@@ -141,6 +158,7 @@ __all__ = [
     "MigrationsConfig",
     "NotNullViolated",
     "NotSynced",
+    "Notification",
     "Outbox",
     "OutboxConfig",
     "Page",
@@ -160,6 +178,7 @@ __all__ = [
     "RateLimited",
     "RecordNotFound",
     "Recorded",
+    "Report",
     "Repository",
     "SchemaOutOfDate",
     "ScoredPoint",
@@ -188,5 +207,8 @@ __all__ = [
     "Vectorizer",
     "WrongLoop",
     "__version__",
+    "asc",
+    "desc",
+    "uuid7",
     "where",
 ]
