@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING
 from fm_storage.errors import StorageError
 from fm_storage.outbox.deliver import Outcome
 from fm_storage.outbox.marker import Marker, Position, Standing
-from fm_storage.outbox.reconcile import Reconciler, collections_of, raise_sequence
+from fm_storage.outbox.reconcile import (
+    Reconciler,
+    collections_of,
+    outlast_writers,
+    raise_sequence,
+)
 from fm_storage.postgres import Pool, Sql
 
 if TYPE_CHECKING:
@@ -25,6 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["Attachment"]
 
 _log = logging.getLogger("fm_storage.outbox")
+
+_OUTLAST = 5.0
+"""Seconds that transactions older than a restore's discovery are waited for."""
 
 _EVER_USED = Sql("SELECT EXISTS (SELECT FROM fm_storage.vector_state)")
 
@@ -97,6 +105,7 @@ class Attachment:
     async def _heal(self, found: Position | None) -> None:
         if found is not None:
             await raise_sequence(self._pool, found.version)
+            await outlast_writers(self._pool, _OUTLAST)
         report = await self._reconciler.repair()
         _log.warning(
             "PostgreSQL was restored or replaced; compared %d points, mended %s",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fm_storage._typing import Progress
     from fm_storage.vectors import QdrantStore, ScoredPoint
 
-__all__ = ["Reconciler", "collections_of", "raise_sequence"]
+__all__ = ["Reconciler", "collections_of", "outlast_writers", "raise_sequence"]
 
 _log = logging.getLogger("fm_storage.outbox")
 
@@ -101,6 +101,10 @@ WITH page AS (
 )
 SELECT max(point_id) AS reached, count(*) AS count FROM page""")
 
+_NEXT_TRANSACTION = Sql("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
+_OLDEST_TRANSACTION = Sql(
+    "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
+)
 _LOCK = Sql("SELECT pg_advisory_xact_lock(hashtext('fm_storage.vector_version'), 8)")
 _LAST = Sql("SELECT last_value FROM fm_storage.vector_version")
 _SET = Sql("SELECT setval('fm_storage.vector_version', $1)")
@@ -125,6 +129,22 @@ async def raise_sequence(pool: Pool, seen: int) -> bool:
         await tx.execute(_SET, seen + _GAP)
     _log.warning("versions went back from %d to %d; moved past it", seen, last)
     return True
+
+
+async def outlast_writers(executor: Executor, timeout: float) -> None:
+    """Wait until transactions that run now have ended, for at most *timeout*.
+
+    They may have taken a version before the sequence was moved.
+    """
+    before: int = await executor.fetchval(_NEXT_TRANSACTION)
+    try:
+        async with asyncio.timeout(timeout):
+            while (  # noqa: ASYNC110 - other processes' transactions signal nothing
+                await executor.fetchval(_OLDEST_TRANSACTION) < before
+            ):
+                await asyncio.sleep(_BETWEEN_LOOKS)
+    except TimeoutError:
+        _log.warning("a transaction from before the comparison goes on; verify later")
 
 
 @dataclass(slots=True)
@@ -285,7 +305,11 @@ class Reconciler:
         points: dict[str, ScoredPoint],
         tally: _Tally,
     ) -> list[_Found]:
-        """Return the differences among *ids* that stay when looked at again."""
+        """Return the differences among *ids* that stay when looked at again.
+
+        A point that is ahead counts although it is queued: what is on its way has
+        an older version, and the store would refuse it.
+        """
         found: list[_Found] = []
         for look in range(_LOOKS):
             rows = await _rows(self._pool, collection, ids)
@@ -298,7 +322,7 @@ class Reconciler:
                 kind = _kind(row, point)
                 if kind is None:
                     tally.agreeing += 1 if point is not None else 0
-                elif row["queued"]:
+                elif row["queued"] and kind != "ahead":
                     pending += 1
                 else:
                     found.append(_difference(collection, key, kind, row, point))

@@ -23,6 +23,8 @@ from fm_storage.vectors import Point, QdrantStore
 if TYPE_CHECKING:
     from tests.fix_cluster import TestCluster
 
+pytestmark = pytest.mark.timeout(120)  # a busy machine is slow, not wrong
+
 QUIET = OutboxConfig(drain=False, max_backoff=0.1)
 
 

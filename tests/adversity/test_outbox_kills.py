@@ -23,6 +23,8 @@ from tests.torture.outbox_crash import trial
 if TYPE_CHECKING:
     from fm_storage.postgres import Executor
 
+pytestmark = pytest.mark.timeout(120)  # a busy machine is slow, not wrong
+
 PINNED = Sql(
     "WITH rec AS (INSERT INTO notes (id) VALUES ($1) RETURNING id), "  # noqa: S608 - constant text
     + upsert_ctes(

@@ -18,6 +18,8 @@ from fm_storage.vectors import Point, QdrantStore
 if TYPE_CHECKING:
     from fm_storage.postgres import Pool
 
+pytestmark = pytest.mark.timeout(120)  # a busy machine is slow, not wrong
+
 LEASE = 0.3
 
 

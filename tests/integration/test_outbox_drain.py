@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from fm_storage.config import CollectionConfig, OutboxConfig
+from fm_storage.config import OutboxConfig
 from fm_storage.errors import InvalidRecord, InvalidVector, NotSynced
 from fm_storage.outbox import Outbox, Unembedded
 from fm_storage.vectors import LexicalVectorizer, Point
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fm_storage.postgres import Executor, Pool
     from fm_storage.vectors import QdrantStore
 
-SMALL = CollectionConfig(size=4)
+pytestmark = pytest.mark.timeout(120)  # a busy machine is slow, not wrong
 
 
 def point(number: int, **payload: object) -> Point:

@@ -21,6 +21,8 @@ from fm_storage.vectors import LexicalVectorizer, Point, QdrantStore
 if TYPE_CHECKING:
     from fm_storage.postgres import Executor, Pool
 
+pytestmark = pytest.mark.timeout(120)  # a busy machine is slow, not wrong
+
 QUICK = OutboxConfig(drain=False, max_backoff=0.02)
 
 

