@@ -53,6 +53,8 @@ class Engine:
         self.builds: dict[str, Build] = {}
         self.index_threshold = 20_000
         self._rest_until: dict[str, float] = {}
+        # Told of a build before its pipe is closed: who listens must stop first.
+        self.forget: Callable[[Build], None] = lambda _build: None
         self.to_flush: set[str] = set()
         self._reads: dict[str, Callable[[dict[str, Any], Raw], Any]] = {
             "hello": lambda request, _out: self._hello(request),
@@ -120,7 +122,13 @@ class Engine:
             if self._rest_until.get(name, 0.0) > now:
                 continue
             if wants_index(shelf, self.index_threshold):
-                build = Build(shelf, self.catalogue.shards)
+                try:
+                    build = Build(shelf, self.catalogue.shards)
+                except OSError:  # no process to be had just now
+                    traceback.print_exc()
+                    shelf.journal = None
+                    self._rest_until[name] = now + REST
+                    continue
                 self.builds[name] = build
                 return [build]
         return []
@@ -137,6 +145,7 @@ class Engine:
         """Give a build up; it may begin again after a rest."""
         build = self.builds.pop(name, None)
         if build is not None:
+            self.forget(build)
             build.give_up()
             self._rest_until[name] = time.monotonic() + REST
 
@@ -268,6 +277,7 @@ class Engine:
         if name not in self.catalogue.collections:
             return False
         self.end_build(name)
+        self._rest_until.pop(name, None)  # another collection of this name may come
         with self.catalogue.changing():
             entry = self.catalogue.collections.pop(name)
             for alias in self.catalogue.aliases_of(name):
@@ -285,6 +295,7 @@ class Engine:
             if self.catalogue.resolve(retired) is not None:
                 raise _Taken(retired)
             self.end_build(name)
+            self._rest_until.pop(name, None)
         with self.catalogue.changing():
             if name in self.catalogue.collections:
                 entry = self.catalogue.collections.pop(name)

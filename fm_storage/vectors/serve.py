@@ -87,6 +87,7 @@ class Server:
         self.selector = selectors.DefaultSelector()
         self.selector.register(listener, selectors.EVENT_READ)
         self.leaving = False
+        engine.forget = self._forget
         # Sockets of clients that left; closed only once it is known whether the
         # last one did, so that it sees the end after everything is on the disk.
         self.held: list[socket.socket] = []
@@ -133,7 +134,12 @@ class Server:
     def _hear(self, build: Build) -> None:
         if not build.report():
             self.engine.end_build(build.shelf.name)
-        if build.ready or build.shelf.name not in self.engine.builds:
+        if build.ready:
+            self._forget(build)
+
+    def _forget(self, build: Build) -> None:
+        """Listen to a build no more; harmless when that is so already."""
+        with suppress(KeyError, ValueError):
             self.selector.unregister(build.out)
 
     def _look_after_builds(self) -> None:

@@ -502,3 +502,28 @@ async def test_index_is_built_beside_and_swapped_in(vector_folder: Path) -> None
     async with QdrantStore(config, folder=vector_folder) as store:
         assert await store.count("a") == 500
         assert (await store.collection_info("a")).indexed >= 500
+
+
+async def test_collection_may_go_while_it_is_indexed(vector_folder: Path) -> None:
+    """Deleting, or exchanging, a collection ends its build and harms nobody."""
+    config = QdrantConfig(durability="process", index_threshold=100)
+    points = [Point(i, [1.0, i / 500, 0.5, i % 7]) for i in range(1, 301)]
+    async with QdrantStore(config, folder=vector_folder) as store:
+        for turn in range(4):
+            await store.ensure_collection_exists("a", 4)
+            await store.upsert_points("a", points)
+            async with asyncio.timeout(60):
+                while (await store.collection_info("a")).status != "yellow":  # noqa: ASYNC110 - another process
+                    await asyncio.sleep(0.02)
+            if turn % 2:
+                await store.ensure_collection_exists(f"b{turn}", 4)
+                await store.exchange("a", f"b{turn}", retired=f"old{turn}")
+                assert await store.count(f"old{turn}") == 300
+                await store.set_aliases({"a": None})
+                await store.delete_collection(f"old{turn}")
+            else:
+                await store.delete_collection("a")
+            # New connections take the numbers of the pipes that were closed.
+            async with QdrantStore(config, folder=vector_folder) as other:
+                assert "a" not in await other.list_collections()
+        assert store.statistics().restarts == 0

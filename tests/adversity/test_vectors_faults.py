@@ -100,13 +100,13 @@ async def test_more_patience_than_there_is_time_fails_at_once(
     server: QdrantTestServer,
 ) -> None:
     """A wish beyond the deadline is an error that tells it."""
-    async with QdrantStore(QdrantConfig(url=server.url, timeout=2)) as store:
+    async with QdrantStore(QdrantConfig(url=server.url, timeout=10)) as store:
         await store.count("a")
         server.faults.add(Fault.too_many(60))
         began = time.monotonic()
         with pytest.raises(RateLimited) as caught:
             await store.count("a")
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5
         assert caught.value.retry_after == 60
         assert caught.value.retryable
 
@@ -145,7 +145,7 @@ async def test_deadline_is_kept(server: QdrantTestServer, fault: Fault) -> None:
 
 async def test_server_that_is_not_there_is_named() -> None:
     """A refused connection says what was tried."""
-    config = QdrantConfig(url="http://127.0.0.1:9", timeout=0.3)
+    config = QdrantConfig(url="http://127.0.0.1:9", timeout=2)
     async with QdrantStore(config) as store:
         with pytest.raises(VectorStoreUnavailable, match="ConnectError"):
             await store.count("a")
