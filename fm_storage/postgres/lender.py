@@ -23,13 +23,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fm_storage.errors import (
-    ConnectionFailed,
     ForkedProcess,
     PoolClosed,
-    PoolTimeout,
     StorageError,
     WrongLoop,
 )
+from fm_storage.postgres import refusals
 from fm_storage.postgres.growth import Growth
 from fm_storage.postgres.mending import mend, say_goodbye
 from fm_storage.postgres.statistics import Counters
@@ -44,9 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["Lender", "Life"]
 
 _log = logging.getLogger("fm_storage.postgres")
-_ENDED_AT_ONCE = frozenset({"57P02", "57P03"})
-_ENDED_TWICE = 2
-_ENDED_WINDOW = 10.0
 
 
 class Life(Enum):
@@ -81,7 +77,8 @@ class Lender:
         self.growth = Growth(self)
         self._queue: deque[asyncio.Future[Link]] = deque()
         self._waiting: dict[asyncio.Future[Link], asyncio.Task[Any] | None] = {}
-        self._ended: deque[float] = deque(maxlen=_ENDED_TWICE)
+        self.ended: deque[float] = deque(maxlen=8)
+        """When connections broke lately."""
         self._check_after = config.check_after
         self.always_reset = config.reset == "always"
         self._emptied: asyncio.Event | None = None
@@ -175,12 +172,15 @@ class Lender:
         if loop is not self.loop:  # closed, while a check was under way
             raise self.refusal()
         waiter: asyncio.Future[Link] = loop.create_future()
-        self._refuse_deadlock()
+        task = asyncio.current_task()
+        hopeless = refusals.deadlock(self, task, self._waiting.values())
+        if hopeless is not None:
+            raise hopeless
         if first:
             self._queue.appendleft(waiter)
         else:
             self._queue.append(waiter)
-        self._waiting[waiter] = asyncio.current_task()
+        self._waiting[waiter] = task
         timer = loop.call_later(
             max(0.0, deadline - monotonic()), self._expire, waiter, started
         )
@@ -197,53 +197,11 @@ class Lender:
         finally:
             timer.cancel()
 
-    def _refuse_deadlock(self) -> None:
-        """Refuse at once what can only end at the deadline.
-
-        Every connection is lent, and each borrower is a task that waits here
-        itself, the caller among them: nobody can give one back.
-        """
-        task = asyncio.current_task()
-        if len(self.lent) < self.config.max_size:
-            return
-        stuck = {task, *self._waiting.values()}
-        holders = [link.lease and link.lease.task for link in self.lent]
-        if task in holders and all(holder in stuck for holder in holders):
-            held = holders.count(task)
-            raise PoolTimeout(
-                self.name,
-                waited=0.0,
-                in_use=len(self.lent),
-                size=self.config.max_size,
-                waiting=len(self._waiting),
-                detail=f"this task already holds {held} of them and everyone else "
-                "waits too, so waiting cannot succeed: hand the connection or "
-                "transaction on instead of acquiring again",
-            )
-
     def _expire(self, waiter: asyncio.Future[Link], started: float) -> None:
-        if waiter.done():
-            return
-        self._leave(waiter)
-        self.counters.timeouts += 1
-        waited = monotonic() - started
-        trouble = self.growth.trouble()
-        if trouble is not None:
-            waiter.set_exception(
-                ConnectionFailed(
-                    f"{self.owner}: no connection within {waited:.2f} s; {trouble}"
-                )
-            )
-            return
-        waiter.set_exception(
-            PoolTimeout(
-                self.name,
-                waited=waited,
-                in_use=len(self.lent),
-                size=self.config.max_size,
-                waiting=len(self._waiting),
-            )
-        )
+        if not waiter.done():
+            self._leave(waiter)
+            self.counters.timeouts += 1
+            waiter.set_exception(refusals.too_late(self, monotonic() - started))
 
     def _leave(self, waiter: asyncio.Future[Link]) -> None:
         """Take *waiter* out of the queue, if it is still there."""
@@ -397,27 +355,7 @@ class Lender:
 
     def note(self, link: Link, error: BaseException) -> None:
         """Learn from an error what it says about all connections."""
-        state = getattr(error, "sqlstate", None)
-        if state == "0A000" and getattr(error, "retryable", False):
-            # A cached plan's result changed: so it has on the other links.
-            for other in (*self.idle, *self.lent):
-                other.forget_statements()
-        elif state == "25006":
-            # A write was refused: perhaps the server was demoted. Looked up
-            # when the link comes back, off everyone's path.
-            link.refused_write = True
-        elif isinstance(error, ConnectionFailed):
-            if link.generation != self.generation:
-                return
-            now = monotonic()
-            self._ended.append(now)
-            repeated = (
-                len(self._ended) == _ENDED_TWICE
-                and now - self._ended[0] < _ENDED_WINDOW
-            )
-            if state in _ENDED_AT_ONCE or repeated:
-                self._ended.clear()
-                self.renew(f"connections ended ({state or type(error).__name__})")
+        refusals.learn(self, link, error)
 
     # -- the rest --------------------------------------------------------
 

@@ -32,7 +32,7 @@ def pool_on(dsn, **settings):
     return Pool(PostgresConfig(dsn=dsn, **settings))
 
 
-async def until(condition, limit=3.0):
+async def until(condition, limit=10.0):
     """Wait for what has no event of its own."""
     async with asyncio.timeout(limit):
         while not condition():  # noqa: ASYNC110 - a number, not an event
@@ -145,7 +145,7 @@ async def test_a_caller_without_a_connection_in_time_is_told_the_numbers(empty_d
         started = time.monotonic()
         with pytest.raises(PoolTimeout, match="1 of 1 in use") as caught:
             await asyncio.create_task(pool.fetchval("SELECT 1", timeout=0.1))
-        assert 0.09 < time.monotonic() - started < 0.6
+        assert 0.09 < time.monotonic() - started < 2
         assert caught.value.retryable
         assert isinstance(caught.value, TimeoutError)
         assert pool.statistics().timeouts == 1
@@ -351,7 +351,7 @@ async def test_closing_is_bounded_and_names_who_still_holds(empty_dsn, caplog):
     async with pool.acquire() as connection:
         started = time.monotonic()
         await pool.aclose(timeout=0.2)
-        assert time.monotonic() - started < 0.7
+        assert time.monotonic() - started < 2
         assert "still borrowed by task" in caplog.text
         assert "test_closing_is_bounded" in caplog.text
         with pytest.raises(ConnectionFailed):
@@ -401,7 +401,7 @@ async def test_a_statement_past_its_timeout_is_cancelled_on_the_server(empty_dsn
         started = time.monotonic()
         with pytest.raises(QueryTimeout):
             await pool.fetchval("SELECT pg_sleep(5)", timeout=0.1)
-        assert time.monotonic() - started < 0.6
+        assert time.monotonic() - started < 2
         assert await pool.fetchval("SELECT pg_backend_pid()") == pid
     async with pool_on(empty_dsn, command_timeout=0.1) as pool:
         with pytest.raises(QueryTimeout):
