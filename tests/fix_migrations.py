@@ -109,9 +109,11 @@ def every_server(request: pytest.FixtureRequest) -> Iterator[TestServer]:
         _initialise(request.param, base / "data")
         port = start_on_free_port(cluster, base)
         at = f"postgresql://postgres@/postgres?host={quote(str(base))}&port={port}"
+        running = TestServer(at, "packaged", at)
         try:
-            yield TestServer(at, "packaged", at)
+            yield running
         finally:
+            running.close()
             cluster.stop("immediate")
     finally:
         shutil.rmtree(base, ignore_errors=True)

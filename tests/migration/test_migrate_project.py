@@ -215,7 +215,7 @@ async def test_an_applications_own_yoyo_tables_are_not_ours(empty_dsn: str):
         connection.execute(
             "INSERT INTO _yoyo_migration SELECT encode(sha256(convert_to(name,"
             " 'UTF8')), 'hex'), name, now()::timestamp"
-            " FROM (SELECT '0001_create_project_errors'::text AS name)"
+            " FROM (SELECT '0001_create_project_errors'::text AS name) AS theirs"
         )
     done = await Migrator(empty_dsn).apply()
     assert done[0].id == "0001_create_project_errors"
