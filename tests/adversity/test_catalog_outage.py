@@ -15,6 +15,9 @@ from fm_storage.config import StorageConfig
 from fm_storage.errors import ConnectionFailed, StorageError
 from fm_storage.manager import StorageManager
 
+# Each starts a whole storage, which takes its time on a busy machine.
+pytestmark = pytest.mark.timeout(120)
+
 
 @pytest.fixture
 def config(dsn, tcp_proxy, vector_folder, tmp_path):
@@ -41,7 +44,7 @@ async def test_while_postgres_is_away_errors_are_spooled_and_replayed(config):
         during = [await errors.record(f"during {n}", module="m") for n in range(20)]
         assert not any(recorded.durable for recorded in during)
         proxy.accept()
-        assert await errors.flush(10)
+        assert await errors.flush(60)
         after = await errors.record("after", module="m")
         assert after.durable
         ids = {r.id for r in (before, *during, after)}
@@ -76,7 +79,7 @@ async def test_nothing_is_lost_or_doubled_while_the_line_is_cut_again_and_again(
 
         await asyncio.gather(trouble(), *(work(n) for n in range(10)))
         proxy.accept()
-        assert await errors.flush(10)
+        assert await errors.flush(60)
         rows = await storage.pool.fetch("SELECT id FROM project_errors")
         assert {row["id"] for row in rows} == given
         assert len(rows) == len(given)
@@ -125,7 +128,7 @@ async def test_what_one_process_spooled_the_next_one_brings_in(config):
     assert folder is not None
     proxy.accept()
     async with StorageManager(settings) as again, ErrorManager(again) as errors:
-        assert await errors.flush(10)
+        assert await errors.flush(60)
         modules = {g.module: g for g in await errors.groups()}
         assert modules["fm_storage.start"].severity == "CRITICAL"
         assert await again.error_entries.get_by_id(lost.id) == lost.entry
@@ -142,7 +145,7 @@ async def test_an_entry_that_the_database_refuses_stops_no_other(storage):
         rows.insert(2, prepare("poison"))
         spool.append(rows)
         errors._recorder.wake_replay()
-        assert await errors.flush(10)
+        assert await errors.flush(60)
         assert await storage.error_entries.count() == 5
         [path] = spool.folder.iterdir()
         assert b"poison" in path.read_bytes()

@@ -1,8 +1,8 @@
 """What the catalogue costs: recording, logging, ingesting, answering.
 
-``python tests/bench/bench_catalog.py [--only record|handler|ingest|answers]``. The
-bars of issue 9. Ratios hold on a loaded machine, times do not; FM_BENCH_ENTRIES
-(100000) sets the size of the catalogue that is asked.
+``python tests/bench/bench_catalog.py [--only NAME]``; NAME is record, handler,
+ingest, answers or million. The bars of issue 9. Ratios hold on a loaded machine,
+times do not; FM_BENCH_ENTRIES (100000) sets the size of the catalogue that is asked.
 """
 
 from __future__ import annotations
@@ -266,6 +266,46 @@ async def answers(base: Path) -> list[str]:
     return said
 
 
+_MILLION = """WITH made AS (
+  INSERT INTO fm_storage.error_fingerprints
+  SELECT gen_random_uuid(), hash % 500, '2024-01-01T00:00Z'::timestamptz
+    + (n / 8) * interval '1 second' + hash % 7 * interval '1 second',
+    (ARRAY[20, 20, 20, 30, 40, 50])[1 + hash % 6]
+  FROM generate_series(1, 1000000) AS n,
+    LATERAL (SELECT abs(hashint4(n)::bigint) AS hash) AS h RETURNING 1
+), named AS (
+  INSERT INTO fm_storage.fingerprints
+  SELECT n, 'module ' || n % 30, 'E' || n, 'template ' || n
+  FROM generate_series(0, 499) AS n RETURNING 1
+) SELECT count(*) FROM made"""
+
+
+async def million(base: Path) -> list[str]:
+    """Ask the analyzer about a million errors."""
+    said: list[str] = []
+    async with opened(base, drain=False) as storage, ErrorManager(storage) as errors:
+        await storage.pool.execute(_MILLION, timeout=600)
+        await storage.pool.execute("VACUUM ANALYZE fm_storage.error_fingerprints")
+        ask = errors.analyzer
+        half = datetime(2024, 1, 1, tzinfo=UTC) + timedelta(seconds=60_000)
+        day = timedelta(hours=12)
+        for name, question in (
+            ("patterns", ask.patterns),
+            ("frequencies", ask.frequencies),
+            ("frequencies by hour", lambda: ask.frequencies("hour")),
+            ("timeline", ask.timeline),
+            ("correlations of a minute", ask.correlations),
+            ("new_since", lambda: ask.new_since(half)),
+            ("growing", lambda: ask.growing(day, until=half)),
+            ("heat", ask.heat),
+        ):
+            await question()
+            mark = time.perf_counter()
+            await question()
+            said.append(f"  {name}: {time.perf_counter() - mark:.2f} s")
+    return ["of 1,000,000 errors in 500 groups:", *said]
+
+
 async def run(base: Path, only: str, cycles: int) -> tuple[list[Table], list[str]]:
     """Run what *only* names, or everything."""
     tables: list[Table] = []
@@ -278,6 +318,8 @@ async def run(base: Path, only: str, cycles: int) -> tuple[list[Table], list[str
         lines += await ingesting(base)
     if only in "answers":
         lines += await answers(base)
+    if only in "million":
+        lines += await million(base)
     return tables, lines
 
 

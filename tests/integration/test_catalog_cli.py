@@ -15,6 +15,9 @@ from click.testing import CliRunner
 from fm_storage.cli import cli
 from fm_storage.cli.errors_options import MOMENT
 
+# Each starts a whole storage, which takes its time on a busy machine.
+pytestmark = pytest.mark.timeout(120)
+
 LOG = "".join(
     f"2024-01-02 03:04:{n:02} ERROR [shop.cart] item {n} [red]lost[/red] \x1b[31mnow\n"
     for n in range(20)

@@ -7,7 +7,11 @@ import sys
 import types
 
 import httpx
+import pytest
 import uvicorn
+
+# Each starts a whole storage, which takes its time on a busy machine.
+pytestmark = pytest.mark.timeout(120)
 
 EXAMPLE = """\
 from contextlib import asynccontextmanager

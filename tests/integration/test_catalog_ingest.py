@@ -10,6 +10,9 @@ import pytest
 from fm_storage.catalog import ErrorManager
 from fm_storage.errors import InvalidRecord, StorageError
 
+# Each starts a whole storage, which takes its time on a busy machine.
+pytestmark = pytest.mark.timeout(120)
+
 LINES = [
     f"2024-01-02 03:{n // 60:02}:{n % 60:02} {'ERROR' if n % 3 else 'INFO'} "
     f"[shop.cart] item {n} of order {n * 7} failed\n"

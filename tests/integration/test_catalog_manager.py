@@ -18,6 +18,9 @@ from fm_storage.errors import ConfigurationInvalid, InvalidRecord, StorageClosed
 from fm_storage.manager import StorageManager
 from fm_storage.repositories import ErrorEntry, Severity
 
+# Each starts a whole storage, which takes its time on a busy machine.
+pytestmark = pytest.mark.timeout(120)
+
 
 class PaymentRefused(Exception):
     """An error of the application."""
