@@ -23,32 +23,40 @@ COUNT = (
 )
 
 Work = Callable[[], Awaitable[None]]
+When = Callable[[], Awaitable[None]]
 
 
-async def native(work: Work, times: int) -> None:
-    """Cancel *work* natively, several times."""
+async def native(work: Work, when: When) -> None:
+    """Cancel *work* natively, one to five times."""
     task = asyncio.ensure_future(work())
-    for _ in range(times):
-        await asyncio.sleep(random.uniform(0, 0.02))
+    await when()
+    for _ in range(random.randint(1, 5)):
         task.cancel()
+        await asyncio.sleep(random.uniform(0, 0.01))
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
-async def timed(work: Work, times: int) -> None:
+async def timed(work: Work, when: When) -> None:
     """Cancel *work* by asyncio.timeout()."""
-    del times
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(random.uniform(0.005, 0.03)):
+    loop = asyncio.get_running_loop()
+
+    async def expire() -> None:
+        await when()
+        timeout.reschedule(loop.time())
+
+    with pytest.raises(TimeoutError):  # noqa: PT012 - a block is what is tested
+        async with asyncio.timeout(None) as timeout:
+            expiry = asyncio.ensure_future(expire())
             await work()
+    await expiry
 
 
-async def sibling(work: Work, times: int) -> None:
+async def sibling(work: Work, when: When) -> None:
     """Cancel *work* by a failing sibling in a TaskGroup."""
-    del times
 
     async def fail() -> None:
-        await asyncio.sleep(random.uniform(0.005, 0.03))
+        await when()
         raise KeyError
 
     with pytest.raises(ExceptionGroup):  # noqa: PT012 - a block is what is tested
@@ -57,12 +65,18 @@ async def sibling(work: Work, times: int) -> None:
             group.create_task(fail())
 
 
-async def scoped(work: Work, times: int) -> None:
+async def scoped(work: Work, when: When) -> None:
     """Cancel *work* by an anyio scope."""
-    del times
-    with anyio.move_on_after(random.uniform(0.005, 0.03)) as scope:
+
+    async def expire() -> None:
+        await when()
+        scope.cancel()
+
+    with anyio.CancelScope() as scope:
+        expiry = asyncio.ensure_future(expire())
         await work()
     assert scope.cancelled_caught
+    await expiry
 
 
 KINDS = [native, timed, sibling, scoped]
@@ -71,28 +85,37 @@ KINDS = [native, timed, sibling, scoped]
 async def storm(pool: Pool, rounds: int) -> tuple[float, float]:
     """Run sessions that are cancelled in every way; return wall and CPU seconds.
 
-    After every block no view may be left.
+    Each is cancelled about when it has created some of its views, or is creating
+    the next. After every block no view may be left.
     """
     service = SessionService(pool, QUIET)
     await service.open()
     wall = cpu = 0.0
     for number in range(rounds):
+        ready = asyncio.Event()
+        views = random.randint(0, 5)
 
-        async def work() -> None:
+        async def when(ready: asyncio.Event = ready) -> None:
+            await ready.wait()
+            await asyncio.sleep(random.choice((0, random.uniform(0, 0.02))))
+
+        async def work(ready: asyncio.Event = ready, views: int = views) -> None:
             nonlocal wall, cpu
             session = service.session()
+            began, used = time.monotonic(), time.process_time()
             try:
                 async with session:
-                    for _ in range(5):
-                        await session.create_view("SELECT 1 AS n", materialized=True)
                     try:
+                        for made in range(7):
+                            if made == views:
+                                ready.set()
+                            await session.create_view("SELECT 1", materialized=True)
                         await asyncio.sleep(10)
                     finally:
                         began, used = time.monotonic(), time.process_time()
             finally:
-                if session.last_cleanup.dropped:
-                    wall += time.monotonic() - began
-                    cpu += time.process_time() - used
+                wall += time.monotonic() - began
+                cpu += time.process_time() - used
                 left = await asyncio.shield(asyncio.ensure_future(count()))
                 assert left == 0, session.last_cleanup
 
@@ -100,10 +123,10 @@ async def storm(pool: Pool, rounds: int) -> tuple[float, float]:
             found: int = await pool.fetchval(COUNT)
             return found
 
-        kind = KINDS[number % len(KINDS)]
-        await kind(work, random.randint(1, 5))
+        await KINDS[number % len(KINDS)](work, when)
         assert await count() == 0
     assert service.statistics().refused == 0
+    assert service.statistics().dropped > rounds
     await service.aclose()
     return wall, cpu
 
