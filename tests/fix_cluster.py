@@ -19,8 +19,7 @@ from urllib.parse import quote
 import pytest
 
 from fm_storage.postgres.embedded_cluster import Cluster
-from fm_storage.postgres.embedded_server import installed_server
-from tests.fix_postgres import make_base, test_account
+from tests.fix_postgres import make_base, server_programs, test_account
 from tests.fix_proxy import free_port
 
 __all__ = ["TestCluster", "cluster", "cluster_template", "embedded_folder"]
@@ -51,7 +50,7 @@ class TestCluster:
         self._standbys: list[TestCluster] = []
         self._frozen: list[int] = []
         self._cluster = Cluster(
-            installed_server(),
+            server_programs(),
             self.data,
             log=base / "postgres.log",
             user=test_account(),
@@ -161,7 +160,7 @@ class TestCluster:
         user = test_account()
         await asyncio.to_thread(
             subprocess.run,
-            [installed_server().program(name), *arguments],
+            [server_programs().program(name), *arguments],
             check=True,
             capture_output=True,
             cwd=self.base,
@@ -184,7 +183,7 @@ def cluster_template() -> Iterator[Path]:
     """Give the data folder of a cluster that was initialised and never started."""
     base = make_base("fm-ct-")
     Cluster(
-        installed_server(), base / "data", log=base / "log", user=test_account()
+        server_programs(), base / "data", log=base / "log", user=test_account()
     ).initialise(_SETTINGS, sync=False)
     yield base / "data"
     shutil.rmtree(base, ignore_errors=True)

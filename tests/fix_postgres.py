@@ -7,6 +7,7 @@ copy of it per test: a test may do what it likes to its database.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import functools
 import itertools
 import secrets
@@ -28,6 +29,7 @@ from psycopg import sql
 from fm_storage.config import MigrationsConfig, PostgresConfig
 from fm_storage.postgres.embedded_cluster import Cluster
 from fm_storage.postgres.embedded_server import (
+    Server,
     ServiceUser,
     installed_server,
     service_account,
@@ -164,6 +166,20 @@ def make_base(prefix: str) -> Path:
     return base
 
 
+@functools.cache
+def server_programs() -> Server:
+    """Return the server's programs where the servers' account can run them."""
+    found = installed_server()
+    place = make_base("fm-bin-")
+    usable = found.copy_for(test_account(), place)
+    if usable is found:
+        place.rmdir()
+    else:
+        place.chmod(0o755)
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return usable
+
+
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> Iterator[TestServer]:
     """Give the PostgreSQL server under test: real, whichever way it was had."""
@@ -186,7 +202,7 @@ def _embedded() -> Iterator[TestServer]:
     password = secrets.token_hex(8)
     try:
         cluster = Cluster(
-            installed_server(),
+            server_programs(),
             base / "data",
             log=base / "postgres.log",
             user=test_account(),
