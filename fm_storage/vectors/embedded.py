@@ -32,12 +32,17 @@ from fm_storage.vectors.points import ScoredPoint, SparseVector, from_wire_id
 __all__ = ["EmbeddedEngine"]
 
 
+_QUESTIONS = frozenset(
+    {"collections", "count", "info", "marker", "query", "retrieve", "scroll", "spec"}
+)
+
+
 class EmbeddedEngine:
     """Calls to the engine of one data folder; connects at the first one.
 
-    A crashed engine is started anew by the next call; calls that were under way
-    raise ``VectorStoreUnavailable`` with ``retryable`` set, because they may or
-    may not have been carried out.
+    A crashed engine is started anew by the next call. A read that was under way
+    is asked again; a write raises ``VectorStoreUnavailable`` with ``retryable``
+    set, because it may or may not have been carried out.
     """
 
     kind = "embedded"
@@ -135,12 +140,11 @@ class EmbeddedEngine:
             VectorStoreUnavailable: The engine failed or went away.
             EmbeddedFailed: The engine cannot be started.
         """
-        link = await self._connected()
         request = {"op": operation, **more}
         if collection is not None:
             request["c"] = collection
         try:
-            answer, found = await link.call(request, raw)
+            answer, found = await self._asked(request, raw)
         except Gone:
             raise VectorStoreUnavailable(
                 f"vector engine: its process ended during {operation}; it is "
@@ -152,6 +156,17 @@ class EmbeddedEngine:
         if "ok" in answer:
             return answer["ok"], found
         raise _raised(answer, operation, collection)
+
+    async def _asked(
+        self, request: Mapping[str, Any], raw: bytes
+    ) -> tuple[Any, memoryview]:
+        """Send a request; a question is asked once more of a new engine."""
+        try:
+            return await (await self._connected()).call(request, raw)
+        except Gone:
+            if request["op"] not in _QUESTIONS:
+                raise
+        return await (await self._connected()).call(request, raw)
 
     # Collections
 
