@@ -109,7 +109,9 @@ SHORT = [
     (host, way)
     for host in HOSTS
     for way in CODES
-    if host == "asyncio" or way in {"return", "term"}
+    if host == "asyncio"
+    or (host, way) in {("uvloop", "term"), ("anyio", "term")}
+    or way == "return"
 ]
 
 

@@ -107,8 +107,10 @@ print("unloaded", flush=True)
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("workers", "number"),
+    [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGTERM)],
+)
 async def test_uvicorn_leaves_nothing(
     child: Starter,
     dsn: str,
@@ -140,9 +142,15 @@ async def test_uvicorn_leaves_nothing(
     assert await pool.fetchval(ROWS) == await pool.fetchval(OWNERS) == 0
 
 
-@pytest.mark.parametrize("host", ["run", "bare"])
 @pytest.mark.parametrize(
-    ("way", "code"), [("return", 0), ("handle", 143), ("interrupt", -2), ("kill", -15)]
+    ("host", "way", "code"),
+    [
+        ("run", "return", 0),
+        ("run", "handle", 143),
+        ("run", "kill", -15),
+        ("bare", "handle", 143),
+        ("bare", "interrupt", -2),
+    ],
 )
 async def test_plain_loops_leave_nothing(
     child: Starter, dsn: str, pool: Pool, *, host: str, way: str, code: int
