@@ -86,5 +86,6 @@ async def test_daily_questions_use_their_indexes_at_a_million_rows(pool):
             plan = await recorder.plan()
             assert index in plan, plan
             assert "Seq Scan" not in plan, plan
-            assert "Sort Method" not in plan or "HashAggregate" in plan, plan
+            counted = "count(*)" in recorder.seen[-1][0]  # groups may be sorted
+            assert counted or "Sort Method" not in plan, plan
             assert buffers(plan) < 600, plan
