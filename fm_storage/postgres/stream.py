@@ -88,10 +88,13 @@ class Stream:
         if link is None or link.raw.is_closed():
             return
         work = asyncio.ensure_future(self._end(cursor))
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             await asyncio.shield(work)
         except asyncio.CancelledError:
             await asyncio.wait({work}, timeout=_GOODBYE)
+            if not work.done() or work.cancelled() or work.exception() is not None:
+                link.doubtful = True
             raise
         except Exception:  # noqa: BLE001 - the block's own error matters more
             link.doubtful = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from fm_storage.errors import ConfigurationInvalid, ConnectionFailed, QueryFailed
 from fm_storage.postgres.sql import Sql
@@ -156,6 +156,7 @@ async def _undo(verbs: Verbs, link: Link, sql: str) -> None:
     if link.raw.is_closed() or link.forked:
         return
     work = asyncio.ensure_future(verbs.execute(Sql(sql), timeout=_GOODBYE))
+    work.add_done_callback(look_at)
     try:
         await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -165,6 +166,12 @@ async def _undo(verbs: Verbs, link: Link, sql: str) -> None:
         raise
     except Exception:  # noqa: BLE001 - see the docstring
         _give_up(link)
+
+
+def look_at(work: asyncio.Future[Any]) -> None:
+    """Take note of a failure that nobody may be left to await."""
+    if not work.cancelled():
+        work.exception()
 
 
 def _give_up(link: Link) -> None:
