@@ -188,6 +188,8 @@ def test_without_postgres_there_is_nothing_to_migrate(command: Command, tmp_path
 
 def _address(dsn: str) -> str:
     parts = urlsplit(dsn)
+    if parts.hostname:
+        return dsn.replace("postgresql:", "postgresql+fm:", 1)
     return f"postgresql+fm://{parts.path}?{parts.query}&user={parts.username}"
 
 
