@@ -38,12 +38,14 @@ class TcpProxy:
         port: Where it listens on 127.0.0.1; the same after refuse() and deaf().
         accepted: Connections accepted so far.
         forwarded: Bytes passed on so far, both ways.
+        rewrite: Applied to every block that passes, either way.
     """
 
     def __init__(self, target: tuple[str, int] | str) -> None:
         self._target = target
         self.accepted = 0
         self.forwarded = 0
+        self.rewrite: Callable[[bytes], bytes] = bytes
         self._delay = 0.0
         self._open: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -229,7 +231,7 @@ class TcpProxy:
             if self._delay:
                 await asyncio.sleep(self._delay)
             await self._flow.wait()
-            writer.write(block)
+            writer.write(self.rewrite(block))
             await writer.drain()
             self.forwarded += len(block)
         writer.close()

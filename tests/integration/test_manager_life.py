@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,11 +24,13 @@ from fm_storage import (
     PermissionDenied,
     QueryFailed,
     SchemaOutOfDate,
+    ServerTooOld,
     StorageClosed,
     StorageConfig,
     StorageManager,
     WrongLoop,
 )
+from tests.fix_proxy import TcpProxy
 
 
 async def test_the_block_opens_and_closes(storage_config: StorageConfig):
@@ -348,3 +353,21 @@ async def test_a_refused_login_is_permission_denied(storage_config: StorageConfi
         await StorageManager(config)
 
     assert "s3cret" not in str(caught.value)
+
+
+async def test_a_server_too_old_is_named(
+    storage_config: StorageConfig, tcp_proxy: Callable[[str], TcpProxy]
+):
+    """A real conversation in which the server says it is version 13."""
+    assert storage_config.postgres is not None
+    proxy = tcp_proxy(storage_config.postgres.dsn)
+    proxy.rewrite = partial(re.compile(rb"(server_version\x00)\d\d").sub, rb"\g<1>13")
+    config = StorageConfig(
+        postgres={"dsn": proxy.dsn(storage_config.postgres.dsn)}, qdrant=None
+    )
+
+    with pytest.raises(ServerTooOld, match="is older than 14; upgrade") as caught:
+        await StorageManager(config)
+
+    assert caught.value.version.startswith("13.")
+    assert caught.value.retryable is False
