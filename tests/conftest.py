@@ -9,6 +9,7 @@ named, never skipped in silence.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -54,6 +55,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the servers once, so that the header can say which they are."""
+    # A job in the background of a shell ignores SIGINT, and so would every child.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[servers.CHOICE] = servers.choose(
         dsn=config.getoption("--dsn"),
         qdrant_url=config.getoption("--qdrant-url"),
