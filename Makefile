@@ -23,6 +23,8 @@ INSTALL = if [ -x $(BIN)/uv ]; \
 
 SOURCES := fm_storage tests
 NOT_LONG := not torture and not bench
+# Tests wait more than they work, so two cores serve three at a time.
+WORKERS ?= 3
 
 .PHONY: help
 help:  ## this list
@@ -105,19 +107,19 @@ imports: $(VENV)/.dev  ## imports point down, clients stay in their rooms
 
 .PHONY: test fast cover test-containers torture torture-outbox bench
 test: $(VENV)/.dev  ## all tests, on containers where they can be had, else embedded (≤ 15 min)
-	$(BIN)/pytest -m "$(NOT_LONG)" $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) -m "$(NOT_LONG)" $(ARGS)
 
 fast: $(VENV)/.dev  ## the quick tests (≤ 60 s)
 	$(BIN)/pytest -q --quick -m "$(NOT_LONG) and not slow and not cluster" tests/unit tests/integration $(ARGS)
 
 cover: $(VENV)/.dev  ## all tests, with the coverage of branches
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m "$(NOT_LONG)" $(ARGS)
+	$(BIN)/coverage run -m pytest -n $(WORKERS) -m "$(NOT_LONG)" $(ARGS)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --skip-covered
 
 test-containers: $(VENV)/.dev  ## the tests that use a server, on containers; fails without a Docker engine
-	$(BIN)/pytest --containers -m "$(NOT_LONG) and postgres" $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --containers -m "$(NOT_LONG) and postgres" $(ARGS)
 
 torture: $(VENV)/.dev  ## the long sweeps: kills, cancellations, storms, at full size
 	$(BIN)/pytest -m torture --timeout=1800 tests/torture $(ARGS)
