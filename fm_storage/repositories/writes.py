@@ -6,7 +6,9 @@ check of the values, one statement, and nothing else.
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -34,6 +36,8 @@ R = TypeVar("R")
 
 _ATTEMPTS = 20
 """Looks at a row that others delete and create again all the time."""
+_PAUSE = 0.002
+"""Seconds by which the pause between two attempts may grow."""
 
 
 class Writes(Reads[M]):
@@ -168,7 +172,9 @@ class Writes(Reads[M]):
         target = self._target(on)
         values = entity.insert_values(record)
         sought = [item.encode(getattr(record, item.field)) for item in target]
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
+            if attempt:  # out of step with whoever deletes the row each time
+                await asyncio.sleep(random.uniform(0.0, _PAUSE * attempt))  # noqa: S311 - jitter
             row = await self.executor.fetchrow(self._sql.get_by(target), *sought)
             if row is not None:
                 return entity.from_row(row), False

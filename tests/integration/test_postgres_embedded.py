@@ -176,7 +176,7 @@ async def test_pid_file_left_behind_is_no_obstacle(
     assert pid is not None
     words = (folder / "data" / "postmaster.pid").read_text().splitlines()
     os.kill(pid, signal.SIGKILL)
-    await connection.close()
+    connection.terminate()
     if left != "killed":
         words[0] = str(os.getpid())
         (folder / "data" / "postmaster.pid").write_text("\n".join(words))
