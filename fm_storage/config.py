@@ -32,6 +32,7 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from fm_storage.errors import ConfigurationInvalid
@@ -444,6 +445,13 @@ class StorageConfig(BaseSettings):
             super().__init__(**values)
         except ValidationError as exc:
             raise _explain(exc, type(self), "") from None
+        except SettingsError as exc:
+            # Said of a variable whose JSON is broken, by the section it belongs to.
+            found = re.search(r'field "(\w+)"', str(exc))
+            raise ConfigurationInvalid(
+                found[1] if found else "config",
+                "a variable of this section holds JSON that cannot be read; mend it",
+            ) from None
         self._refuse_halves()
 
     @classmethod

@@ -211,7 +211,8 @@ def similar(
 
 
 def _print_entries(found: Sequence[ErrorEntry]) -> None:
-    table = Table("when", "severity", "module", "message", "id", box=None)
+    table = Table("when", "severity", "module", "message", box=None)
+    table.add_column("id", no_wrap=True, min_width=36)
     for entry in found:
         table.add_row(
             f"{entry.timestamp:%Y-%m-%d %H:%M:%S}",

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ingest", "purge", "report", "tail"]
 
-_DRAIN = 3600.0
+_SLICE = 5.0
+"""Seconds without a delivery after which the rest is left to the drainer."""
 
 
 @click.command()
@@ -69,7 +70,7 @@ def ingest(
     the end the entries are made searchable by similarity.
     """
 
-    async def job(storage: StorageManager) -> IngestReport:
+    async def job(storage: StorageManager) -> None:
         from fm_storage.catalog import ErrorManager  # noqa: PLC0415 - heavy
 
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
@@ -87,10 +88,13 @@ def ingest(
                     severity=severity,
                     progress=None if as_json else progress,
                 )
+        _print_report(done, as_json=as_json)
         await _drain(storage, quiet=as_json)
-        return done
 
-    report = with_storage(settings, job)
+    with_storage(settings, job)
+
+
+def _print_report(report: IngestReport, *, as_json: bool) -> None:
     if as_json:
         print_json({**dataclasses.asdict(report), "duplicates": report.duplicates})
         return
@@ -112,7 +116,17 @@ async def _drain(storage: StorageManager, *, quiet: bool) -> None:
             bar.update(task, completed=done, total=total)
 
         try:
-            await storage.outbox.drain(timeout=_DRAIN, progress=progress)
+            while (
+                await storage.outbox.drain(timeout=_SLICE, progress=progress)
+            ).delivered:
+                if not await storage.outbox.pending():
+                    return
+            left = await storage.outbox.pending()
+            if left:
+                click.echo(
+                    f"{left} vectors wait; 'fm-storage outbox status' says for what",
+                    err=True,
+                )
         except asyncio.CancelledError:
             click.echo(
                 "interrupted; the rest becomes searchable with "

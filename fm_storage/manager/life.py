@@ -14,7 +14,12 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from fm_storage.config import PostgresConfig, QdrantConfig, StorageConfig
-from fm_storage.errors import ForkedProcess, StorageClosed, WrongLoop
+from fm_storage.errors import (
+    ConfigurationInvalid,
+    ForkedProcess,
+    StorageClosed,
+    WrongLoop,
+)
 from fm_storage.hooks import ShutdownHooks, outlast
 from fm_storage.migrate import Migrator
 from fm_storage.migrate import Progress as MigrationProgress
@@ -47,6 +52,12 @@ class ManagerLife:
 
     def __init__(self, config: StorageConfig | None = None) -> None:
         self.config = StorageConfig() if config is None else config
+        if not isinstance(self.config, StorageConfig):
+            raise ConfigurationInvalid(
+                "config",
+                f"is a {type(config).__name__}; give a StorageConfig, such as "
+                "StorageConfig(postgres=PostgresConfig(dsn=…), qdrant=…)",
+            )
         self.hooks = ShutdownHooks()
         self._life = _Life.NEW
         self._pid = os.getpid()

@@ -128,21 +128,27 @@ class Courier:
                 await self._queue.postpone(group, delay=0.0, error=None)
                 continue
             await self._deliver_one(collection, group, taken, outcome)
-        await self.settle()
+        outcome.delivered += await self.settle()
         return outcome
 
-    async def settle(self) -> None:
-        """Do what had to wait: rows locked by writers, and overrun leases."""
+    async def settle(self) -> int:
+        """Do what had to wait: rows locked by writers, and overrun leases.
+
+        Returns how many deliveries were recorded by it.
+        """
+        recorded = 0
         if self._locked:
             locked, self._locked = self._locked, []
             finished = await self._queue.finish(locked)
             self._counters.landed(finished.lags)
+            recorded = len(finished.lags)
             self._locked += finished.locked
         for collection in list(self._overrun):
             self._counters.healed += await self._queue.delete_again(
                 collection, self._overrun[collection]
             )
             del self._overrun[collection]
+        return recorded
 
     async def _deliver_one(
         self, collection: str, rows: list[Leased], taken: float, outcome: Outcome

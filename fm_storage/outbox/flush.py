@@ -64,7 +64,7 @@ async def drain_now(
         left = deadline - lease_clock()
         if any_taken and failure is None and left > 0:
             continue
-        await courier.settle()
+        delivered += await courier.settle()
         remaining = await queue.pending()
         if not remaining or left <= 0:
             return DrainReport(delivered, quarantined, remaining, problem)

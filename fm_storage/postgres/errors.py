@@ -64,6 +64,7 @@ _REMEDIES: Mapping[type[QueryFailed], str] = {
     LockTimeout: "try again later, or raise lock_timeout",
     QueryTimeout: "raise the timeout, or make the statement cheaper",
 }
+_LOGIN = "check user and password, and what pg_hba.conf asks for"
 _LOST = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"})
 _UNKNOWN = (
     "whether the statement took effect is unknown, try again where that is harmless"
@@ -125,7 +126,7 @@ def _from_server(
     if known is None and state.startswith("28"):
         known = PermissionDenied
     kind = known or QueryFailed
-    remedy = _REMEDIES.get(kind)
+    remedy = _LOGIN if state.startswith("28") else _REMEDIES.get(kind)
     return kind(
         f"{owner}: {said} ({state})" + (f"; {remedy}" if remedy else ""),
         sqlstate=state or None,

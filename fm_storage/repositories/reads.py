@@ -127,6 +127,10 @@ class Reads(Generic[M]):
             InvalidRecord: *cursor* was changed or belongs to another query.
         """
         entity = self.entity
+        if size == 0:
+            raise InvalidRecord(
+                "page: size 0 holds nothing; give 1 or more", field="size"
+            )
         steps = page_order(entity, orders(entity, order_by))
         parameters = Parameters()
         condition = where_sql(entity, filters, parameters)

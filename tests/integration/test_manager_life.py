@@ -353,6 +353,7 @@ async def test_a_refused_login_is_permission_denied(storage_config: StorageConfi
         await StorageManager(config)
 
     assert "s3cret" not in str(caught.value)
+    assert "check user and password" in str(caught.value)
 
 
 async def test_a_server_too_old_is_named(
@@ -371,3 +372,9 @@ async def test_a_server_too_old_is_named(
 
     assert caught.value.version.startswith("13.")
     assert caught.value.retryable is False
+
+
+def test_a_dsn_is_no_configuration():
+    """The commonest first mistake names what to give instead."""
+    with pytest.raises(ConfigurationInvalid, match="is a str; give a StorageConfig"):
+        StorageManager("postgresql://h/db")  # type: ignore[arg-type]  # that is the point

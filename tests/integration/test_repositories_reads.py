@@ -179,6 +179,8 @@ async def test_cursor_is_opaque_and_validated(errors, tables):
         await products.page(cursor=cursor)
     with pytest.raises(InvalidName, match="cannot order pages"):
         await errors.page(order_by="manager_context")
+    with pytest.raises(InvalidRecord, match="size 0 holds nothing"):
+        await errors.page(size=0)
 
 
 async def test_cursor_keeps_working_with_another_size_and_total(errors):

@@ -365,8 +365,15 @@ async def test_a_start_with_nothing_pending_asks_one_question(dsn: str):
 
 async def test_a_role_that_may_not_look_gets_the_servers_word(dsn: str):
     """No grant on the record is not the same as no record."""
-    ask(dsn, "DROP ROLE IF EXISTS t_stranger; CREATE ROLE t_stranger LOGIN")
-    stranger = dsn.replace("postgres@", "t_stranger@")
+    ask(
+        dsn,
+        "DROP ROLE IF EXISTS t_stranger;"
+        " CREATE ROLE t_stranger LOGIN PASSWORD 't_stranger'",
+    )
+    parts = urlsplit(dsn)
+    address = parts.netloc.rpartition("@")[2]
+    netloc = f"t_stranger:t_stranger@{address}"
+    stranger = parts._replace(netloc=netloc).geturl()
     try:
         async with Pool(PostgresConfig(dsn=stranger)) as theirs:
             with pytest.raises(QueryFailed, match="permission denied"):

@@ -330,6 +330,16 @@ def test_no_secret_is_printed(caplog: pytest.LogCaptureFixture):
             assert secret not in text
 
 
+def test_broken_json_in_a_variable_is_a_setting_that_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Named by its section, without a traceback of the parser's."""
+    monkeypatch.setenv("FM_STORAGE_QDRANT__COLLECTIONS", "{bad")
+
+    with pytest.raises(ConfigurationInvalid, match=r"qdrant: .* cannot be read"):
+        StorageConfig()
+
+
 def test_settings_are_frozen():
     """A setting cannot be changed behind a manager's back."""
     config = StorageConfig()
