@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -731,8 +731,3 @@ def _unknown(path: list[str], model: type[BaseModel]) -> str:
     close = difflib.get_close_matches(path[-1], known.model_fields, n=1)
     remedy = f"did you mean {close[0]!r}?" if close else "remove it"
     return f"unknown setting; {remedy}"
-
-
-def query_parameters(dsn: str) -> dict[str, str]:
-    """Return the parameters behind the ``?`` of a DSN."""
-    return dict(parse_qsl(urlsplit(dsn).query, keep_blank_values=True))
