@@ -149,7 +149,7 @@ RELEASE = Sql(
 )
 # Who stands in the way of a name: the row's owner alive?
 HOLDER = Sql(
-    f"SELECT b.session_id, {LOCK_IS_HELD} AS alive, b.keep"
+    f"SELECT b.owner_id, {LOCK_IS_HELD} AS alive, b.keep"
     " FROM fm_storage.session_objects b"
     " JOIN fm_storage.session_owners o ON o.id = b.owner_id"
     " WHERE b.schema_name = $1 AND b.name = $2"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Callable, Generator, Hashable, Sequence
 from time import monotonic
 from types import TracebackType
@@ -38,6 +39,8 @@ logger = logging.getLogger("fm_storage.sessions")
 
 _NO_SCHEMA = "3F000"
 _WAIT_FOR_NAME = 120.0
+# Seconds in which the holder of a name may still turn out to be dead.
+_LOOK_AGAIN = 1.0
 
 
 class PostgresSessionManager(SeedMethods):
@@ -319,7 +322,7 @@ class PostgresSessionManager(SeedMethods):
                 self._uncertain.discard(key)
                 if exc.constraint != "session_objects_name_key":
                     raise
-                await self._wait_for_name(service, plan, key, exc, give_up)
+                await self._wait_for_name(lease.owner, plan, key, exc, give_up)
                 continue
             except QueryFailed as exc:
                 # A definite answer of the server: it was rolled back.
@@ -336,17 +339,33 @@ class PostgresSessionManager(SeedMethods):
 
     async def _wait_for_name(
         self,
-        service: SessionService,
+        owner: uuid.UUID,
         plan: ViewPlan,
         key: Key,
         exc: DuplicateRecord,
         give_up: float,
     ) -> None:
-        """Return when the name may be free; raise *exc* if its holder lives."""
-        async with service.source.acquire() as connection:
-            holder = await connection.fetchrow(registry.HOLDER, *key)
-        if holder is None:
-            return
+        """Return when the name may be free; raise *exc* if its holder lives.
+
+        The server frees a killed process's lock when it sees the socket closed: a
+        moment later than the kill, and later still on a busy machine. So a holder
+        that seems to live is looked at again before its name is refused.
+        """
+        service = self._make_service()
+        sure = min(give_up, monotonic() + _LOOK_AGAIN)
+        while True:
+            async with service.source.acquire() as connection:
+                holder = await connection.fetchrow(registry.HOLDER, *key)
+            if holder is None:
+                return
+            if (
+                not holder["alive"]
+                or holder["keep"]
+                or holder["owner_id"] == owner
+                or monotonic() >= sure
+            ):
+                break
+            await asyncio.sleep(_LOOK_AGAIN / 5)
         if holder["alive"] or holder["keep"] or monotonic() > give_up:
             raise DuplicateRecord(
                 f"session: {plan.target} belongs to another session "

@@ -174,6 +174,22 @@ async def test_an_orphans_name_can_be_used_again(
         assert await pool.fetchval(f"SELECT n FROM {view}") == 3
 
 
+async def test_a_holder_that_dies_just_now_frees_its_name(
+    dsn: str, pool: Pool, child: Callable[..., Awaitable[Child]]
+):
+    """The server sees a kill late: who seems to live is looked at once more."""
+    victim = await child(OWNER, dsn, "idle")
+    assert await victim.line() == "ready"
+    async with PostgresSessionManager(pool, config=FAST) as session:
+        creation = asyncio.ensure_future(
+            session.create_view("SELECT 3 AS n", name="named")
+        )
+        await asyncio.sleep(0.2)
+        assert not creation.done()
+        await victim.kill()
+        assert await pool.fetchval(f"SELECT n FROM {await creation}") == 3
+
+
 async def test_a_creation_in_flight_is_no_ghost(pool: Pool, dsn: str):
     """While a CREATE of a lockless owner is under way, it is not reaped."""
     service = SessionService(pool, FAST)
