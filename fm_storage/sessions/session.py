@@ -30,7 +30,6 @@ from fm_storage.sessions.listing import listed
 from fm_storage.sessions.names import Kind, TempView, generated_name
 from fm_storage.sessions.reports import CleanupReport, SessionInfo
 from fm_storage.sessions.seed import SeedMethods
-from fm_storage.sessions.service import SessionService
 from fm_storage.sessions.tracked import Key
 
 __all__ = ["PostgresSessionManager"]
