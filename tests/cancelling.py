@@ -50,7 +50,7 @@ async def cancel_at_random(dsn, count):
             await asyncio.wait(tasks)
             if start % 50 == 0:
                 most = max(most, await watcher.fetchval(_BACKENDS))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while pool.statistics().busy or pool.statistics().mending:  # noqa: ASYNC110 - a number, not an event
                 await asyncio.sleep(0.01)
         numbers = pool.statistics()

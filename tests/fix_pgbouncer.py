@@ -80,7 +80,7 @@ def pgbouncer(server: TestServer) -> Iterator[Callable[..., str]]:
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], dsn: str, log: Path) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 25
     while True:
         try:
             psycopg.connect(dsn).close()

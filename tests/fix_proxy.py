@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import struct
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
@@ -23,12 +25,34 @@ __all__ = ["TcpProxy", "free_port", "tcp_proxy"]
 _BLOCK = 64 * 1024
 
 
+def _own_ports() -> Iterator[int]:
+    """Give the ports that are this process's to use, again and again.
+
+    Below those that the kernel gives to outgoing connections, of which another
+    process could get one while a server of ours is being restarted; and apart from
+    those of the workers that run other tests at the same time.
+    """
+    bounds = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    first = int(bounds.read_text().split()[0]) if bounds.exists() else 32_768
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    each = (first - 10_000) // 8
+    start = 10_000 + int(worker) % 8 * each
+    # Two runs on one machine begin at different places.
+    while True:
+        yield from range(start + os.getpid() * 31 % each, start + each)
+        yield from range(start, start + os.getpid() * 31 % each)
+
+
+_ports = _own_ports()
+
+
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a TCP port of 127.0.0.1 that nobody uses, nor will by chance."""
+    for port in _ports:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError  # there is always a next one
 
 
 class TcpProxy:
@@ -131,10 +155,10 @@ class TcpProxy:
     async def _listen(self) -> None:
         self._unplug()
         if self._server is None:
+            self.port = self.port or free_port()
             self._server = await asyncio.start_server(
                 self._accepted, "127.0.0.1", self.port
             )
-            self.port = self._server.sockets[0].getsockname()[1]
 
     async def _refuse(self) -> None:
         self._unplug()

@@ -28,7 +28,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what uses ``any_store`` once per engine; on a server where one is given."""
     if "any_store" not in metafunc.fixturenames:
         return
-    engines = ["embedded", "rest", "memory"]
+    engines = ["embedded", "rest", "grpc", "memory"]
     if metafunc.config.stash[servers.CHOICE].qdrant == "given":
         engines += ["server-rest", "server-grpc"]
     metafunc.parametrize("any_store", engines, indirect=True)
@@ -72,6 +72,11 @@ async def any_store(
         elif kind == "rest":
             server = await stack.enter_async_context(QdrantTestServer())
             config = QdrantConfig(url=server.url)
+        elif kind == "grpc":
+            server = await stack.enter_async_context(QdrantTestServer(grpc=True))
+            config = QdrantConfig(
+                url=server.url, prefer_grpc=True, grpc_port=server.grpc_port
+            )
         else:
             config = QdrantConfig(
                 url=str(request.config.getoption("--qdrant-url")),

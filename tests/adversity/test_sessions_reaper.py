@@ -15,6 +15,7 @@ from fm_storage.config import PostgresConfig, SessionConfig
 from fm_storage.postgres import Pool
 from fm_storage.sessions import PostgresSessionManager, SessionService
 from tests.fix_process import Child
+from tests.waiting import LONG, locks_held, until
 
 FAST = SessionConfig(grace=0.3, reap_interval=0.05)
 
@@ -55,7 +56,8 @@ SELECT (SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relname
         WHERE n.nspname = 'filtermate_temp'),
        (SELECT count(*) FROM fm_storage.session_objects),
        (SELECT count(*) FROM fm_storage.session_owners),
-       (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory')
+       (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database =
+        (SELECT oid FROM pg_database WHERE datname = current_database()))
 """
 
 
@@ -66,7 +68,9 @@ async def left(pool: Pool) -> tuple[int, ...]:
     return tuple(row.values())
 
 
-async def wait_until_left(pool: Pool, wanted: tuple[int, ...], timeout: float) -> float:
+async def wait_until_left(
+    pool: Pool, wanted: tuple[int, ...], timeout: float = LONG
+) -> float:
     """Wait until only that much is left; return the seconds it took."""
     started = monotonic()
     while (found := await left(pool)) != wanted:
@@ -93,14 +97,17 @@ async def test_a_killed_process_leaves_nothing(
     child: Callable[..., Awaitable[Child]],
     work: str,
 ):
-    """SIGKILL, idle or in the middle of a CREATE: all is gone within 5 s."""
+    """SIGKILL, idle or in the middle of a CREATE: all goes, after the grace.
+
+    That it takes less than 5 s is a bar of the torture sweeps.
+    """
     victim = await child(OWNER, dsn, work)
     assert await victim.line() == "ready"
     await asyncio.sleep(0.2)
     assert (await reaper.list()).other[0].application_name == "victim"
     await victim.kill()
-    assert await wait_until_left(pool, (0, 0, 0, 0), 5.0) > 1.0
-    assert reaper.statistics().reaped == 2
+    assert await wait_until_left(pool, (0, 0, 0, 0)) > 1.0
+    await until(lambda: reaper.statistics().reaped == 2)  # told after the commit
 
 
 async def test_blocked_and_stopped_processes_keep_their_views(
@@ -135,8 +142,8 @@ async def test_kept_views_wait_for_somebody_to_say_so(
     victim = await child(OWNER, dsn, "keep")
     assert await victim.line() == "ready"
     await victim.kill()
+    await locks_held(pool, 0)
     service = SessionService(pool, FAST)
-    await asyncio.sleep(0.1)
     assert (await service.reap()).dropped == ()
     info = await service.list()
     assert [view.name for view in info.kept][-1] == "named"
@@ -169,15 +176,21 @@ async def test_an_orphans_name_can_be_used_again(
     victim = await child(OWNER, dsn, "idle")
     assert await victim.line() == "ready"
     await victim.kill()
+    await locks_held(pool, 0)
     async with PostgresSessionManager(pool, config=FAST) as session:
         view = await session.create_view("SELECT 3 AS n", name="named")
         assert await pool.fetchval(f"SELECT n FROM {view}") == 3
 
 
 async def test_a_holder_that_dies_just_now_frees_its_name(
-    dsn: str, pool: Pool, child: Callable[..., Awaitable[Child]]
+    dsn: str,
+    pool: Pool,
+    child: Callable[..., Awaitable[Child]],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """The server sees a kill late: who seems to live is looked at once more."""
+    # Later still on a busy machine than the second that is waited otherwise.
+    monkeypatch.setattr("fm_storage.sessions.session._LOOK_AGAIN", LONG)
     victim = await child(OWNER, dsn, "idle")
     assert await victim.line() == "ready"
     async with PostgresSessionManager(pool, config=FAST) as session:
@@ -210,7 +223,7 @@ async def test_a_creation_in_flight_is_no_ghost(pool: Pool, dsn: str):
         await lease._connection.aclose()
         view = await creation
         assert await pool.fetchval("SELECT to_regclass($1)::text", str(view))
-        await wait_until_left(pool, (0, 0, 0, 0), 3.0)
+        await wait_until_left(pool, (0, 0, 0, 0))
     await service.aclose()
 
 
@@ -265,6 +278,7 @@ async def test_bystanders_are_untouched(dsn: str, pool: Pool):
             assert lease._connection is not None
             lease._watcher.cancel()
             await lease._connection.aclose()
+            await locks_held(pool, 0)
             service = SessionService(pool, FAST)
             report = await service.reap()
             assert len(report.dropped) == 1
@@ -294,10 +308,12 @@ async def test_one_bad_of_many_keeps_no_other(pool: Pool):
     assert await pool.fetchval("SELECT n FROM public.dependent") == 1
     assert (await service.health())[0] == "degraded"
     await pool.execute("DROP VIEW public.dependent")
-    await wait_until_left(pool, (0, 0, 1, 1), 15.0)
-    async with asyncio.timeout(5):  # told a moment after it was committed
-        while (await service.health())[0] != "ok":  # noqa: ASYNC110 - no event
-            await asyncio.sleep(0.01)
+    await wait_until_left(pool, (0, 0, 1, 1))
+
+    async def well() -> bool:
+        return (await service.health())[0] == "ok"
+
+    await until(well)  # told a moment after it was committed
     await service.aclose()
     assert await left(pool) == (0, 0, 0, 0)
 
@@ -315,5 +331,5 @@ async def test_an_open_reader_delays_only_its_own_view(pool: Pool):
         (refusal,) = session.last_cleanup.refused
         assert (refusal.view, refusal.sqlstate) == (str(views[1]), "55P03")
         assert len(session.last_cleanup.dropped) == 2
-    await wait_until_left(pool, (0, 0, 1, 1), 15.0)
+    await wait_until_left(pool, (0, 0, 1, 1))
     await service.aclose()

@@ -141,7 +141,7 @@ async def test_server_goes_some_seconds_after_its_last_user_was_killed(
     assert await other.line()
     await other.kill()
     assert running(folder) is not None
-    await until(lambda: running(folder) is None, within=10)
+    await until(lambda: running(folder) is None, within=20)
     async with EmbeddedPostgres(folder) as dsn:
         await (await asyncpg.connect(dsn)).close()
 
@@ -210,21 +210,25 @@ async def test_cancelled_opening_leaves_nothing_behind(
 
 async def test_opening_leaves_the_event_loop_free(tmp_path: Path) -> None:
     """Others run on while a cluster is made and started."""
-    longest = 0.0
+    stalled = 0.0
     loop = asyncio.get_running_loop()
 
     async def watch() -> None:
-        nonlocal longest
+        nonlocal stalled
         while True:
             before = loop.time()
             await asyncio.sleep(0.01)
-            longest = max(longest, loop.time() - before)
+            if (gap := loop.time() - before) > 0.1:
+                stalled += gap
 
     watching = asyncio.create_task(watch())
+    began = loop.time()
     async with EmbeddedPostgres(tmp_path / "pg"):
-        pass
+        took = loop.time() - began
     watching.cancel()
-    assert longest < 0.3
+    # Making and starting it is nearly all of the time. A share, not an instant: on a
+    # busy machine the loop waits for the processor now and then.
+    assert stalled < took / 2
 
 
 @pytest.mark.slow
@@ -234,7 +238,7 @@ async def test_interrupt_while_starting_ends_in_order(
     """Ctrl-C during the first start: the process ends, and nothing runs on."""
     folder = tmp_path / "pg"
     other = await child(USE, folder)
-    await until(lambda: bool(list(folder.glob("data.new-*"))), within=10)
+    await until(lambda: bool(list(folder.glob("data.new-*"))), within=20)
     other.signal(signal.SIGINT)
     await other.wait()
     assert "KeyboardInterrupt" in await other.errors()

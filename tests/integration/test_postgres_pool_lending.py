@@ -25,18 +25,12 @@ from fm_storage.errors import (
     WrongLoop,
 )
 from fm_storage.postgres import Connection, Executor, Pool, Record, Sql
+from tests.waiting import until
 
 
 def pool_on(dsn, **settings):
     """Return a pool that is not open."""
     return Pool(PostgresConfig(dsn=dsn, **settings))
-
-
-async def until(condition, limit=10.0):
-    """Wait for what has no event of its own."""
-    async with asyncio.timeout(limit):
-        while not condition():  # noqa: ASYNC110 - a number, not an event
-            await asyncio.sleep(0.005)
 
 
 async def backends(pool):
@@ -145,7 +139,7 @@ async def test_a_caller_without_a_connection_in_time_is_told_the_numbers(empty_d
         started = time.monotonic()
         with pytest.raises(PoolTimeout, match="1 of 1 in use") as caught:
             await asyncio.create_task(pool.fetchval("SELECT 1", timeout=0.1))
-        assert 0.09 < time.monotonic() - started < 2
+        assert 0.09 < time.monotonic() - started < 10  # not the default, 30 s
         assert caught.value.retryable
         assert isinstance(caught.value, TimeoutError)
         assert pool.statistics().timeouts == 1
@@ -157,7 +151,7 @@ async def test_a_nested_acquire_that_cannot_succeed_is_refused_at_once(empty_dsn
         started = time.monotonic()
         with pytest.raises(PoolTimeout, match="already holds 1"):
             await pool.fetchval("SELECT 1")
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 10  # not the 30 s of the default
 
 
 async def test_tasks_that_wait_for_each_other_are_refused(empty_dsn):
@@ -274,12 +268,15 @@ async def test_the_old_are_replaced(empty_dsn):
 async def test_the_unused_go_and_min_size_stays(empty_dsn):
     """Idle connections above min_size are closed after max_idle."""
     async with pool_on(empty_dsn, min_size=1, max_size=4, max_idle=0.1) as pool:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(4):
-                group.create_task(pool.execute("SELECT pg_sleep(0.05)"))
-        assert pool.statistics().size > 1
+        everyone = asyncio.Barrier(4)
+
+        async def hold():
+            async with pool.acquire():
+                await everyone.wait()
+
+        await asyncio.gather(*(hold() for _ in range(4)))
         await until(lambda: pool.statistics().size == 1)
-        assert pool.statistics().shrinks >= 1
+        assert pool.statistics().shrinks == 3
 
 
 async def test_min_size_is_made_at_opening_and_kept(empty_dsn):
@@ -351,7 +348,7 @@ async def test_closing_is_bounded_and_names_who_still_holds(empty_dsn, caplog):
     async with pool.acquire() as connection:
         started = time.monotonic()
         await pool.aclose(timeout=0.2)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 5  # the default is 10 s
         assert "still borrowed by task" in caplog.text
         assert "test_closing_is_bounded" in caplog.text
         with pytest.raises(ConnectionFailed):
@@ -400,8 +397,8 @@ async def test_a_statement_past_its_timeout_is_cancelled_on_the_server(empty_dsn
         pid = await pool.fetchval("SELECT pg_backend_pid()")
         started = time.monotonic()
         with pytest.raises(QueryTimeout):
-            await pool.fetchval("SELECT pg_sleep(5)", timeout=0.1)
-        assert time.monotonic() - started < 2
+            await pool.fetchval("SELECT pg_sleep(25)", timeout=0.1)
+        assert time.monotonic() - started < 10
         assert await pool.fetchval("SELECT pg_backend_pid()") == pid
     async with pool_on(empty_dsn, command_timeout=0.1) as pool:
         with pytest.raises(QueryTimeout):
@@ -422,7 +419,7 @@ async def test_a_dedicated_connection_belongs_to_the_caller(empty_dsn):
             assert await tx.fetchval("SELECT 1") == 1
         await one.aclose()
         await one.aclose()
-        await asyncio.wait_for(ended.wait(), 1)
+        await asyncio.wait_for(ended.wait(), 10)
         assert one.is_closed
     async with pool_on(empty_dsn) as pool, pool.acquire() as borrowed:
         await borrowed.aclose()  # given back by its block, not by this

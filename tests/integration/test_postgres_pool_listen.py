@@ -20,7 +20,7 @@ async def pool(empty_dsn):
 
 async def next_of(rows):
     """Return the next notification, soon."""
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(20):
         return await anext(rows)
 
 
@@ -68,7 +68,7 @@ async def test_iterating_alone_listens_and_stops(pool):
                 break
 
     task = asyncio.create_task(read())
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(20):
         while not task.done():
             await pool.execute("NOTIFY c, 'x'")
             await asyncio.sleep(0.02)

@@ -23,6 +23,7 @@ from fm_storage.errors import (
 )
 from fm_storage.postgres import Pool
 from fm_storage.sessions import CreateProgress, PostgresSessionManager
+from tests.waiting import until
 
 NOW = dt.datetime(2026, 3, 29, 1, 30, 0, 123456, tzinfo=dt.UTC)
 
@@ -325,7 +326,12 @@ async def test_a_long_creation_has_a_timeout_and_can_be_cancelled(pool: Pool):
         "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(20)%'"
         " AND pid <> pg_backend_pid() AND state = 'active'"
     )
-    assert await pool.fetchval(running) == 0
+
+    async def ended() -> bool:
+        found: int = await pool.fetchval(running)
+        return found == 0
+
+    await until(ended, within=10)  # the server is told, and stops a moment later
 
 
 async def test_a_closed_session_says_so(pool: Pool):
@@ -367,14 +373,15 @@ async def test_a_long_creation_tells_that_it_goes_on(pool: Pool):
     seen: list[CreateProgress] = []
     async with PostgresSessionManager(pool) as session:
         await session.create_view(
-            "SELECT pg_sleep(1.4)::text AS a",
+            "SELECT pg_sleep(2.5)::text AS a",
             materialized=True,
             indexes=("a",),
             progress=seen.append,
         )
-    assert [each.stage for each in seen][:3] == ["view", "view", "index 1"]
+    stages = [each.stage for each in seen]
+    assert stages.count("view") >= 2
+    assert list(dict.fromkeys(stages)) == ["view", "index 1", "done"]
     assert seen[1].elapsed >= 1
-    assert seen[-1].stage == "done"
 
 
 async def test_a_function_may_give_connections_of_ours(pool: Pool):
