@@ -15,7 +15,7 @@ from fm_storage.catalog.html import Markup, document, el, join
 from fm_storage.repositories import Severity
 
 if TYPE_CHECKING:
-    from fm_storage.catalog.analyzer import Correlation, Growth, TimelineBucket
+    from fm_storage.catalog.findings import Correlation, Growth, TimelineBucket
     from fm_storage.catalog.groups import ErrorGroup
     from fm_storage.catalog.report import Report
     from fm_storage.catalog.similarity import SimilarGroup
@@ -233,7 +233,7 @@ def _timeline(buckets: Sequence[TimelineBucket]) -> Markup:
 
 
 def _merged(buckets: Sequence[TimelineBucket]) -> list[TimelineBucket]:
-    from fm_storage.catalog.analyzer import TimelineBucket as Bucket  # noqa: PLC0415 - a cycle otherwise
+    from fm_storage.catalog.findings import TimelineBucket as Bucket  # noqa: PLC0415 - a cycle otherwise
 
     size = -(-len(buckets) // (_WIDTH // 4))
     found: list[TimelineBucket] = []

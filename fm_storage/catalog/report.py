@@ -14,13 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from fm_storage.catalog.analyzer import (
-    Analyzer,
-    Correlation,
-    Growth,
-    TimelineBucket,
-    Totals,
-)
+from fm_storage.catalog.analyzer import Analyzer
+from fm_storage.catalog.findings import Correlation, Growth, TimelineBucket, Totals
 from fm_storage.catalog.groups import ErrorGroup
 from fm_storage.repositories import Severity
 

@@ -1,0 +1,150 @@
+"""The analyzer's questions, as statements.
+
+Apart from the analyzer, because what makes them fast is told here: each is one
+pass over a narrow table or its indexes, and names are looked up once a group,
+never once an error. ``$1`` to ``$3`` are since, until and the least severity.
+"""
+
+from __future__ import annotations
+
+from fm_storage.postgres import Sql
+
+__all__ = [
+    "BY_NAME",
+    "BY_PART",
+    "CORRELATIONS",
+    "GROWTH",
+    "HEAT",
+    "NEW",
+    "PATTERNS",
+    "TIMELINE",
+    "TOTALS",
+]
+
+_RANGE = """($1::timestamptz IS NULL OR timestamp >= $1)
+  AND ($2::timestamptz IS NULL OR timestamp < $2) AND severity >= $3"""
+
+TOTALS = Sql(
+    f"""SELECT count(*) AS errors, count(DISTINCT fingerprint) AS groups,
+  min(timestamp) AS first, max(timestamp) AS last
+FROM fm_storage.error_fingerprints WHERE {_RANGE}"""  # noqa: S608 - constant text
+)
+_COUNTED = f"""WITH counted AS (
+  SELECT fingerprint, count(*) AS count, max(severity) AS severity,
+    min(timestamp) AS first_seen, max(timestamp) AS last_seen
+  FROM fm_storage.error_fingerprints WHERE {_RANGE} GROUP BY fingerprint
+)"""  # noqa: S608 - constant text
+PATTERNS = Sql(
+    _COUNTED
+    + """ SELECT c.*, g.module, g.error_code, g.template,
+  c.count / sum(c.count) OVER () AS share
+FROM counted AS c JOIN fm_storage.fingerprints AS g USING (fingerprint)
+ORDER BY c.count DESC, c.fingerprint LIMIT $4"""
+)
+# Grouped by fingerprint first: the name of a module is then looked up once a
+# group, not once an error.
+BY_NAME = {
+    name: Sql(
+        _COUNTED
+        + f""" SELECT g.{name} AS key, sum(c.count)::bigint AS count
+FROM counted AS c JOIN fm_storage.fingerprints AS g USING (fingerprint)
+GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT $4"""  # noqa: S608 - constant text
+    )
+    for name in ("module", "error_code")
+}
+_PARTS = {
+    "severity": "severity::int",
+    "hour": "extract(hour FROM timestamp AT TIME ZONE 'UTC')::int",
+    "weekday": "extract(isodow FROM timestamp AT TIME ZONE 'UTC')::int",
+}
+BY_PART = {
+    name: Sql(
+        f"""SELECT {part} AS key, count(*) AS count
+FROM fm_storage.error_fingerprints WHERE {_RANGE}
+GROUP BY 1 ORDER BY 1 LIMIT $4"""  # noqa: S608 - constant text
+    )
+    for name, part in _PARTS.items()
+}
+TIMELINE = Sql(
+    f"""SELECT date_bin($4::interval, timestamp, '2000-01-01T00:00Z') AS start,
+  severity, count(*) AS count
+FROM fm_storage.error_fingerprints WHERE {_RANGE}
+GROUP BY 1, 2 ORDER BY 1"""  # noqa: S608 - constant text
+)
+HEAT = Sql(
+    f"""WITH counted AS (
+  SELECT fingerprint, {_PARTS["hour"]} AS hour, count(*) AS count
+  FROM fm_storage.error_fingerprints WHERE {_RANGE} GROUP BY 1, 2
+), named AS (
+  SELECT g.module, c.hour, sum(c.count)::bigint AS count,
+    sum(sum(c.count)) OVER (PARTITION BY g.module) AS total
+  FROM counted AS c JOIN fm_storage.fingerprints AS g USING (fingerprint)
+  GROUP BY 1, 2
+), ranked AS (
+  SELECT *, dense_rank() OVER (ORDER BY total DESC, module) AS place FROM named
+)
+SELECT module, hour, count FROM ranked WHERE place <= $4 ORDER BY place, hour"""  # noqa: S608 - constant text
+)
+# One probe of an index per group finds its first error; errors are not counted.
+NEW = Sql(
+    """SELECT g.fingerprint
+FROM fm_storage.fingerprints AS g
+JOIN LATERAL (
+  SELECT timestamp FROM fm_storage.error_fingerprints AS f
+  WHERE f.fingerprint = g.fingerprint AND f.severity >= $3
+  ORDER BY timestamp LIMIT 1
+) AS first ON first.timestamp >= $1
+  AND ($2::timestamptz IS NULL OR first.timestamp < $2)
+ORDER BY first.timestamp DESC LIMIT $4"""
+)
+GROWTH = Sql(
+    """WITH counted AS (
+  SELECT fingerprint, max(severity) AS severity,
+    count(*) FILTER (WHERE timestamp >= $2) AS now,
+    count(*) FILTER (WHERE timestamp < $2) AS before
+  FROM fm_storage.error_fingerprints
+  WHERE timestamp >= $1 AND timestamp < $3 AND severity >= $4
+  GROUP BY fingerprint
+)
+SELECT c.*, g.module, g.error_code, g.template
+FROM counted AS c JOIN fm_storage.fingerprints AS g USING (fingerprint)
+WHERE c.now >= 3 AND c.now > c.before
+ORDER BY (c.now + 1.0) / (c.before + 1.0) * ln(c.now + 1) DESC, c.now DESC
+LIMIT $5"""
+)
+# Never every error with every other: time is cut into slots, a group counts once
+# in a slot, and only the groups that fill most slots are paired, so that a slot
+# gives at most a few hundred pairs whatever its number of errors.
+CORRELATIONS = Sql(
+    f"""WITH seen AS (
+  SELECT DISTINCT fingerprint,
+    floor(extract(epoch FROM timestamp) / $4::float8)::bigint AS slot
+  FROM fm_storage.error_fingerprints WHERE {_RANGE}
+), slots AS (
+  SELECT count(*)::float8 AS total FROM (SELECT slot FROM seen GROUP BY slot) AS s
+), busiest AS (
+  SELECT fingerprint, count(*)::float8 AS slots FROM seen
+  GROUP BY fingerprint HAVING count(*) >= 3
+  ORDER BY count(*) DESC, fingerprint LIMIT 40
+), kept AS (
+  SELECT fingerprint, slot FROM seen JOIN busiest USING (fingerprint)
+), pairs AS (
+  SELECT a.fingerprint AS first, b.fingerprint AS second, count(*)::float8 AS together
+  FROM kept AS a JOIN kept AS b ON a.slot = b.slot AND a.fingerprint < b.fingerprint
+  GROUP BY 1, 2 HAVING count(*) >= 3
+)
+SELECT p.first, p.second, p.together::bigint,
+  p.together / (a.slots + b.slots - p.together) AS overlap,
+  p.together * s.total / (a.slots * b.slots) AS lift,
+  ga.module AS first_module, ga.template AS first_template,
+  gb.module AS second_module, gb.template AS second_template
+FROM pairs AS p CROSS JOIN slots AS s
+JOIN busiest AS a ON a.fingerprint = p.first
+JOIN busiest AS b ON b.fingerprint = p.second
+JOIN fm_storage.fingerprints AS ga ON ga.fingerprint = p.first
+JOIN fm_storage.fingerprints AS gb ON gb.fingerprint = p.second
+WHERE p.together * s.total > a.slots * b.slots
+ORDER BY p.together / (a.slots + b.slots - p.together) * ln(p.together + 1) DESC,
+  p.first, p.second
+LIMIT $5"""  # noqa: S608 - constant text
+)
