@@ -29,8 +29,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "any_store" not in metafunc.fixturenames:
         return
     engines = ["embedded", "rest", "grpc", "memory"]
-    if metafunc.config.stash[servers.CHOICE].qdrant == "given":
-        engines += ["server-rest", "server-grpc"]
+    kind = metafunc.config.stash[servers.CHOICE].qdrant
+    if kind != "embedded":
+        engines.append("server-rest")
+    if kind == "given":  # of a container only one port is known
+        engines.append("server-grpc")
     metafunc.parametrize("any_store", engines, indirect=True)
 
 
@@ -79,7 +82,7 @@ async def any_store(
             )
         else:
             config = QdrantConfig(
-                url=str(request.config.getoption("--qdrant-url")),
+                url=request.getfixturevalue("qdrant_server"),
                 prefer_grpc=kind == "server-grpc",
             )
         store = QdrantStore(config, folder=engine_folder)

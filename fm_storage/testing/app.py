@@ -1,12 +1,9 @@
-"""Qdrant's REST API over the client's local mode, as an ASGI application.
+"""Qdrant's REST API as an ASGI application: one face of the test double.
 
 Apart from the server that carries it, so that it can also be mounted in an
 application's own tests. Bodies are parsed by the client's models, which are
 generated from Qdrant's own description of the API, so that a request which a
 server would refuse is refused here.
-
-It is a test double for the *interface*: local mode compares with every point,
-knows no shards, consistency or strict mode, and is far slower than a server.
 """
 
 from __future__ import annotations
@@ -20,10 +17,12 @@ from urllib.parse import unquote
 
 import orjson
 
+from fm_storage.testing.double import Double, Refused, jsonable, refusal_for
+
 if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient
 
-__all__ = ["QdrantApp", "Refused"]
+__all__ = ["QdrantApp"]
 
 VERSION = "1.17.0"
 _MAX_BODY = 32 * 1024 * 1024
@@ -32,13 +31,8 @@ Reply = tuple[int, dict[str, str], bytes]
 Handler = Callable[..., Awaitable[Any]]
 Scope = Mapping[str, Any]
 
-
-class Refused(Exception):
-    """A request that is answered with an error status."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+_JSON = {"content-type": "application/json"}
+_DONE: dict[str, Any] = {"operation_id": 0, "status": "completed"}
 
 
 class QdrantApp:
@@ -47,17 +41,17 @@ class QdrantApp:
     Args:
         api_key: Refuse requests without this key.
         max_body: Bytes of a request at most (Qdrant's own limit by default).
+
+    Attributes:
+        double: The collections behind, which a gRPC face may share.
     """
 
     def __init__(
         self, *, api_key: str | None = None, max_body: int = _MAX_BODY
     ) -> None:
-        self._api_key = api_key
+        self.api_key = api_key
         self._max_body = max_body
-        self._client: AsyncQdrantClient | None = None
-        # What local mode forgets and a server tells again.
-        self._indexes: dict[str, dict[str, Any]] = {}
-        self._options: dict[str, Any] = {}
+        self.double = Double()
         self._routes: list[tuple[str, re.Pattern[str], Handler]] = [
             (method, re.compile(pattern), handler)
             for method, pattern, handler in self._table()
@@ -66,23 +60,19 @@ class QdrantApp:
     @property
     def client(self) -> AsyncQdrantClient:
         """The local mode below, to look behind the interface."""
-        if self._client is None:
-            from qdrant_client import AsyncQdrantClient  # noqa: PLC0415 - loads a second
-
-            self._client = AsyncQdrantClient(":memory:")
-        return self._client
+        return self.double.client
 
     async def handle(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes
     ) -> Reply:
         """Answer one request; header names are in lower case."""
         began = time.perf_counter()
-        if self._api_key is not None and headers.get("api-key") != self._api_key:
-            return self._error(401, "Must provide an API key", began)
+        if self.api_key is not None and headers.get("api-key") != self.api_key:
+            return _error(401, "Must provide an API key", began)
         if len(body) > self._max_body:
             limit = f"(limit: {self._max_body} bytes)"
             text = f"JSON payload ({len(body)} bytes) is larger than allowed {limit}."
-            return self._error(400, text, began)
+            return _error(400, text, began)
         if method == "GET" and path == "/":
             about = {"title": "qdrant - vector search engine", "version": VERSION}
             return 200, _JSON, orjson.dumps(about)
@@ -94,7 +84,7 @@ class QdrantApp:
                 return await self._answer(handler, found, body, began)
         return 404, _JSON, b""
 
-    async def _answer(  # noqa: PLR0911 - one line per kind of failure
+    async def _answer(
         self, handler: Handler, found: re.Match[str], body: bytes, began: float
     ) -> Reply:
         from pydantic import ValidationError  # noqa: PLC0415 - beside the client
@@ -104,32 +94,21 @@ class QdrantApp:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # local mode has no payload indexes
                 result = await handler(body, *names)
-        except Refused as exc:
-            return self._error(exc.status, str(exc), began)
         except ValidationError as exc:
             first = exc.errors(include_url=False)[0]
             text = f"Format error in JSON body: {first['loc']}: {first['msg']}"
-            return self._error(400, text, began)
+            return _error(400, text, began)
         except orjson.JSONDecodeError as exc:
-            return self._error(400, f"Format error in JSON body: {exc}", began)
-        except ValueError as exc:
-            return self._error(_status_of(str(exc)), f"Wrong input: {exc}", began)
-        except KeyError as exc:  # local mode's word for a point that is not there
-            text = f"Not found: No point with id {exc.args[0]} found"
-            return self._error(404, text, began)
-        except Exception as exc:  # noqa: BLE001 - a server never dies of a request
-            return self._error(500, f"Service internal error: {exc!r}", began)
+            return _error(400, f"Format error in JSON body: {exc}", began)
+        except Exception as exc:  # noqa: BLE001 - becomes the answer
+            refusal = refusal_for(exc)
+            return _error(refusal.status, str(refusal), began)
         answer = {
-            "result": _jsonable(result),
+            "result": jsonable(result),
             "status": "ok",
             "time": time.perf_counter() - began,
         }
         return 200, _JSON, orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
-
-    @staticmethod
-    def _error(status: int, text: str, began: float) -> Reply:
-        answer = {"status": {"error": text}, "time": time.perf_counter() - began}
-        return status, _JSON, orjson.dumps(answer)
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI's callables
         """Serve one ASGI request."""
@@ -152,8 +131,6 @@ class QdrantApp:
         raw = [(k.encode(), v.encode()) for k, v in given.items()]
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": answer})
-
-    # Collections
 
     def _table(self) -> list[tuple[str, str, Handler]]:
         one = r"/collections/([^/]+)"
@@ -184,66 +161,19 @@ class QdrantApp:
             ("GET", points + "/([^/]+)", self._one),
         ]
 
+    # Collections
+
     async def _list(self, _body: bytes) -> Any:  # noqa: ANN401 - a model
         return await self.client.get_collections()
 
-    async def _info(self, _body: bytes, name: str) -> Any:  # noqa: ANN401 - JSON
-        info = await self.client.get_collection(name)
-        made = _jsonable(info)
-        real = await self._resolve(name)
-        self._echo(made["config"], self._options.get(real))
-        made["payload_schema"] = {
-            field: {"data_type": _type_of(schema), "points": 0}
-            for field, schema in self._indexes.get(real, {}).items()
-        }
-        return made
-
-    @staticmethod
-    def _echo(config: dict[str, Any], given: Any) -> None:  # noqa: ANN401 - a model
-        """Tell the options of a collection as a server would."""
-        if given is None:
-            return
-        asked = given.model_dump(mode="json", exclude_none=True)
-        for key in (
-            "shard_number",
-            "replication_factor",
-            "write_consistency_factor",
-            "on_disk_payload",
-            "sharding_method",
-        ):
-            if key in asked:
-                config["params"][key] = asked[key]
-        config["hnsw_config"] = {
-            **config["hnsw_config"],
-            **asked.get("hnsw_config", {}),
-        }
-        if "quantization_config" in asked:
-            config["quantization_config"] = asked["quantization_config"]
-
-    async def _resolve(self, name: str) -> str:
-        aliases = await self.client.get_aliases()
-        targets = {a.alias_name: a.collection_name for a in aliases.aliases}
-        return targets.get(name, name)
+    async def _info(self, _body: bytes, name: str) -> dict[str, Any]:
+        return await self.double.info(name)
 
     async def _create(self, body: bytes, name: str) -> bool:
-        from qdrant_client import models  # noqa: PLC0415 - loads a second
-
-        given = models.CreateCollection.model_validate(orjson.loads(body))
-        taken = {c.name for c in (await self.client.get_collections()).collections}
-        if name in taken or await self._resolve(name) != name:
-            raise Refused(409, f"Wrong input: Collection `{name}` already exists!")
-        self._options[name] = given
-        return bool(
-            await self.client.create_collection(
-                name,
-                vectors_config=given.vectors or {},
-                sparse_vectors_config=given.sparse_vectors,
-            )
-        )
+        return await self.double.create(name, _parsed("CreateCollection", body))
 
     async def _delete(self, _body: bytes, name: str) -> bool:
-        self._indexes.pop(name, None)
-        return bool(await self.client.delete_collection(name))
+        return await self.double.drop(name)
 
     async def _exists(self, _body: bytes, name: str) -> dict[str, bool]:
         return {"exists": await self.client.collection_exists(name)}
@@ -255,95 +185,35 @@ class QdrantApp:
         return await self.client.get_collection_aliases(name)
 
     async def _change_aliases(self, body: bytes) -> bool:
-        from qdrant_client import models  # noqa: PLC0415 - loads a second
-
-        given = models.ChangeAliasesOperation.model_validate(orjson.loads(body))
+        given = _parsed("ChangeAliasesOperation", body)
         return bool(await self.client.update_collection_aliases(given.actions))
 
     async def _create_index(self, body: bytes, name: str) -> dict[str, Any]:
-        from qdrant_client import models  # noqa: PLC0415 - loads a second
-
-        given = models.CreateFieldIndex.model_validate(orjson.loads(body))
-        await self.client.get_collection(name)
-        schema = _jsonable(given.field_schema)
-        self._indexes.setdefault(await self._resolve(name), {})[given.field_name] = (
-            schema
-        )
+        given = _parsed("CreateFieldIndex", body)
+        await self.double.create_index(name, given.field_name, given.field_schema)
         return _DONE
 
-    async def _delete_index(self, _body: bytes, name: str, field: str) -> Any:  # noqa: ANN401 - JSON
-        await self.client.get_collection(name)
-        self._indexes.get(await self._resolve(name), {}).pop(field, None)
+    async def _delete_index(
+        self, _body: bytes, name: str, field: str
+    ) -> dict[str, Any]:
+        await self.double.delete_index(name, field)
         return _DONE
 
     # Points
 
-    async def _sizes(self, name: str) -> dict[str, int]:
-        params = (await self.client.get_collection(name)).config.params.vectors
-        if params is None:
-            return {}
-        if isinstance(params, dict):
-            return {vector: given.size for vector, given in params.items()}
-        return {"": params.size}
-
-    async def _check_points(self, name: str, given: Any) -> None:  # noqa: ANN401 - a model
-        """Refuse what local mode would answer with the text of numpy."""
-        sizes = await self._sizes(name)
-        for point in getattr(given, "points", ()):
-            vectors = point.vector
-            if not isinstance(vectors, dict):
-                vectors = {"": vectors}
-            for vector, value in vectors.items():
-                if not isinstance(value, list):
-                    continue
-                if vector not in sizes:
-                    raise Refused(
-                        400, f"Wrong input: Not existing vector name error: {vector}"
-                    )
-                if len(value) != sizes[vector]:
-                    raise Refused(
-                        400,
-                        "Wrong input: Vector dimension error: "
-                        f"expected dim: {sizes[vector]}, got {len(value)}",
-                    )
-
     async def _upsert(self, body: bytes, name: str) -> dict[str, Any]:
-        from pydantic import TypeAdapter  # noqa: PLC0415 - beside the client
-        from qdrant_client import models  # noqa: PLC0415 - loads a second
-
-        kind: TypeAdapter[Any] = TypeAdapter(models.PointInsertOperations)
-        given = kind.validate_python(orjson.loads(body))
-        await self._check_points(name, given)
-        await self.client.upsert(
-            name,
-            points=given.batch
-            if isinstance(given, models.PointsBatch)
-            else given.points,
-            update_filter=given.update_filter,
-            update_mode=given.update_mode,
-        )
+        await self.double.upsert(name, _parsed("PointInsertOperations", body))
         return _DONE
 
     async def _batch(self, body: bytes, name: str) -> list[dict[str, Any]]:
-        from qdrant_client import models  # noqa: PLC0415 - loads a second
-
-        given = models.UpdateOperations.model_validate(orjson.loads(body))
+        given = _parsed("UpdateOperations", body)
         for operation in given.operations:
-            if isinstance(operation, models.UpsertOperation):
-                await self._check_points(name, operation.upsert)
+            await self.double.check_points(name, getattr(operation, "upsert", None))
         await self.client.batch_update_points(name, update_operations=given.operations)
         return [_DONE] * len(given.operations)
 
     async def _retrieve(self, body: bytes, name: str) -> Any:  # noqa: ANN401 - models
-        from qdrant_client import models  # noqa: PLC0415 - loads a second
-
-        given = models.PointRequest.model_validate(orjson.loads(body))
-        return await self.client.retrieve(
-            name,
-            ids=given.ids,
-            with_payload=True if given.with_payload is None else given.with_payload,
-            with_vectors=given.with_vector or False,
-        )
+        return await self.double.retrieve(name, _parsed("PointRequest", body))
 
     async def _one(self, _body: bytes, name: str, number: str) -> Any:  # noqa: ANN401 - a model
         found = await self.client.retrieve(
@@ -354,138 +224,68 @@ class QdrantApp:
         return found[0]
 
     async def _delete_points(self, body: bytes, name: str) -> dict[str, Any]:
-        from pydantic import TypeAdapter  # noqa: PLC0415 - beside the client
-        from qdrant_client import models  # noqa: PLC0415 - loads a second
-
-        kind: TypeAdapter[Any] = TypeAdapter(models.PointsSelector)
-        await self.client.delete(name, kind.validate_python(orjson.loads(body)))
+        await self.client.delete(name, _parsed("PointsSelector", body))
         return _DONE
 
-    async def _payload(self, body: bytes) -> tuple[Any, Any]:
-        from qdrant_client import models  # noqa: PLC0415 - loads a second
-
-        given = models.SetPayload.model_validate(orjson.loads(body))
-        return given, given.points if given.filter is None else given.filter
-
     async def _set_payload(self, body: bytes, name: str) -> dict[str, Any]:
-        given, points = await self._payload(body)
+        given = _parsed("SetPayload", body)
         await self.client.set_payload(
-            name, payload=given.payload, points=points, key=given.key
+            name, payload=given.payload, points=_chosen(given), key=given.key
         )
         return _DONE
 
     async def _overwrite_payload(self, body: bytes, name: str) -> dict[str, Any]:
-        given, points = await self._payload(body)
-        await self.client.overwrite_payload(name, payload=given.payload, points=points)
+        given = _parsed("SetPayload", body)
+        await self.client.overwrite_payload(
+            name, payload=given.payload, points=_chosen(given)
+        )
         return _DONE
 
     async def _delete_payload(self, body: bytes, name: str) -> dict[str, Any]:
-        from qdrant_client import models  # noqa: PLC0415 - loads a second
-
-        given = models.DeletePayload.model_validate(orjson.loads(body))
-        points: Any = given.points if given.filter is None else given.filter
-        await self.client.delete_payload(name, keys=given.keys, points=points)
+        given = _parsed("DeletePayload", body)
+        await self.client.delete_payload(name, keys=given.keys, points=_chosen(given))
         return _DONE
 
     async def _clear_payload(self, body: bytes, name: str) -> dict[str, Any]:
-        from pydantic import TypeAdapter  # noqa: PLC0415 - beside the client
-        from qdrant_client import models  # noqa: PLC0415 - loads a second
-
-        kind: TypeAdapter[Any] = TypeAdapter(models.PointsSelector)
-        await self.client.clear_payload(name, kind.validate_python(orjson.loads(body)))
+        await self.client.clear_payload(name, _parsed("PointsSelector", body))
         return _DONE
 
     async def _scroll(self, body: bytes, name: str) -> dict[str, Any]:
-        from qdrant_client import models  # noqa: PLC0415 - loads a second
-
-        given = models.ScrollRequest.model_validate(orjson.loads(body))
-        order = given.order_by
-        key = order if isinstance(order, str) or order is None else order.key
-        indexes = self._indexes.get(await self._resolve(name), {})
-        if key is not None and key not in indexes:
-            raise Refused(
-                400, f"Bad request: No range index for `order_by` key: `{key}`."
-            )
-        found, following = await self.client.scroll(
-            name,
-            scroll_filter=given.filter,
-            limit=10 if given.limit is None else given.limit,
-            order_by=order,
-            offset=given.offset,
-            with_payload=True if given.with_payload is None else given.with_payload,
-            with_vectors=given.with_vector or False,
+        found, following = await self.double.scroll(
+            name, _parsed("ScrollRequest", body)
         )
         return {"points": found, "next_page_offset": following}
 
     async def _count(self, body: bytes, name: str) -> Any:  # noqa: ANN401 - a model
-        from qdrant_client import models  # noqa: PLC0415 - loads a second
-
-        given = models.CountRequest.model_validate(orjson.loads(body))
+        given = _parsed("CountRequest", body)
         return await self.client.count(name, count_filter=given.filter)
 
     async def _query(self, body: bytes, name: str) -> Any:  # noqa: ANN401 - a model
-        from qdrant_client import models  # noqa: PLC0415 - loads a second
-
-        given = models.QueryRequest.model_validate(orjson.loads(body))
-        return await self._queried(name, given)
+        return await self.double.query(name, _parsed("QueryRequest", body))
 
     async def _query_batch(self, body: bytes, name: str) -> list[Any]:
-        from qdrant_client import models  # noqa: PLC0415 - loads a second
-
-        given = models.QueryRequestBatch.model_validate(orjson.loads(body))
-        return [await self._queried(name, search) for search in given.searches]
-
-    async def _queried(self, name: str, given: Any) -> Any:  # noqa: ANN401 - models
-        from qdrant_client import models  # noqa: PLC0415 - loads a second
-
-        sizes = await self._sizes(name)
-        vector = given.query
-        if isinstance(vector, models.NearestQuery):
-            vector = vector.nearest
-        expected = sizes.get(given.using or "")
-        if isinstance(vector, list) and expected not in {None, len(vector)}:
-            raise Refused(
-                400,
-                "Wrong input: Vector dimension error: "
-                f"expected dim: {expected}, got {len(vector)}",
-            )
-        return await self.client.query_points(
-            name,
-            query=given.query,
-            using=given.using,
-            prefetch=given.prefetch,
-            query_filter=given.filter,
-            limit=given.limit or 10,
-            offset=given.offset,
-            with_payload=given.with_payload or False,
-            with_vectors=given.with_vector or False,
-            score_threshold=given.score_threshold,
-        )
+        given = _parsed("QueryRequestBatch", body)
+        return [await self.double.query(name, search) for search in given.searches]
 
 
-_JSON = {"content-type": "application/json"}
-_DONE: dict[str, Any] = {"operation_id": 0, "status": "completed"}
+def _error(status: int, text: str, began: float) -> Reply:
+    answer = {"status": {"error": text}, "time": time.perf_counter() - began}
+    return status, _JSON, orjson.dumps(answer)
 
 
-def _status_of(text: str) -> int:
-    said = text.lower()
-    if "already exists" in said:
-        return 409
-    if "not found" in said and ("collection" in said or "point" in said):
-        return 400 if "vector" in said else 404
-    return 400
+def _parsed(kind: str, body: bytes) -> Any:  # noqa: ANN401 - an object of that kind
+    """Return a body as an object of ``qdrant_client.models``."""
+    from pydantic import TypeAdapter  # noqa: PLC0415 - beside the client
+    from qdrant_client import models  # noqa: PLC0415 - loads a second
+
+    adapter = _ADAPTERS.get(kind)
+    if adapter is None:
+        adapter = _ADAPTERS[kind] = TypeAdapter(getattr(models, kind))
+    return adapter.validate_python(orjson.loads(body))
 
 
-def _type_of(schema: Any) -> str:  # noqa: ANN401 - text or object
-    return schema["type"] if isinstance(schema, dict) else str(schema or "keyword")
+_ADAPTERS: dict[str, Any] = {}
 
 
-def _jsonable(value: Any) -> Any:  # noqa: ANN401 - any result
-    dump = getattr(value, "model_dump", None)
-    if dump is not None:
-        return dump(mode="json")
-    if isinstance(value, dict):
-        return {key: _jsonable(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(inner) for inner in value]
-    return getattr(value, "value", value)
+def _chosen(given: Any) -> Any:  # noqa: ANN401 - ids or a filter
+    return given.points if given.filter is None else given.filter

@@ -26,14 +26,16 @@ class Fault:
             keeps silent for *seconds* and then carries on; ``half`` sends half
             of the answer and closes.
         status: Of a ``status`` fault.
-        headers: Sent with it.
+        headers: Sent with it (over gRPC as trailers).
         seconds: Of a ``stall``.
+        text: Of a ``status`` fault: what the answer says.
     """
 
     kind: Kind
     status: int = 500
     headers: tuple[tuple[str, str], ...] = ()
     seconds: float = 0.0
+    text: str = "a fault on request"
 
     @classmethod
     def too_many(cls, retry_after: float | str | None = None) -> Fault:
@@ -71,10 +73,10 @@ class Seen:
     """One request that arrived.
 
     Attributes:
-        method: HTTP method.
-        path: Path without its query.
-        size: Bytes of the body.
-        status: Answered status; 0 where the connection was dropped.
+        method: HTTP method; ``POST`` over gRPC.
+        path: Path without its query; over gRPC ``/qdrant.Points/Upsert``.
+        size: Bytes of the body, or of the message.
+        status: Answered status, that of REST; 0 where the connection was dropped.
         connection: Number of the connection it came on.
     """
 

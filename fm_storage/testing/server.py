@@ -11,11 +11,16 @@ import socket
 import struct
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
+
+import orjson
 
 from fm_storage.testing.app import QdrantApp
 from fm_storage.testing.faults import Fault, Faults, Seen
+
+if TYPE_CHECKING:
+    from fm_storage.testing.grpc_server import QdrantGrpcServer
 
 __all__ = ["QdrantTestServer"]
 
@@ -31,18 +36,25 @@ class QdrantTestServer:
             store = QdrantStore(QdrantConfig(url=server.url))
             server.faults.add(Fault.too_many(retry_after=1))
 
+    With ``grpc=True`` the same collections are served over gRPC too, with the same
+    script of faults; ``QdrantConfig(url=server.url, prefer_grpc=True,
+    grpc_port=server.grpc_port)`` leads there.
+
     Everything runs on the caller's event loop; closing ends every connection.
 
     Args:
         app: What to serve; an empty ``QdrantApp`` by default.
         port: Port to listen on; a free one by default.
+        grpc: Serve gRPC as well, on a free port.
 
     Attributes:
         faults: The script of what goes wrong.
         seen: Every request that arrived.
     """
 
-    def __init__(self, app: QdrantApp | None = None, *, port: int = 0) -> None:
+    def __init__(
+        self, app: QdrantApp | None = None, *, port: int = 0, grpc: bool = False
+    ) -> None:
         self.app = app or QdrantApp()
         self.faults = Faults()
         self.seen: list[Seen] = []
@@ -52,15 +64,32 @@ class QdrantTestServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Event()
         self._count = 0
+        self._with_grpc = grpc
+        self._grpc: QdrantGrpcServer | None = None
 
     @property
     def url(self) -> str:
         """Address for ``qdrant.url``."""
         return f"http://127.0.0.1:{self._port}"
 
+    @property
+    def grpc_port(self) -> int:
+        """Port for ``qdrant.grpc_port``; 0 unless gRPC is served."""
+        return 0 if self._grpc is None else self._grpc.port
+
     async def open(self) -> None:
         """Start to listen."""
         self._closing.clear()
+        if self._with_grpc:
+            if self._grpc is None:
+                from fm_storage.testing.grpc_server import (  # noqa: PLC0415 - loads a client
+                    QdrantGrpcServer,
+                )
+
+                self._grpc = QdrantGrpcServer(
+                    self.app, faults=self.faults, seen=self.seen
+                )
+            await self._grpc.open()
         self._server = await asyncio.start_server(
             self._serve, "127.0.0.1", self._port, limit=1024 * 1024
         )
@@ -72,6 +101,8 @@ class QdrantTestServer:
         if server is None:
             return
         server.close()
+        if self._grpc is not None:
+            await self._grpc.aclose()
         for writer in list(self._connections):
             writer.transport.abort()
         self._closing.set()  # ends stalls
@@ -150,11 +181,10 @@ class QdrantTestServer:
 
     @staticmethod
     def _fault_answer(fault: Fault) -> tuple[int, dict[str, str], bytes]:
-        text = b'{"status":{"error":"a fault on request"},"time":0.0}'
         return (
             fault.status,
             {"content-type": "application/json", **dict(fault.headers)},
-            text,
+            orjson.dumps({"status": {"error": fault.text}, "time": 0.0}),
         )
 
     @staticmethod

@@ -128,6 +128,13 @@ def _unavailable(
     )
 
 
+def _too_large(operation: str) -> InvalidRecord:
+    return InvalidRecord(
+        f"vector store: {operation}: the server refuses a request of this size; "
+        "lower qdrant.max_batch_bytes"
+    )
+
+
 def _from_transport(
     exc: ResponseHandlingException, operation: str, collection: str | None
 ) -> Exception:
@@ -167,10 +174,7 @@ def _from_status(  # noqa: PLR0911 - one line per status
         what = f"the server refuses access ({status}); set qdrant.api_key"
         return _unavailable(what, operation, collection, retryable=False)
     if status == 413:  # noqa: PLR2004 - HTTP
-        return InvalidRecord(
-            f"vector store: {operation}: the server refuses a request of this size; "
-            "lower qdrant.max_batch_bytes"
-        )
+        return _too_large(operation)
     if status == 429:  # noqa: PLR2004 - HTTP
         wish = exc.headers.get("Retry-After") if exc.headers else None
         return _limited(operation, collection, _until(wish) if wish else None)
@@ -183,7 +187,7 @@ def _from_status(  # noqa: PLR0911 - one line per status
     )
 
 
-def _from_code(
+def _from_code(  # noqa: PLR0911 - one line per code
     exc: grpc.aio.AioRpcError, operation: str, collection: str | None
 ) -> Exception:
     code, text = exc.code(), exc.details() or ""
@@ -193,6 +197,8 @@ def _from_code(
         return AlreadyExists(text)
     if code in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE}:
         return _from_text(text, operation, collection)
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than" in text:
+        return _too_large(operation)
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         wish = dict(exc.trailing_metadata() or ()).get("retry-after")
         seconds = None

@@ -1,0 +1,329 @@
+"""Qdrant's gRPC API: the other face of the test double.
+
+Apart from the server that carries it. The services' bases and the conversions
+are the client's own, so that a message which the client cannot write or read is
+found out here. Loaded together with the client.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from qdrant_client import grpc as messages
+from qdrant_client import models
+from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
+from qdrant_client.grpc import collections_service_pb2_grpc as collections_service
+from qdrant_client.grpc import points_service_pb2_grpc as points_service
+from qdrant_client.grpc import qdrant_pb2_grpc as root_service
+
+from fm_storage.testing.double import Double
+
+__all__ = ["SERVICES", "GrpcFace"]
+
+Method = Callable[[Any], Awaitable[Any]]
+
+SERVICES: list[tuple[str, Any, Callable[[Any, Any], None]]] = [
+    (
+        "qdrant.Points",
+        points_service.PointsServicer,
+        points_service.add_PointsServicer_to_server,
+    ),
+    (
+        "qdrant.Collections",
+        collections_service.CollectionsServicer,
+        collections_service.add_CollectionsServicer_to_server,
+    ),
+    (
+        "qdrant.Qdrant",
+        root_service.QdrantServicer,
+        root_service.add_QdrantServicer_to_server,
+    ),
+]
+"""The services that the face answers for: name, base, and how it is registered."""
+
+
+class GrpcFace:
+    """Answers messages from the collections of a ``Double``.
+
+    Args:
+        double: The collections behind.
+        version: Says what a health check tells.
+    """
+
+    def __init__(self, double: Double, *, version: Callable[[], str]) -> None:
+        self.double = double
+        self._version = version
+        self.methods: dict[str, Method] = {
+            "/qdrant.Qdrant/HealthCheck": self._health,
+            "/qdrant.Collections/Get": self._info,
+            "/qdrant.Collections/List": self._list,
+            "/qdrant.Collections/Create": self._create,
+            "/qdrant.Collections/Delete": self._delete,
+            "/qdrant.Collections/UpdateAliases": self._change_aliases,
+            "/qdrant.Collections/ListCollectionAliases": self._aliases_of,
+            "/qdrant.Collections/ListAliases": self._aliases,
+            "/qdrant.Collections/CollectionExists": self._exists,
+            "/qdrant.Points/Upsert": self._upsert,
+            "/qdrant.Points/Delete": self._delete_points,
+            "/qdrant.Points/Get": self._retrieve,
+            "/qdrant.Points/SetPayload": self._set_payload,
+            "/qdrant.Points/OverwritePayload": self._overwrite_payload,
+            "/qdrant.Points/DeletePayload": self._delete_payload,
+            "/qdrant.Points/ClearPayload": self._clear_payload,
+            "/qdrant.Points/CreateFieldIndex": self._create_index,
+            "/qdrant.Points/DeleteFieldIndex": self._delete_index,
+            "/qdrant.Points/Scroll": self._scroll,
+            "/qdrant.Points/Count": self._count,
+            "/qdrant.Points/Query": self._query,
+            "/qdrant.Points/QueryBatch": self._query_batch,
+        }
+
+    async def answer(self, method: str, request: Any) -> Any:  # noqa: ANN401 - messages
+        """Answer one message.
+
+        Raises:
+            NotImplementedError: The double has no such method.
+            Exception: Whatever ``refusal_for()`` makes a status of.
+        """
+        handler = self.methods.get(method)
+        if handler is None:
+            raise NotImplementedError(method)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # local mode has no payload indexes
+            return await handler(request)
+
+    async def _health(self, _request: Any) -> Any:  # noqa: ANN401 - messages
+        return messages.HealthCheckReply(
+            title="qdrant - vector search engine", version=self._version()
+        )
+
+    # Collections
+
+    async def _info(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        plain = await self.double.info(request.collection_name)
+        info = models.CollectionInfo.model_validate(plain)
+        return messages.GetCollectionInfoResponse(
+            result=RestToGrpc.convert_collection_info(info)
+        )
+
+    async def _list(self, _request: Any) -> Any:  # noqa: ANN401 - messages
+        found = await self.double.client.get_collections()
+        return messages.ListCollectionsResponse(
+            collections=[
+                messages.CollectionDescription(name=item.name)
+                for item in found.collections
+            ]
+        )
+
+    async def _create(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        converted = {
+            "vectors": ("vectors_config", GrpcToRest.convert_vectors_config),
+            "sparse_vectors": (
+                "sparse_vectors_config",
+                GrpcToRest.convert_sparse_vector_config,
+            ),
+            "hnsw_config": ("hnsw_config", GrpcToRest.convert_hnsw_config_diff),
+            "quantization_config": (
+                "quantization_config",
+                GrpcToRest.convert_quantization_config,
+            ),
+            "sharding_method": ("sharding_method", GrpcToRest.convert_sharding_method),
+            **{
+                name: (name, _same)
+                for name in (
+                    "shard_number",
+                    "replication_factor",
+                    "write_consistency_factor",
+                    "on_disk_payload",
+                )
+            },
+        }
+        given = {
+            name: convert(getattr(request, field))
+            for name, (field, convert) in converted.items()
+            if request.HasField(field)
+        }
+        made = await self.double.create(
+            request.collection_name, models.CreateCollection(**given)
+        )
+        return messages.CollectionOperationResponse(result=made)
+
+    async def _delete(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        gone = await self.double.drop(request.collection_name)
+        return messages.CollectionOperationResponse(result=gone)
+
+    async def _change_aliases(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        done = await self.double.client.update_collection_aliases(
+            [GrpcToRest.convert_alias_operations(item) for item in request.actions]
+        )
+        return messages.CollectionOperationResponse(result=bool(done))
+
+    async def _aliases(self, _request: Any) -> Any:  # noqa: ANN401 - messages
+        return _alias_list(await self.double.client.get_aliases())
+
+    async def _aliases_of(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        name = request.collection_name
+        return _alias_list(await self.double.client.get_collection_aliases(name))
+
+    async def _exists(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        there = await self.double.client.collection_exists(request.collection_name)
+        return messages.CollectionExistsResponse(
+            result=messages.CollectionExists(exists=there)
+        )
+
+    async def _create_index(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        kind = messages.FieldType.Name(request.field_type)
+        schema: Any = kind.removeprefix("FieldType").lower()
+        if request.HasField("field_index_params"):
+            params = request.field_index_params
+            schema = GrpcToRest.convert_payload_schema_params(params)
+        await self.double.create_index(
+            request.collection_name, request.field_name, schema
+        )
+        return _done()
+
+    async def _delete_index(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        await self.double.delete_index(request.collection_name, request.field_name)
+        return _done()
+
+    # Points
+
+    async def _upsert(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        given = models.PointsList(
+            points=[GrpcToRest.convert_point_struct(point) for point in request.points],
+            update_filter=_filter(request, "update_filter"),
+            update_mode=GrpcToRest.convert_update_mode(request.update_mode)
+            if request.HasField("update_mode")
+            else None,
+        )
+        await self.double.upsert(request.collection_name, given)
+        return _done()
+
+    async def _delete_points(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        chosen = GrpcToRest.convert_points_selector(request.points)
+        await self.double.client.delete(request.collection_name, chosen)
+        return _done()
+
+    async def _set_payload(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        await self.double.client.set_payload(
+            request.collection_name,
+            payload=GrpcToRest.convert_payload(request.payload),
+            points=GrpcToRest.convert_points_selector(request.points_selector),
+            key=request.key if request.HasField("key") else None,
+        )
+        return _done()
+
+    async def _overwrite_payload(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        await self.double.client.overwrite_payload(
+            request.collection_name,
+            payload=GrpcToRest.convert_payload(request.payload),
+            points=GrpcToRest.convert_points_selector(request.points_selector),
+        )
+        return _done()
+
+    async def _delete_payload(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        await self.double.client.delete_payload(
+            request.collection_name,
+            keys=list(request.keys),
+            points=GrpcToRest.convert_points_selector(request.points_selector),
+        )
+        return _done()
+
+    async def _clear_payload(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        chosen = GrpcToRest.convert_points_selector(request.points)
+        await self.double.client.clear_payload(request.collection_name, chosen)
+        return _done()
+
+    async def _retrieve(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        given = models.PointRequest(
+            ids=[GrpcToRest.convert_point_id(point) for point in request.ids],
+            with_payload=_payload_wish(request),
+            with_vector=_vector_wish(request),
+        )
+        found = await self.double.retrieve(request.collection_name, given)
+        return messages.GetResponse(result=_records(found))
+
+    async def _scroll(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        given = models.ScrollRequest(
+            filter=_filter(request, "filter"),
+            limit=request.limit if request.HasField("limit") else None,
+            offset=GrpcToRest.convert_point_id(request.offset)
+            if request.HasField("offset")
+            else None,
+            order_by=GrpcToRest.convert_order_by(request.order_by)
+            if request.HasField("order_by")
+            else None,
+            with_payload=_payload_wish(request),
+            with_vector=_vector_wish(request),
+        )
+        found, following = await self.double.scroll(request.collection_name, given)
+        return messages.ScrollResponse(
+            result=_records(found),
+            next_page_offset=None
+            if following is None
+            else RestToGrpc.convert_extended_point_id(following),
+        )
+
+    async def _count(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        found = await self.double.client.count(
+            request.collection_name, count_filter=_filter(request, "filter")
+        )
+        return messages.CountResponse(result=messages.CountResult(count=found.count))
+
+    async def _query(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        return messages.QueryResponse(result=await self._found(request))
+
+    async def _query_batch(self, request: Any) -> Any:  # noqa: ANN401 - messages
+        return messages.QueryBatchResponse(
+            result=[
+                messages.BatchResult(result=await self._found(query))
+                for query in request.query_points
+            ]
+        )
+
+    async def _found(self, request: Any) -> list[Any]:  # noqa: ANN401 - messages
+        given = GrpcToRest.convert_query_points(request)
+        found = await self.double.query(request.collection_name, given)
+        return [RestToGrpc.convert_scored_point(hit) for hit in found.points]
+
+
+def _same(value: Any) -> Any:  # noqa: ANN401 - a number or bool
+    return value
+
+
+def _done() -> Any:  # noqa: ANN401 - a message
+    return messages.PointsOperationResponse(
+        result=messages.UpdateResult(
+            operation_id=0, status=messages.UpdateStatus.Completed
+        )
+    )
+
+
+def _alias_list(found: Any) -> Any:  # noqa: ANN401 - messages
+    return messages.ListAliasesResponse(
+        aliases=[RestToGrpc.convert_alias_description(item) for item in found.aliases]
+    )
+
+
+def _filter(request: Any, field: str) -> Any:  # noqa: ANN401 - a filter or None
+    if not request.HasField(field):
+        return None
+    return GrpcToRest.convert_filter(getattr(request, field))
+
+
+def _payload_wish(request: Any) -> Any:  # noqa: ANN401 - a selector or None
+    if not request.HasField("with_payload"):
+        return None
+    return GrpcToRest.convert_with_payload_selector(request.with_payload)
+
+
+def _vector_wish(request: Any) -> Any:  # noqa: ANN401 - a selector or None
+    if not request.HasField("with_vectors"):
+        return None
+    return GrpcToRest.convert_with_vectors_selector(request.with_vectors)
+
+
+def _records(found: Sequence[Any]) -> list[Any]:
+    return [RestToGrpc.convert_record(record) for record in found]
