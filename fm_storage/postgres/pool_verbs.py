@@ -65,16 +65,18 @@ class PoolVerbs:
         timeout: float | None,
     ) -> Any:  # noqa: ANN401 - whatever the call returns
         lender = self._lender
+        dirty = lender.always_reset
+        if type(sql) is Sql:
+            text = sql.text
+        else:
+            text = sql
+            # Before a connection is taken: it raises for what cannot be sent.
+            dirty = not classify(sql) or dirty
         link = lender.take_now()
         limit = timeout
         if link is None:
             link, limit = await self._take(timeout)
-        if type(sql) is Sql:
-            text = sql.text
-            link.dirty = lender.always_reset
-        else:
-            text = sql
-            link.dirty = lender.always_reset or not classify(sql)
+        link.dirty = dirty
         link.task = current_task()
         if limit is None:
             link.deadline = link.taken_at + self._command_timeout
@@ -129,7 +131,8 @@ class PoolVerbs:
                     raise exc
                 raise error from exc
             lender.counters.repeats += 1
-            link = await lender.take(left)
+            dirty, link = link.dirty, await lender.take(left)
+            link.dirty = dirty
             left = max(0.001, deadline - monotonic())
             try:
                 result = await call(link.raw, text, *args, timeout=left)

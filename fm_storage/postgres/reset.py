@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from enum import IntEnum
 
-from fm_storage.postgres.sql import Sql
+from fm_storage.postgres.sql import Sql, sendable
 from fm_storage.postgres.vocabulary import (
     HARMLESS_WRITERS,
     READERS,
@@ -69,9 +69,14 @@ def is_lean(sql: str) -> bool:
 
 
 def classify(sql: str) -> Effect:
-    """Return what *sql* can do, ANYTHING when that cannot be told."""
+    """Return what *sql* can do, ANYTHING when that cannot be told.
+
+    Raises:
+        InvalidRecord: It cannot be sent; see ``sendable()``.
+    """
     effect = _known.get(sql)
     if effect is None:
+        sendable(sql)
         if len(_known) >= _REMEMBERED:
             _known.clear()
         effect = _classify(sql)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Self
 
-from fm_storage.errors import InvalidName
+from fm_storage.errors import InvalidName, InvalidRecord
 
-__all__ = ["Sql", "plain", "quote_ident", "quote_qualified"]
+__all__ = ["Sql", "plain", "quote_ident", "quote_qualified", "sendable"]
 
 _MAX_BYTES = 63
 """NAMEDATALEN - 1: PostgreSQL silently cuts longer names, which then collide."""
@@ -32,6 +32,7 @@ class Sql(str):
 
     def __new__(cls, text: str) -> Self:
         """Mark *text*."""
+        sendable(text)
         made = super().__new__(cls, text)
         made.text = "".join(text)
         return made
@@ -71,6 +72,32 @@ def quote_qualified(schema: str | None, name: str) -> str:
     if schema is None:
         return quote_ident(name)
     return f"{quote_ident(schema)}.{quote_ident(name)}"
+
+
+def sendable(sql: str) -> None:
+    """Refuse text that ends the connection, or cannot be put on the wire.
+
+    On the wire a statement ends at its first NUL, so the server sees a broken
+    message and hangs up.
+
+    Raises:
+        InvalidRecord: *sql* holds a NUL, or a lone surrogate.
+    """
+    at, what = sql.find("\0"), "a NUL"
+    if at < 0:
+        if sql.isascii():
+            return
+        try:
+            sql.encode()
+        except UnicodeEncodeError as exc:
+            at, what = exc.start, "a lone surrogate"
+        else:
+            return
+    raise InvalidRecord(
+        f"statement: its text holds {what} at character {at + 1}, which PostgreSQL "
+        "cannot read; remove it, and pass values as parameters ($1)",
+        field="sql",
+    )
 
 
 def plain(sql: str) -> str:

@@ -66,7 +66,7 @@ class Verbs:
                 f"{mine.get_name() if mine else '?'!r} wants to run another; "
                 "acquire one connection per task"
             )
-        if not link.dirty and not is_lean(sql):
+        if not is_lean(sql):  # looked at in any case: it raises for a NUL
             link.dirty = True
         link.task = current_task()
         return link

@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 import asyncpg
+import psycopg
 import pytest
 
 from fm_storage.config import PostgresConfig
@@ -84,6 +85,58 @@ async def test_the_default_timeout_holds_inside_a_transaction(empty_dsn):
     ):
         slept = await connection.execute("SELECT pg_sleep(0.1)", timeout=float("inf"))
         assert slept == "SELECT 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "what"), [("SELECT 1 -- \0", "a NUL"), ("SELECT '\ud800'", "surrogate")]
+)
+async def test_text_that_cannot_be_sent_is_refused_before(empty_dsn, text, what):
+    """On the wire a statement ends at its NUL: it is never sent, nothing is lost."""
+    async with Pool(PostgresConfig(dsn=empty_dsn, max_size=1)) as pool:
+        backend = await pool.fetchval("SELECT pg_backend_pid()")
+
+        async def stream():
+            async with pool.stream(text):
+                pass
+
+        calls = (
+            lambda: pool.fetch(text),
+            lambda: pool.fetchrow(text),
+            lambda: pool.fetchval(text),
+            lambda: pool.execute(text),
+            lambda: pool.executemany(text, [()]),
+            lambda: pool.execute(text + " " * 30_000),
+            stream,
+        )
+        for call in calls:
+            with pytest.raises(InvalidRecord, match=what) as caught:
+                await call()
+            assert caught.value.field == "sql"
+        async with pool.acquire() as connection:
+            await connection.execute("CREATE TEMP TABLE mine (n int)")
+            with pytest.raises(InvalidRecord, match=what):
+                await connection.fetch(text)
+        with pytest.raises(InvalidRecord, match=what):
+            Sql(text)
+        with pytest.raises(TypeError):
+            await pool.fetch(b"SELECT 1")  # type: ignore[arg-type]  # the mistake tested
+        assert pool.statistics().busy == 0
+        assert await pool.fetchval("SELECT pg_backend_pid()") == backend
+
+
+async def test_a_repeated_statement_is_reset_like_any_other(empty_dsn):
+    """Repeated because nothing had been sent, what it set reaches nobody else."""
+    async with Pool(PostgresConfig(dsn=empty_dsn, max_size=1)) as pool:
+        backend = await pool.fetchval("SELECT pg_backend_pid()")
+        # All at once, as the loop sees it; then it has time for one read: the
+        # server's goodbye, not yet the end.
+        with psycopg.connect(empty_dsn, autocommit=True) as killer:
+            killer.execute("SELECT pg_terminate_backend(%s, 10000)", (backend,))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await pool.execute("SELECT set_config('app.tenant', 'seven', false)")
+        assert pool.statistics().repeats == 1
+        assert not await pool.fetchval("SELECT current_setting('app.tenant', true)")
 
 
 async def test_records_may_be_encoded_by_the_caller(pool):
