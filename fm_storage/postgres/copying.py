@@ -101,6 +101,8 @@ class Copy:
         except (TypeError, ValueError, OverflowError, IndexError) as exc:
             if isinstance(exc, StorageError) and not isinstance(exc, InvalidRecord):
                 raise
+            if isinstance(exc, InvalidRecord) and isinstance(records, Encoded):
+                raise  # it names the record: whoever encoded it knows more
             why = exc if isinstance(exc, InvalidRecord) else type(exc).__name__
             raise InvalidRecord(
                 f"record {counted.index}: a value does not fit its column ({why}); "

@@ -159,7 +159,7 @@ class Bulk(Blame[M]):
             entity.table,
             schema=entity.schema,
             columns=[item.column for item in entity.inserted],
-            records=Encoded(zip(*columns, strict=True)),
+            records=Encoded(entity.outgoing(columns)),
         )
         return batch
 

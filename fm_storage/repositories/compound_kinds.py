@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from types import NoneType
 from typing import Any
 
 from fm_storage.errors import InvalidRecord
-from fm_storage.postgres.codecs import encode_json
-from fm_storage.repositories.kinds import Kind, Refused, named
+from fm_storage.postgres.codecs import encode_json, is_plain_json
+from fm_storage.repositories.kinds import Kind, Refused, classes, named
 
 __all__ = ["Array", "Enumeration", "JsonValue", "Other"]
+
+
+class _Ready(str):
+    """JSON text that was looked at and needs no encoding."""
+
+    __slots__ = ()
 
 
 class JsonValue(Kind):
@@ -50,10 +57,42 @@ class JsonValue(Kind):
         except InvalidRecord as exc:
             raise Refused(str(exc).removeprefix("JSON value: ")) from exc
 
-    def encode_many(self, values: Sequence[Any]) -> Sequence[Any]:
+    def encode_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
         """Return *values* as JSON texts."""
+        classes(values, nullable=nullable)
         text = self.encode_text
         return [None if value is None else text(value) for value in values]
+
+    def copy_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
+        """Look at *values* all at once, if they are plain; texts come later.
+
+        A thousand values are written as one text in a quarter of the time. It
+        tells whether any may hold what must be refused; only then is each
+        looked at, and kept as the text that it gave.
+        """
+        found = set(map(type, values))
+        present = values
+        if NoneType in found:
+            found = classes(values, nullable=nullable)
+            present = [value for value in values if value is not None]
+        if self.dump is None and (self.container is None or found <= self.exact):
+            try:
+                if is_plain_json(present):
+                    return values
+            except TypeError:
+                pass  # one by one it may be a number beyond 64 bits
+        text = self.encode_text
+        return [None if value is None else _Ready(text(value)) for value in values]
+
+    def outgoing(self, values: Sequence[Any]) -> Iterable[Any]:
+        """Return the texts, each made when the driver asks for it."""
+        text = self.encode_text
+        for value in values:
+            yield value if value is None or type(value) is _Ready else text(value)
 
     def bulk_type(self) -> str:
         """Return text: an array of it is encoded without a round of codecs."""
@@ -122,8 +161,11 @@ class Array(Kind):
             raise Refused(f"is {named(value)}, not a list; convert it")
         return [None if item is None else self.element.encode(item) for item in value]
 
-    def encode_many(self, values: Sequence[Any]) -> Sequence[Any]:
+    def encode_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
         """Return the arrays as JSON texts: unnest() would flatten them."""
+        classes(values, nullable=nullable)
         return [
             None
             if value is None
@@ -136,9 +178,11 @@ class Array(Kind):
             for value in values
         ]
 
-    def copy_many(self, values: Sequence[Any]) -> Sequence[Any]:
+    def copy_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
         """Return *values* as lists."""
-        return super().encode_many(values)
+        return self.encode_each(values, nullable=nullable)
 
     def bulk_type(self) -> str:
         """Return text; see ``encode_many()``."""

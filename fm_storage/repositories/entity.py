@@ -8,7 +8,7 @@ list: ``Model(**row)`` costs 1.4 times as much, validation 1.7 times.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -17,6 +17,7 @@ from fm_storage.errors import ConfigurationInvalid, InvalidName, InvalidRecord
 from fm_storage.postgres.sql import quote_ident, quote_qualified
 from fm_storage.repositories.intake import Intake, getter
 from fm_storage.repositories.kinds import Kind, Refused, Uuid
+from fm_storage.repositories.making import Decoder, Maker
 from fm_storage.repositories.models import Column, Declared, read_model
 
 __all__ = ["Entity", "Stored"]
@@ -66,6 +67,24 @@ class Stored:
         except Refused as exc:
             raise self.refusal(str(exc), index) from exc
 
+    def outgoing(self, values: Sequence[Any]) -> Iterable[Any]:
+        """Return looked-at *values* as COPY sends them, made while it sends.
+
+        Raises:
+            InvalidRecord: A value was changed since, and cannot be stored now.
+        """
+        if type(self.kind).outgoing is Kind.outgoing:
+            return values
+        return self._outgoing(values)
+
+    def _outgoing(self, values: Sequence[Any]) -> Iterator[Any]:
+        index = -1
+        try:
+            for index, value in enumerate(self.kind.outgoing(values)):  # noqa: B007 - for the error
+                yield value
+        except Refused as exc:
+            raise self.refusal(str(exc), index + 1) from exc
+
     def refusal(self, why: str, index: int | None = None) -> InvalidRecord:
         """Return the error that says what is wrong with this field's value."""
         at = "" if index is None else f"record {index}: "
@@ -89,7 +108,9 @@ class Entity(Generic[M]):
         returned: The fields of a new row that only the server knows.
         insert_values: See ``Intake.values()``.
         insert_columns: See ``Intake.columns()``.
-        from_row: Makes the record of a row in the order of ``stored``.
+        from_row: Makes the record of a row in the order of ``stored``; a row that
+            is none is an ``InvalidRecord`` that names its key.
+        from_rows: The same for many rows.
         plain_key: Class of the keys that need no look.
         copied: Whether COPY can write it: nothing comes back from a COPY, and the
             driver knows the binary form of built-in types only.
@@ -125,15 +146,18 @@ class Entity(Generic[M]):
         self.insert_columns = intake.columns
         self._get_all = getter(item.field for item in self.stored)
         self._get_key = getter(self.key_names)
-        self._decoders = tuple(
-            (place, item.kind.decode, item.nullable)
-            for place, item in enumerate(self.stored)
-            if item.kind.decode is not None and not declared.decodes
+        maker = Maker(
+            model,
+            declared.construct,
+            tuple(self.by_field),
+            [None if declared.decodes else _decoder(item) for item in self.stored],
+            self._unreadable,
         )
+        self.from_row = maker.one
+        self.from_rows = maker.many
         self.copied = not self.returned and all(
             _BUILT_IN.fullmatch(item.kind.sql) for item in self.inserted
         )
-        self.from_row = self._choose_from_row()
         self.plain_key = _plain_key(self.key)
 
     def field(self, name: str) -> Stored:
@@ -150,18 +174,6 @@ class Entity(Generic[M]):
                 f"{self.model.__name__}: no field {name!r}; it has {known}"
             ) from None
 
-    def _from_row(self, row: Iterable[Any]) -> M:
-        """Return the record of a row, several of whose values are decoded."""
-        values = list(row)
-        try:
-            for place, decode, nullable in self._decoders:
-                value = values[place]
-                if not (nullable and value is None):
-                    values[place] = decode(value)
-            return self._construct(*values)
-        except (ValueError, TypeError) as exc:
-            raise self._unreadable(row, exc) from exc
-
     def _unreadable(self, row: Iterable[Any], exc: Exception) -> InvalidRecord:
         """Return the error of a stored row that is no record of the model."""
         values = dict(zip(self.by_field, row, strict=True))
@@ -171,58 +183,10 @@ class Entity(Generic[M]):
             f"({type(exc).__name__}: {exc}); correct the row or the model"
         )
 
-    def _choose_from_row(self) -> Callable[[Iterable[Any]], M]:
-        """Return the shortest way from a row to a record.
-
-        Every Python frame and loop shows on the clock here: after each answer of
-        the server the processor's caches are cold.
-        """
-        construct = self._construct
-        if len(self._decoders) != 1:
-            return self._from_row
-        ((place, decode, nullable),) = self._decoders
-
-        def from_row(row: Iterable[Any]) -> M:
-            values = list(row)
-            value = values[place]
-            try:
-                if value is not None or not nullable:
-                    values[place] = decode(value)
-                return construct(*values)
-            except (ValueError, TypeError) as exc:
-                raise self._unreadable(row, exc) from exc
-
-        return from_row
-
-    def from_rows(self, rows: Sequence[Iterable[Any]]) -> list[M]:
-        """Return the records of *rows*.
-
-        Raises:
-            InvalidRecord: A row is no record of the model; its key is named.
-        """
-        try:
-            return self._from_rows(rows)
-        except (ValueError, TypeError):
-            # The slow way names the row.
-            return [self._from_row(row) for row in rows]
-
-    def _from_rows(self, rows: Sequence[Iterable[Any]]) -> list[M]:
-        construct = self._construct
-        if not self._decoders:
-            return [construct(*row) for row in rows]
-        if len(self._decoders) > 1:
-            return [self._from_row(row) for row in rows]
-        # The commonest way, one enum, without a call per row.
-        ((place, decode, nullable),) = self._decoders
-        found: list[M] = []
-        append = found.append
-        for row in rows:
-            values = list(row)
-            value = values[place]
-            if value is not None or not nullable:
-                values[place] = decode(value)
-            append(construct(*values))
-        return found
+    def outgoing(self, columns: Sequence[Sequence[Any]]) -> Iterable[Sequence[Any]]:
+        """Return the rows of ``insert_columns(…, copy=True)`` as COPY sends them."""
+        parts = zip(self.inserted, columns, strict=True)
+        return zip(*(item.outgoing(values) for item, values in parts), strict=True)
 
     def key_of(self, record: M) -> tuple[Any, ...]:
         """Return the key of *record*, one value for each key field."""
@@ -303,6 +267,11 @@ def _stored(declared: Declared) -> Stored:
         declared.nullable,
         declared.generated,
     )
+
+
+def _decoder(item: Stored) -> Decoder | None:
+    decode = item.kind.decode
+    return None if decode is None else (decode, item.nullable)
 
 
 class _Nothing:

@@ -14,7 +14,8 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from fm_storage.errors import InvalidRecord
-from fm_storage.repositories.kinds import Refused, Text, Timestamp
+from fm_storage.repositories.kinds import Refused, Text
+from fm_storage.repositories.time_kinds import Timestamp
 
 if TYPE_CHECKING:
     from fm_storage.repositories.entity import Stored
@@ -136,21 +137,21 @@ class Intake(Generic[M]):
             InvalidRecord: It names the first wrong record and its field.
         """
         columns: list[list[Any]] = [[] for _ in self._fields]
+        ways = [
+            (
+                attrgetter(item.field),
+                item.kind.copy_many if copy else item.kind.encode_many,
+                item.nullable,
+                column.extend,
+            )
+            for item, column in zip(self._fields, columns, strict=True)
+        ]
         try:
-            # In parts that fit the processor's cache: read by record, looked at
-            # by column, written by column.
+            # By column, in parts that fit the processor's cache.
             for start in range(0, len(records), _PART):
-                rows = list(map(self._get, records[start : start + _PART]))
-                parts = zip(*rows, strict=True)
-                for item, column, values in zip(
-                    self._fields, columns, parts, strict=True
-                ):
-                    kind = item.kind
-                    if not item.nullable and NoneType in set(map(type, values)):
-                        raise Refused("is None")  # noqa: TRY301 - named below
-                    column.extend(
-                        kind.copy_many(values) if copy else kind.encode_many(values)
-                    )
+                part = records[start : start + _PART]
+                for get, look, nullable, extend in ways:
+                    extend(look(list(map(get, part)), nullable=nullable))
         except (Refused, AttributeError) as exc:
             for index, record in enumerate(records):
                 self.values(record, index)

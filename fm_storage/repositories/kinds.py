@@ -8,11 +8,8 @@ silently change, before anything is sent.
 
 from __future__ import annotations
 
-import datetime as dt
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
-from operator import attrgetter
 from types import NoneType
 from typing import Any, ClassVar
 from uuid import UUID
@@ -20,22 +17,17 @@ from uuid import UUID
 __all__ = [
     "Boolean",
     "Bytes",
-    "Date",
     "Float",
     "Integer",
-    "Interval",
     "Kind",
     "Numeric",
+    "Plain",
     "Refused",
     "Text",
-    "Time",
-    "Timestamp",
     "Uuid",
+    "classes",
     "named",
 ]
-
-
-_INTERVAL = re.compile(r"(-?\d{1,10}) days (\d{1,5})\.(\d{6}) secs")
 
 
 class Refused(ValueError):
@@ -78,21 +70,43 @@ class Kind:
         """
         return self.encode(value)
 
-    def encode_many(self, values: Sequence[Any]) -> Sequence[Any]:
-        """Return *values*, some of them None, as they are stored.
+    def encode_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
+        """Return *values* as they are stored, None among them only if *nullable*.
 
         Raises:
             Refused: One cannot be stored; which one, ``encode()`` tells.
         """
-        return [None if value is None else self.encode(value) for value in values]
+        return self.encode_each(values, nullable=nullable)
 
-    def copy_many(self, values: Sequence[Any]) -> Sequence[Any]:
-        """Return *values* as COPY takes them.
+    def encode_each(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
+        """Do what ``encode_many()`` promises, one value after the other."""
+        if NoneType in set(map(type, values)):
+            if not nullable:
+                raise Refused("is None")
+            return [None if value is None else self.encode(value) for value in values]
+        return [self.encode(value) for value in values]
+
+    def copy_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
+        """Return *values*, all looked at, as ``outgoing()`` takes them.
 
         Raises:
             Refused: See ``encode_many()``.
         """
-        return self.encode_many(values)
+        return self.encode_many(values, nullable=nullable)
+
+    def outgoing(self, values: Sequence[Any]) -> Iterable[Any]:
+        """Return what ``copy_many()`` gave as COPY sends it, made when it is sent.
+
+        Raises:
+            Refused: A value was changed meanwhile, and cannot be stored now.
+        """
+        return values
 
     def to_text(self, value: Any) -> str:  # noqa: ANN401 - a stored value
         """Return a stored value as text, for a cursor or an array's element."""
@@ -111,10 +125,17 @@ class Kind:
         return name
 
 
-def _types(values: Sequence[Any]) -> set[type]:
-    """Return the classes found in *values*, None left out."""
+def classes(values: Sequence[Any], *, nullable: bool = True) -> set[type]:
+    """Return the classes found in *values*, that of None left out.
+
+    Raises:
+        Refused: One is None, and not *nullable*.
+    """
     found = set(map(type, values))
-    found.discard(NoneType)
+    if NoneType in found:
+        if not nullable:
+            raise Refused("is None")
+        found.remove(NoneType)
     return found
 
 
@@ -153,12 +174,21 @@ class Text(Kind):
         """Return *value*, of whatever length."""
         return _ANY_TEXT.encode(value)
 
-    def encode_many(self, values: Sequence[Any]) -> Sequence[Any]:
+    def encode_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
         """Check *values* at once, ten times faster than one by one."""
-        if not _types(values) <= self.exact or self.choices is not None:
-            return super().encode_many(values)
-        present = [value for value in values if value is not None]
-        joined = "".join(present)
+        if self.choices is not None:
+            return self.encode_each(values, nullable=nullable)
+        present = values
+        try:
+            # Joining looks at every class, without a step of its own.
+            joined = "".join(values)
+        except TypeError:
+            if not classes(values, nullable=nullable) <= self.exact:
+                return self.encode_each(values, nullable=nullable)
+            present = [value for value in values if value is not None]
+            joined = "".join(present)
         if "\0" in joined:
             raise Refused("holds a NUL")
         if not joined.isascii():
@@ -168,10 +198,9 @@ class Text(Kind):
                 raise Refused("holds a lone surrogate") from None
             # Two lone halves side by side must not pass as one character; UTF-8
             # refuses every surrogate, so they do not.
-        if self.max_length is not None and present:
-            longest = max(map(len, present))
-            if longest > self.max_length:
-                raise Refused("is too long")
+        limit = self.max_length
+        if limit is not None and max(map(len, present), default=0) > limit:
+            raise Refused("is too long")
         return values
 
     def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
@@ -200,10 +229,12 @@ class Integer(Kind):
             raise Refused(f"is outside {self.low} … {self.high} ({self.sql})")
         return value
 
-    def encode_many(self, values: Sequence[Any]) -> Sequence[Any]:
+    def encode_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
         """Check *values* by their extremes."""
-        if not _types(values) <= self.exact:
-            return super().encode_many(values)
+        if not classes(values, nullable=nullable) <= self.exact:
+            return self.encode_each(values, nullable=nullable)
         present = [value for value in values if value is not None]
         if present and not (self.low <= min(present) and max(present) <= self.high):
             raise Refused("is out of range")
@@ -214,7 +245,7 @@ class Integer(Kind):
         return self.encode(int(text))
 
 
-class _Plain(Kind):
+class Plain(Kind):
     """A kind whose values are right as soon as their class is."""
 
     accepted: ClassVar[tuple[type, ...]] = ()
@@ -231,14 +262,16 @@ class _Plain(Kind):
             raise Refused(f"is {named(value)}, not {self.wanted}; convert it")
         return value
 
-    def encode_many(self, values: Sequence[Any]) -> Sequence[Any]:
+    def encode_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
         """Look at the classes only."""
-        if all(map(self.knows, _types(values))):
+        if all(map(self.knows, classes(values, nullable=nullable))):
             return values
-        return super().encode_many(values)
+        return self.encode_each(values, nullable=nullable)
 
 
-class Boolean(_Plain):
+class Boolean(Plain):
     """True or False."""
 
     sql, wanted, settled = "bool", "True or False", True
@@ -249,7 +282,7 @@ class Boolean(_Plain):
         return {"True": True, "False": False}[text]
 
 
-class Float(_Plain):
+class Float(Plain):
     """Floating point numbers, NaN and infinities among them."""
 
     sql, wanted, settled = "float8", "a number", True
@@ -262,18 +295,20 @@ class Float(_Plain):
         except OverflowError:
             raise Refused("is too large for float8") from None
 
-    def encode_many(self, values: Sequence[Any]) -> Sequence[Any]:
+    def encode_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
         """Convert whole numbers, which may be too large."""
-        if _types(values) <= self.exact:
+        if classes(values, nullable=nullable) <= self.exact:
             return values
-        return Kind.encode_many(self, values)
+        return self.encode_each(values, nullable=nullable)
 
     def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
         """Return the number."""
         return float(text)
 
 
-class Numeric(_Plain):
+class Numeric(Plain):
     """Decimal numbers of any precision."""
 
     sql, wanted = "numeric", "a Decimal"
@@ -286,9 +321,11 @@ class Numeric(_Plain):
             raise Refused("is a signalling NaN, which numeric cannot hold")
         return number
 
-    def encode_many(self, values: Sequence[Any]) -> Sequence[Any]:
+    def encode_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
         """Convert one by one: whole numbers are taken too, odd ones are not."""
-        return Kind.encode_many(self, values)
+        return self.encode_each(values, nullable=nullable)
 
     def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
         """Return the number."""
@@ -298,7 +335,7 @@ class Numeric(_Plain):
             raise Refused("is not a number") from None
 
 
-class Bytes(_Plain):
+class Bytes(Plain):
     """Binary data."""
 
     sql, wanted, settled = "bytea", "bytes", True
@@ -314,7 +351,7 @@ class Bytes(_Plain):
         return bytes.fromhex(text.removeprefix("\\x"))
 
 
-class Uuid(_Plain):
+class Uuid(Plain):
     """UUIDs."""
 
     sql, wanted, settled = "uuid", "a UUID", True
@@ -323,95 +360,6 @@ class Uuid(_Plain):
     def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
         """Return the UUID."""
         return UUID(text)
-
-
-class Timestamp(_Plain):
-    """Instants: aware for ``timestamptz``, naive for ``timestamp``."""
-
-    wanted = "a datetime"
-    exact, accepted = frozenset({dt.datetime}), (dt.datetime,)
-
-    def __init__(self, *, aware: bool = True) -> None:
-        self.aware = aware
-        self.sql = "timestamptz" if aware else "timestamp"
-
-    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
-        """Return *value* if it says its time zone, or may not."""
-        if (
-            self.aware
-            and type(value) is dt.datetime
-            and isinstance(value.tzinfo, dt.timezone)
-        ):
-            return value
-        moment: dt.datetime = super().encode(value)
-        if self.aware and moment.utcoffset() is None:
-            raise Refused(
-                "has no time zone, and the driver would take the machine's; "
-                "use datetime.now(UTC)"
-            )
-        if not self.aware and moment.tzinfo is not None:
-            raise Refused("has a time zone, which timestamp drops; use timestamptz")
-        return moment
-
-    def encode_many(self, values: Sequence[Any]) -> Sequence[Any]:
-        """Look at the time zones, mostly one and the same object."""
-        if not self.aware or not _types(values) <= self.exact:
-            return Kind.encode_many(self, values)
-        zones = set(map(attrgetter("tzinfo"), (v for v in values if v is not None)))
-        if not all(isinstance(zone, dt.timezone) for zone in zones):
-            return Kind.encode_many(self, values)
-        return values
-
-    def to_text(self, value: Any) -> str:  # noqa: ANN401 - a stored value
-        """Return *value* to the microsecond."""
-        return str(value.isoformat())
-
-    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
-        """Return the instant."""
-        return self.encode(dt.datetime.fromisoformat(text))
-
-
-class Date(_Plain):
-    """Days."""
-
-    sql, wanted, settled = "date", "a date", True
-    exact, accepted, refused = frozenset({dt.date}), (dt.date,), (dt.datetime,)
-
-    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
-        """Return the day."""
-        return dt.date.fromisoformat(text)
-
-
-class Time(_Plain):
-    """Times of day without a zone."""
-
-    sql, wanted, settled = "time", "a time", True
-    exact, accepted = frozenset({dt.time}), (dt.time,)
-
-    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
-        """Return the time."""
-        return dt.time.fromisoformat(text)
-
-
-class Interval(_Plain):
-    """Durations."""
-
-    sql, wanted, settled = "interval", "a timedelta", True
-    exact, accepted = frozenset({dt.timedelta}), (dt.timedelta,)
-
-    def to_text(self, value: Any) -> str:  # noqa: ANN401 - a stored value
-        """Return days and seconds, as PostgreSQL reads them."""
-        return f"{value.days} days {value.seconds}.{value.microseconds:06d} secs"
-
-    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
-        """Return the duration."""
-        found = _INTERVAL.fullmatch(text)
-        if found is None:
-            raise Refused("is not a duration")
-        try:
-            return dt.timedelta(*map(int, found.groups()))
-        except OverflowError:
-            raise Refused("is too long") from None
 
 
 def named(value: object) -> str:

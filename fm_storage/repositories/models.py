@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, NewType, Union
 
 from fm_storage._typing import Json
 from fm_storage.errors import ConfigurationInvalid, InvalidName
-from fm_storage.repositories import compound_kinds, kinds
+from fm_storage.repositories import compound_kinds, kinds, time_kinds
 
 __all__ = ["Column", "Declared", "Model", "read_model"]
 
@@ -238,10 +238,10 @@ _SCALARS: Mapping[type, Callable[[], kinds.Kind]] = {
     decimal.Decimal: kinds.Numeric,
     bytes: kinds.Bytes,
     uuid.UUID: kinds.Uuid,
-    dt.datetime: kinds.Timestamp,
-    dt.date: kinds.Date,
-    dt.time: kinds.Time,
-    dt.timedelta: kinds.Interval,
+    dt.datetime: time_kinds.Timestamp,
+    dt.date: time_kinds.Date,
+    dt.time: time_kinds.Time,
+    dt.timedelta: time_kinds.Interval,
 }
 _INTEGERS = {"int2": 2, "smallint": 2, "int4": 4, "integer": 4, "int": 4}
 _TYPE_NAME = re.compile(r'[\w."][\w." ]*(\(\d+(,\d+)?\))?(\[\])?')
@@ -267,7 +267,7 @@ def _typed(bare: Any, sql: str | None, length: int | None) -> kinds.Kind:  # noq
     if name in _INTEGERS and bare is int:
         return kinds.Integer(_INTEGERS[name])
     if name in {"timestamp", "timestamp without time zone"}:
-        return kinds.Timestamp(aware=False)
+        return time_kinds.Timestamp(aware=False)
     if name in {"json", "jsonb"}:
         container = typing.get_origin(bare) or bare
         kind: kinds.Kind = compound_kinds.JsonValue(

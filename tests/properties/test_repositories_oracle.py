@@ -405,7 +405,7 @@ async def _write_every_way(
             table,
             columns=[item.column for item in bound.entity.inserted],
             records=Encoded(
-                zip(*bound.entity.insert_columns(rows, copy=True), strict=True)
+                bound.entity.outgoing(bound.entity.insert_columns(rows, copy=True))
             ),
         )
         assert written == len(rows)
