@@ -1,0 +1,56 @@
+"""The SQL and the encodings of desired state, and nothing else.
+
+Desired state is what the vector store should hold: one row per point in
+``fm_storage.vector_state``, and one in ``fm_storage.vector_queue`` until it has
+been delivered. Apart from the outbox because every room that writes records
+appends these fragments to its own statement.
+"""
+
+from __future__ import annotations
+
+from fm_storage.vector_state.frames import (
+    DecodedVectors,
+    SparseLike,
+    VectorLike,
+    decode_vectors,
+    encode_vectors,
+)
+from fm_storage.vector_state.identifiers import decode_id, encode_id, point_id_sql
+from fm_storage.vector_state.rows import (
+    VERSION_KEY,
+    StateRow,
+    Unembedded,
+    payload_digest,
+    state_row,
+    stored_payload,
+)
+from fm_storage.vector_state.shapes import Shape, Shapes
+from fm_storage.vector_state.statements import (
+    DELETE_MANY,
+    UPSERT_MANY,
+    delete_ctes,
+    upsert_ctes,
+)
+
+__all__ = [
+    "DELETE_MANY",
+    "UPSERT_MANY",
+    "VERSION_KEY",
+    "DecodedVectors",
+    "Shape",
+    "Shapes",
+    "SparseLike",
+    "StateRow",
+    "Unembedded",
+    "VectorLike",
+    "decode_id",
+    "decode_vectors",
+    "delete_ctes",
+    "encode_id",
+    "encode_vectors",
+    "payload_digest",
+    "point_id_sql",
+    "state_row",
+    "stored_payload",
+    "upsert_ctes",
+]
