@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fm_storage.errors import InvalidRecord, InvalidVector
+from fm_storage.config import CollectionConfig
+from fm_storage.errors import DimensionMismatch, InvalidRecord, InvalidVector
 from fm_storage.vector_state import (
+    Shapes,
     decode_id,
     decode_vectors,
     delete_ctes,
@@ -23,6 +25,7 @@ from fm_storage.vector_state import (
     payload_digest,
     point_id_sql,
     state_row,
+    stored_payload,
     upsert_ctes,
 )
 
@@ -116,6 +119,7 @@ def test_named_dense_and_sparse_vectors_survive(vectors: dict[str, object]):
         SimpleNamespace(indices=[1, 2], values=[1.0]),
         SimpleNamespace(indices=[-1], values=[1.0]),
         SimpleNamespace(indices=[2**32], values=[1.0]),
+        SimpleNamespace(indices=[4, 4], values=[1.0, 2.0]),
         {"x" * 256: [1.0]},
     ],
     ids=repr,
@@ -130,6 +134,83 @@ def test_what_is_no_vector_is_refused(vector: object):
 def test_a_large_but_finite_vector_is_not_refused():
     """The sum of finite numbers may overflow; that is no reason."""
     assert decode_vectors(encode_vectors([3e38, 3e38, 3e38]))
+
+
+SPARSE = SimpleNamespace(indices=[1], values=[1.0])
+SHAPES = Shapes(
+    {
+        "plain": CollectionConfig(size=2),
+        "mixed": CollectionConfig(size=2, sparse_vectors={"words": {}}),
+        "named": CollectionConfig(
+            vectors={"text": {"size": 2}, "image": {"size": 3}},
+            sparse_vectors={"words": {}},
+        ),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("collection", "vector"),
+    [
+        ("plain", [1.0, 2.0]),
+        ("plain", np.ones(2)),
+        ("plain", {"": [1.0, 2.0]}),
+        ("mixed", {"": [1.0, 2.0], "words": SPARSE}),
+        ("named", {"text": [1.0, 2.0], "words": SPARSE}),
+        ("named", {"image": [1.0, 2.0, 3.0]}),
+        ("unknown", [1.0]),
+    ],
+    ids=repr,
+)
+def test_vectors_that_fit_their_collection_are_taken(collection: str, vector: Any):
+    """What is not known is not judged."""
+    shape = SHAPES.get(collection)
+    data = encode_vectors(vector, collection=collection, shape=shape)
+    assert data == encode_vectors(vector)
+
+
+@pytest.mark.parametrize(
+    ("collection", "vector", "expected", "got"),
+    [
+        ("plain", [1.0], 2, 1),
+        ("plain", [], 2, 0),
+        ("named", {"text": [1.0, 2.0], "image": [1.0, 2.0]}, 3, 2),
+    ],
+    ids=repr,
+)
+def test_vectors_of_another_size_are_refused_by_name(
+    collection: str, vector: Any, expected: int, got: int
+):
+    """The error names collection, point, and both sizes."""
+    with pytest.raises(DimensionMismatch, match=f"{collection}.*point 4") as info:
+        encode_vectors(
+            vector, collection=collection, index=4, shape=SHAPES.get(collection)
+        )
+    assert (info.value.expected, info.value.got) == (expected, got)
+
+
+@pytest.mark.parametrize(
+    ("collection", "vector", "said"),
+    [
+        ("plain", {"text": [1.0, 2.0]}, "text.* is not defined; .*the unnamed one"),
+        ("plain", SPARSE, "vector.* is dense"),
+        ("named", [1.0, 2.0], "has no name; name one of image, text, words"),
+        ("named", {"words": [1.0, 2.0]}, "words.* is sparse"),
+        ("named", {"text": SPARSE}, "text.* is dense"),
+        ("named", {"sound": [1.0]}, "sound.* defined: image, text, words"),
+        ("mixed", {"words": SPARSE}, "point 4 has no unnamed vector"),
+    ],
+    ids=repr,
+)
+def test_vectors_that_a_collection_has_no_place_for_are_refused(
+    collection: str, vector: Any, said: str
+):
+    """Names and kinds are checked like sizes."""
+    with pytest.raises(InvalidVector, match=said) as info:
+        encode_vectors(
+            vector, collection=collection, index=4, shape=SHAPES.get(collection)
+        )
+    assert (info.value.collection, info.value.index) == (collection, 4)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +257,14 @@ def test_what_is_no_json_object_is_refused(payload: object):
     with pytest.raises(InvalidRecord, match="payload") as info:
         payload_digest(payload, index=2)  # type: ignore[arg-type]  # on purpose
     assert (info.value.field, info.value.index) == ("payload", 2)
+
+
+@pytest.mark.parametrize("payload", [[1], 5, {"_fm_id": "mine"}], ids=repr)
+def test_payload_that_the_store_would_refuse_is_refused_at_once(payload: Any):
+    """No mapping, or the key under which mapped ids are kept."""
+    with pytest.raises(InvalidRecord, match="payload of point 2") as info:
+        stored_payload(payload, index=2)
+    assert info.value.index == 2
 
 
 def test_state_row_holds_what_the_statements_take():
