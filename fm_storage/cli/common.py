@@ -121,6 +121,8 @@ def configure_logging(verbose: int) -> None:
     logging.basicConfig(
         level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
+    # A variable without effect is the user's affair, not a detail of the work.
+    logging.getLogger("fm_storage.config").setLevel(min(level, logging.WARNING))
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -6,7 +6,8 @@ commands are asked to show, stop before, or take back.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import json
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,7 +23,7 @@ from fm_storage.cli.common import (
     print_json,
     run,
 )
-from fm_storage.errors import ConfigurationInvalid
+from fm_storage.errors import ConfigurationInvalid, StorageError
 
 if TYPE_CHECKING:
     from fm_storage.config import PostgresConfig, StorageConfig
@@ -90,6 +91,25 @@ def new(settings: Settings, *, name: str, folder: Path | None) -> None:
     chosen = folder or Path(folders[0] if folders else "migrations")
     for path in Migrator("", config).new_migration(name, chosen):
         click.echo(path)
+    if not _is_source(chosen, config.sources):
+        where = json.dumps([*config.sources, str(chosen)])
+        click.echo(
+            f"note: {chosen} is not in migrations.sources, so it is not applied yet;\n"
+            f"  set FM_STORAGE_MIGRATIONS__SOURCES='{where}' (or the same in the TOML "
+            f"file),\n  or give --source {chosen} to migrate, status and rollback",
+            err=True,
+        )
+
+
+def _is_source(folder: Path, configured: Sequence[str]) -> bool:
+    """Whether what lies in *folder* is applied, ours or a configured one."""
+    from fm_storage.migrate.files import find_sources  # noqa: PLC0415 - lazy
+
+    try:
+        sources = find_sources(configured)
+    except StorageError:  # another one is missing, which the next command will say
+        return True
+    return any(source.folder.resolve() == folder.resolve() for source in sources)
 
 
 @migrate.command()
@@ -196,17 +216,10 @@ def _with_migrator(
         )
         tell = _Teller()
         if migrations.dsn is not None:
-            return await job(Migrator(migrations.dsn, migrations, progress=tell))
+            return await job(Migrator.for_server(None, migrations, progress=tell))
         postgres = _postgres(config)
         if not postgres.embedded:
-            return await job(
-                Migrator(
-                    postgres.dsn,
-                    migrations,
-                    progress=tell,
-                    password=postgres.password,
-                )
-            )
+            return await job(Migrator.for_server(postgres, migrations, progress=tell))
         from fm_storage.postgres.embedded import (  # noqa: PLC0415 - lazy
             EmbeddedPostgres,
         )

@@ -235,11 +235,11 @@ class ManagerLife:
     def _migrator(
         self, progress: Callable[[MigrationProgress], None] | None = None
     ) -> Migrator:
-        migrations = self.config.migrations
-        postgres = self.config.postgres
-        password = postgres.password if postgres and not migrations.dsn else None
-        return Migrator(
-            self._dsn or "", migrations, progress=progress, password=password
+        return Migrator.for_server(
+            self.config.postgres,
+            self.config.migrations,
+            dsn=self._dsn,
+            progress=progress,
         )
 
     def _transaction_class(self) -> type[Transaction]:

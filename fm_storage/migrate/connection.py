@@ -7,6 +7,7 @@ limits that do not count for schema changes, and what another thread may do.
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 import weakref
@@ -20,7 +21,13 @@ from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.utils import change_param_style
 
 from fm_storage.config import MigrationsConfig, mask_dsn
-from fm_storage.errors import ConnectionFailed, MigrationFailed
+from fm_storage.errors import (
+    ConfigurationInvalid,
+    ConnectionFailed,
+    MigrationFailed,
+    PermissionDenied,
+    StorageError,
+)
 
 __all__ = ["MigrationStopped", "OneConnection", "is_broken", "opened"]
 
@@ -33,6 +40,9 @@ _SETTINGS = {
     # A server that works for a killed client keeps its lock until it notices.
     "client_connection_check_interval": "200ms",
 }
+_LOGIN_REFUSED = re.compile(
+    r"authentication failed|pg_hba\.conf|^role .* does not exist"
+)
 _NO_PRIVILEGE = "42501"
 _CANCEL_TIMEOUT = 1.0
 _CANCEL_AGAIN = 0.2
@@ -229,14 +239,16 @@ def opened(
     *,
     password: str | None,
     stop: threading.Event,
+    options: Mapping[str, str] | None = None,
 ) -> Iterator[B]:
     """Connect by a libpq address, and close at the end.
 
     Raises:
+        ConfigurationInvalid: The address cannot be read.
         ConnectionFailed: No server answered, or the connection broke.
         MigrationFailed: The server refused a statement of our own.
     """
-    args: dict[str, Any] = {"conninfo": dsn}
+    args: dict[str, Any] = {"conninfo": dsn, **(options or {})}
     if password is not None:
         args["password"] = password
     address = yoyo.connections.DatabaseURI(
@@ -245,8 +257,14 @@ def opened(
     try:
         backend = kind(address)
     except psycopg.OperationalError as exc:
-        message = f"migrations: {mask_dsn(dsn)} does not let us in: {exc}"
-        raise ConnectionFailed(message.strip(), sqlstate=exc.sqlstate) from exc
+        raise _no_connection(dsn, exc) from exc
+    except psycopg.ProgrammingError:
+        # libpq quotes the address, password and all.
+        raise ConfigurationInvalid(
+            "migrations.dsn",
+            f"{mask_dsn(dsn)!r} cannot be read as an address; write "
+            "postgresql://user@host:5432/database",
+        ) from None
     backend.stop = stop
     backend.lock_timeout = config.lock_timeout
     backend.wait_timeout = config.wait_timeout
@@ -264,6 +282,25 @@ def opened(
         raise MigrationFailed(message, sqlstate=exc.sqlstate) from exc
     finally:
         backend.connection.close()
+
+
+def _no_connection(dsn: str, exc: psycopg.OperationalError) -> StorageError:
+    """Say who did not let us in, and why, in one line and as the pool does."""
+    lines = [line.strip() for line in str(exc).splitlines()]
+    reasons = [line for line in lines if "failed: " in line] or lines[:1]
+    why = reasons[-1].rpartition("failed: ")[2].removeprefix("FATAL:").strip()
+    # libpq has no SQLSTATE for what is said before it lets anybody in.
+    if _LOGIN_REFUSED.search(why):
+        return PermissionDenied(
+            f"{mask_dsn(dsn)}: {why}; check user and password, and what pg_hba.conf "
+            "asks for",
+            sqlstate=exc.sqlstate or "28000",
+        )
+    return ConnectionFailed(
+        f"{mask_dsn(dsn)}: {why or 'no answer'}; is the server running, and is the "
+        "address right?",
+        sqlstate=exc.sqlstate,
+    )
 
 
 def is_broken(backend: OneConnection, exc: psycopg.Error) -> bool:

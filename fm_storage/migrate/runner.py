@@ -11,13 +11,14 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from fm_storage.config import MigrationsConfig, mask_dsn
+from fm_storage.config import MigrationsConfig, PostgresConfig, mask_dsn
 from fm_storage.errors import (
+    ConfigurationInvalid,
     MigrationFailed,
     QueryFailed,
     SchemaOutOfDate,
@@ -67,6 +68,10 @@ class Migrator:
         progress: Called on the event loop with what is being done.
         password: Overrides the one in the address; a value, or a function, sync
             or async.
+        options: Further parameters of libpq (``sslmode``).
+
+    Raises:
+        ConfigurationInvalid: *dsn* is no address of a server.
     """
 
     def __init__(
@@ -76,11 +81,57 @@ class Migrator:
         *,
         progress: Callable[[Progress], None] | None = None,
         password: SecretStr | str | Callable[[], str | Awaitable[str]] | None = None,
+        options: Mapping[str, str] | None = None,
     ) -> None:
         self._config = config or MigrationsConfig()
         self._dsn = self._config.dsn or dsn
         self._progress = progress
         self._password = password
+        self._options = dict(options or {})
+        if self._dsn.startswith("embedded:"):
+            raise ConfigurationInvalid(
+                "migrations.dsn",
+                f"{self._dsn!r} is no server's address; a StorageManager starts the "
+                "embedded server, migrates it, and has migrate(), and so does the "
+                "command 'fm-storage migrate'",
+            )
+
+    @classmethod
+    def for_server(
+        cls,
+        postgres: PostgresConfig | None,
+        config: MigrationsConfig,
+        *,
+        dsn: str | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Self:
+        """Make one for a configured server, or that of ``migrations.dsn``.
+
+        The address of the latter says everything; for the former, password and
+        TLS of ``postgres`` count as well.
+
+        Args:
+            postgres: The server; None if ``migrations.dsn`` names one.
+            config: Sources and limits.
+            dsn: Where the server of *postgres* is really, if it is embedded.
+            progress: Called on the event loop with what is being done.
+        """
+        if config.dsn is not None or postgres is None:
+            return cls(config.dsn or dsn or "", config, progress=progress)
+        mode = postgres.libpq_ssl if dsn is None or not postgres.embedded else ""
+        if mode is None:
+            raise ConfigurationInvalid(
+                "migrations.dsn",
+                "not set although postgres.ssl is an SSLContext, which libpq cannot "
+                "use; set it to the same server with sslmode and sslrootcert",
+            )
+        return cls(
+            dsn or postgres.dsn,
+            config,
+            progress=progress,
+            password=postgres.password,
+            options={"sslmode": mode} if mode else None,
+        )
 
     # -- looking -----------------------------------------------------------
 
@@ -268,6 +319,7 @@ class Migrator:
                 self._dsn,
                 self._config,
                 password=password,
+                options=self._options,
                 stop=stop,
             ) as backend:
                 backend.report = report

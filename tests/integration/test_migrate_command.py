@@ -19,7 +19,12 @@ from click.testing import CliRunner, Result
 from yoyo.scripts.main import main
 
 from fm_storage.cli import cli
-from fm_storage.errors import ConfigurationInvalid, MigrationFailed
+from fm_storage.errors import (
+    ConfigurationInvalid,
+    ConnectionFailed,
+    MigrationFailed,
+    PermissionDenied,
+)
 from fm_storage.migrate import Migrator
 from fm_storage.migrate.files import project_folder
 from fm_storage.migrate.ledger import LOCK_KEY
@@ -91,8 +96,12 @@ def test_new_writes_where_the_application_keeps_them(
     assert command("migrate", "new", "add it").exit_code == 0
     assert (migrations.path / "0001_add_it.sql").is_file()
     (tmp_path / "other").mkdir()
-    command("migrate", "new", "x", "--folder", str(tmp_path / "other"))
+    result = command("migrate", "new", "x", "--folder", str(tmp_path / "other"))
     assert (tmp_path / "other" / "0001_x.rollback.sql").is_file()
+    # Only where nobody would apply it.
+    assert "FM_STORAGE_MIGRATIONS__SOURCES" in result.stderr
+    assert json.dumps([str(migrations.path), str(tmp_path / "other")]) in result.stderr
+    assert command("migrate", "new", "and this").stderr == ""
 
 
 def test_source_adds_a_folder(command: Command, tmp_path: Path):
@@ -117,7 +126,7 @@ def test_what_takes_long_is_told(
 ):
     """Waiting for another process, and for a table, is said on standard error."""
     monkeypatch.setattr("fm_storage.migrate.runner._TICK", 0.2)
-    migrations.write("0001_slow", "SELECT pg_sleep(0.5)")
+    migrations.write("0001_slow", "SELECT pg_sleep(1)")
     assert "0001_slow: statement 1 of 1 still runs" in command("migrate").stderr
     with psycopg.connect(empty_dsn, autocommit=True, application_name="o") as other:
         other.execute("SELECT pg_advisory_lock(%s)", (LOCK_KEY,))
@@ -165,6 +174,39 @@ async def test_of_several_hosts_the_one_that_writes_is_migrated(server, empty_ds
     address = server.over_tcp(empty_dsn)
     both = address.replace("@127.0.0.1:", "@127.0.0.1:1,127.0.0.1:")
     assert len(await Migrator(both).apply(to="0001")) == 1
+
+
+@pytest.mark.parametrize("words", [["status"], ["migrate"], ["sessions", "list"]])
+def test_a_server_that_is_away_is_told_alike(command: Command, words: list[str]):
+    """Over libpq and over the pool: address without password, reason, remedy."""
+    result = command(
+        *words,
+        FM_STORAGE_POSTGRES__DSN="postgresql://u:s3cret@127.0.0.1:1/none",
+        FM_STORAGE_QDRANT="none",
+    )
+    assert isinstance(result.exception, ConnectionFailed)
+    said = str(result.exception)
+    assert said.startswith("postgresql://u:***@127.0.0.1:1/none: Connect")
+    assert said.endswith("; is the server running, and is the address right?")
+    assert "\n" not in said
+
+
+async def test_a_refused_login_is_told_as_one(server):
+    """Libpq gives no SQLSTATE here, so its words decide."""
+    wrong = re.sub(r":[^:@/]+@", ":wr0ng@", server.tcp_dsn)
+    with pytest.raises(PermissionDenied, match="password authentication") as caught:
+        await Migrator(wrong).status()
+    assert "wr0ng" not in str(caught.value)
+    assert not caught.value.retryable
+
+
+async def test_what_is_no_address_of_a_server_is_a_wrong_setting():
+    """``embedded:`` is the manager's to open; libpq's own error would show secrets."""
+    with pytest.raises(ConfigurationInvalid, match="fm-storage migrate"):
+        Migrator("embedded:")
+    with pytest.raises(ConfigurationInvalid, match="cannot be read") as caught:
+        await Migrator("postgresql://u:s3cret@h ost/x").status()
+    assert "s3cret" not in str(caught.value)
 
 
 def test_a_role_of_its_own_migrates(command: Command, empty_dsn: str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fm_storage.config import (
     mask_dsn,
 )
 from fm_storage.errors import ConfigurationInvalid
+from fm_storage.migrate import Migrator
 
 SECRET = "s3cr:e@t/"
 SERVER = "postgresql://app@db.example:5432/shop"
@@ -328,6 +330,78 @@ def test_no_secret_is_printed(caplog: pytest.LogCaptureFixture):
     for text in said:
         for secret in (SECRET, "pa55word", "k3y", "t0ken"):
             assert secret not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("FM_STORAGE_POSTGRES_DSN", "FM_STORAGE_POSTGRES__DSN"),
+        ("FM_STORAGE_DATADIR", "FM_STORAGE_DATA_DIR"),
+        ("fm_storage_qdrant_url", "FM_STORAGE_QDRANT__URL"),
+        ("FM_STORAGE_SESION__GRACE", "FM_STORAGE_SESSION__GRACE"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_by_name(
+    name: str, meant: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """From the environment, beside a TOML file, in a .env file: what was meant."""
+    monkeypatch.setenv(name, "x")
+    (tmp_path / "s.toml").write_text("[postgres]\n")
+    for read in (StorageConfig, lambda: StorageConfig.from_toml(tmp_path / "s.toml")):
+        with pytest.raises(ConfigurationInvalid, match=f"did you mean {meant}") as it:
+            read()
+        assert it.value.key == name
+    monkeypatch.delenv(name)
+    (tmp_path / ".env").write_text(f"{name}=x\n")
+    with pytest.raises(ConfigurationInvalid, match=f"did you mean {meant}"):
+        StorageConfig.from_env(env_file=tmp_path / ".env")
+
+
+def test_a_variable_of_somebody_else_is_told_and_no_hindrance(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Kubernetes makes such names of a service's: logged, nothing more."""
+    monkeypatch.setenv("FM_STORAGE_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("FM_STORAGE_PORT_5432_TCP", "tcp://10.0.0.1:5432")
+    StorageConfig()
+    assert "FM_STORAGE_SERVICE_HOST is no setting" in caplog.text
+    assert "FM_STORAGE_PORT_5432_TCP is no setting" in caplog.text
+
+
+@pytest.mark.parametrize("given", [ssl.create_default_context(), True])
+def test_an_ssl_context_needs_another_way_for_migrations(given: object):
+    """Libpq cannot use it: said when the settings are read, with the remedies."""
+    postgres = {"dsn": SERVER, "ssl": given}
+    with pytest.raises(ConfigurationInvalid, match="sslrootcert") as it:
+        StorageConfig(postgres=postgres, qdrant=None)
+    assert it.value.key == "migrations.dsn"
+    for migrations in ({"dsn": SERVER}, {"auto_apply": False}):
+        StorageConfig(postgres=postgres, qdrant=None, migrations=migrations)
+    config = PostgresConfig(dsn=SERVER, ssl=given)
+    with pytest.raises(ConfigurationInvalid, match="sslrootcert"):
+        Migrator.for_server(config, MigrationsConfig(auto_apply=False))
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"), [("require", "require"), (False, "disable"), (None, "")]
+)
+def test_sslmode_words_reach_libpq(given: object, mode: str):
+    """What is said for the pool counts for the migrations on the same server."""
+    config = PostgresConfig(dsn=SERVER, ssl=given)
+    assert config.libpq_ssl == mode
+    options = Migrator.for_server(config, MigrationsConfig())._options
+    assert options == ({"sslmode": mode} if mode else {})
+    other = MigrationsConfig(dsn=SERVER)
+    assert Migrator.for_server(config, other)._options == {}
+
+
+def test_settings_travel_between_processes():
+    """Pickled under the name they are imported by, whichever file they are in."""
+    config = StorageConfig(postgres={"dsn": SERVER, "max_size": 3}, qdrant=None)
+    packed = pickle.dumps(config)
+    assert b"fm_storage.config" in packed
+    assert b"fm_storage.config.storage" not in packed
+    assert pickle.loads(packed) == config  # noqa: S301 - packed above
 
 
 def test_broken_json_in_a_variable_is_a_setting_that_is_wrong(

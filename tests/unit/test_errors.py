@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 
 import pytest
@@ -69,6 +71,31 @@ def test_retryable_tells_whether_waiting_helps(
 ):
     """The same call later, unchanged: may it succeed?"""
     assert error.retryable is retryable
+
+
+@pytest.mark.parametrize("kind", errors.__all__)
+def test_an_error_travels_between_processes(kind: str):
+    """Whatever its constructor asks for: type, message and fields arrive."""
+    made = getattr(errors, kind).__new__(getattr(errors, kind))
+    made.args = ("what was said",)
+    made.sqlstate, made.retryable = "40001", True
+    for arrived in (pickle.loads(pickle.dumps(made)), copy.copy(made)):  # noqa: S301 - packed here
+        assert type(arrived) is type(made)
+        assert (str(arrived), arrived.sqlstate) == ("what was said", "40001")
+        assert arrived.retryable
+    assert type(made).__module__ == "fm_storage.errors"
+
+
+def test_errors_made_in_the_usual_way_travel_too():
+    """Those with keyword-only fields, those that are an OSError, an annotated one."""
+    made = errors.PoolTimeout("p", waited=1.5, in_use=2, size=3)
+    made.add_note("seen by nobody")
+    arrived = pickle.loads(pickle.dumps(made))  # noqa: S301 - packed here
+    assert (arrived.waited, arrived.size) == (1.5, 3)
+    assert arrived.__notes__ == ["seen by nobody"]
+    assert str(arrived) == str(made)
+    failed = errors.ConnectionFailed("gone", sqlstate="08006")
+    assert str(pickle.loads(pickle.dumps(failed))) == "gone"  # noqa: S301 - packed here
 
 
 def test_messages_end_in_a_remedy():

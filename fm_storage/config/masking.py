@@ -1,0 +1,30 @@
+"""Passwords out of addresses: what may be shown in a message.
+
+Apart because every room that shows an address needs it, and none its sections.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["mask_dsn"]
+
+_SECRET_PARAMETERS = re.compile(r"(?i)([?&](?:password|sslpassword)=)[^&]*")
+_SECRET_USERINFO = re.compile(r"(://[^:/@?#\s]*:)(.*)(@)")
+_KEYWORD_PASSWORD = re.compile(
+    r"(?i)(\b(?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)"
+)
+
+
+def mask_dsn(dsn: str) -> str:
+    """Return *dsn* with every password in it replaced by ``***``.
+
+    Safe on anything, also on a string that is no DSN at all. The last ``@``
+    ends the user part, so that a password holding ``@`` or ``/`` is masked
+    whole.
+    """
+    masked = _SECRET_USERINFO.sub(r"\1***\3", dsn)
+    masked = _SECRET_PARAMETERS.sub(r"\1***", masked)
+    if "://" not in dsn:
+        masked = _KEYWORD_PASSWORD.sub(r"\1***", masked)
+    return masked

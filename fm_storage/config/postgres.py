@@ -1,0 +1,185 @@
+"""The settings of PostgreSQL: the server and its pool, migrations, sessions."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from fm_storage.config.masking import mask_dsn
+from fm_storage.config.section import EMBEDDED, PositiveSeconds, Section
+
+__all__ = ["MigrationsConfig", "PostgresConfig", "SessionConfig"]
+
+Password = SecretStr | Callable[[], str | Awaitable[str]]
+
+
+class PostgresConfig(Section):
+    """PostgreSQL: where it is, and the bounds of the pool. Times in seconds.
+
+    Attributes:
+        dsn: ``postgresql://…`` (several hosts allowed), or ``embedded:`` /
+            ``embedded:PATH`` for a server of our own.
+        password: Overrides the one in the DSN; a value, or a function, sync or
+            async, called for every new connection.
+        ssl: ``sslmode`` word of libpq, or an ``ssl.SSLContext``.
+        target_session_attrs: Which of several hosts may be used.
+        min_size: Connections kept open while idle.
+        max_size: Connections at most.
+        acquire_timeout: How long a caller waits for a connection.
+        connect_timeout: How long one attempt to connect may take.
+        command_timeout: How long a statement may run; None is for ever.
+        close_timeout: How long closing waits for borrowers.
+        max_lifetime: Age at which a connection is replaced (less 10 % jitter).
+        max_idle: How long an unused connection above *min_size* is kept.
+        check_after: A connection idle for longer is checked before it is lent.
+        check_timeout: How long that check may take.
+        leak_after: A connection borrowed for longer is reported once, with the
+            borrower's stack; None reports only at closing.
+        reset: ``tracked`` resets a connection only after statements that may
+            have left something behind; ``always`` after every use.
+        pooler: ``auto`` detects PgBouncer and the like; ``transaction`` and
+            ``none`` say it outright.
+        slow_acquire: Waiting longer than this is logged.
+        slow_query: A statement running longer than this is logged; None never.
+    """
+
+    section = "postgres"
+    dsn: str = EMBEDDED
+    password: Password | None = Field(default=None, repr=False)
+    ssl: Any = Field(default=None, repr=False)
+    target_session_attrs: (
+        Literal[
+            "any", "primary", "standby", "read-write", "read-only", "prefer-standby"
+        ]
+        | None
+    ) = None
+    application_name: str = Field(default="fm_storage", max_length=63)
+    server_settings: dict[str, str] = Field(default_factory=dict)
+    min_size: int = Field(default=0, ge=0)
+    max_size: int = Field(default=10, ge=1)
+    acquire_timeout: PositiveSeconds = 30.0
+    connect_timeout: PositiveSeconds = 10.0
+    command_timeout: PositiveSeconds | None = 60.0
+    close_timeout: PositiveSeconds = 10.0
+    max_lifetime: PositiveSeconds = 3600.0
+    max_idle: PositiveSeconds = 600.0
+    check_after: float = Field(default=1.0, ge=0)
+    check_timeout: PositiveSeconds = 1.0
+    leak_after: PositiveSeconds | None = None
+    statement_cache_size: int = Field(default=100, ge=0)
+    reset: Literal["tracked", "always"] = "tracked"
+    pooler: Literal["auto", "transaction", "none"] = "auto"
+    slow_acquire: PositiveSeconds = 2.0
+    slow_query: PositiveSeconds | None = None
+
+    @field_validator("dsn")
+    @classmethod
+    def _known_scheme(cls, dsn: str) -> str:
+        if dsn.startswith((EMBEDDED, "postgresql://", "postgres://")):
+            return dsn
+        message = "must start with postgresql:// or embedded:"
+        raise ValueError(message)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.min_size > self.max_size:
+            message = (
+                f"min_size {self.min_size} is above max_size {self.max_size}; "
+                "lower min_size or raise max_size"
+            )
+            raise ValueError(message)
+        return self
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the server is one of our own."""
+        return self.dsn.startswith(EMBEDDED)
+
+    @property
+    def libpq_ssl(self) -> str | None:
+        """``ssl`` as libpq's ``sslmode``, "" if not set; None for an SSLContext.
+
+        An SSLContext is the driver's alone: it cannot be handed to libpq, over
+        which migrations go.
+        """
+        if isinstance(self.ssl, ssl.SSLContext) or self.ssl is True:
+            return None
+        if self.ssl is False:
+            return "disable"
+        return self.ssl if isinstance(self.ssl, str) else ""
+
+    @property
+    def safe_dsn(self) -> str:
+        """The DSN with its password masked, for messages."""
+        return mask_dsn(self.dsn)
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        return [
+            (name, mask_dsn(value) if name == "dsn" else value)
+            for name, value in super().__repr_args__()
+        ]
+
+
+class MigrationsConfig(Section):
+    """Migrations: who may change the schema, and when.
+
+    Attributes:
+        dsn: DSN of the role that owns the schema; None uses ``postgres.dsn``.
+        auto_apply: Apply missing migrations when the manager opens.
+        sources: Further folders, or ``package:NAME:FOLDER``, of the application.
+        lock_timeout: How long one statement waits for a lock before it is
+            retried, so that readers are never queued behind it for longer.
+        wait_timeout: How long to wait for another process that is migrating.
+    """
+
+    section = "migrations"
+    dsn: str | None = None
+    auto_apply: bool = True
+    sources: tuple[str, ...] = ()
+    lock_timeout: PositiveSeconds = 1.0
+    wait_timeout: PositiveSeconds = 600.0
+
+    @field_validator("dsn")
+    @classmethod
+    def _known_scheme(cls, dsn: str | None) -> str | None:
+        if dsn is None or dsn.startswith(("postgresql://", "postgres://")):
+            return dsn
+        message = "must start with postgresql://"
+        raise ValueError(message)
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        return [
+            (name, mask_dsn(value) if name == "dsn" and value else value)
+            for name, value in super().__repr_args__()
+        ]
+
+
+class SessionConfig(Section):
+    """Sessions: where temporary views live and how they are reaped.
+
+    Attributes:
+        schema_name: Schema of the views (``session.schema`` as a setting).
+        prefix: Start of every generated view name.
+        dsn: Direct address of the server when ``postgres.dsn`` is a pooler.
+        grace: How long a lock must stay free before its views are reaped.
+        restart_grace: The same after the server itself has restarted.
+        reap_interval: Pause between two looks of the reaper; 0 switches it off.
+        lock_timeout: How long a DROP waits behind an open reader.
+        cleanup_timeout: How long closing a session may take; the rest is left
+            to the reaper.
+        batch_size: Views dropped in one transaction.
+    """
+
+    section = "session"
+    schema_name: str = Field(default="filtermate_temp", min_length=1)
+    prefix: str = Field(default="fm_view_", max_length=24)
+    dsn: str | None = Field(default=None, repr=False)
+    grace: PositiveSeconds = 2.0
+    restart_grace: PositiveSeconds = 60.0
+    reap_interval: float = Field(default=1.0, ge=0)
+    lock_timeout: PositiveSeconds = 2.0
+    cleanup_timeout: PositiveSeconds = 30.0
+    batch_size: int = Field(default=200, ge=1, le=200)

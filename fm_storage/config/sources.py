@@ -1,0 +1,163 @@
+"""Where settings come from: an application's own, the environment, TOML.
+
+Apart from the settings, which do not know how they were written down.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tomllib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from pydantic import BaseModel
+
+from fm_storage.config.section import nearest_variable, section_of
+from fm_storage.errors import ConfigurationInvalid
+
+__all__ = [
+    "PREFIX",
+    "ConfigManager",
+    "ask",
+    "from_environment",
+    "merged",
+    "read_toml",
+    "refuse_misspelt",
+]
+
+logger = logging.getLogger("fm_storage.config")
+
+PREFIX = "FM_STORAGE_"
+
+
+@runtime_checkable
+class ConfigManager(Protocol):
+    """Whatever an application keeps its settings in.
+
+    ``get`` answers *default* for a key it does not know. The keys are those of
+    ``StorageConfig``, dotted: ``postgres.dsn``, ``qdrant.collections``.
+    """
+
+    def get(self, key: str, default: Any = None) -> Any:  # noqa: ANN401 - any value
+        """Return the value of *key*, or *default*."""
+        ...
+
+
+_UNSET: Any = object()
+
+
+def ask(manager: ConfigManager, model: type[BaseModel], prefix: str = "") -> Any:  # noqa: ANN401 - nested values
+    """Return what *manager* knows of *model*'s settings, nested."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{name}"
+        section = section_of(field.annotation)
+        if section is None:
+            value = manager.get(key, _UNSET)
+            if value is not _UNSET:
+                found[name] = value
+            continue
+        whole = manager.get(key, _UNSET)
+        if whole is _UNSET or isinstance(whole, Mapping):
+            inner = {**(whole if isinstance(whole, Mapping) else {})}
+            inner |= ask(manager, section, f"{key}.")
+            if inner:
+                found[name] = inner
+        else:
+            found[name] = whole
+    return found
+
+
+def from_environment(
+    environ: Mapping[str, str], known: Collection[str], prefix: str = PREFIX
+) -> dict[str, Any]:
+    """Turn ``PREFIX_A__B=value`` into ``{"a": {"b": value}}``, *known* keys only."""
+    found: dict[str, Any] = {}
+    for name, value in environ.items():
+        if not name.upper().startswith(prefix) or not value:
+            continue
+        path = name[len(prefix) :].lower().split("__")
+        if path[0] not in known:
+            continue
+        at = found
+        for part in path[:-1]:
+            inner = at.setdefault(part, {})
+            if not isinstance(inner, dict):
+                break
+            at = inner
+        else:
+            at[path[-1]] = _decoded(value)
+    return found
+
+
+def refuse_misspelt(
+    environ: Mapping[str, str], model: type[BaseModel], prefix: str = PREFIX
+) -> None:
+    """Refuse a variable that was meant as a setting; log one that is none of ours.
+
+    Another program may use the prefix (Kubernetes names variables after services),
+    so only what is nearly the name of a setting is a mistake for certain.
+
+    Raises:
+        ConfigurationInvalid: Names the variable and the one that was meant.
+    """
+    for name in sorted(environ):
+        given = name.upper().removeprefix(prefix)
+        if name.upper() == given or not environ[name]:
+            continue
+        if given.lower().split("__")[0] in model.model_fields:
+            continue
+        if meant := nearest_variable(given, model):
+            raise ConfigurationInvalid(
+                name, f"no such variable; did you mean {prefix}{meant}?"
+            )
+        logger.warning(
+            "environment: %s is no setting of fm_storage and has no effect", name
+        )
+
+
+def _decoded(value: str) -> Any:  # noqa: ANN401 - JSON or text
+    """Read a JSON object or array; anything else is text, as pydantic wants it."""
+    if value[:1] in "{[":
+        import json  # noqa: PLC0415 - rarely needed
+
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *base* with what *over* says on top, section by section."""
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            result[key] = merged(below, value)
+        else:
+            result[key] = value
+    return result
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a TOML file: its top, or its ``[tool.fm_storage]``.
+
+    Raises:
+        ConfigurationInvalid: The file is missing, or is no TOML.
+    """
+    shown = str(path)
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigurationInvalid(
+            shown, f"cannot be read ({exc.strerror}); name an existing TOML file"
+        ) from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigurationInvalid(shown, f"is not TOML ({exc}); mend it") from None
+    nested = data.get("tool", {})
+    if isinstance(nested, dict) and isinstance(nested.get("fm_storage"), dict):
+        return dict(nested["fm_storage"])
+    return data

@@ -1,0 +1,222 @@
+"""All settings together, and the rules between the sections."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from fm_storage.config.postgres import MigrationsConfig, PostgresConfig, SessionConfig
+from fm_storage.config.qdrant import OutboxConfig, QdrantConfig
+from fm_storage.config.section import EMBEDDED, explained
+from fm_storage.config.sources import (
+    PREFIX,
+    ask,
+    from_environment,
+    merged,
+    read_toml,
+    refuse_misspelt,
+)
+from fm_storage.errors import ConfigurationInvalid
+
+if TYPE_CHECKING:
+    from fm_storage.config.sources import ConfigManager
+
+__all__ = ["StorageConfig"]
+
+
+def _off(value: object) -> object:
+    """Let the environment and files say None, which they have no word for."""
+    if isinstance(value, str) and value.strip().lower() in {"none", "null", "off"}:
+        return None
+    return value
+
+
+_keywords_only: ContextVar[bool] = ContextVar("_keywords_only", default=False)
+_env_file: ContextVar[Path | None] = ContextVar("_env_file", default=None)
+
+
+class StorageConfig(BaseSettings):
+    """All settings of one ``StorageManager``; frozen.
+
+    Keywords win over the environment. With nothing said, both engines are
+    embedded and keep their data under ``./.fm_storage``.
+
+    Attributes:
+        postgres: None switches PostgreSQL off.
+        qdrant: None switches Qdrant off. With a server as ``postgres.dsn`` it
+            must be set or None: otherwise every host would fill a vector store
+            of its own.
+        data_dir: Folder of the embedded engines and of the spool.
+        embedded: ``never`` forbids embedded engines (production hosts).
+
+    Raises:
+        ConfigurationInvalid: A setting is unknown or wrong; the message names
+            its key, what is wrong and the remedy, and no secret.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    postgres: Annotated[PostgresConfig | None, BeforeValidator(_off)] = Field(
+        default_factory=PostgresConfig
+    )
+    qdrant: Annotated[QdrantConfig | None, BeforeValidator(_off)] = Field(
+        default_factory=QdrantConfig
+    )
+    migrations: MigrationsConfig = Field(default_factory=MigrationsConfig)
+    session: SessionConfig = Field(default_factory=SessionConfig)
+    outbox: OutboxConfig = Field(default_factory=OutboxConfig)
+    data_dir: Path = Path(".fm_storage")
+    embedded: Literal["auto", "never"] = "auto"
+
+    def __init__(self, **values: Any) -> None:  # noqa: ANN401 - pydantic validates
+        if not _keywords_only.get():
+            refuse_misspelt(os.environ, type(self))
+        try:
+            super().__init__(**values)
+        except ValidationError as exc:
+            raise explained(exc, type(self), "") from None
+        except SettingsError as exc:
+            # Said of a variable whose JSON is broken, by the section it belongs to.
+            found = re.search(r'field "(\w+)"', str(exc))
+            raise ConfigurationInvalid(
+                found[1] if found else "config",
+                "a variable of this section holds JSON that cannot be read; mend it",
+            ) from None
+        self._refuse_halves()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Choose the sources; a ``.env`` counts only when it was named."""
+        del settings_cls, file_secret_settings
+        if _keywords_only.get():
+            return (init_settings,)
+        if _env_file.get() is not None:
+            return (init_settings, env_settings, dotenv_settings)
+        return (init_settings, env_settings)
+
+    @classmethod
+    def from_env(cls, *, env_file: str | os.PathLike[str] | None = None) -> Self:
+        """Read the environment, and *env_file* below it when one is named.
+
+        Raises:
+            ConfigurationInvalid: A setting is wrong, or *env_file* is missing.
+        """
+        if env_file is None:
+            return cls()
+        path = Path(env_file)
+        if not path.is_file():
+            raise ConfigurationInvalid(
+                "env_file", f"{str(path)!r} is not a file; create it or drop the option"
+            )
+        token = _env_file.set(path)
+        try:
+            return cls(_env_file=path)
+        finally:
+            _env_file.reset(token)
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a TOML file; the environment wins over it.
+
+        The tables are the sections (``[postgres]``, ``[qdrant]``, …), at the top
+        or under ``[tool.fm_storage]``.
+
+        Raises:
+            ConfigurationInvalid: The file is missing, is no TOML, or a setting
+                is wrong.
+        """
+        data = read_toml(path)
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name.upper().startswith(PREFIX) and value
+        }
+        refuse_misspelt(environment, cls)
+        given = from_environment(environment, cls.model_fields)
+        return cls._build(merged(data, given))
+
+    @classmethod
+    def from_config_manager(cls, manager: ConfigManager) -> Self:
+        """Ask *manager* for every dotted key (``postgres.dsn``); nothing else is read.
+
+        Raises:
+            ConfigurationInvalid: A value is wrong.
+        """
+        return cls._build(ask(manager, cls))
+
+    @classmethod
+    def _build(cls, data: Mapping[str, Any]) -> Self:
+        token = _keywords_only.set(True)
+        try:
+            return cls(**data)
+        finally:
+            _keywords_only.reset(token)
+
+    def _refuse_halves(self) -> None:
+        """Refuse what would work on one machine and lose data on two."""
+        postgres, qdrant = self.postgres, self.qdrant
+        if (
+            postgres is not None
+            and not postgres.embedded
+            and qdrant is not None
+            and "url" not in qdrant.model_fields_set
+        ):
+            raise ConfigurationInvalid(
+                "qdrant.url",
+                "not set although postgres.dsn names a server (every host would "
+                "fill a vector store of its own); set it, or set qdrant to None "
+                "(FM_STORAGE_QDRANT=none) to do without vectors",
+            )
+        if (
+            postgres is not None
+            and not postgres.embedded
+            and postgres.libpq_ssl is None
+            and self.migrations.auto_apply
+            and self.migrations.dsn is None
+        ):
+            raise ConfigurationInvalid(
+                "migrations.dsn",
+                "not set although postgres.ssl is an SSLContext, which libpq cannot "
+                "use, and migrations go over libpq; set it to the same server with "
+                "sslmode, sslrootcert and sslcert, or write these into postgres.dsn "
+                "instead of postgres.ssl, or switch migrations.auto_apply off",
+            )
+        if self.embedded == "never":
+            for key, part in (("postgres.dsn", postgres), ("qdrant.url", qdrant)):
+                if part is not None and part.embedded:
+                    raise ConfigurationInvalid(
+                        key,
+                        "is embedded, which FM_STORAGE_EMBEDDED=never forbids; "
+                        "name a server",
+                    )
+
+    def embedded_folder(self, value: str) -> Path:
+        """Folder meant by an ``embedded:`` or ``embedded:PATH`` address."""
+        path = value.removeprefix(EMBEDDED)
+        return Path(path).expanduser() if path else self.data_dir

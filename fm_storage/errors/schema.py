@@ -1,0 +1,51 @@
+"""Migrations that did not apply, and schemas that lack some."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fm_storage.errors.root import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "MigrationFailed",
+    "SchemaOutOfDate",
+]
+
+
+class MigrationFailed(StorageError):
+    """A migration did not apply, roll back or pass its checks.
+
+    Attributes:
+        migration: Identifier of the file concerned (``0001_create_x``), if one.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        migration: str | None = None,
+        sqlstate: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.migration = migration
+        self.sqlstate = sqlstate
+
+
+class SchemaOutOfDate(MigrationFailed):
+    """The database lacks migrations that this version needs.
+
+    Attributes:
+        missing: Identifiers of the missing migrations, in order.
+    """
+
+    def __init__(self, missing: Sequence[str]) -> None:
+        self.missing = tuple(missing)
+        super().__init__(
+            f"schema: {len(self.missing)} migration(s) not applied "
+            f"({', '.join(self.missing)}); run 'fm-storage migrate', or set "
+            "migrations.auto_apply",
+            migration=self.missing[0] if self.missing else None,
+        )

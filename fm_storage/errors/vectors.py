@@ -1,0 +1,167 @@
+"""Collections, vectors, and a vector store that does not answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fm_storage.errors.root import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "CollectionMismatch",
+    "CollectionNotFound",
+    "DimensionMismatch",
+    "InvalidVector",
+    "NotSynced",
+    "RateLimited",
+    "VectorStoreUnavailable",
+]
+
+
+class CollectionNotFound(StorageError, LookupError):
+    """The vector store has no collection or alias of this name."""
+
+    def __init__(self, collection: str, *, operation: str) -> None:
+        super().__init__(
+            f"collection {collection!r}: it does not exist ({operation}); "
+            "create it with ensure_collection_exists()"
+        )
+        self.collection, self.operation = collection, operation
+
+
+class CollectionMismatch(StorageError):
+    """A collection exists with another definition; nothing was changed.
+
+    Attributes:
+        differences: ``{field: (asked for, found)}``.
+    """
+
+    def __init__(
+        self,
+        collection: str,
+        differences: Mapping[str, tuple[object, object]],
+    ) -> None:
+        self.collection = collection
+        self.differences = dict(differences)
+        said = ", ".join(
+            f"{field} is {found!r} but {asked!r} was asked for"
+            for field, (asked, found) in self.differences.items()
+        )
+        super().__init__(
+            f"collection {collection!r}: {said}; use another name, or reindex()"
+        )
+
+
+class InvalidVector(StorageError, ValueError):
+    """A vector that cannot be stored or searched; nothing was written.
+
+    Attributes:
+        collection: Name of the collection.
+        index: Position of the point in its batch, None for a query vector.
+        field: ``vector`` or the name of the named vector.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        collection: str,
+        index: int | None = None,
+        field: str = "vector",
+    ) -> None:
+        super().__init__(message)
+        self.collection, self.index, self.field = collection, index, field
+
+
+class DimensionMismatch(InvalidVector):
+    """A vector's length is not the collection's; nothing was written."""
+
+    def __init__(
+        self,
+        collection: str,
+        *,
+        expected: int,
+        got: int,
+        index: int | None = None,
+        field: str = "vector",
+    ) -> None:
+        at = "" if index is None else f" of point {index}"
+        super().__init__(
+            f"collection {collection!r}: {field}{at} has {got} dimensions, "
+            f"not {expected}; use the embedding model the collection was made for",
+            collection=collection,
+            index=index,
+            field=field,
+        )
+        self.expected, self.got = expected, got
+
+
+class NotSynced(StorageError, TimeoutError):
+    """A point's committed state has not reached the vector store; it stays queued.
+
+    Attributes:
+        point_id: The point that was waited for.
+        waited: Seconds.
+        problem: Why its last delivery failed, if one did.
+    """
+
+    def __init__(
+        self,
+        point_id: object,
+        *,
+        waited: float,
+        problem: str | None = None,
+        final: bool = False,
+    ) -> None:
+        said = f" ({problem})" if problem else ""
+        super().__init__(
+            f"point {point_id!r}: set aside because the vector store refuses it"
+            f"{said}; see 'fm-storage outbox quarantine list'"
+            if final
+            else f"point {point_id!r}: not delivered within {waited:.2f} s{said}; "
+            "it stays queued, see 'fm-storage outbox status'"
+        )
+        self.point_id, self.waited, self.problem = point_id, waited, problem
+        self.retryable = not final
+
+
+class VectorStoreUnavailable(StorageError, ConnectionError):
+    """The vector store did not answer, or answered with an internal failure.
+
+    Attributes:
+        operation: Name of the method that failed.
+        collection: Name of the collection, where one was concerned.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        operation: str,
+        collection: str | None = None,
+        retryable: bool = True,
+    ) -> None:
+        super().__init__(message)
+        self.operation, self.collection = operation, collection
+        self.retryable = retryable
+
+
+class RateLimited(VectorStoreUnavailable):
+    """The vector store asked for patience for longer than the deadline allows.
+
+    Attributes:
+        retry_after: Seconds the store asked to wait, if it said so.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        operation: str,
+        collection: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, operation=operation, collection=collection)
+        self.retry_after = retry_after
