@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fm_storage.vectors.models_of_text import MiniLmVectorizer, StaticVectorizer
 from fm_storage.vectors.points import (
     CollectionInfo,
     Point,
@@ -18,12 +19,14 @@ __all__ = [
     "CollectionInfo",
     "Embedding",
     "LexicalVectorizer",
+    "MiniLmVectorizer",
     "Point",
     "PointId",
     "QdrantStore",
     "ReindexReport",
     "ScoredPoint",
     "SparseVector",
+    "StaticVectorizer",
     "VectorStatistics",
     "Vectorizer",
 ]

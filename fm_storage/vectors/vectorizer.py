@@ -14,10 +14,10 @@ import math
 import re
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from fm_storage.config import CollectionConfig, SparseVectorConfig, VectorConfig
 from fm_storage.vectors.points import SparseVector
@@ -76,6 +76,9 @@ _NOISE = re.compile(
 )
 _LONG_NUMBER = 7
 
+Features: TypeAlias = "tuple[tuple[int, float], ...]"
+"""Buckets of the dense vector, and what a term adds to each."""
+
 
 def terms_of(text: str) -> list[str]:
     """Return the terms of a text: identifiers whole, and their parts.
@@ -107,7 +110,7 @@ class LexicalVectorizer:
     def __init__(self, *, size: int = 256) -> None:
         self._size = size
         # Filled by the threads that embed; a lost entry is only made again.
-        self._features: dict[str, tuple[int, tuple[tuple[int, float], ...]]] = {}
+        self._features: dict[str, tuple[int, Features]] = {}
 
     @property
     def name(self) -> str:
@@ -135,31 +138,36 @@ class LexicalVectorizer:
 
     def embed_one(self, text: str) -> Embedding:
         """Return the embedding of one text, here and now."""
-        counts = Counter(terms_of(text))
-        length = counts.total()
-        norm = _K * (1 - _B + _B * length / _AVERAGE_LENGTH)
-        weights: dict[int, float] = {}
+        numbers: dict[int, float] = {}
         dense = [0.0] * self._size
-        for term, count in counts.items():
-            number, features = self._of(term)
-            weight = count * (_K + 1) / (count + norm)
-            weights[number] = weights.get(number, 0.0) + weight
+        for weight, number, features in self._weighed(text):
+            numbers[number] = numbers.get(number, 0.0) + weight
             for bucket, share in features:
                 dense[bucket] += weight * share
         size = math.sqrt(sum(value * value for value in dense))
         if size == 0.0:
             # Text without a word: a fixed direction, as zero has no cosine.
             dense[0] = size = 1.0
-        numbers = sorted(weights)
-        sparse = SparseVector(
-            numbers, array("f", [weights[number] for number in numbers]).tolist()
-        )
         return Embedding(
             dense=array("f", [value / size for value in dense]),
-            sparse=sparse if numbers else None,
+            sparse=_sparse(numbers),
         )
 
-    def _of(self, term: str) -> tuple[int, tuple[tuple[int, float], ...]]:
+    def sparse_of(self, text: str) -> SparseVector | None:
+        """Return the sparse part alone; None for a text without a word."""
+        numbers: dict[int, float] = {}
+        for weight, number, _ in self._weighed(text):
+            numbers[number] = numbers.get(number, 0.0) + weight
+        return _sparse(numbers)
+
+    def _weighed(self, text: str) -> Iterator[tuple[float, int, Features]]:
+        counts = Counter(terms_of(text))
+        length = counts.total()
+        norm = _K * (1 - _B + _B * length / _AVERAGE_LENGTH)
+        for term, count in counts.items():
+            yield count * (_K + 1) / (count + norm), *self._of(term)
+
+    def _of(self, term: str) -> tuple[int, Features]:
         known = self._features.get(term)
         if known is not None:
             return known
@@ -181,3 +189,10 @@ class LexicalVectorizer:
     def _bucket(self, raw: bytes, share: float) -> tuple[int, float]:
         number = int.from_bytes(raw, "little")
         return (number >> 1) % self._size, share if number & 1 else -share
+
+
+def _sparse(numbers: Mapping[int, float]) -> SparseVector | None:
+    if not numbers:
+        return None
+    order = sorted(numbers)
+    return SparseVector(order, array("f", [numbers[n] for n in order]).tolist())
