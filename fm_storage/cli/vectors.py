@@ -25,15 +25,26 @@ from fm_storage.cli.common import (
     print_json,
     run,
 )
-from fm_storage.errors import ConfigurationInvalid
+from fm_storage.errors import (
+    CollectionMismatch,
+    CollectionNotFound,
+    ConfigurationInvalid,
+    RecordNotFound,
+)
 
 if TYPE_CHECKING:
     from fm_storage._typing import Progress as Report
-    from fm_storage.vectors import QdrantStore, ScoredPoint
+    from fm_storage.vectors import CollectionInfo, QdrantStore, ScoredPoint
 
 __all__ = ["vectors"]
 
 T = TypeVar("T")
+
+_NOT_INDEXED = (
+    "Vectors that are not indexed are found as well: they are compared one by one, "
+    "exactly.\nAn index is built by itself once enough of them are dense "
+    "(qdrant.index_threshold, 20000)."
+)
 
 
 @click.group(
@@ -58,7 +69,9 @@ def _with(settings: Settings, job: Callable[[QdrantStore], Awaitable[T]]) -> T:
         config = settings.load()
         if config.qdrant is None:
             raise ConfigurationInvalid(
-                "qdrant", "is switched off; set qdrant.url to use vectors"
+                "qdrant",
+                "is switched off here; set FM_STORAGE_QDRANT__URL (embedded:, or the "
+                "http:// address of a server)",
             )
         folder = None
         if config.qdrant.embedded:
@@ -66,7 +79,27 @@ def _with(settings: Settings, job: Callable[[QdrantStore], Awaitable[T]]) -> T:
         async with QdrantStore(config.qdrant, folder=folder) as store:
             return await job(store)
 
-    return run(body())
+    try:
+        return run(body())
+    except CollectionNotFound as exc:
+        message = (
+            f"there is no collection {exc.collection!r}; "
+            "'fm-storage vectors list' names those there are"
+        )
+        raise click.ClickException(message) from exc
+    except RecordNotFound as exc:
+        message = f"collection {exc.table!r} has no point {exc.key!r}"
+        raise click.ClickException(message) from exc
+    except CollectionMismatch as exc:
+        told = ", ".join(
+            f"{field} is {there!r} there and {asked!r} in the file"
+            for field, (asked, there) in exc.differences.items()
+        )
+        message = (
+            f"collection {exc.collection!r} exists and differs: {told}; "
+            "import under another name with --collection"
+        )
+        raise click.ClickException(message) from exc
 
 
 @vectors.command("list")
@@ -83,16 +116,21 @@ def list_(settings: Settings, *, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table("collection", "points", "indexed", "status", "aliases", box=None)
+    table = Table(
+        "collection", "points", "vectors", "of them indexed", "aliases", box=None
+    )
     for info in found:
+        building = " (building)" if info.status == "yellow" else ""
         table.add_row(
             plain(info.name),
             str(info.points),
-            f"{info.indexed}/{info.total}",
-            plain(info.status),
+            str(info.total),
+            f"{info.indexed}{building}",
             plain(", ".join(info.aliases)),
         )
     console().print(table if found else "no collections")
+    if any(info.indexed < info.total for info in found):
+        console().print(_NOT_INDEXED)
 
 
 @vectors.command()
@@ -109,7 +147,12 @@ def info(settings: Settings, *, collection: str, as_json: bool) -> None:
     table.add_row("collection", plain(found.name))
     table.add_row("aliases", plain(", ".join(found.aliases) or "none"))
     table.add_row("points", str(found.points))
-    table.add_row("indexed", f"{found.indexed} of {found.total} vectors")
+    table.add_row(
+        "indexed",
+        f"{found.indexed} of {found.total} vectors (the others are compared one by one)"
+        if found.indexed < found.total
+        else f"all {found.total} vectors",
+    )
     table.add_row("status", plain(found.status))
     for name, given in found.vectors.items():
         label = f"vector {name}" if name else "vector"
@@ -144,19 +187,20 @@ def search(
     Words need a collection of the lexical vectorizer (vectors dense and sparse).
     """
     wanted = _json(chosen, "--filter")
+    if limit < 1:
+        message = f"--limit is {limit}; give 1 or more"
+        raise click.UsageError(message)
 
     async def job(store: QdrantStore) -> list[ScoredPoint]:
-        if query.startswith("id:"):
-            name = query.removeprefix("id:")
-            example = int(name) if name.isdigit() else name
-            return await store.search(collection, example, limit, wanted, using=using)
-        if query.lstrip().startswith("["):
-            vector = _json(query, "QUERY")
-            return await store.search(collection, vector, limit, wanted, using=using)
-        from fm_storage.vectors import LexicalVectorizer  # noqa: PLC0415 - heavy
-
-        (embedding,) = await LexicalVectorizer().embed([query])
-        return await store.search_hybrid(collection, embedding, limit, wanted)
+        info = await store.collection_info(collection)
+        by_id, by_vector = query.startswith("id:"), query.lstrip().startswith("[")
+        if not (by_id or by_vector):
+            return await _by_words(store, info, query, limit, wanted)
+        _check_using(info, using)
+        example: Any = _json(query, "QUERY") if by_vector else query[len("id:") :]
+        if by_id and example.isdigit():
+            example = int(example)
+        return await store.search(collection, example, limit, wanted, using=using)
 
     found = _with(settings, job)
     if as_json:
@@ -167,6 +211,54 @@ def search(
         shown = orjson.dumps(hit.payload).decode()
         table.add_row(f"{hit.score:.4f}", plain(hit.id), plain(shown, limit=90))
     console().print(table if found else "nothing found")
+
+
+async def _by_words(
+    store: QdrantStore,
+    info: CollectionInfo,
+    query: str,
+    limit: int,
+    wanted: Any,  # noqa: ANN401 - a filter
+) -> list[ScoredPoint]:
+    from fm_storage.vectors import LexicalVectorizer  # noqa: PLC0415 - heavy
+
+    vectorizer = LexicalVectorizer()
+    size = vectorizer.spec.vectors["dense"].size
+    if "sparse" not in info.sparse_vectors:
+        message = (
+            f"collection {info.name!r} holds no vectors of words ({_described(info)}); "
+            "search it by a vector ('[0.1, …]') or by one of its points ('id:…')"
+        )
+        raise click.UsageError(message)
+    (embedding,) = await vectorizer.embed([query])
+    if info.vectors.get("dense", {}).get("size") != size:
+        # Another vectorizer made the dense part; words are the same with each.
+        if embedding.sparse is None:
+            return []
+        return await store.search(
+            info.name, embedding.sparse, limit, wanted, using="sparse"
+        )
+    return await store.search_hybrid(info.name, embedding, limit, wanted)
+
+
+def _described(info: CollectionInfo) -> str:
+    parts = [
+        f"{name or 'one'} of {given['size']} numbers"
+        for name, given in info.vectors.items()
+    ]
+    return ", ".join([*parts, *(f"{name} sparse" for name in info.sparse_vectors)])
+
+
+def _check_using(info: CollectionInfo, using: str) -> None:
+    names = [*info.vectors, *info.sparse_vectors]
+    if using in names:
+        return
+    if names == [""]:
+        message = f"collection {info.name!r} has one unnamed vector; leave --using out"
+    else:
+        told = " or ".join(name for name in names if name)
+        message = f"say with --using which vector to compare with: {told}"
+    raise click.UsageError(message)
 
 
 def _json(text: str | None, what: str) -> Any:  # noqa: ANN401 - JSON

@@ -7,6 +7,7 @@ another language. Vectors inside come out encoded, ids as ``{"@id": …}``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +16,7 @@ from fm_storage.vectors.encoding import encode_vector
 from fm_storage.vectors.filters import as_json, normal_filter
 from fm_storage.vectors.points import to_wire_id
 
-__all__ = ["normal_prefetch", "normal_query", "query_parameters"]
+__all__ = ["ids_in", "normal_prefetch", "normal_query", "query_parameters"]
 
 _PLAIN = frozenset({"order_by", "sample", "formula", "fusion", "rrf"})
 _STRATEGIES = frozenset({"average_vector", "best_score", "sum_scores"})
@@ -140,6 +141,22 @@ def _pairs(given: Any, one: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - one 
         {"positive": one(pair["positive"]), "negative": one(pair["negative"])}
         for pair in many
     ]
+
+
+def ids_in(*given: Any) -> dict[str, int | str | UUID]:  # noqa: ANN401 - any query
+    """Return ``{id as the engine knows it: id as the caller wrote it}``."""
+    found: dict[str, int | str | UUID] = {}
+    for value in given:
+        if isinstance(value, str | int | UUID) and not isinstance(value, bool):
+            with suppress(InvalidRecord):
+                found[str(to_wire_id(value)[0])] = value
+        elif hasattr(value, "model_dump"):
+            found |= ids_in(value.model_dump(exclude_none=True))
+        elif isinstance(value, Mapping):
+            found |= ids_in(*value.values())
+        elif isinstance(value, list | tuple):
+            found |= ids_in(*value)
+    return found
 
 
 def normal_prefetch(

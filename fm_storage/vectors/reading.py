@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
-from fm_storage.errors import InvalidVector
+from fm_storage.errors import InvalidRecord, InvalidVector, RecordNotFound
 from fm_storage.vectors.calls import StoreCalls
 from fm_storage.vectors.filters import Filter, normal_filter
 from fm_storage.vectors.points import (
@@ -14,7 +14,12 @@ from fm_storage.vectors.points import (
     ScoredPoint,
     to_wire_id,
 )
-from fm_storage.vectors.queries import normal_prefetch, normal_query, query_parameters
+from fm_storage.vectors.queries import (
+    ids_in,
+    normal_prefetch,
+    normal_query,
+    query_parameters,
+)
 
 __all__ = ["ReadingCalls"]
 
@@ -149,7 +154,12 @@ class ReadingCalls(StoreCalls):
                 if spec is None:
                     raise
                 request = request_for(spec)
-            return await self._backend.query(collection, request)
+            try:
+                return await self._backend.query(collection, request)
+            except RecordNotFound as exc:
+                # The engine knows the id that it was given, not the caller's.
+                asked = ids_in(query, prefetch).get(str(exc.key), exc.key)
+                raise RecordNotFound(collection, asked) from exc
 
         return await self._call(operation, collection, ask)
 
@@ -169,7 +179,8 @@ class ReadingCalls(StoreCalls):
 
         Args:
             collection: Name of an existing collection or alias.
-            embedding: Object with ``dense`` and ``sparse``; either may be None.
+            embedding: Object with ``dense`` and ``sparse``; either may be None,
+                and without both nothing is found.
             limit: How many points at most.
             filter: Only points that match it.
             dense: Name of the dense vector.
@@ -180,8 +191,16 @@ class ReadingCalls(StoreCalls):
 
         Raises:
             CollectionNotFound: There is no such collection.
-            InvalidVector: The embedding does not fit, or has no part.
+            InvalidVector: The embedding does not fit.
+            InvalidRecord: It is no embedding.
         """
+        if not (hasattr(embedding, "dense") and hasattr(embedding, "sparse")):
+            raise InvalidRecord(
+                f"collection {collection!r}: search_hybrid() takes an Embedding, not a "
+                f"{type(embedding).__name__}; write [embedding] = await "
+                "vectorizer.embed([text]), or search() for a single vector",
+                field="embedding",
+            )
         stages = [
             {"query": part, "using": name}
             for part, name in ((embedding.dense, dense), (embedding.sparse, sparse))

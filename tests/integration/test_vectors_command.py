@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,8 +11,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fm_storage.cli import cli
-from fm_storage.config import CollectionConfig, QdrantConfig, SparseVectorConfig
-from fm_storage.errors import InvalidRecord
+from fm_storage.config import (
+    CollectionConfig,
+    QdrantConfig,
+    SparseVectorConfig,
+    StorageConfig,
+)
+from fm_storage.errors import ConfigurationInvalid, InvalidRecord
 from fm_storage.vectors import LexicalVectorizer, Point, QdrantStore, SparseVector
 from fm_storage.vectors.transfer import export_points, import_points
 
@@ -90,6 +96,82 @@ def test_mistakes_are_told(command: Command, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_bytes(b"nothing\n")
     assert command("import", str(bad)).exit_code != 0
+
+
+def test_mistakes_name_what_to_type(command: Command, tmp_path: Path) -> None:
+    """At the command line a message names commands and options, not calls."""
+    file = tmp_path / "docs.jsonl"
+    file.write_bytes(lines(3))
+    assert command("import", str(file)).exit_code == 0
+    for arguments, said in (
+        (("info", "missing"), "fm-storage vectors list"),
+        (("search", "docs", "some words"), "holds no vectors of words"),
+        (("search", "docs", "id:77"), "no point 77"),
+        (("search", "docs", "id:some name"), "no point 'some name'"),
+        (("search", "docs", "[1, 2]", "--using", "x"), "leave --using out"),
+        (("search", "docs", "[1, 2]", "--limit", "0"), "--limit"),
+    ):
+        done = command(*arguments)
+        assert done.exit_code != 0
+        assert said in done.output, done.output
+        assert "()" not in done.output
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(lines(1).replace(b'"Dot"', b'"Cosine"'))
+    refused = command("import", str(other))
+    assert "--collection" in refused.output
+    assert "Cosine" in refused.output
+
+
+def test_vectors_switched_off_name_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a vector store the setting that gives one is told."""
+    file = tmp_path / "fm_storage.toml"
+    file.write_text("[qdrant]\n")
+    monkeypatch.setattr(
+        "fm_storage.config.StorageConfig.from_toml",
+        lambda _: StorageConfig(qdrant=None),
+    )
+    done = CliRunner().invoke(cli, ["--config", str(file), "vectors", "list"])
+    assert isinstance(done.exception, ConfigurationInvalid)
+    assert "FM_STORAGE_QDRANT__URL" in str(done.exception)
+
+
+async def _lexical(folder: Path) -> None:
+    vectorizer = LexicalVectorizer()
+    static = LexicalVectorizer(size=64)
+    async with QdrantStore(QdrantConfig(), folder=folder) as store:
+        for name, made_by in (("lex", vectorizer), ("other", static)):
+            await store.ensure_collection_exists(name, made_by.spec)
+            texts = ["pool timeout in billing", "key error in render"]
+            made = await made_by.embed(texts)
+            await store.upsert_points(
+                name,
+                [
+                    Point(i, {"dense": e.dense or [], "sparse": e.sparse or [1.0]})
+                    for i, e in enumerate(made)
+                ],
+            )
+
+
+def test_words_are_searched_whoever_made_the_dense_part(
+    command: Command, vector_folder: Path
+) -> None:
+    """Words find points; what is not indexed is explained; vectors are named."""
+    asyncio.run(_lexical(vector_folder))
+    for name in ("lex", "other"):
+        found = json.loads(command("search", name, "timeout of pool", "--json").stdout)
+        assert found[0]["id"] == 0
+    assert command("search", "other", "!!", "--json").stdout.strip() == "[]"
+    listed = command("list").stdout
+    assert "compared one by one" in listed
+    assert "one by one" in command("info", "lex").stdout
+    told = command("search", "lex", "[1, 2]").output
+    assert "--using" in told
+    assert "dense or sparse" in told
+    assert json.loads(
+        command("search", "lex", "id:0", "--using", "dense", "--json").stdout
+    )
 
 
 async def test_words_find_lexical_points(qdrant: QdrantStore) -> None:

@@ -734,6 +734,26 @@ async def test_recommend_needs_an_example(any_store: QdrantStore, name: str) -> 
         await any_store.recommend(name, [4711])
 
 
+@pytest.mark.parametrize("unknown", [4711, "an entry", A_UUID])
+async def test_unknown_example_is_named_as_it_was_given(
+    any_store: QdrantStore, name: str, unknown: int | str
+) -> None:
+    """The error shows the caller's id, not what the engine makes of it."""
+    await fill(any_store, name)
+    calls = [
+        lambda: any_store.recommend(name, [3, unknown]),
+        lambda: any_store.search(name, unknown, 3),
+        lambda: any_store.query(
+            name, prefetch=[{"query": unknown}], fusion="rrf", limit=3
+        ),
+    ]
+    for call in calls:
+        with pytest.raises(RecordNotFound) as caught:
+            await call()
+        assert caught.value.key == unknown
+        assert caught.value.table == name
+
+
 # Named and sparse vectors
 
 HYBRID = CollectionConfig(
@@ -821,6 +841,16 @@ async def test_hybrid_search_takes_an_embedding(
     one: Embedding = Embedding(dense=None, sparse=SparseVector([15], [1.0]))
     assert [h.id for h in await any_store.search_hybrid(name, one, 3)] == [5]
     assert await any_store.search_hybrid(name, Embedding(), 3) == []
+
+
+async def test_hybrid_search_of_a_plain_vector_names_the_remedy(
+    any_store: QdrantStore, name: str
+) -> None:
+    """A list instead of an embedding is refused, with the call that was meant."""
+    await fill_hybrid(any_store, name)
+    for wrong in (unit(4), None, SparseVector([1], [1.0])):
+        with pytest.raises(InvalidRecord, match=r"embed\(\[text\]\)"):
+            await any_store.search_hybrid(name, wrong, 3)
 
 
 async def test_prefetch_is_ranked_again(any_store: QdrantStore, name: str) -> None:
