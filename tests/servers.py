@@ -51,6 +51,8 @@ class Choice:
             )
         if not find_pgbouncer():
             missing["pgbouncer"] = "no pgbouncer program (apt-get install pgbouncer)"
+        if not find_browser():
+            missing["browser"] = "no chromium program (apt-get install chromium)"
         if os.geteuid() != 0:
             missing["as_root"] = "not root: what root alone can do is not tried"
         return missing
@@ -72,6 +74,11 @@ def qdrant_image() -> str:
 def find_pgbouncer() -> str | None:
     """Return the path of the pgbouncer program, if it is installed."""
     return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+def find_browser() -> str | None:
+    """Return the path of the Chromium program, if it is installed."""
+    return shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def choose(*, dsn: str | None, qdrant_url: str | None, insist: bool) -> Choice:

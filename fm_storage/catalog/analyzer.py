@@ -6,6 +6,7 @@ pass over a narrow index, so that a million errors are answered in about a secon
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
@@ -17,10 +18,10 @@ from fm_storage.catalog.findings import (
     TimelineBucket,
     Totals,
 )
-from fm_storage.catalog.groups import ErrorGroup, fetch_groups, hex_of
+from fm_storage.catalog.groups import ErrorGroup, Order, fetch_groups, hex_of, number_of
 from fm_storage.catalog.prepared import RANKS
 from fm_storage.catalog.store import SEVERITY_OF_RANK
-from fm_storage.repositories import Severity
+from fm_storage.repositories import ErrorEntry, Severity
 
 if TYPE_CHECKING:
     from fm_storage.catalog.needs import Storage
@@ -161,14 +162,20 @@ class Analyzer:
         since: datetime | None = None,
         until: datetime | None = None,
         severity: Severity | None = None,
+        order: Order = "count",
     ) -> list[ErrorGroup]:
-        """Return the commonest groups, each with its worst error."""
+        """Return the commonest groups, each with its worst error.
+
+        *order* may be ``severity`` instead (the worst first), ``last_seen`` or
+        ``first_seen`` (the newest first).
+        """
         return await fetch_groups(
             self._storage.pool,
             limit=limit,
             since=since,
             until=until,
             severity=severity,
+            order=order,
         )
 
     async def heat(
@@ -217,6 +224,42 @@ class Analyzer:
             only=[row[0] for row in rows],
             order="first_seen",
         )
+
+    async def count_new(
+        self,
+        moment: datetime,
+        *,
+        until: datetime | None = None,
+        severity: Severity | None = None,
+    ) -> int:
+        """Return how many groups ``new_since()`` would have without a limit."""
+        found: int = await self._storage.pool.fetchval(
+            questions.NEW_COUNT,
+            moment,
+            until,
+            _rank(severity),
+            timeout=_SCAN_TIMEOUT,
+        )
+        return found
+
+    async def examples(
+        self,
+        fingerprints: Collection[str],
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        severity: Severity | None = None,
+    ) -> dict[str, ErrorEntry]:
+        """Return the worst error of each group that is named, by its fingerprint."""
+        groups = await fetch_groups(
+            self._storage.pool,
+            limit=len(fingerprints),
+            since=since,
+            until=until,
+            severity=severity,
+            only=[number_of(one) for one in fingerprints],
+        )
+        return {group.fingerprint: group.example for group in groups}
 
     async def growing(
         self,

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ErrorGroup", "fetch_groups"]
 
-Order = Literal["count", "last_seen", "first_seen"]
+Order = Literal["count", "last_seen", "first_seen", "severity"]
 
 _ORDERS: dict[Order, str] = {
     "count": "count DESC, last_seen DESC",
     "last_seen": "last_seen DESC",
     "first_seen": "first_seen DESC",
+    "severity": "severity DESC, count DESC, last_seen DESC",
 }
 
 # Counted on an index alone; only the groups that are shown meet another table.
@@ -51,7 +52,7 @@ JOIN LATERAL (
   ORDER BY f.timestamp DESC LIMIT 1
 ) AS worst ON TRUE
 JOIN project_errors AS e ON e.id = worst.error_id
-ORDER BY {order}, c.fingerprint"""
+ORDER BY {outer}, c.fingerprint"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,7 @@ async def fetch_groups(
     statement = _GROUPS.format(
         where=" AND ".join(conditions) or "TRUE",
         order=_ORDERS[order],
+        outer=", ".join(f"c.{part}" for part in _ORDERS[order].split(", ")),
         columns=ENTRY_COLUMNS,
         limit=len(values) + 1,
     )

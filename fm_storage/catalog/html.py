@@ -64,7 +64,10 @@ def document(title: str, style: str, *body: object) -> str:
     script, no image, no font, no connection.
     """
     digest = b64encode(sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'"
+    policy = (
+        f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; "
+        "form-action 'none'"
+    )
     head = el(
         "head",
         el("meta", charset="utf-8"),

@@ -16,6 +16,7 @@ __all__ = [
     "GROWTH",
     "HEAT",
     "NEW",
+    "NEW_COUNT",
     "PATTERNS",
     "TIMELINE",
     "TOTALS",
@@ -86,17 +87,15 @@ HEAT = Sql(
 SELECT module, hour, count FROM ranked WHERE place <= $4 ORDER BY place, hour"""  # noqa: S608 - constant text
 )
 # One probe of an index per group finds its first error; errors are not counted.
-NEW = Sql(
-    """SELECT g.fingerprint
-FROM fm_storage.fingerprints AS g
+_FIRST = """FROM fm_storage.fingerprints AS g
 JOIN LATERAL (
   SELECT timestamp FROM fm_storage.error_fingerprints AS f
   WHERE f.fingerprint = g.fingerprint AND f.severity >= $3
   ORDER BY timestamp LIMIT 1
 ) AS first ON first.timestamp >= $1
-  AND ($2::timestamptz IS NULL OR first.timestamp < $2)
-ORDER BY first.timestamp DESC LIMIT $4"""
-)
+  AND ($2::timestamptz IS NULL OR first.timestamp < $2)"""
+NEW = Sql(f"SELECT g.fingerprint {_FIRST} ORDER BY first.timestamp DESC LIMIT $4")
+NEW_COUNT = Sql(f"SELECT count(*) {_FIRST}")
 GROWTH = Sql(
     """WITH counted AS (
   SELECT fingerprint, max(severity) AS severity,

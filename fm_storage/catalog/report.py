@@ -17,7 +17,8 @@ import orjson
 from fm_storage.catalog.analyzer import Analyzer
 from fm_storage.catalog.findings import Correlation, Growth, TimelineBucket, Totals
 from fm_storage.catalog.groups import ErrorGroup
-from fm_storage.repositories import Severity
+from fm_storage.catalog.prepared import RANKS
+from fm_storage.repositories import ErrorEntry, Severity
 
 if TYPE_CHECKING:
     from fm_storage.catalog.similarity import SimilarGroup
@@ -48,6 +49,10 @@ class Report:
         correlations: Groups that occur together.
         similar: Groups that resemble one of *groups*, by its fingerprint.
         window: What counts as lately.
+        new_groups: How many groups are new, also those that *new* has no room for.
+        worst: The groups that are errors or worse, the worst first.
+        examples: The worst error of each growing or correlated group, by its
+            fingerprint.
     """
 
     title: str
@@ -65,6 +70,9 @@ class Report:
     growing: list[Growth]
     correlations: list[Correlation]
     similar: dict[str, list[SimilarGroup]] = field(default_factory=dict)
+    new_groups: int = 0
+    worst: list[ErrorGroup] = field(default_factory=list)
+    examples: dict[str, ErrorEntry] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -111,6 +119,10 @@ async def make_report(
     begin = since or totals.first or end
     lately = window or _lately(end - begin)
     groups = await analyzer.groups(limit=limit, **period)  # type: ignore[arg-type]  # mixed values
+    growing = await analyzer.growing(lately, until=end, limit=limit, severity=severity)
+    together = await analyzer.correlations(limit=limit, **period)  # type: ignore[arg-type]  # mixed values
+    shown = {one.fingerprint for one in growing}
+    shown |= {name for pair in together for name in (pair.first, pair.second)}
     return Report(
         title=title,
         made=now,
@@ -126,11 +138,18 @@ async def make_report(
         new=await analyzer.new_since(
             end - lately, until=end, limit=limit, severity=severity
         ),
-        growing=await analyzer.growing(
-            lately, until=end, limit=limit, severity=severity
-        ),
-        correlations=await analyzer.correlations(limit=limit, **period),  # type: ignore[arg-type]  # mixed values
+        growing=growing,
+        correlations=together,
         similar=await similar(groups) if similar is not None else {},
+        new_groups=await analyzer.count_new(end - lately, until=end, severity=severity),
+        worst=await analyzer.groups(
+            limit=limit,
+            since=since,
+            until=until,
+            severity=max(severity or Severity.ERROR, Severity.ERROR, key=RANKS.get),
+            order="severity",
+        ),
+        examples=await analyzer.examples(shown, **period),  # type: ignore[arg-type]  # mixed values
     )
 
 

@@ -90,6 +90,12 @@ async def test_new_growing_and_correlated_groups_are_found(errors):
     late = BEGIN + timedelta(hours=21, minutes=30)
     [new] = await errors.analyzer.new_since(late)
     assert new.module == "shop.disk"
+    [worse] = await errors.analyzer.new_since(
+        BEGIN + timedelta(hours=20), severity=Severity.ERROR, limit=1
+    )
+    assert worse.severity == Severity.CRITICAL
+    assert await errors.analyzer.count_new(late) == 1
+    assert await errors.analyzer.count_new(BEGIN) == 5
     assert (
         await errors.analyzer.new_since(late, until=late + timedelta(minutes=1)) == []
     )
@@ -124,7 +130,8 @@ class Reader(HTMLParser):
         """Note a tag, what it would load, and the page's policy."""
         self.tags.add(tag)
         values = dict(attrs)
-        self.loads += [f"{k}={v}" for k, v in attrs if k in {"src", "href", "srcset"}]
+        self.loads += [f"{k}={v}" for k, v in attrs if k in {"src", "srcset"}]
+        self.loads += [v or "" for k, v in attrs if k == "href" and v[:1] != "#"]
         self.loads += [k for k, _ in attrs if k.startswith("on") or k == "style"]
         if values.get("http-equiv") == "Content-Security-Policy":
             self.policy = values.get("content") or ""
@@ -158,6 +165,10 @@ async def test_the_page_loads_nothing_runs_nothing_and_escapes_everything(errors
     assert data["totals"]["errors"] == 223
     assert data["window"] == report.window.total_seconds()
     assert any(report.similar.values())
+    assert data["new_groups"] == len(report.new)
+    assert report.worst[0].severity == Severity.CRITICAL
+    assert {one.fingerprint for one in report.growing} <= set(report.examples)
+    assert {one.second for one in report.correlations} <= set(report.examples)
 
 
 async def test_a_report_of_nothing_is_a_page_too(dsn, tmp_path):
