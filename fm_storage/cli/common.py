@@ -203,6 +203,31 @@ def print_json(value: object) -> None:
     click.echo(data.decode())
 
 
+# What errors advise to programmers, as it is for whoever types commands.
+_IN_COMMANDS = (
+    (
+        "create it with ensure_collection_exists()",
+        "see 'fm-storage vectors list', or name it in qdrant.collections",
+    ),
+    (
+        "use another name, or reindex()",
+        "correct qdrant.collections, or use another name",
+    ),
+    ("; use find_by_id() where absence is normal", ""),
+    (
+        "run the whole transaction again (run_in_transaction())",
+        "run the command again",
+    ),
+    (
+        "release connections sooner, or raise max_size or timeout",
+        "raise postgres.max_size or postgres.acquire_timeout",
+    ),
+    (
+        "raise the timeout, or make the statement cheaper",
+        "raise postgres.command_timeout",
+    ),
+)
+
 _EXIT_CODES: tuple[tuple[tuple[type[BaseException], ...], int], ...] = (
     ((click.Abort, KeyboardInterrupt), 128 + signal.SIGINT),
     ((ConfigurationInvalid,), 2),
@@ -243,4 +268,7 @@ def report(exc: BaseException) -> None:
         for inner in exc.exceptions:
             report(inner)
         return
-    shown.print(Text("error: ", style="bold red") + plain(exc), soft_wrap=True)
+    said = str(exc)
+    for advice, command in _IN_COMMANDS:
+        said = said.replace(advice, command)
+    shown.print(Text("error: ", style="bold red") + plain(said), soft_wrap=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from fm_storage.hooks.opened import Opened
 from fm_storage.hooks.outlast import outlast
 from fm_storage.hooks.stack import ShutdownHooks
 
-__all__ = ["ShutdownHooks", "outlast"]
+__all__ = ["Opened", "ShutdownHooks", "outlast"]

@@ -6,23 +6,21 @@ Apart because an application that has its own start-up needs only the manager.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from fm_storage.catalog import ErrorManager, spool_failed_start
 from fm_storage.errors import StorageClosed
+from fm_storage.hooks import Opened
 from fm_storage.manager.storage import StorageManager
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-    from types import TracebackType
-
     from fm_storage.config import ConfigManager
     from fm_storage.vectors import Vectorizer
 
 __all__ = ["IntegratedManager"]
 
 
-class IntegratedManager:
+class IntegratedManager(Opened):
     """Open ConfigManager → StorageManager → ErrorManager; close in reverse.
 
     Await it, or use it in ``async with``. The settings come from *config_manager*
@@ -44,20 +42,6 @@ class IntegratedManager:
         self.config = config_manager
         self.storage = StorageManager.from_config_manager(config_manager)
         self.errors = ErrorManager(self.storage, vectorizer)
-
-    def __await__(self) -> Generator[Any, None, Self]:
-        return self._opened().__await__()
-
-    async def __aenter__(self) -> Self:
-        return await self._opened()
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     async def _opened(self) -> Self:
         try:

@@ -20,7 +20,7 @@ from fm_storage.errors import (
     StorageClosed,
     WrongLoop,
 )
-from fm_storage.hooks import ShutdownHooks, outlast
+from fm_storage.hooks import Opened, ShutdownHooks, outlast
 from fm_storage.migrate import Migrator
 from fm_storage.migrate import Progress as MigrationProgress
 from fm_storage.outbox import Outbox
@@ -31,8 +31,7 @@ from fm_storage.sessions import SessionService
 from fm_storage.vectors import QdrantStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Generator
-    from types import TracebackType
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 __all__ = ["ManagerLife"]
 
@@ -47,7 +46,7 @@ class _Life(enum.Enum):
     CLOSED = "closed"
 
 
-class ManagerLife:
+class ManagerLife(Opened):
     """Opens and closes the parts of a ``StorageManager``; see there."""
 
     def __init__(self, config: StorageConfig | None = None) -> None:
@@ -74,20 +73,6 @@ class ManagerLife:
         self._error_entries: ErrorEntryRepository | None = None
         self._repositories: dict[type[Any], Repository[Any]] = {}
         self._closers: list[tuple[str, Callable[[], Awaitable[object]]]] = []
-
-    def __await__(self) -> Generator[Any, None, Self]:
-        return self._opened().__await__()
-
-    async def __aenter__(self) -> Self:
-        return await self._opened()
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     async def _opened(self) -> Self:
         if self._life is not _Life.NEW:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from time import monotonic
-from types import TracebackType
 from typing import Any, Self
 
 from fm_storage.errors import (
@@ -61,11 +60,7 @@ class PostgresSessionManager(SeedMethods):
 
     # -- life -------------------------------------------------------------------
 
-    def __await__(self) -> Generator[Any, None, Self]:
-        """Open the session outside a block; close it with ``aclose()``."""
-        return self.__aenter__().__await__()
-
-    async def __aenter__(self) -> Self:
+    async def _opened(self) -> Self:
         """Take the lease, if no session of this process has it yet.
 
         Raises:
@@ -75,16 +70,6 @@ class PostgresSessionManager(SeedMethods):
         if self._provider is not None:
             await self._ready()
         return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close the session, whatever ended the block."""
-        del kind, exc, traceback
-        await self.aclose()
 
     async def aclose(self) -> None:
         """Drop the views (or mark them as kept) and end the session; idempotent.

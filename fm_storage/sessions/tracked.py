@@ -7,7 +7,6 @@ same in all of them.
 
 from __future__ import annotations
 
-import abc
 import asyncio
 import logging
 import uuid
@@ -15,7 +14,7 @@ from collections.abc import Hashable
 
 from fm_storage.config import SessionConfig
 from fm_storage.errors import InvalidName, StorageClosed, StorageError
-from fm_storage.hooks import outlast
+from fm_storage.hooks import Opened, outlast
 from fm_storage.postgres import quote_ident
 from fm_storage.sessions import registry
 from fm_storage.sessions.dropping import Claim, drop_all
@@ -34,7 +33,7 @@ Key = tuple[str, str]
 """Schema and name of a view."""
 
 
-class TrackedViews(abc.ABC):
+class TrackedViews(Opened):
     """The views of one session, with the lease that keeps them alive."""
 
     def __init__(
@@ -65,10 +64,6 @@ class TrackedViews(abc.ABC):
         self._opening = asyncio.Lock()
         self.last_cleanup = CleanupReport()
         self._done = False  # whether the last clean-up reached its end, by it
-
-    @abc.abstractmethod
-    async def aclose(self) -> None:
-        """End the session."""
 
     @property
     def is_available(self) -> bool:

@@ -23,7 +23,14 @@ from fm_storage.cli.common import (
     report,
     run,
 )
-from fm_storage.errors import ConfigurationInvalid, QueryFailed, StorageError
+from fm_storage.errors import (
+    CollectionNotFound,
+    ConfigurationInvalid,
+    PoolTimeout,
+    QueryFailed,
+    RecordNotFound,
+    StorageError,
+)
 
 HOSTILE = (
     "\x1b[31mred\x1b[0m [bold]markup[/] \x1b]0;title\x07 bell\x07 \u202eesrever \x9b"
@@ -79,6 +86,9 @@ def test_exit_codes(exc: BaseException, code: int | None):
         (KeyboardInterrupt(), "interrupted"),
         (click.UsageError("bad option"), "bad option"),
         (SystemExit(143), ""),
+        (RecordNotFound("errors", 7), "error: errors: no record with key 7\n"),
+        (CollectionNotFound("c", operation="search"), "'fm-storage vectors list'"),
+        (PoolTimeout("p", waited=1, in_use=2, size=2), "raise postgres.max_size or"),
     ],
 )
 def test_a_mistake_is_one_line(
