@@ -40,12 +40,22 @@ class Encoded:
     """Records whose values are already as the driver takes them, JSON as text.
 
     For callers that know the table: nothing is looked at on the way.
+
+    Attributes:
+        rows: The records.
+        reached: Tells the position of the record that the driver took last, if it
+            is known.
     """
 
-    __slots__ = ("rows",)
+    __slots__ = ("reached", "rows")
 
-    def __init__(self, rows: Iterable[Sequence[Any]]) -> None:
+    def __init__(
+        self,
+        rows: Iterable[Sequence[Any]],
+        reached: Callable[[], int | None] = lambda: None,
+    ) -> None:
         self.rows = rows
+        self.reached = reached
 
     def __iter__(self) -> Iterator[Sequence[Any]]:
         return iter(self.rows)
@@ -85,15 +95,16 @@ class Copy:
         driver: Any = raw
         records = self._records
         if isinstance(records, Encoded):
-            described = await driver._get_statement(  # noqa: SLF001 - as the driver's own COPY does
-                self._sample(self._columns), timeout, ignore_custom_codec=True
+            described = await self._prepare(
+                driver, self._columns, timeout, ignore_custom_codec=True
             )
-            counted = _Counted(records.rows, {})
             rows: Any = records.rows
+            reached = records.reached
         else:
             described, encoders = await self._describe(driver, timeout)
             kind = _CountedAsync if isinstance(records, AsyncIterable) else _Counted
             rows = counted = kind(records, encoders)
+            reached = counted.reached
         try:
             tag: str = await driver._protocol.copy_in(  # noqa: SLF001 - as above
                 sql, None, None, rows, described, timeout
@@ -101,13 +112,12 @@ class Copy:
         except (TypeError, ValueError, OverflowError, IndexError) as exc:
             if isinstance(exc, StorageError) and not isinstance(exc, InvalidRecord):
                 raise
-            if isinstance(exc, InvalidRecord) and isinstance(records, Encoded):
-                raise  # it names the record: whoever encoded it knows more
             why = exc if isinstance(exc, InvalidRecord) else type(exc).__name__
+            index = reached()
+            at = "" if index is None else f"record {index}: "
             raise InvalidRecord(
-                f"record {counted.index}: a value does not fit its column ({why}); "
-                "convert it",
-                index=counted.index,
+                f"{at}a value does not fit its column ({why}); convert it",
+                index=index,
             ) from exc
         return int(tag.rpartition(" ")[2])
 
@@ -122,9 +132,7 @@ class Copy:
         Their binary form is simply known bytes, so such a column is described
         as bytea.
         """
-        described = await driver._get_statement(  # noqa: SLF001 - as the driver's own COPY does
-            self._sample(self._columns), timeout
-        )
+        described = await self._prepare(driver, self._columns, timeout)
         types = [a.type for a in described._get_attributes()]  # noqa: SLF001 - as above
         encoders = {
             at: _JSON[each.name] for at, each in enumerate(types) if each.name in _JSON
@@ -140,11 +148,28 @@ class Copy:
             columns = list(self._columns)
             for at in encoders:
                 columns[at] = f"NULL::bytea AS {columns[at]}"
-            described = await driver._get_statement(self._sample(columns), timeout)  # noqa: SLF001 - as above
+            described = await self._prepare(driver, columns, timeout)
         return described, encoders
 
-    def _sample(self, columns: Sequence[str]) -> str:
-        return f"SELECT {', '.join(columns)} FROM {self._target} LIMIT 0"  # noqa: S608 - quoted
+    async def _prepare(
+        self,
+        driver: Any,  # noqa: ANN401 - private parts are used
+        columns: Sequence[str],
+        timeout: float | None,
+        *,
+        ignore_custom_codec: bool = False,
+    ) -> Any:  # noqa: ANN401 - as above
+        """Return a statement that knows the columns' types as they are now.
+
+        Not from the driver's cache: the binary form of what a column was before
+        ALTER TABLE would be refused, or worse, taken for something else.
+        """
+        return await driver._get_statement(  # noqa: SLF001 - as the driver's own COPY does
+            f"SELECT {', '.join(columns)} FROM {self._target} LIMIT 0",  # noqa: S608 - quoted
+            timeout,
+            use_cache=False,
+            ignore_custom_codec=ignore_custom_codec,
+        )
 
 
 class _Counted:
@@ -158,6 +183,10 @@ class _Counted:
         self.index = -1
         self._records = records
         self._encoders = encoders
+
+    def reached(self) -> int:
+        """Return the position of the record that the driver took last."""
+        return self.index
 
     def __iter__(self) -> Iterator[Sequence[Any]]:
         for index, record in enumerate(self._records):  # type: ignore[arg-type]  # see Copy

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 from asyncpg.exceptions import OutdatedSchemaCacheError
 
+from fm_storage.errors import StorageError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -21,7 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = ["execute", "executemany", "fetch", "fetchrow", "was_unsent"]
 
-_STALE = (asyncpg.InvalidCachedStatementError, OutdatedSchemaCacheError)
+_SUSPECT = (
+    asyncpg.InvalidCachedStatementError,
+    OutdatedSchemaCacheError,
+    asyncpg.DataError,
+    asyncpg.DatatypeMismatchError,
+    asyncpg.UndefinedFunctionError,
+)
+"""Errors whose cause may be that the table is no longer what was prepared for."""
 _RECORD = asyncpg.Record
 _ALL = 0
 _ROWS, _STATUS = False, True
@@ -41,8 +50,8 @@ async def fetch(
             rows = await raw._protocol.bind_execute(  # noqa: SLF001 - see the module
                 statement, args, "", _ALL, _ROWS, timeout
             )
-        except _STALE as exc:
-            await _forget(raw, exc)
+        except _SUSPECT as exc:
+            await _forget(raw, sql, statement, exc, timeout)
         else:
             return rows
     rows = await raw.fetch(sql, *args, timeout=timeout)
@@ -62,8 +71,8 @@ async def fetchrow(
             rows = await raw._protocol.bind_execute(  # noqa: SLF001 - see the module
                 statement, args, "", 1, _ROWS, timeout
             )
-        except _STALE as exc:
-            await _forget(raw, exc)
+        except _SUSPECT as exc:
+            await _forget(raw, sql, statement, exc, timeout)
         else:
             return rows[0] if rows else None
     row: asyncpg.Record | None = await raw.fetchrow(sql, *args, timeout=timeout)
@@ -85,8 +94,8 @@ async def execute(
             _, status, _ = await raw._protocol.bind_execute(  # noqa: SLF001 - see the module
                 statement, args, "", _ALL, _STATUS, timeout
             )
-        except _STALE as exc:
-            await _forget(raw, exc)
+        except _SUSPECT as exc:
+            await _forget(raw, sql, statement, exc, timeout)
         else:
             tag: str = status.decode()
             return tag
@@ -119,8 +128,14 @@ def was_unsent(raw: Any, exc: BaseException) -> bool:  # noqa: ANN401 - see abov
     )
 
 
-async def _forget(raw: Any, exc: Exception) -> None:  # noqa: ANN401 - see above
-    """Drop what the driver knew; raise where the statement cannot run again.
+async def _forget(
+    raw: Any,  # noqa: ANN401 - see above
+    sql: str,
+    statement: Any,  # noqa: ANN401 - see above
+    exc: Exception,
+    timeout: float | None,
+) -> None:
+    """Drop what the driver knew, or raise *exc* where that was not the fault.
 
     A changed result type is refused before anything ran, so outside a
     transaction the public method prepares it anew. A changed row was met while
@@ -129,6 +144,37 @@ async def _forget(raw: Any, exc: Exception) -> None:  # noqa: ANN401 - see above
     if isinstance(exc, OutdatedSchemaCacheError):
         await raw.reload_schema_state()
         raise exc
+    if isinstance(exc, asyncpg.DataError):
+        # The server's own refusal of a value has a severity. The driver's may
+        # come from parameters that are prepared for what a column once was.
+        if (
+            exc.severity is not None
+            or isinstance(exc.__cause__, StorageError)
+            or not await _is_outdated(raw, sql, statement, timeout)
+        ):
+            raise exc
+        raw._drop_local_statement_cache()  # noqa: SLF001 - see the module
+        return  # nothing had been sent
     raw._drop_local_statement_cache()  # noqa: SLF001 - see the module
     if raw.is_in_transaction():
         raise exc
+
+
+async def _is_outdated(
+    raw: Any,  # noqa: ANN401 - see above
+    sql: str,
+    statement: Any,  # noqa: ANN401 - see above
+    timeout: float | None,
+) -> bool:
+    """Ask the server whether the parameters of *sql* have other types by now."""
+    try:
+        fresh = await raw._get_statement(sql, timeout, use_cache=False)  # noqa: SLF001 - see the module
+        # Preparing alone leaves its locks until the next statement ends.
+        await raw.execute("SELECT 1", timeout=timeout)
+    except asyncpg.PostgresError:
+        return False  # the first error is the caller's answer
+    return bool(_types(fresh) != _types(statement))
+
+
+def _types(statement: Any) -> list[int]:  # noqa: ANN401 - see above
+    return [parameter.oid for parameter in statement._get_parameters()]  # noqa: SLF001 - see the module

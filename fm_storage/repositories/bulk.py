@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fm_storage.errors import InvalidRecord
-from fm_storage.postgres import Encoded
 from fm_storage.repositories.blame import Blame
 from fm_storage.repositories.changes import Change
 from fm_storage.repositories.points import Payload, Vector
@@ -155,12 +154,18 @@ class Bulk(Blame[M]):
         self, executor: Executor, batch: list[M], columns: Sequence[Sequence[Any]]
     ) -> list[M]:
         entity = self.entity
-        await executor.copy_records(
-            entity.table,
-            schema=entity.schema,
-            columns=[item.column for item in entity.inserted],
-            records=Encoded(entity.outgoing(columns)),
-        )
+        try:
+            await executor.copy_records(
+                entity.table,
+                schema=entity.schema,
+                columns=[item.column for item in entity.inserted],
+                records=entity.outgoing(columns),
+            )
+        except InvalidRecord:
+            # A JSON value was changed while others were sent: a second look
+            # names the field. Else the column is narrower than the model says.
+            entity.insert_columns(batch, copy=True)
+            raise
         return batch
 
     async def _insert(

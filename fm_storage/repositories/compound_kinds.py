@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import NoneType
 from typing import Any
 
@@ -23,6 +23,13 @@ class _Ready(str):
     """JSON text that was looked at and needs no encoding."""
 
     __slots__ = ()
+
+
+def _late(value: Any) -> str | None:  # noqa: ANN401 - any JSON value
+    """Return the text of a value that was looked at, or already is its text."""
+    if value is None or type(value) is _Ready:
+        return value
+    return encode_json(value)
 
 
 class JsonValue(Kind):
@@ -88,11 +95,9 @@ class JsonValue(Kind):
         text = self.encode_text
         return [None if value is None else _Ready(text(value)) for value in values]
 
-    def outgoing(self, values: Sequence[Any]) -> Iterable[Any]:
+    def outgoing(self, values: Iterator[Any]) -> Iterator[Any]:
         """Return the texts, each made when the driver asks for it."""
-        text = self.encode_text
-        for value in values:
-            yield value if value is None or type(value) is _Ready else text(value)
+        return map(_late, values)
 
     def bulk_type(self) -> str:
         """Return text: an array of it is encoded without a round of codecs."""

@@ -8,7 +8,7 @@ silently change, before anything is sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from types import NoneType
 from typing import Any, ClassVar
@@ -100,11 +100,11 @@ class Kind:
         """
         return self.encode_many(values, nullable=nullable)
 
-    def outgoing(self, values: Sequence[Any]) -> Iterable[Any]:
+    def outgoing(self, values: Iterator[Any]) -> Iterator[Any]:
         """Return what ``copy_many()`` gave as COPY sends it, made when it is sent.
 
         Raises:
-            Refused: A value was changed meanwhile, and cannot be stored now.
+            InvalidRecord: A value was changed meanwhile, and cannot be stored now.
         """
         return values
 

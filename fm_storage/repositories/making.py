@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from typing import Any, Generic, TypeVar
 
 __all__ = ["Decoder", "Maker"]
@@ -29,16 +30,30 @@ def one(row):
     return record
 
 def many(rows):
-    records = []
-    append = records.append
     try:
-        for row in rows:
+{begun}
 {many}
-            append(record)
     except (ValueError, TypeError):
         return [one(row) for row in rows]  # this way names the row
     return records
 """
+
+
+# How a list of records begins, and what stands before and behind the lines that
+# make one. All empty records at once, then row by row: half the calls.
+_ASSIGNED: tuple[list[str], list[str], list[str]] = (
+    [
+        "records = list(map(new, repeat(model, len(rows))))",
+        "for record, row in zip(records, rows):",
+    ],
+    ["record = new(model)"],
+    [],
+)
+_CONSTRUCTED: tuple[list[str], list[str], list[str]] = (
+    ["records = []", "append = records.append", "for row in rows:"],
+    [],
+    ["append(record)"],
+)
 
 
 class Maker(Generic[M]):
@@ -70,6 +85,7 @@ class Maker(Generic[M]):
             "construct": construct,
             "model": model,
             "new": object.__new__,
+            "repeat": repeat,
             "unreadable": unreadable,
         }
         decoded: dict[int, str] = {}
@@ -80,23 +96,30 @@ class Maker(Generic[M]):
                 decoded[at] = f"decode{at}(value{at})"
                 if nullable:
                     decoded[at] = f"None if value{at} is None else {decoded[at]}"
-        write = _assigned if _is_assigned(model, construct, names) else _constructed
-        lines = write(names, decoded)
-        source = _SOURCE.format(one=_indented(lines, 8), many=_indented(lines, 12))
+        if _is_assigned(model, construct, names):
+            begun, one, many = _ASSIGNED
+            lines = _assigned(names, decoded)
+        else:
+            begun, one, many = _CONSTRUCTED
+            lines = _constructed(names, decoded)
+        source = _SOURCE.format(
+            begun=_indented(begun, 8),
+            one=_indented([*one, *lines], 8),
+            many=_indented([*lines, *many], 12),
+        )
         code = compile(source, f"<rows of {model.__name__}>", "exec")
         exec(code, known)  # noqa: S102 - of the model's own field names, all identifiers
         self.one: Callable[[Iterable[Any]], M] = known["one"]
-        self.many: Callable[[Iterable[Iterable[Any]]], list[M]] = known["many"]
+        self.many: Callable[[Sequence[Iterable[Any]]], list[M]] = known["many"]
 
 
 def _assigned(names: Sequence[str], decoded: dict[int, str]) -> list[str]:
-    """Return code that does what a dataclass's own ``__init__`` does."""
+    """Return code that does what a dataclass's own ``__init__`` does to *record*."""
     targets = [
         f"value{at}" if at in decoded else f"record.{name}"
         for at, name in enumerate(names)
     ]
     return [
-        "record = new(model)",
         f"{', '.join(targets)}, = row",
         *(f"record.{names[at]} = {value}" for at, value in decoded.items()),
     ]

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fm_storage.postgres import Encoded, Pool
+from fm_storage.postgres import Pool
 from fm_storage.repositories import Filter, Order, Repository, where
 from fm_storage.repositories.compound_kinds import JsonValue
 
@@ -404,9 +404,7 @@ async def _write_every_way(
         written = await transaction.copy_records(
             table,
             columns=[item.column for item in bound.entity.inserted],
-            records=Encoded(
-                bound.entity.outgoing(bound.entity.insert_columns(rows, copy=True))
-            ),
+            records=bound.entity.outgoing(bound.entity.insert_columns(rows, copy=True)),
         )
         assert written == len(rows)
         assert await bound.find_many(order_by="id") == rows
