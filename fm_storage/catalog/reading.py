@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import IO, NoReturn, Protocol, cast
 from uuid import UUID
 
-from fm_storage.catalog.formats import Header, LineParser
+from fm_storage.catalog.formats import LineParser
+from fm_storage.catalog.header import Header
 from fm_storage.catalog.prepared import Prepared, prepare
 from fm_storage.errors import InvalidRecord
 from fm_storage.repositories import Severity
@@ -409,8 +410,8 @@ class LogReader:
         ).digest()
         bits = int.from_bytes(found)
         at = current.header.timestamp
-        if at is not None and current.header.dated and at.timestamp() > 0:
-            milliseconds = int(at.timestamp() * 1000) & ((1 << 48) - 1)
+        if at is not None and current.header.dated and (since := at.timestamp()) > 0:
+            milliseconds = int(since * 1000) & ((1 << 48) - 1)
             bits = milliseconds << 80 | bits & ((1 << 80) - 1)
         bits = bits & ~(0xF << 76) | 0x8 << 76  # version 8: of our own making
         bits = bits & ~(0x3 << 62) | 0x2 << 62

@@ -26,6 +26,8 @@ ENTRY_COLUMNS = (
     "e.message, e.module, e.error_code, e.severity, e.stack_trace, "
     "e.manager_context, e.timestamp, e.id"
 )
+_CONTEXT = Prepared._fields.index("context")
+_SEVERITY = Prepared._fields.index("severity")
 SEVERITY_OF_RANK = {rank: severity for severity, rank in RANKS.items()}
 
 # The setting travels inside the statement (a pooler would lose a SET), and is
@@ -215,21 +217,18 @@ def columns_of(rows: Sequence[Prepared]) -> list[list[Any]]:
     In one order everywhere, so that two batches with common rows cannot
     deadlock; a row that occurs twice counts once.
     """
-    distinct = {row.id: row for row in rows}
+    distinct = {row.id.int: row for row in rows}  # numbers compare at once
+    if not distinct:
+        return [[] for _ in range(len(Prepared._fields) + 1)]
     ordered = [distinct[key] for key in sorted(distinct)]
-    return [
-        [row.id for row in ordered],
-        [row.timestamp for row in ordered],
-        [row.message for row in ordered],
-        [row.stack_trace for row in ordered],
-        [row.module for row in ordered],
-        [row.error_code for row in ordered],
-        [None if row.context is None else _json(row.context) for row in ordered],
-        [row.severity.value for row in ordered],
-        [row.fingerprint for row in ordered],
-        [row.template for row in ordered],
-        [RANKS[row.severity] for row in ordered],
+    columns: list[list[Any]] = [list(column) for column in zip(*ordered, strict=True)]
+    columns[_CONTEXT] = [
+        None if context is None else _json(context) for context in columns[_CONTEXT]
     ]
+    severities = columns[_SEVERITY]
+    columns[_SEVERITY] = [severity.value for severity in severities]
+    columns.append([RANKS[severity] for severity in severities])
+    return columns
 
 
 def _json(value: Mapping[str, Any]) -> str:

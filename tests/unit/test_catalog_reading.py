@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from fm_storage.catalog.formats import LineParser, severity_of
+from fm_storage.catalog.formats import LineParser
+from fm_storage.catalog.levels import severity_of
 from fm_storage.catalog.reading import LogReader, open_log, source_name
 from fm_storage.errors import InvalidRecord
 from fm_storage.repositories import Severity
