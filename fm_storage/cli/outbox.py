@@ -6,31 +6,35 @@ is and only ``drain`` delivers.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
 from fm_storage.cli.common import (
     Settings,
-    ago,
     console,
     json_option,
-    plain,
     print_json,
     with_storage,
+)
+from fm_storage.cli.outbox_text import (
+    as_plain,
+    show_drained,
+    show_quarantined,
+    show_rebuilt,
+    show_repaired,
+    show_status,
+    show_verified,
 )
 
 if TYPE_CHECKING:
     from fm_storage._typing import Progress as Report
     from fm_storage.manager import StorageManager
-    from fm_storage.outbox import DrainReport, OutboxStatus, Verification
+    from fm_storage.outbox import RebuildReport, RepairReport, Verification
 
 __all__ = ["outbox"]
 
@@ -58,16 +62,16 @@ def outbox() -> None:
 @json_option
 @click.pass_obj
 def status(settings: Settings, *, as_json: bool) -> None:
-    """Say how far the vector store is behind, by collection.
+    """Say how far the vector store is behind, by collection, and why.
 
-    Exit code 1 if points are set aside.
+    Exit code 1 if points are set aside, or if deliveries fail.
     """
     found = _with(settings, lambda storage: storage.outbox.status())
     if as_json:
-        print_json(_plain(found))
+        print_json(as_plain(found))
     else:
-        _show_status(found)
-    if found.quarantined:
+        show_status(found)
+    if found.quarantined or any(one.failing for one in found.collections):
         raise click.exceptions.Exit(1)
 
 
@@ -80,18 +84,19 @@ def status(settings: Settings, *, as_json: bool) -> None:
 def drain(settings: Settings, *, timeout: float, as_json: bool) -> None:
     """Deliver everything that is due; what waits after a failure is tried at once.
 
-    Points whose vectors are made by the application's own vectorizer wait for it.
-    Exit code 1 if something is left.
+    Says which collections cannot be written, and what to do. Points whose vectors
+    are made by the application's own vectorizer wait for the application. Exit
+    code 1 if something is left or set aside.
     """
     with _progress("delivering", quiet=as_json) as report:
-        done = _with(
+        done = _with_catalogue(
             settings,
             lambda storage: storage.outbox.drain(timeout=timeout, progress=report),
         )
     if as_json:
-        print_json(_plain(done))
+        print_json(as_plain(done))
     else:
-        _show_drained(done)
+        show_drained(done)
     if done.remaining or done.quarantined:
         raise click.exceptions.Exit(1)
 
@@ -103,17 +108,20 @@ def drain(settings: Settings, *, timeout: float, as_json: bool) -> None:
 def verify(settings: Settings, *, collection: str | None, as_json: bool) -> None:
     """Compare both stores: ids, versions, payloads. Changes nothing.
 
-    Exact also while the application writes. Exit code 1 if they differ.
+    Exact also while the application writes. Exit code 1 if they differ, or if
+    points are set aside: those differ until somebody decides.
     """
     with _progress("comparing", quiet=as_json) as report:
-        found = _with(
-            settings,
-            lambda storage: storage.outbox.verify(collection, progress=report),
-        )
+
+        async def job(storage: StorageManager) -> Verification:
+            await _known(storage, collection)
+            return await storage.outbox.verify(collection, progress=report)
+
+        found = _with(settings, job)
     if as_json:
-        print_json({"agrees": found.agrees, **_plain(found)})
+        print_json({"agrees": found.agrees, **as_plain(found)})
     else:
-        _show_verified(found)
+        show_verified(found)
     if not found.agrees:
         raise click.exceptions.Exit(1)
 
@@ -128,22 +136,26 @@ def verify(settings: Settings, *, collection: str | None, as_json: bool) -> None
 def repair(
     settings: Settings, *, collection: str | None, timeout: float, as_json: bool
 ) -> None:
-    """Deliver anew what verify would find, and nothing else."""
+    """Deliver anew what verify would find, and nothing else.
+
+    Exit code 1 if something is left, or if points are set aside.
+    """
     with _progress("comparing", quiet=as_json) as report:
-        done = _with(
-            settings,
-            lambda storage: storage.outbox.repair(
+
+        async def job(storage: StorageManager) -> RepairReport:
+            await _known(storage, collection)
+            return await storage.outbox.repair(
                 collection, drain=timeout, progress=report
-            ),
-        )
+            )
+
+        done = _with_catalogue(settings, job)
     if as_json:
-        print_json(_plain(done))
+        print_json(as_plain(done))
     else:
-        _show_verified(done.verification)
-        console().print(f"{done.enqueued:,} points queued anew")
-        if done.drained is not None:
-            _show_drained(done.drained)
-    if done.drained is not None and done.drained.remaining:
+        show_repaired(done)
+    drained = done.drained
+    left = drained is not None and (drained.remaining or drained.quarantined)
+    if left or done.verification.quarantined:
         raise click.exceptions.Exit(1)
 
 
@@ -174,7 +186,9 @@ def rebuild(
 
     with _progress("copying", quiet=as_json) as report:
 
-        async def job(storage: StorageManager) -> list[Any]:
+        async def job(storage: StorageManager) -> list[RebuildReport]:
+            for name in collections:
+                await _known(storage, name)
             if adopt:
                 await storage.outbox.adopt()
             names = (
@@ -184,17 +198,14 @@ def rebuild(
                 await storage.outbox.rebuild(name, progress=report) for name in names
             ]
 
-        done = _with(settings, job)
+        done = _with_catalogue(settings, job)
     if as_json:
-        print_json([_plain(one) for one in done])
+        print_json([as_plain(one) for one in done])
         return
     if adopt:
         console().print("the configured vector store is this database's now")
     for one in done:
-        how = "resumed, " if one.resumed else ""
-        console().print(
-            plain(f"{one.collection}: {how}{one.copied:,} points, now {one.target}")
-        )
+        show_rebuilt(one)
 
 
 @outbox.group()
@@ -210,29 +221,17 @@ def quarantine() -> None:
 def list_(
     settings: Settings, *, collection: str | None, limit: int, as_json: bool
 ) -> None:
-    """List what is set aside, and why."""
+    """List what is set aside, and why. Exit code 1 if anything is."""
     found = _with(
         settings,
         lambda storage: storage.outbox.quarantine_list(collection, limit=limit),
     )
     if as_json:
-        print_json([_plain(one) for one in found])
-        return
-    if not found:
-        console().print("nothing is set aside")
-        return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("collection", "id", "version", "since", "error"):
-        table.add_column(heading)
-    for one in found:
-        table.add_row(
-            plain(one.collection),
-            plain(one.id, limit=40),
-            str(one.version),
-            ago(one.quarantined_at),
-            plain(one.error, limit=100),
-        )
-    console().print(table)
+        print_json([as_plain(one) for one in found])
+    else:
+        show_quarantined(found)
+    if found:
+        raise click.exceptions.Exit(1)
 
 
 @quarantine.command()
@@ -281,26 +280,33 @@ def _with(settings: Settings, job: Callable[[StorageManager], Awaitable[T]]) -> 
     return with_storage(settings, job, outbox=still)
 
 
+def _with_catalogue(
+    settings: Settings, job: Callable[[StorageManager], Awaitable[T]]
+) -> T:
+    """Do as ``_with()``, able to make the vectors of recorded errors."""
+
+    async def served(storage: StorageManager) -> T:
+        from fm_storage.catalog import ErrorManager  # noqa: PLC0415 - heavy
+
+        async with ErrorManager(storage):
+            return await job(storage)
+
+    return _with(settings, served)
+
+
+async def _known(storage: StorageManager, collection: str | None) -> None:
+    """Refuse a name that the outbox never wrote to, for it is a slip of the pen."""
+    names = await storage.outbox.collections()
+    if collection is not None and collection not in names:
+        raise click.BadParameter(
+            f"nothing was ever written to {collection!r} through the outbox; "
+            f"known: {', '.join(names) or 'none'}",
+            param_hint="COLLECTION",
+        )
+
+
 def _ids(given: Sequence[str]) -> list[int | str] | None:
     return [int(one) if one.isdecimal() else one for one in given] or None
-
-
-def _plain(value: Any) -> dict[str, Any]:  # noqa: ANN401 - any result
-    """Return a result as JSON takes it; durations in seconds."""
-    return {
-        field.name: _json(getattr(value, field.name))
-        for field in dataclasses.fields(value)
-    }
-
-
-def _json(value: Any) -> Any:  # noqa: ANN401 - any field
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    if dataclasses.is_dataclass(value):
-        return _plain(value)
-    if isinstance(value, tuple):
-        return [_json(one) for one in value]
-    return value
 
 
 @contextmanager
@@ -321,57 +327,3 @@ def _counted(count: int, what: str, *, as_json: bool) -> None:
         print_json({"count": count})
     else:
         console().print(f"{count:,} {what}")
-
-
-def _seconds(age: timedelta | None) -> str:
-    return "" if age is None else f"{age.total_seconds():,.1f} s"
-
-
-def _show_status(found: OutboxStatus) -> None:
-    if not found.collections:
-        console().print("the vector store is up to date")
-        return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("collection", "pending", "failing", "set aside", "oldest"):
-        table.add_column(
-            heading, justify="left" if heading == "collection" else "right"
-        )
-    for one in found.collections:
-        table.add_row(
-            plain(one.collection),
-            f"{one.pending:,}",
-            f"{one.failing:,}",
-            f"{one.quarantined:,}",
-            _seconds(one.oldest_age),
-        )
-    console().print(table)
-    console().print(
-        f"{found.pending:,} pending, {found.quarantined:,} set aside, "
-        f"{found.tombstones:,} deletions to be repeated"
-    )
-
-
-def _show_drained(done: DrainReport) -> None:
-    console().print(
-        f"{done.delivered:,} delivered, {done.quarantined:,} set aside, "
-        f"{done.remaining:,} left"
-    )
-    if done.problem and done.remaining:
-        console().print(plain(done.problem))
-
-
-def _show_verified(found: Verification) -> None:
-    said = ", ".join(
-        f"{count:,} {kind}" for kind, count in sorted(found.counts.items())
-    )
-    console().print(
-        f"{found.checked:,} points compared, {found.pending:,} on their way: "
-        f"{said or 'both stores agree'}"
-    )
-    for one in found.samples[:20]:
-        console().print(
-            plain(
-                f"  {one.kind:8} {one.collection} {one.id} "
-                f"(desired {one.desired}, found {one.found})"
-            )
-        )

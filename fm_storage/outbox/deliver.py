@@ -42,7 +42,15 @@ if TYPE_CHECKING:
 
 _Failed: TypeAlias = "list[tuple[Leased, Exception]]"
 
-__all__ = ["Courier", "Outcome", "backoff", "lease_clock"]
+__all__ = [
+    "Courier",
+    "Outcome",
+    "absent",
+    "backoff",
+    "lease_clock",
+    "said",
+    "unserved",
+]
 
 _log = logging.getLogger("fm_storage.outbox")
 
@@ -73,6 +81,7 @@ class Outcome:
     Attributes:
         outage: The failure that concerns the whole store, if there was one.
         blocked: Failures that concern one collection, by its name.
+        unserved: Collections with points that this process has no vectorizer for.
         delivered: Points whose delivery was recorded.
         quarantined: Points set aside.
         greatest: Greatest version delivered.
@@ -80,6 +89,7 @@ class Outcome:
 
     outage: BaseException | None = None
     blocked: dict[str, BaseException] = field(default_factory=dict)
+    unserved: set[str] = field(default_factory=set)
     delivered: int = 0
     quarantined: int = 0
     greatest: int = 0
@@ -157,7 +167,8 @@ class Courier:
         ready = [row for row in rows if row.op != "u" or row.vectors is not None]
         if bare and not self._embedder.knows(collection):
             # Another process may have the vectorizer: leave them to it.
-            await self._put_off(bare, f"no vectorizer is registered for {collection!r}")
+            outcome.unserved.add(collection)
+            await self._put_off(bare, unserved(collection))
         elif bare:
             filled, failed = await self._embed(collection, bare)
             await self._judge(failed, outcome, landed=bool(filled))
@@ -175,7 +186,7 @@ class Courier:
             if landed or _is_poison(exc):
                 await self._set_aside(row, exc, outcome)
             else:
-                await self._put_off([row], _said(exc))
+                await self._put_off([row], said(exc))
 
     async def _embed(
         self, collection: str, rows: list[Leased]
@@ -184,7 +195,7 @@ class Courier:
             filled = await self._embedder.fill(collection, rows)
         except Exception as exc:  # noqa: BLE001 - an embedder may raise anything
             if _is_passing(exc):
-                await self._put_off(rows, _said(exc))
+                await self._put_off(rows, said(exc))
                 return [], []
             if len(rows) == 1:
                 return [], [(rows[0], exc)]
@@ -253,7 +264,7 @@ class Courier:
             outcome.outage = exc
         else:
             return False
-        await self._put_off(rows, _said(exc))
+        await self._put_off(rows, said(exc))
         return True
 
     async def _send(self, collection: str, rows: list[Leased]) -> None:
@@ -303,11 +314,11 @@ class Courier:
             "point %s of %s is refused and set aside: %s",
             decode_id(row.point_id),
             row.collection,
-            _said(exc),
+            said(exc),
         )
         self._counters.quarantined += 1
         outcome.quarantined += 1
-        await self._queue.quarantine(row, error=_said(exc))
+        await self._queue.quarantine(row, error=said(exc))
 
 
 def _named_by(exc: BaseException, rows: Sequence[Leased]) -> Leased | None:
@@ -335,6 +346,26 @@ def _is_poison(exc: BaseException) -> bool:
     )
 
 
-def _said(exc: BaseException) -> str:
-    text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+def absent(collection: str) -> str:
+    """Say that a collection is missing, and what to do."""
+    return (
+        f"collection {collection!r} does not exist in the vector store; define it "
+        "under qdrant.collections, or create it with ensure_collection_exists()"
+    )
+
+
+def unserved(collection: str) -> str:
+    """Say that nobody here can make the vectors, and what to do."""
+    return (
+        f"points of {collection!r} have no vectors yet, and this process has no "
+        "vectorizer for them; they wait for the application that registers it"
+    )
+
+
+def said(exc: BaseException) -> str:
+    """Say what failed, in a form that PostgreSQL keeps; remedies included."""
+    if isinstance(exc, CollectionNotFound):
+        text = absent(exc.collection)
+    else:
+        text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
     return text.replace("\0", "")[:_SHOWN].encode(errors="replace").decode()

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from fm_storage.errors import ConfigurationInvalid
-from fm_storage.outbox.deliver import Courier, Outcome, backoff, lease_clock
+from fm_storage.outbox.deliver import Courier, Outcome, backoff, lease_clock, said
 from fm_storage.outbox.queue import Leased, Queue
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Drainer:
                 return
             except Exception as exc:  # noqa: BLE001 - a drainer outlives any failure
                 self.state = DrainerState.WAITING
-                self.problem = f"{type(exc).__name__}: {exc}"
+                self.problem = said(exc)
                 level = logging.DEBUG if self._failures else logging.WARNING
                 _log.log(level, "the outbox waits: %s", self.problem, exc_info=exc)
                 pause = backoff(self._failures, self._config.max_backoff)
@@ -188,7 +188,8 @@ class Drainer:
             failures = self._blocked.get(name, (0.0, 0))[1]
             pause = backoff(failures, self._config.max_backoff)
             self._blocked[name] = (lease_clock() + pause, failures + 1)
-            _log.warning("collection %s waits %.1f s: %s", name, pause, exc)
+            level = logging.DEBUG if failures else logging.WARNING
+            _log.log(level, "points of %s wait %.1f s: %s", name, pause, said(exc))
         if outcome.delivered and not outcome.blocked:
             self._blocked.clear()
 

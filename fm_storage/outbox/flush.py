@@ -9,8 +9,20 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
-from fm_storage.errors import ConfigurationInvalid, StorageError
-from fm_storage.outbox.deliver import Courier, Outcome, backoff, lease_clock
+from fm_storage.errors import (
+    CollectionMismatch,
+    CollectionNotFound,
+    ConfigurationInvalid,
+    StorageError,
+)
+from fm_storage.outbox.deliver import (
+    Courier,
+    Outcome,
+    backoff,
+    lease_clock,
+    said,
+    unserved,
+)
 from fm_storage.outbox.queue import Queue
 from fm_storage.outbox.results import DrainReport
 
@@ -35,29 +47,43 @@ async def drain_now(
 ) -> DrainReport:
     """Deliver until nothing is left that can be, or *timeout* is over.
 
+    A collection found missing is left alone for the rest of the call: nobody
+    waits for what only somebody else can mend.
+
     Raises:
         ConfigurationInvalid: The vector store is not this database's.
     """
     deadline = lease_clock() + timeout
     delivered = quarantined = failures = 0
     problem: str | None = None
+    blocked: dict[str, str] = {}
+    hopeless: set[str] = set()
     await queue.retry_now()
     total = await queue.pending()
     while True:
         any_taken = False
+        away = True
         try:
-            outcome = await _one_batch(queue, courier, attachment, config)
+            outcome = await _one_batch(
+                queue, courier, attachment, config, sorted(hopeless)
+            )
             any_taken = outcome is not None
             outcome = outcome or Outcome()
+            away = outcome.outage is not None
             failure = outcome.outage or next(iter(outcome.blocked.values()), None)
             delivered += outcome.delivered
             quarantined += outcome.quarantined
+            for name, exc in outcome.blocked.items():
+                if isinstance(exc, CollectionNotFound | CollectionMismatch):
+                    hopeless.add(name)
+                    blocked[name] = said(exc)
+            blocked |= {name: unserved(name) for name in outcome.unserved}
         except ConfigurationInvalid:
             raise
         except StorageError as exc:
             failure = exc
         if failure is not None:
-            problem = f"{type(failure).__name__}: {failure}"
+            problem = said(failure)
         failures = failures + 1 if failure is not None else 0
         if progress is not None:
             progress(delivered, total)
@@ -65,19 +91,24 @@ async def drain_now(
         if any_taken and failure is None and left > 0:
             continue
         delivered += await courier.settle()
-        remaining = await queue.pending()
-        if not remaining or left <= 0:
-            return DrainReport(delivered, quarantined, remaining, problem)
+        if left <= 0 or not await queue.pending(without=() if away else list(blocked)):
+            remaining = await queue.pending()
+            still = {n: why for n, why in blocked.items() if await queue.pending(n)}
+            return DrainReport(delivered, quarantined, remaining, problem, still)
         pause = backoff(failures, min(_LONGEST_PAUSE, config.max_backoff))
         await asyncio.sleep(min(left, pause))
 
 
 async def _one_batch(
-    queue: Queue, courier: Courier, attachment: Attachment, config: OutboxConfig
+    queue: Queue,
+    courier: Courier,
+    attachment: Attachment,
+    config: OutboxConfig,
+    without: list[str],
 ) -> Outcome | None:
     await attachment.ensure()
     taken = lease_clock()
-    rows = await queue.claim(config.batch_size)
+    rows = await queue.claim(config.batch_size, without=without)
     outcome = await courier.deliver(rows, taken=taken) if rows else None
     await attachment.settled(outcome)
     return outcome

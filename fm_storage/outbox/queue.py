@@ -202,7 +202,7 @@ WHERE attempts > 0 AND NOT leased AND NOT replay AND quarantined_at IS NULL
 _PENDING = Sql("""
 SELECT count(*) FROM fm_storage.vector_queue
 WHERE quarantined_at IS NULL AND NOT replay
-  AND ($1::text IS NULL OR collection = $1)""")
+  AND ($1::text IS NULL OR collection = $1) AND collection <> ALL ($2::text[])""")
 
 _FLUSHABLE = Sql("""
 SELECT EXISTS (
@@ -302,9 +302,11 @@ class Queue:
         """Make rows due that wait after a failure."""
         await self._executor.execute(_RETRY_NOW)
 
-    async def pending(self, collection: str | None = None) -> int:
+    async def pending(
+        self, collection: str | None = None, *, without: Sequence[str] = ()
+    ) -> int:
         """Count the points that the vector store has yet to be told about."""
-        count: int = await self._executor.fetchval(_PENDING, collection)
+        count: int = await self._executor.fetchval(_PENDING, collection, list(without))
         return count
 
     async def flushable(self) -> bool:

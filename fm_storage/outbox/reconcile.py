@@ -52,12 +52,17 @@ SELECT count(*) AS live, (SELECT last_value FROM fm_storage.vector_version) AS v
 FROM fm_storage.vector_state AS s WHERE collection = $1 AND op = 'u'""")
 
 _LOOK_UP = Sql("""
-SELECT g.point_id, s.ver, s.op, s.payload_hash, q.point_id IS NOT NULL AS queued
+SELECT g.point_id, s.ver, s.op, s.payload_hash,
+  q.point_id IS NOT NULL AS queued, q.quarantined_at IS NOT NULL AS set_aside
 FROM unnest($2::text[]) AS g (point_id)
 LEFT JOIN fm_storage.vector_state AS s
   ON s.collection = $1 AND s.point_id = g.point_id
 LEFT JOIN fm_storage.vector_queue AS q
   ON q.collection = $1 AND q.point_id = g.point_id""")
+
+_SET_ASIDE = Sql("""
+SELECT count(*) FROM fm_storage.vector_queue
+WHERE collection = $1 AND quarantined_at IS NOT NULL""")
 
 _DESIRED = Sql("""
 SELECT s.point_id FROM fm_storage.vector_state AS s
@@ -160,6 +165,7 @@ class _Tally:
     checked: int = 0
     agreeing: int = 0
     pending: int = 0
+    quarantined: int = 0
     foreign: int = 0
     greatest: int = 0
     counts: Counter[str] = field(default_factory=Counter)
@@ -174,6 +180,7 @@ class _Tally:
         return Verification(
             checked=self.checked,
             pending=self.pending,
+            quarantined=self.quarantined,
             foreign=self.foreign,
             counts=dict(self.counts),
             samples=tuple(self.samples),
@@ -197,6 +204,7 @@ class Reconciler:
             async for page in self._differences(name, tally, progress):
                 for found in page:
                     tally.note(found)
+            tally.quarantined += await self._pool.fetchval(_SET_ASIDE, name)
         return tally.verification()
 
     async def repair(
@@ -214,6 +222,7 @@ class Reconciler:
                 for found in page:
                     tally.note(found)
                 enqueued += await self._mend(name, page)
+            tally.quarantined += await self._pool.fetchval(_SET_ASIDE, name)
         return RepairReport(tally.verification(), enqueued)
 
     async def enqueue_all(self, collection: str | None = None) -> int:
@@ -323,7 +332,7 @@ class Reconciler:
                 if kind is None:
                     tally.agreeing += 1 if point is not None else 0
                 elif row["queued"] and kind != "ahead":
-                    pending += 1
+                    pending += not row["set_aside"]
                 else:
                     found.append(_difference(collection, key, kind, row, point))
             tally.pending += pending

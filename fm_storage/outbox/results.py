@@ -50,7 +50,17 @@ class OutboxStatistics:
 
 @dataclass(frozen=True, slots=True)
 class CollectionBacklog:
-    """How far the vector store is behind on one collection."""
+    """How far the vector store is behind on one collection.
+
+    Attributes:
+        collection: Its name.
+        pending: Points to deliver.
+        quarantined: Points set aside because the vector store refuses them.
+        tombstones: Deletions delivered once that will be sent once more.
+        failing: Of the pending ones, those whose last delivery failed.
+        oldest_age: How long the longest waiting point has waited.
+        error: Why the delivery of one of the failing points failed.
+    """
 
     collection: str
     pending: int
@@ -58,6 +68,7 @@ class CollectionBacklog:
     tombstones: int
     failing: int
     oldest_age: timedelta | None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +106,15 @@ class DrainReport:
         quarantined: Points that it set aside.
         remaining: Points still to deliver when it ended.
         problem: The last failure, if there was one.
+        blocked: Why points of a collection cannot be delivered by this process
+            for now, and what to do, by the collection's name.
     """
 
     delivered: int
     quarantined: int
     remaining: int
     problem: str | None = None
+    blocked: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +158,8 @@ class Verification:
     Attributes:
         checked: Points that were compared.
         pending: Points not compared because they are on their way.
+        quarantined: Points set aside: the vector store has refused what
+            PostgreSQL says, and nobody will deliver it until somebody decides.
         foreign: Points of the vector store that the outbox did not write.
         counts: Number of differences by kind.
         samples: The first 100 differences.
@@ -152,6 +168,7 @@ class Verification:
 
     checked: int = 0
     pending: int = 0
+    quarantined: int = 0
     foreign: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)
     samples: tuple[Difference, ...] = ()
@@ -159,8 +176,8 @@ class Verification:
 
     @property
     def agrees(self) -> bool:
-        """Whether no difference was found."""
-        return not self.counts
+        """Whether no difference was found, and none is kept in quarantine."""
+        return not self.counts and not self.quarantined
 
 
 @dataclass(frozen=True, slots=True)

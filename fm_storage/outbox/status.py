@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["read_health", "read_status"]
 
-_BACKLOG = Sql("SELECT * FROM fm_storage.vector_health ORDER BY collection")
+_BACKLOG = Sql("""
+SELECT h.collection, h.pending, h.quarantined, h.tombstones, h.failing, h.oldest_age,
+  CASE WHEN h.failing > 0 THEN (
+    SELECT q.last_error FROM fm_storage.vector_queue AS q
+    WHERE q.collection = h.collection AND q.quarantined_at IS NULL
+      AND q.attempts > 0 LIMIT 1) END AS error
+FROM fm_storage.vector_health AS h ORDER BY h.collection""")
 
 
 async def read_status(
@@ -60,8 +66,9 @@ async def read_health(
         detail += f", oldest {status.oldest_age.total_seconds():.1f} s"
     if status.quarantined:
         detail += f", {status.quarantined} quarantined"
-    if status.problem:
-        detail += f"; {status.problem}"
-    failing = any(one.failing for one in status.collections)
+    failing = [one for one in status.collections if one.failing]
+    problem = status.problem or next((one.error for one in failing if one.error), None)
+    if problem:
+        detail += f"; {problem}"
     sound = not (status.problem or status.quarantined or failing)
     return ("ok" if sound else "degraded"), detail

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from fm_storage.catalog import ErrorManager
 from fm_storage.cli import cli
-from fm_storage.config import OutboxConfig, PostgresConfig, QdrantConfig
-from fm_storage.outbox import Outbox
+from fm_storage.config import (
+    OutboxConfig,
+    PostgresConfig,
+    QdrantConfig,
+    StorageConfig,
+)
+from fm_storage.manager import StorageManager
+from fm_storage.outbox import Outbox, Unembedded
 from fm_storage.postgres import Pool
 from fm_storage.vectors import Point, QdrantStore
 
@@ -35,6 +43,23 @@ class Commands:
             "FM_STORAGE_OUTBOX__MAX_BACKOFF": "0.1",
         }
         return CliRunner().invoke(cli, ["outbox", *arguments], env=environment)
+
+    def record(self) -> None:
+        """Record an error, as an application without a drainer."""
+
+        async def body() -> None:
+            config = StorageConfig(
+                postgres=PostgresConfig(dsn=self._dsn),
+                qdrant=QdrantConfig(
+                    url=f"embedded:{self._folder}", durability="process"
+                ),
+                outbox=OutboxConfig(drain=False),
+                data_dir=self._folder,
+            )
+            async with StorageManager(config) as storage, ErrorManager(storage) as log:
+                await log.record(ZeroDivisionError("division"), module="billing")
+
+        asyncio.run(body())
 
     def json(self, *arguments: str) -> Any:
         """Run it with ``--json`` and return what it prints."""
@@ -80,6 +105,14 @@ def test_backlog_is_shown_delivered_and_compared(outbox: Commands):
     assert drained.exit_code == 1
     shown = outbox("quarantine", "list")
     assert "DimensionMismatch" in shown.output
+    assert shown.exit_code == 1
+    compared = outbox("verify")
+    assert "not in agreement: 1 point is set aside" in compared.output
+    assert "agree\n" not in compared.output
+    assert compared.exit_code == 1
+    assert outbox.json("verify")["agrees"] is False
+    assert outbox("status").exit_code == 1
+    assert outbox("repair").exit_code == 1
     (held,) = outbox.json("quarantine", "list", "things")
     assert (held["collection"], held["id"]) == ("things", 6)
     assert "1 will be tried again" in outbox("quarantine", "retry", "--id", "6").output
@@ -87,8 +120,11 @@ def test_backlog_is_shown_delivered_and_compared(outbox: Commands):
     assert outbox("quarantine", "discard", "things").exit_code == 1  # asks, no answer
     assert outbox.json("quarantine", "discard", "--yes") == {"count": 1}
     assert outbox("drain").exit_code == 0
-    assert "nothing is set aside" in outbox("quarantine", "list").output
+    empty = outbox("quarantine", "list")
+    assert "nothing is set aside" in empty.output
+    assert empty.exit_code == 0
     assert outbox.json("verify")["agrees"] is True
+    assert "both stores agree" in outbox("verify").output
 
 
 def test_differences_are_named_and_mended(outbox: Commands):
@@ -96,6 +132,7 @@ def test_differences_are_named_and_mended(outbox: Commands):
 
     async def damage(queue: Outbox, store: QdrantStore) -> None:
         await _fill(queue, store)
+        await queue.delete("things", [6])
         await queue.drain(timeout=15)
         await store.delete_points("things", [2])
 
@@ -103,6 +140,7 @@ def test_differences_are_named_and_mended(outbox: Commands):
     compared = outbox("verify", "things")
     assert compared.exit_code == 1
     assert "1 missing" in compared.output
+    assert "outbox repair" in compared.output
     repaired = outbox("repair")
     assert "1 points queued anew" in repaired.output
     assert outbox("verify").exit_code == 0
@@ -122,3 +160,51 @@ def test_collections_are_rebuilt_by_name_or_all(outbox: Commands):
     (report,) = outbox.json("rebuild", "--all")
     assert report["copied"] == 5  # the sixth is refused by any such collection
     assert "database's now" in outbox("rebuild", "--adopt").output
+
+
+def test_missing_collection_is_named_with_its_remedy(outbox: Commands):
+    """Drain and repair say what is in the way, at once, and status says it later."""
+
+    async def fill(queue: Outbox, store: QdrantStore) -> None:
+        await store.ensure_collection_exists("things", 2)
+        await queue.upsert("things", [Point(1, [1.0, 2.0], {})])
+        await queue.upsert("nowhere", [Point(1, [1.0, 2.0], {})])
+
+    outbox.prepare(fill)
+    begun = time.monotonic()
+    drained = outbox("drain", "--timeout", "60")
+    assert time.monotonic() - begun < 45  # it does not sit the timeout out
+    assert drained.exit_code == 1
+    assert "1 delivered, 0 set aside, 1 left" in drained.output
+    said = "collection 'nowhere' does not exist in the vector store; define it"
+    assert f"nowhere waits: {said}" in drained.output
+    assert "(spec)" not in drained.output
+    assert said in outbox.json("drain", "--timeout", "5")["blocked"]["nowhere"]
+    assert said in outbox("repair", "--timeout", "5").output
+    shown = outbox("status")
+    assert said in shown.output
+    assert shown.exit_code == 1
+
+
+def test_a_collection_that_was_never_written_is_a_slip_of_the_pen(outbox: Commands):
+    """No command reports success about a name that means nothing."""
+    outbox.prepare(_fill)
+    for command in ("verify", "repair", "rebuild"):
+        refused = outbox(command, "thing")
+        assert refused.exit_code == 2
+        assert "nothing was ever written to 'thing'" in refused.output
+        assert "known: things" in refused.output
+
+
+def test_recorded_errors_are_delivered_from_the_command_line(outbox: Commands):
+    """The catalogue's own vectorizer is there; another application's is not."""
+
+    async def fill(queue: Outbox, store: QdrantStore) -> None:
+        del store
+        await queue.upsert("notes", [Unembedded(1)])
+
+    outbox.prepare(fill)
+    outbox.record()
+    drained = outbox("drain", "--timeout", "30")
+    assert "1 delivered, 0 set aside, 1 left" in drained.output
+    assert "notes waits: points of 'notes' have no vectors yet" in drained.output

@@ -1,0 +1,182 @@
+"""How the results of ``fm-storage outbox`` read, for a person and as JSON.
+
+Apart from the commands, which say what is done and which exit code it has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from fm_storage.cli.common import ago, console, plain
+
+if TYPE_CHECKING:
+    from fm_storage.outbox import (
+        DrainReport,
+        OutboxStatus,
+        Quarantined,
+        RebuildReport,
+        RepairReport,
+        Verification,
+    )
+
+__all__ = [
+    "as_plain",
+    "show_drained",
+    "show_quarantined",
+    "show_rebuilt",
+    "show_repaired",
+    "show_status",
+    "show_verified",
+]
+
+_ASIDE = "see 'fm-storage outbox quarantine list'"
+
+
+def as_plain(value: Any) -> dict[str, Any]:  # noqa: ANN401 - any result
+    """Return a result as JSON takes it; durations in seconds."""
+    return {
+        field.name: _json(getattr(value, field.name))
+        for field in dataclasses.fields(value)
+    }
+
+
+def _json(value: Any) -> Any:  # noqa: ANN401 - any field
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if dataclasses.is_dataclass(value):
+        return as_plain(value)
+    if isinstance(value, tuple):
+        return [_json(one) for one in value]
+    return value
+
+
+def show_status(found: OutboxStatus) -> None:
+    """Print the backlog by collection, and why a part of it waits."""
+    out = console()
+    if not found.collections:
+        out.print("the vector store is up to date")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("collection", "pending", "failing", "set aside", "oldest"):
+        table.add_column(
+            heading, justify="left" if heading == "collection" else "right"
+        )
+    for one in found.collections:
+        age = one.oldest_age
+        table.add_row(
+            plain(one.collection),
+            f"{one.pending:,}",
+            f"{one.failing:,}",
+            f"{one.quarantined:,}",
+            "" if age is None else f"{age.total_seconds():,.1f} s",
+        )
+    out.print(table)
+    out.print(
+        f"{found.pending:,} pending, {found.quarantined:,} set aside, "
+        f"{found.tombstones:,} deletions to be repeated"
+    )
+    for one in found.collections:
+        if one.failing:
+            said = f"{one.failing:,} of {one.collection} failed and will be tried again"
+            out.print(plain(f"{said}: {one.error}"), soft_wrap=True)
+    if found.quarantined:
+        out.print(f"{_set_aside(found.quarantined)}; {_ASIDE}")
+
+
+def show_drained(done: DrainReport) -> None:
+    """Print what was delivered, and why the rest was not."""
+    out = console()
+    out.print(
+        f"{done.delivered:,} delivered, {done.quarantined:,} set aside, "
+        f"{done.remaining:,} left"
+    )
+    for collection, why in sorted(done.blocked.items()):
+        out.print(plain(f"{collection} waits: {why}"), soft_wrap=True)
+    if done.remaining and done.problem and done.problem not in done.blocked.values():
+        out.print(plain(f"last failure: {done.problem}"), soft_wrap=True)
+    if done.quarantined:
+        out.print(_ASIDE)
+
+
+def show_verified(found: Verification) -> None:
+    """Print how both stores compare; agreement is claimed only where it is."""
+    out = console()
+    _compared(found)
+    if found.agrees:
+        out.print("both stores agree")
+    elif found.counts:
+        out.print("mend this with 'fm-storage outbox repair'")
+
+
+def show_repaired(done: RepairReport) -> None:
+    """Print what differed, what was queued anew, and what became of it."""
+    _compared(done.verification)
+    console().print(f"{done.enqueued:,} points queued anew")
+    if done.drained is not None:
+        show_drained(done.drained)
+
+
+def show_rebuilt(done: RebuildReport) -> None:
+    """Print one rebuilt collection."""
+    how = "resumed, " if done.resumed else ""
+    said = f"{done.collection}: {how}{done.copied:,} points, now {done.target}"
+    if done.repair.enqueued:
+        said += f"; {done.repair.enqueued:,} changed meanwhile and are queued"
+    console().print(plain(said), soft_wrap=True)
+
+
+def show_quarantined(found: Sequence[Quarantined]) -> None:
+    """Print what is set aside, and why."""
+    out = console()
+    if not found:
+        out.print("nothing is set aside")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("collection", "id", "version", "since", "error"):
+        table.add_column(heading)
+    for one in found:
+        table.add_row(
+            plain(one.collection),
+            plain(one.id, limit=40),
+            str(one.version),
+            ago(one.quarantined_at),
+            plain(one.error, limit=100),
+        )
+    out.print(table)
+    out.print(
+        "mend the record and write it again, or 'quarantine retry' once the cause is "
+        "gone, or 'quarantine discard'",
+        soft_wrap=True,
+    )
+
+
+def _compared(found: Verification) -> None:
+    out = console()
+    counts = sorted(found.counts.items())
+    said = ", ".join(f"{count:,} {kind}" for kind, count in counts)
+    out.print(
+        f"{found.checked:,} points compared, {found.pending:,} on their way: "
+        f"{said or 'no difference'}"
+    )
+    for one in found.samples[:20]:
+        out.print(
+            plain(
+                f"  {one.kind:8} {one.collection} {one.id} "
+                f"(desired {one.desired}, found {one.found})"
+            )
+        )
+    if found.foreign:
+        out.print(f"{found.foreign:,} points there were not written by the outbox")
+    if found.quarantined:
+        out.print(f"not in agreement: {_set_aside(found.quarantined)}; {_ASIDE}")
+
+
+def _set_aside(count: int) -> str:
+    if count == 1:
+        return "1 point is set aside, the vector store refuses it"
+    return f"{count:,} points are set aside, the vector store refuses them"
