@@ -15,19 +15,17 @@ from typing import Any
 
 import orjson
 
-from fm_storage.errors import (
-    CollectionNotFound,
-    EmbeddedFailed,
-    InvalidName,
-    InvalidRecord,
-    InvalidVector,
-    RecordNotFound,
-    VectorStoreUnavailable,
+from fm_storage.errors import EmbeddedFailed, VectorStoreUnavailable
+from fm_storage.vectors.embedded_wire import (
+    points_from,
+    raised,
+    upsert_request,
+    with_references,
 )
-from fm_storage.vectors.encoding import Encoded, Floats, Terms
+from fm_storage.vectors.encoding import Encoded
 from fm_storage.vectors.launch import connect, prepare_folder
 from fm_storage.vectors.link import Gone, Link
-from fm_storage.vectors.points import ScoredPoint, SparseVector, from_wire_id
+from fm_storage.vectors.points import ScoredPoint
 
 __all__ = ["EmbeddedEngine"]
 
@@ -155,7 +153,7 @@ class EmbeddedEngine:
             ) from None
         if "ok" in answer:
             return answer["ok"], found
-        raise _raised(answer, operation, collection)
+        raise raised(answer, operation, collection)
 
     async def _asked(
         self, request: Mapping[str, Any], raw: bytes
@@ -217,7 +215,7 @@ class EmbeddedEngine:
         self, collection: str, batch: Sequence[Encoded], *, newer_by: str | None
     ) -> None:
         """Write one batch."""
-        request, raw = await _off_loop(len(batch), _upsert_request, batch)
+        request, raw = await _off_loop(len(batch), upsert_request, batch)
         if newer_by is not None:
             request["newer_by"] = newer_by
         await self.call("upsert", collection, raw, sync=self._sync, **request)
@@ -287,9 +285,9 @@ class EmbeddedEngine:
     ) -> list[ScoredPoint]:
         """Answer one query."""
         raw = bytearray()
-        made = _with_references(request, raw)
+        made = with_references(request, raw)
         answer, found = await self.call("query", collection, bytes(raw), q=made)
-        return _points(answer, found)
+        return points_from(answer, found)
 
     async def retrieve(
         self, collection: str, ids: Sequence[int | str], request: Mapping[str, Any]
@@ -298,14 +296,14 @@ class EmbeddedEngine:
         answer, found = await self.call(
             "retrieve", collection, ids=list(ids), **request
         )
-        return _points(answer, found)
+        return points_from(answer, found)
 
     async def scroll(
         self, collection: str, request: Mapping[str, Any]
     ) -> tuple[list[ScoredPoint], int | str | None]:
         """Return one page of points and the offset of the next."""
         answer, found = await self.call("scroll", collection, **request)
-        return _points(answer["points"], found), answer["next"]
+        return points_from(answer["points"], found), answer["next"]
 
     async def count(self, collection: str, chosen: Mapping[str, Any] | None) -> int:
         """Count matching points."""
@@ -338,107 +336,3 @@ async def _off_loop(size: int, function: Any, *args: Any) -> Any:  # noqa: ANN40
     if size <= 16:  # noqa: PLR2004 - about a millisecond's work
         return function(*args)
     return await asyncio.to_thread(function, *args)
-
-
-def _upsert_request(batch: Sequence[Encoded]) -> tuple[dict[str, Any], bytes]:
-    raw: list[bytes] = []
-    dense: dict[str, list[int]] = {}
-    sparse: dict[str, list[int]] = {}
-    for row, point in enumerate(batch):
-        for name, given in point.vectors.items():
-            kind = dense if isinstance(given, Floats) else sparse
-            kind.setdefault(name, []).append(row)
-    dense_parts = []
-    for name, rows in dense.items():
-        vectors = [batch[row].vectors[name] for row in rows]
-        dense_parts.append(
-            {
-                "name": name,
-                "size": len(vectors[0]),
-                "rows": None if len(rows) == len(batch) else rows,
-            }
-        )
-        raw.extend(v.data for v in vectors if isinstance(v, Floats))
-    sparse_parts = []
-    for name, rows in sparse.items():
-        lengths = []
-        for row in rows:
-            vector = batch[row].vectors[name]
-            assert isinstance(vector, Terms)  # noqa: S101 - sorted so above
-            lengths.append(len(vector))
-            raw += (vector.indices.tobytes(), vector.values.tobytes())
-        sparse_parts.append({"name": name, "rows": rows, "lengths": lengths})
-    request = {
-        "ids": [point.id for point in batch],
-        "payloads": [orjson.Fragment(point.payload) for point in batch],
-        "dense": dense_parts,
-        "sparse": sparse_parts,
-    }
-    return request, b"".join(raw)
-
-
-def _with_references(value: Any, raw: bytearray) -> Any:  # noqa: ANN401 - any part of a request
-    """Move vectors out of a request into its raw part."""
-    if isinstance(value, Floats):
-        start = len(raw)
-        raw += value.data
-        return {"@d": [start, len(value)]}
-    if isinstance(value, Terms):
-        start = len(raw)
-        raw += value.indices.tobytes()
-        raw += value.values.tobytes()
-        return {"@s": [start, len(value)]}
-    if isinstance(value, Mapping):
-        return {key: _with_references(inner, raw) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_with_references(inner, raw) for inner in value]
-    return value
-
-
-def _vector(reference: Any, raw: memoryview) -> Any:  # noqa: ANN401 - any vector
-    if reference is None:
-        return None
-    if "@d" in reference:
-        start, count = reference["@d"]
-        return raw[start : start + 4 * count].cast("f").tolist()
-    if "@s" in reference:
-        start, count = reference["@s"]
-        middle = start + 4 * count
-        return SparseVector(
-            raw[start:middle].cast("I").tolist(),
-            raw[middle : middle + 4 * count].cast("f").tolist(),
-        )
-    return {name: _vector(inner, raw) for name, inner in reference["@n"].items()}
-
-
-def _points(answer: Sequence[Any], raw: memoryview) -> list[ScoredPoint]:
-    made = []
-    for number, score, payload, vector in answer:
-        point = from_wire_id(number, payload)
-        made.append(ScoredPoint(point, score, payload or {}, _vector(vector, raw)))
-    return made
-
-
-def _raised(
-    answer: Mapping[str, Any], operation: str, collection: str | None
-) -> Exception:
-    kind, text = answer["err"], answer["text"]
-    name = collection or ""
-    if kind == "missing":
-        return CollectionNotFound(text, operation=operation)
-    if kind == "taken":
-        return InvalidName(
-            f"alias {text!r} is the name of a collection; choose another"
-        )
-    if kind == "no_point":
-        return RecordNotFound(name, text)
-    if kind == "vector":
-        return InvalidVector(f"collection {name!r}: {text}", collection=name)
-    if kind == "bad":
-        return InvalidRecord(f"collection {name!r}: {operation} refused: {text}")
-    return VectorStoreUnavailable(
-        f"vector engine: {operation} failed ({text}); see its engine.log",
-        operation=operation,
-        collection=collection,
-        retryable=False,
-    )

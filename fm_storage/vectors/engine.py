@@ -22,7 +22,8 @@ import qdrant_edge as edge
 from fm_storage.vectors.build import Build, wants_index
 from fm_storage.vectors.catalogue import Catalogue, sync_folder
 from fm_storage.vectors.edge_types import BadRequest
-from fm_storage.vectors.shelf import PointNotFound, Raw, Shelf, WrongVector
+from fm_storage.vectors.raw import Raw
+from fm_storage.vectors.shelf import PointNotFound, Shelf, WrongVector
 
 __all__ = ["REST", "Engine", "refusal"]
 

@@ -14,18 +14,18 @@ import math
 import re
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fm_storage.config import QdrantConfig
-from fm_storage.errors import CollectionNotFound, InvalidName, VectorStoreUnavailable
+from fm_storage.errors import CollectionNotFound, VectorStoreUnavailable
 from fm_storage.vectors.encoding import Encoded
 from fm_storage.vectors.points import ScoredPoint
 
 if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient
 
+    from fm_storage.vectors.server_collections import ServerCollections
     from fm_storage.vectors.wire import PointsWire
 
 __all__ = ["ServerEngine"]
@@ -52,11 +52,10 @@ class ServerEngine:
         self.kind = "memory" if self._memory else "server"
         self.retries = not self._memory
         self.native: AsyncQdrantClient
+        # Loaded with the client, when the engine opens.
         self._points: PointsWire
+        self._collections: ServerCollections
         self._identity: str | None = None
-        # Local mode forgets payload indexes at once; it is asked about them.
-        self._indexes: dict[str, dict[str, Any]] = {}
-        self._options: dict[str, dict[str, Any]] = {}
 
     # Life
 
@@ -64,11 +63,17 @@ class ServerEngine:
         """Load the client, off the loop; no connection is made yet."""
         await asyncio.to_thread(_load_client)
         from fm_storage.vectors.rest import RestPoints  # noqa: PLC0415 - loads a client
+        from fm_storage.vectors.server_collections import (  # noqa: PLC0415 - the same
+            ServerCollections,
+        )
         from fm_storage.vectors.typed import TypedPoints  # noqa: PLC0415 - the same
 
         self.native = self._client()
         by_models = self._memory or self._config.prefer_grpc
         self._points = (TypedPoints if by_models else RestPoints)(self.native)
+        self._collections = ServerCollections(
+            self.native, self._points, memory=self._memory
+        )
 
     def _client(self) -> AsyncQdrantClient:
         from qdrant_client import AsyncQdrantClient  # noqa: PLC0415 - loaded above
@@ -131,179 +136,44 @@ class ServerEngine:
             )
         return f"Qdrant {info.version}"
 
-    # Collections
+    # Collections: see ServerCollections
 
     async def collections(self) -> tuple[list[str], dict[str, str]]:
         """Return names, and aliases with their targets."""
-        from fm_storage.vectors.client_errors import translated  # noqa: PLC0415 - lazy
-
-        with translated("list_collections", None):
-            found = await self.native.get_collections()
-            aliases = await self.native.get_aliases()
-        return (
-            [item.name for item in found.collections],
-            {item.alias_name: item.collection_name for item in aliases.aliases},
-        )
+        return await self._collections.collections()
 
     async def spec(self, collection: str) -> dict[str, Any]:
         """Return a collection's definition."""
-        from fm_storage.vectors.client_errors import translated  # noqa: PLC0415 - lazy
-        from fm_storage.vectors.models import spec_from  # noqa: PLC0415 - lazy
-
-        with translated("collection_info", collection):
-            found = await self.native.get_collection(collection)
-        return self._remembered(spec_from(found), collection)
+        return await self._collections.spec(collection)
 
     async def info(self, collection: str) -> dict[str, Any]:
         """Return definition and sizes."""
-        from fm_storage.vectors.client_errors import translated  # noqa: PLC0415 - lazy
-        from fm_storage.vectors.models import spec_from  # noqa: PLC0415 - lazy
-
-        with translated("collection_info", collection):
-            found = await self.native.get_collection(collection)
-        spec = self._remembered(spec_from(found), collection)
-        _, aliases = await self.collections()
-        name = aliases.get(collection, collection)
-        names = [*spec["vectors"], *spec["sparse_vectors"]]
-        points = found.points_count or 0
-        total = points
-        if len(names) != 1:
-            total = 0
-            for vector in names:
-                chosen = {"must": [{"has_vector": vector}]}
-                total += await self.count(collection, chosen)
-        return {
-            "name": name,
-            "spec": spec,
-            "points": points,
-            "indexed": found.indexed_vectors_count or 0,
-            "total": total,
-            "status": str(found.status.value),
-            "aliases": sorted(a for a, target in aliases.items() if target == name),
-        }
-
-    def _remembered(self, spec: dict[str, Any], collection: str) -> dict[str, Any]:
-        if not self._memory:
-            return spec
-        indexes = self._indexes.get(collection, {})
-        return {
-            **spec,
-            **self._options.get(collection, {}),
-            "payload_indexes": dict(indexes),
-        }
+        return await self._collections.info(collection)
 
     async def create(self, collection: str, spec: Json) -> bool:
         """Create a collection; False when the name is taken."""
-        from fm_storage.vectors.client_errors import (  # noqa: PLC0415 - lazy
-            AlreadyExists,
-            translated,
-        )
-        from fm_storage.vectors.models import creation  # noqa: PLC0415 - lazy
-
-        try:
-            with translated("create_collection", collection):
-                await self.native.create_collection(collection, **creation(spec))
-        except AlreadyExists:
-            return False
-        if self._memory:
-            self._options[collection] = {
-                key: value
-                for key, value in spec.items()
-                if key not in {"vectors", "sparse_vectors", "payload_indexes"}
-            }
-        for field, schema in spec["payload_indexes"].items():
-            await self.create_index(collection, field, schema)
-        return True
+        return await self._collections.create(collection, spec)
 
     async def drop(self, collection: str) -> bool:
         """Delete a collection; False when there is none."""
-        from fm_storage.vectors.client_errors import translated  # noqa: PLC0415 - lazy
-
-        self._indexes.pop(collection, None)
-        names, _ = await self.collections()
-        if collection not in names:
-            return False
-        try:
-            with translated("delete_collection", collection):
-                await self.native.delete_collection(collection)
-        except CollectionNotFound:
-            return False
-        return True
+        return await self._collections.drop(collection)
 
     async def set_aliases(self, targets: Mapping[str, str | None]) -> None:
         """Point aliases at collections, or remove them, in one request."""
-        from qdrant_client import models  # noqa: PLC0415 - lazy
-
-        from fm_storage.vectors.client_errors import (  # noqa: PLC0415 - lazy
-            AlreadyExists,
-            translated,
-        )
-
-        names, aliases = await self.collections()
-        actions: list[Any] = []
-        for alias, target in targets.items():
-            if alias in names:
-                raise InvalidName(
-                    f"alias {alias!r} is the name of a collection; choose another"
-                )
-            if target is not None and aliases.get(target, target) not in names:
-                raise CollectionNotFound(target, operation="set_aliases")
-            if alias in aliases:
-                actions.append(
-                    models.DeleteAliasOperation(
-                        delete_alias=models.DeleteAlias(alias_name=alias)
-                    )
-                )
-            if target is not None:
-                actions.append(
-                    models.CreateAliasOperation(
-                        create_alias=models.CreateAlias(
-                            collection_name=aliases.get(target, target),
-                            alias_name=alias,
-                        )
-                    )
-                )
-        if not actions:
-            return
-        try:
-            with translated("set_aliases", None):
-                await self.native.update_collection_aliases(actions)
-        except AlreadyExists as exc:
-            message = f"alias: {exc}"
-            raise InvalidName(message) from exc
+        await self._collections.set_aliases(targets)
 
     async def exchange(self, name: str, target: str, retired: str) -> None:
-        """Let a name mean *target*; a collection of that name goes.
-
-        A server cannot rename a collection: between the two requests the name
-        means nothing for a moment. With an alias there is no such moment.
-        """
+        """Let a name mean *target*; a collection of that name goes."""
         del retired
-        names, _ = await self.collections()
-        if name in names:
-            await self.drop(name)
-        await self.set_aliases({name: target})
+        await self._collections.exchange(name, target)
 
     async def create_index(self, collection: str, field: str, schema: Any) -> None:  # noqa: ANN401 - text or object
         """Index a payload field."""
-        from fm_storage.vectors.client_errors import translated  # noqa: PLC0415 - lazy
-        from fm_storage.vectors.models import field_schema  # noqa: PLC0415 - lazy
-
-        made = field_schema(schema)
-        with translated("create_payload_index", collection), _quiet(self._memory):
-            await self.native.create_payload_index(
-                collection, field, field_schema=made, wait=True
-            )
-        if self._memory:
-            self._indexes.setdefault(collection, {})[field] = schema
+        await self._collections.create_index(collection, field, schema)
 
     async def delete_index(self, collection: str, field: str) -> None:
         """Drop a payload index."""
-        from fm_storage.vectors.client_errors import translated  # noqa: PLC0415 - lazy
-
-        with translated("delete_payload_index", collection), _quiet(self._memory):
-            await self.native.delete_payload_index(collection, field, wait=True)
-        self._indexes.get(collection, {}).pop(field, None)
+        await self._collections.delete_index(collection, field)
 
     # Points: see PointsWire
 
@@ -431,12 +301,3 @@ def _load_client() -> None:
     import qdrant_client.http.models  # noqa: F401, PLC0415 - the same
 
     import fm_storage.vectors.client_errors  # noqa: F401, PLC0415 - the same
-
-
-@contextmanager
-def _quiet(active: bool) -> Iterator[None]:  # noqa: FBT001 - one meaning only
-    """Silence local mode, which warns that payload indexes do nothing there."""
-    with warnings.catch_warnings():
-        if active:
-            warnings.simplefilter("ignore")
-        yield

@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import qdrant_edge as edge
 
-from fm_storage.vectors.edge_types import (
-    edge_config,
-    filter_from,
-    index_params,
+from fm_storage.vectors.edge_filters import filter_from
+from fm_storage.vectors.edge_queries import (
     order_by_from,
     prefetch_from,
     query_from,
-    search_params,
+    without_examples,
 )
+from fm_storage.vectors.edge_types import edge_config, index_params, search_params
+from fm_storage.vectors.raw import Raw, wire_id
 
-__all__ = ["PointNotFound", "Raw", "Shelf", "WrongVector"]
+__all__ = ["PointNotFound", "Shelf", "WrongVector"]
 
 Json = Mapping[str, Any]
 
@@ -36,38 +36,6 @@ class PointNotFound(Exception):
 
 class WrongVector(Exception):
     """A batch has a vector that the collection, as it is now, does not have."""
-
-
-class Raw:
-    """The raw part of an answer while it is being put together."""
-
-    def __init__(self) -> None:
-        self.floats = bytearray()
-
-    def dense(self, values: Sequence[float]) -> dict[str, list[int]]:
-        """Add a dense vector; return the reference to it."""
-        start = len(self.floats)
-        self.floats += memoryview(array("f", values)).cast("B")
-        return {"@d": [start, len(values)]}
-
-    def sparse(self, vector: edge.SparseVector) -> dict[str, list[int]]:
-        """Add a sparse vector; return the reference to it."""
-        start = len(self.floats)
-        self.floats += memoryview(array("I", vector.indices)).cast("B")
-        self.floats += memoryview(array("f", vector.values)).cast("B")
-        return {"@s": [start, len(vector.indices)]}
-
-    def any(self, vector: Any) -> Any:  # noqa: ANN401 - dense, sparse or named
-        """Add whatever the engine returned as a point's vector."""
-        if isinstance(vector, edge.SparseVector):
-            return self.sparse(vector)
-        if isinstance(vector, dict):
-            return {"@n": {name: self.any(value) for name, value in vector.items()}}
-        return self.dense(vector)
-
-
-def _wire_id(value: Any) -> int | str:  # noqa: ANN401 - int or UUID
-    return value if isinstance(value, int) else str(value)
 
 
 class Shelf:
@@ -194,7 +162,7 @@ class Shelf:
         self, ids: list[Any], payloads: list[dict[str, Any]], field: str
     ) -> list[int]:
         stored = {
-            _wire_id(record.id): (record.payload or {}).get(field)
+            wire_id(record.id): (record.payload or {}).get(field)
             for record in self.shard.retrieve(ids, [field], None)
         }
         chosen: dict[Any, int] = {}
@@ -217,10 +185,9 @@ class Shelf:
         if field is not None and bounds is not None:
             limit = dict(zip(ids, bounds, strict=True))
             ids = [
-                _wire_id(record.id)
+                wire_id(record.id)
                 for record in self.shard.retrieve(ids, [field], None)
-                if ((record.payload or {}).get(field) or 0)
-                <= limit[_wire_id(record.id)]
+                if ((record.payload or {}).get(field) or 0) <= limit[wire_id(record.id)]
             ]
         if ids:
             self.update(edge.UpdateOperation.delete_points(ids))
@@ -283,7 +250,7 @@ class Shelf:
         def resolve(reference: Any, using: str) -> Any:  # noqa: ANN401 - any vector
             return self._resolve(reference, using, raw)
 
-        request = _without_examples(request)
+        request = without_examples(request)
         return edge.QueryRequest(
             limit=request.get("limit") or 10,
             offset=request.get("offset") or 0,
@@ -320,7 +287,7 @@ class Shelf:
         """Return hits as ``[id, score, payload, vector]``."""
         return [
             [
-                _wire_id(hit.id),
+                wire_id(hit.id),
                 hit.score,
                 hit.payload,
                 None if hit.vector is None else out.any(hit.vector),
@@ -331,7 +298,7 @@ class Shelf:
     def _records(self, found: Iterable[edge.Record], out: Raw) -> list[list[Any]]:
         return [
             [
-                _wire_id(record.id),
+                wire_id(record.id),
                 0.0,
                 record.payload,
                 None if record.vector is None else out.any(record.vector),
@@ -367,7 +334,7 @@ class Shelf:
         )
         return {
             "points": self._records(found, out),
-            "next": None if following is None else _wire_id(following),
+            "next": None if following is None else wire_id(following),
         }
 
     def count(self, chosen: Json | None) -> int:
@@ -395,30 +362,3 @@ def _selector(given: Any) -> Any:  # noqa: ANN401 - bool, names or object
     if isinstance(given, list):
         return edge.PayloadSelector.Include(given)
     return bool(given)
-
-
-def _ids_in(given: Any) -> list[Any]:  # noqa: ANN401 - any part of a query
-    if isinstance(given, Mapping):
-        if "@id" in given:
-            return [given["@id"]]
-        return [found for value in given.values() for found in _ids_in(value)]
-    if isinstance(given, list):
-        return [found for value in given for found in _ids_in(value)]
-    return []
-
-
-def _without_examples(request: Json) -> dict[str, Any]:
-    """Leave points that serve as examples out of the answer, as the server does."""
-    made = dict(request)
-    examples = _ids_in(request.get("query"))
-    if examples:
-        own = made.get("filter")
-        made["filter"] = {
-            "must": [own] if own else [],
-            "must_not": [{"has_id": examples}],
-        }
-    stages = made.get("prefetch")
-    if stages:
-        stages = [stages] if isinstance(stages, Mapping) else stages
-        made["prefetch"] = [_without_examples(stage) for stage in stages]
-    return made

@@ -915,6 +915,127 @@ async def test_wrong_query_is_refused(
 
 # Writing
 
+# Formulas
+
+Value = Callable[[Row], float]
+FORMULAS: list[tuple[str, Any, Value]] = [
+    ("field", "n", lambda r: r["n"]),
+    ("sum", {"sum": ["n", 1.5]}, lambda r: r["n"] + 1.5),
+    ("product", {"mult": [2, "f"]}, lambda r: r["n"]),
+    ("quotient", {"div": {"left": "n", "right": 4}}, lambda r: r["n"] / 4),
+    (
+        "quotient by zero",
+        {"div": {"left": "n", "right": {"sum": ["n", -7]}, "by_zero_default": 99}},
+        lambda r: r["n"] / (r["n"] - 7) if r["n"] != 7 else 99,
+    ),
+    ("negative", {"neg": "n"}, lambda r: -r["n"]),
+    ("absolute", {"abs": {"neg": "n"}}, lambda r: r["n"]),
+    ("root", {"sqrt": "n"}, lambda r: math.sqrt(r["n"])),
+    ("power", {"pow": {"base": "n", "exponent": 2}}, lambda r: r["n"] ** 2),
+    ("exponential", {"exp": {"neg": "f"}}, lambda r: math.exp(-r["f"])),
+    ("logarithms", {"sum": [{"ln": "n"}, {"log10": "n"}]}, lambda r: _logs(r["n"])),
+    ("inside an object", "inner.k", lambda r: r["inner"]["k"]),
+    (
+        "condition",
+        {"key": "s", "match": {"value": "a"}},
+        lambda r: 1.0 if r["s"] == "a" else 0.0,
+    ),
+    (
+        "time",
+        {"sum": [{"datetime_key": "ts"}, {"neg": {"datetime": START.isoformat()}}]},
+        lambda r: 3600.0 * r["n"],
+    ),
+    (
+        "exponential decay",
+        {"exp_decay": {"x": "n", "target": 4, "scale": 5, "midpoint": 0.5}},
+        lambda r: 0.5 ** (abs(r["n"] - 4) / 5),
+    ),
+    (
+        "gaussian decay",
+        {"gauss_decay": {"x": "n", "target": 4, "scale": 5, "midpoint": 0.25}},
+        lambda r: 0.25 ** ((abs(r["n"] - 4) / 5) ** 2),
+    ),
+    (
+        "linear decay",
+        {"lin_decay": {"x": "n", "target": 4, "scale": 5}},
+        lambda r: max(0.0, 1 - 0.5 * abs(r["n"] - 4) / 5),
+    ),
+    (
+        "distance",
+        {"geo_distance": {"origin": {"lon": 3.0, "lat": 48.0}, "to": "where"}},
+        lambda r: abs(r["n"] - 1) * 74_500.0,
+    ),
+]
+
+
+def _logs(number: float) -> float:
+    return math.log(number) + math.log10(number)
+
+
+@pytest.mark.parametrize(
+    ("formula", "value"),
+    [pytest.param(f, v, id=i.replace(" ", "_")) for i, f, v in FORMULAS],
+)
+async def test_formula_ranks_what_a_prefetch_found(
+    any_store: QdrantStore, name: str, formula: Any, value: Value
+) -> None:
+    """A formula's value becomes the score, and the best come first."""
+    await fill(any_store, name)
+    found = await any_store.query(
+        name,
+        {"formula": formula},
+        prefetch=[{"query": unit(3), "limit": 24}],
+        limit=24,
+    )
+    assert len(found) == 24
+    for hit in found:
+        expected = value(ROWS[int(hit.id)])
+        assert hit.score == pytest.approx(expected, rel=2e-2, abs=1e-5)
+    assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
+
+
+async def test_formula_takes_scores_defaults_and_the_client_s_form(
+    any_store: QdrantStore, name: str
+) -> None:
+    """``$score`` is the prefetch's; a missing field takes its default."""
+    from qdrant_client import models  # noqa: PLC0415 - it loads for a second
+
+    await fill(any_store, name)
+    stage = [{"query": unit(3), "limit": 5}]
+    plain = await any_store.search(name, unit(3), 5)
+    raised = await any_store.query(
+        name,
+        {"formula": {"sum": ["$score", "lift"]}, "defaults": {"lift": 10}},
+        prefetch=stage,
+        limit=5,
+    )
+    scores = {hit.id: hit.score + 10 for hit in plain}
+    assert {hit.id: hit.score for hit in raised} == pytest.approx(scores, abs=1e-4)
+    asked = models.FormulaQuery(
+        formula=models.SumExpression(
+            sum=["$score", models.MultExpression(mult=[100.0, "n"])]
+        )
+    )
+    found = await any_store.query(name, asked, prefetch=stage, limit=5)
+    ids = [int(hit.id) for hit in found]
+    assert ids == sorted(ids, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "formula", [None, True, {"frob": [1]}, {"sum": 5}, {"div": {"left": 1}}]
+)
+async def test_wrong_formula_is_refused(
+    any_store: QdrantStore, name: str, formula: Any
+) -> None:
+    """What is no formula is a typed error on every engine."""
+    await fill(any_store, name)
+    with pytest.raises(InvalidRecord):
+        await any_store.query(
+            name,
+            {"formula": formula},
+            prefetch=[{"query": unit(3), "limit": 5}],
+        )
+
 
 async def test_upsert_replaces_the_whole_point(
     any_store: QdrantStore, name: str
