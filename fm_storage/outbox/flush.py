@@ -1,4 +1,4 @@
-"""Delivering on demand: ``drain()`` and the flush before closing.
+"""Delivering on demand, and waiting for it: ``drain()``, ``wait_synced()``.
 
 Apart from the drainer, which runs for ever: this ends, and says what is left.
 """
@@ -6,13 +6,14 @@ Apart from the drainer, which runs for ever: this ends, and says what is left.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from fm_storage.errors import (
     CollectionMismatch,
     CollectionNotFound,
     ConfigurationInvalid,
+    NotSynced,
     StorageError,
 )
 from fm_storage.outbox.deliver import (
@@ -25,15 +26,17 @@ from fm_storage.outbox.deliver import (
 )
 from fm_storage.outbox.queue import Queue
 from fm_storage.outbox.results import DrainReport
+from fm_storage.vector_state import encode_id
 
 if TYPE_CHECKING:
     from fm_storage._typing import Progress
     from fm_storage.config import OutboxConfig
     from fm_storage.outbox.attach import Attachment
 
-__all__ = ["drain_now", "within"]
+__all__ = ["drain_now", "wait_synced", "within"]
 
 _LONGEST_PAUSE = 1.0
+_SLOWEST_LOOK = 0.25
 
 
 async def drain_now(
@@ -112,6 +115,39 @@ async def _one_batch(
     outcome = await courier.deliver(rows, taken=taken) if rows else None
     await attachment.settled(outcome)
     return outcome
+
+
+async def wait_synced(
+    queue: Queue,
+    point_id: object,
+    collection: str | None,
+    *,
+    timeout: float,
+    wake: Callable[[], None],
+    progress: asyncio.Event | None,
+) -> None:
+    """Look until a point is no longer queued; *progress* is the drainer's, if any.
+
+    Raises:
+        NotSynced: Not within *timeout* seconds, or the point was set aside.
+    """
+    key = encode_id(point_id)
+    deadline = lease_clock() + timeout
+    pause = 0.005
+    while (found := await queue.waiting(key, collection)) is not None:
+        quarantined, error = found
+        left = deadline - lease_clock()
+        if quarantined or left <= 0:
+            raise NotSynced(
+                point_id, waited=timeout - left, problem=error, final=quarantined
+            )
+        wake()
+        wait = min(pause, left)
+        pause = min(pause * 2, _SLOWEST_LOOK)
+        if progress is not None:
+            await within(progress.wait(), wait)
+        else:
+            await asyncio.sleep(wait)
 
 
 async def within(waiting: Awaitable[object], seconds: float) -> bool:

@@ -12,13 +12,14 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Self
 
-from fm_storage.errors import ConfigurationInvalid, NotSynced, StorageError
+from fm_storage.errors import ConfigurationInvalid, StorageError
 from fm_storage.outbox.attach import Attachment
+from fm_storage.outbox.bell import Bell
 from fm_storage.outbox.counters import Counters
 from fm_storage.outbox.deliver import Courier, lease_clock
 from fm_storage.outbox.drain import Drainer, DrainerState
 from fm_storage.outbox.embed import Embedder, TextOf
-from fm_storage.outbox.flush import drain_now, within
+from fm_storage.outbox.flush import drain_now, wait_synced, within
 from fm_storage.outbox.quarantine import Quarantine
 from fm_storage.outbox.queue import Queue
 from fm_storage.outbox.rebuild import Rebuilder
@@ -34,8 +35,8 @@ from fm_storage.outbox.results import (
 )
 from fm_storage.outbox.status import read_health, read_status
 from fm_storage.outbox.writer import BoundOutbox, PointLike
-from fm_storage.postgres import Executor, Pool, Sql
-from fm_storage.vector_state import encode_id
+from fm_storage.postgres import Executor, Pool
+from fm_storage.vector_state import Shapes
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -49,13 +50,8 @@ __all__ = ["Outbox"]
 
 _log = logging.getLogger("fm_storage.outbox")
 
-_CHANNEL = "fm_storage_outbox"
 _GRACE = 5.0
 """Seconds after the last lease before a deletion is sent once more, at most."""
-
-_SLOWEST_LOOK = 0.25
-
-_NOTIFY = Sql(f"SELECT pg_notify('{_CHANNEL}', '')")
 
 
 class Outbox:
@@ -64,6 +60,10 @@ class Outbox:
     Writing needs PostgreSQL only. Whatever commits is delivered, by this process
     or another, after any crash of either, exactly once in effect: a point in the
     vector store is never replaced by an older version of itself.
+
+    Attributes:
+        shapes: The vectors of the collections that are configured, or have a
+            vectorizer; what cannot fit is refused before it is written.
     """
 
     def __init__(
@@ -83,9 +83,9 @@ class Outbox:
         self._counters = Counters()
         self._embedder = Embedder(pool, self._queue)
         self._quarantine = Quarantine(pool)
+        self.shapes = Shapes(store.config.collections if store is not None else None)
         self._drainer: Drainer | None = None  # by open() and aclose()
-        self._notifying: asyncio.Task[None] | None = None  # by wake()
-        self._listening: asyncio.Task[None] | None = None  # by open() and aclose()
+        self._bell = Bell(pool, interval=config.notify_interval)
         if store is not None:
             self._courier = Courier(
                 self._queue,
@@ -130,10 +130,7 @@ class Outbox:
         after the next start. Closing twice is fine.
         """
         drainer, self._drainer = self._drainer, None
-        listening, self._listening = self._listening, None
-        if listening is not None:
-            listening.cancel()
-            await asyncio.wait([listening])
+        await self._bell.deafen()
         if drainer is not None:
             deadline = lease_clock() + self._config.flush_timeout
             try:
@@ -141,10 +138,7 @@ class Outbox:
             finally:
                 await drainer.aclose(max(0.1, deadline - lease_clock()))
             await self._attachment.aclose()
-        notifying, self._notifying = self._notifying, None
-        if notifying is not None:
-            await asyncio.wait([notifying], timeout=self._config.notify_interval + 1.0)
-            notifying.cancel()
+        await self._bell.aclose()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -168,7 +162,7 @@ class Outbox:
 
     def bind(self, executor: Executor) -> BoundOutbox:
         """Return the writing half on *executor*, such as a transaction of yours."""
-        return BoundOutbox(executor, wake=self.wake)
+        return BoundOutbox(executor, wake=self.wake, shapes=self.shapes)
 
     async def upsert(self, collection: str, points: Iterable[PointLike]) -> int:
         """Make points desired in a transaction of their own; return how many.
@@ -185,16 +179,8 @@ class Outbox:
         """Say that something was written; cheap, and may come before the commit."""
         if self._drainer is not None and self._drainer.alive:
             self._drainer.wake()
-        elif self._notifying is None or self._notifying.done():
-            self._notifying = asyncio.create_task(self._notify())
-
-    async def _notify(self) -> None:
-        """Wake other processes, once for all that was written meanwhile."""
-        await asyncio.sleep(self._config.notify_interval)
-        try:
-            await self._pool.execute(_NOTIFY)
-        except StorageError as exc:
-            _log.debug("others were not notified, they will poll: %s", exc)
+        else:
+            self._bell.ring()
 
     def register_vectorizer(
         self, collection: str, vectorizer: Vectorizer, text_of: TextOf
@@ -210,6 +196,7 @@ class Outbox:
                 deleted, and so will the point be.
         """
         self._embedder.register(collection, vectorizer, text_of)
+        self.shapes.learn(collection, vectorizer.spec)
 
     # Delivering
 
@@ -257,23 +244,15 @@ class Outbox:
             NotSynced: Not within *timeout* seconds, or the point was set aside;
                 it stays queued and is delivered as soon as it can be.
         """
-        key = encode_id(point_id)
-        deadline = lease_clock() + timeout
-        pause = 0.005
-        while (found := await self._queue.waiting(key, collection)) is not None:
-            quarantined, error = found
-            left = deadline - lease_clock()
-            if quarantined or left <= 0:
-                raise NotSynced(
-                    point_id, waited=timeout - left, problem=error, final=quarantined
-                )
-            self.wake()
-            wait = min(pause, left)
-            pause = min(pause * 2, _SLOWEST_LOOK)
-            if self._drainer is not None:
-                await within(self._drainer.progress.wait(), wait)
-            else:
-                await asyncio.sleep(wait)
+        drainer = self._drainer
+        await wait_synced(
+            self._queue,
+            point_id,
+            collection,
+            timeout=timeout,
+            wake=self.wake,
+            progress=None if drainer is None else drainer.progress,
+        )
 
     # Looking
 
@@ -354,6 +333,8 @@ class Outbox:
         await self._attachment.ensure()
         known = spec or self._embedder.spec(collection)
         report = await self._rebuilder.rebuild(collection, known, progress=progress)
+        if spec is not None:
+            self.shapes.learn(collection, spec)
         self.wake()
         return report
 
@@ -407,18 +388,6 @@ class Outbox:
     async def _attach(self) -> bool:
         """Attach as a drainer; from then on others can wake it."""
         attached = await self._attachment.ensure()
-        if attached and self._drainer is not None and self._listening is None:
-            self._listening = asyncio.create_task(
-                self._listen(), name="fm_storage outbox listener"
-            )
+        if attached and self._drainer is not None:
+            self._bell.hear(self.wake)
         return attached
-
-    async def _listen(self) -> None:
-        """Be woken by other processes; without this, polling finds what they write."""
-        try:
-            async for _ in self._pool.listen(_CHANNEL):
-                self.wake()
-        except ConfigurationInvalid as exc:
-            _log.debug("the outbox polls only: %s", exc)
-        except StorageError as exc:
-            _log.debug("the outbox polls from now on: %s", exc)

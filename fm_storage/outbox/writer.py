@@ -13,6 +13,7 @@ from uuid import UUID
 from fm_storage.vector_state import (
     DELETE_MANY,
     UPSERT_MANY,
+    Shapes,
     StateRow,
     encode_id,
     state_row,
@@ -43,9 +44,12 @@ class PointLike(Protocol):
 class BoundOutbox:
     """``upsert()`` and ``delete()`` within whatever *executor* stands for."""
 
-    def __init__(self, executor: Executor, *, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, executor: Executor, *, wake: Callable[[], None], shapes: Shapes
+    ) -> None:
         self._executor = executor
         self._wake = wake
+        self._shapes = shapes
 
     async def upsert(self, collection: str, points: Iterable[PointLike]) -> int:
         """Make points desired, as they are now; return how many.
@@ -56,8 +60,12 @@ class BoundOutbox:
 
         Raises:
             InvalidRecord: An id or payload cannot be stored; nothing was written.
-            InvalidVector: A vector is not finite; nothing was written.
+            InvalidVector: A vector is not finite, or not one of a collection whose
+                definition is known; nothing was written.
+            DimensionMismatch: A vector has not the size that is known for the
+                collection; nothing was written.
         """
+        shape = self._shapes.get(collection)
         rows: dict[str, StateRow] = {}
         for index, point in enumerate(points):
             row = state_row(
@@ -66,6 +74,7 @@ class BoundOutbox:
                 point.payload,
                 collection=collection,
                 index=index,
+                shape=shape,
             )
             rows[row.point_id] = row
         # Sorted, so that two writers lock the same points in the same order.
