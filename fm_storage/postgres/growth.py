@@ -16,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fm_storage.errors import StorageError
+from fm_storage.postgres import metrics
 from fm_storage.postgres.link import Link
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ class Growth:
         self._timeouts = 0
         self._usual = monotonic() - started
         lender.counters.connects += 1
+        metrics.connected(lender.name, self._usual)
         lifetime = lender.config.max_lifetime * random.uniform(0.9, 1.0)  # noqa: S311 - jitter, no secret
         link = Link(
             raw,

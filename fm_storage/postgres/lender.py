@@ -28,7 +28,7 @@ from fm_storage.errors import (
     StorageError,
     WrongLoop,
 )
-from fm_storage.postgres import refusals
+from fm_storage.postgres import metrics, refusals
 from fm_storage.postgres.growth import Growth
 from fm_storage.postgres.mending import mend, say_goodbye
 from fm_storage.postgres.statistics import Counters
@@ -134,6 +134,7 @@ class Lender:
         link.taken_at = monotonic()
         waited = link.taken_at - started
         self.counters.add_wait(waited)
+        metrics.waited(self.name, waited)
         if waited > self.config.slow_acquire:
             _log.warning(
                 "%s: waited %.2f s for a connection (%d of %d in use, %d waiting)",

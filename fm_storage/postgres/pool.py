@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from fm_storage.errors import ConfigurationInvalid, PoolClosed, StorageError
 from fm_storage.hooks import outlast
-from fm_storage.postgres import closing, tracing
+from fm_storage.postgres import closing, metrics, tracing
 from fm_storage.postgres.connection import Connection
 from fm_storage.postgres.connector import Connector
 from fm_storage.postgres.housekeeping import Housekeeping
@@ -99,6 +99,7 @@ class Pool(PoolVerbs):
             return
         if lender.life is not Life.NEW:
             raise PoolClosed(self.name, state=lender.life.value)
+        tracing.switch_on()
         lender.size += 1
         try:
             link = await lender.growth.first()
@@ -107,7 +108,7 @@ class Pool(PoolVerbs):
             raise
         lender.home = lender.loop = asyncio.get_running_loop()
         lender.life = Life.OPEN
-        tracing.switch_on()
+        metrics.watch(lender)
         lender.hand(link)
         lender.growth.wake()
         self._housekeeping.begin()
@@ -136,6 +137,7 @@ class Pool(PoolVerbs):
         await outlast(lambda: closing.wait_for(closed), timeout=limit + 1.0)
 
     async def _close(self, limit: float) -> None:
+        metrics.unwatch(self._lender)
         self._housekeeping.end()
         await self._listener.aclose()
         await closing.close(self._lender, limit)

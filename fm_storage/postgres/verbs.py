@@ -90,21 +90,21 @@ class Verbs:
             link.deadline = started + timeout + GRACE
             if timeout == math.inf:
                 timeout = None
-        span = tracing.start(sql, link.raw) if tracing.active else None
+        observed = tracing.Observed(sql, link.raw) if tracing.active else None
         try:
             return await call(link.raw, plain(sql), *args, timeout=timeout)
         except BaseException as exc:
             error = self._failed(link, exc, args)
-            if span is not None:
-                tracing.fail(span, error)
+            if observed is not None:
+                observed.fail(error)
             if error is exc:
                 raise
             raise error from exc
         finally:
             link.task = None
             link.deadline = math.inf
-            if span is not None:
-                span.end()
+            if observed is not None:
+                observed.end()
             slow = self._slow_query
             if slow is not None and monotonic() - started > slow:
                 log_slow(self._owner, sql, monotonic() - started)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from opentelemetry import metrics as otel
 from opentelemetry import trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from fm_storage.config import PostgresConfig
-from fm_storage.errors import QueryFailed, QueryTimeout
-from fm_storage.postgres import Pool, Sql, tracing
+from fm_storage.errors import PoolTimeout, QueryFailed, QueryTimeout
+from fm_storage.postgres import Pool, Sql, metrics, tracing
 from tests.waiting import until
 
 
@@ -80,3 +83,100 @@ async def test_without_a_provider_there_are_none(empty_dsn):
     async with Pool(PostgresConfig(dsn=empty_dsn)) as pool:
         assert await pool.fetchval("SELECT 1") == 1
         assert tracing.active is False
+
+
+@pytest.fixture
+def meter(monkeypatch):
+    """Give a reader of what a meter provider of this test collects."""
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    monkeypatch.setattr(otel, "get_meter_provider", lambda: provider)
+    yield lambda: collected(reader)
+    provider.shutdown()
+    monkeypatch.undo()
+    tracing.switch_on()
+
+
+def collected(reader):
+    """Return the points of all metrics, by name."""
+    found = {}
+    data = reader.get_metrics_data()
+    for resource in [] if data is None else data.resource_metrics:
+        for scope in resource.scope_metrics:
+            assert scope.scope.name == "fm_storage"
+            for metric in scope.metrics:
+                found[metric.name] = metric
+    return found
+
+
+def values(metric):
+    """Return the values by the attributes that tell the points apart."""
+    return {
+        tuple(sorted(point.attributes.items())): point.value
+        for point in metric.data.data_points
+    }
+
+
+async def test_a_pool_is_measured_by_the_conventions(empty_dsn, meter):
+    """Sizes, waiting, timeouts as they are at collection; gone after closing."""
+    config = PostgresConfig(dsn=empty_dsn, max_size=3, min_size=1)
+    name = "db.client.connection.pool.name"
+    state = "db.client.connection.state"
+    async with Pool(config, name="shop") as pool, Pool(config, name="shop") as other:
+        await other.fetchval("SELECT 1")
+        async with pool.acquire(), pool.acquire(), pool.acquire():
+            with pytest.raises(PoolTimeout):
+                await asyncio.create_task(pool.fetchval("SELECT 1", timeout=0.01))
+            waiting = asyncio.create_task(pool.fetchval("SELECT 1"))
+            await until(lambda: pool.statistics().waiting)
+            seen = meter()
+        await waiting
+        own = ((name, "shop"),)
+        # Pools of one name are one to whoever looks.
+        assert values(seen["db.client.connection.count"]) == {
+            (*own, (state, "used")): 3,
+            (*own, (state, "idle")): 1,
+        }
+        assert values(seen["db.client.connection.max"]) == {own: 6}
+        assert values(seen["db.client.connection.idle.max"]) == {own: 6}
+        assert values(seen["db.client.connection.idle.min"]) == {own: 2}
+        assert values(seen["db.client.connection.pending_requests"]) == {own: 1}
+        assert values(seen["db.client.connection.timeouts"]) == {own: 1}
+        assert values(seen["fm_storage.pool.acquired"]) == {own: 4}
+        assert seen["db.client.connection.count"].unit == "{connection}"
+        seen = meter()
+        for metric in ("wait_time", "create_time"):
+            (point,) = seen[f"db.client.connection.{metric}"].data.data_points
+            assert point.attributes == {name: "shop"}
+            assert seen[f"db.client.connection.{metric}"].unit == "s"
+            assert point.count >= 2
+            assert 0 < point.sum < 60
+    assert "db.client.connection.count" not in meter()
+
+
+async def test_statements_are_timed_by_the_conventions(empty_dsn, meter):
+    """Duration by operation and outcome; no text, no parameters; spans not needed."""
+    async with Pool(PostgresConfig(dsn=empty_dsn)) as pool:
+        await pool.fetchval("SELECT $1::text", "s3cret")
+        async with pool.acquire() as connection:
+            await connection.fetchval("SELECT 2")
+            with pytest.raises(QueryFailed):
+                await connection.execute("SELECT 1 / 0")
+    metric = meter()["db.client.operation.duration"]
+    counted = {
+        (point.attributes["db.operation.name"], point.attributes.get("error.type")): (
+            point.count
+        )
+        for point in metric.data.data_points
+    }
+    assert counted == {("SELECT", None): 2, ("SELECT", "22012"): 1}
+    assert metric.unit == "s"
+    assert "s3cret" not in metric.to_json()
+    assert "db.query.text" not in metric.to_json()
+
+
+async def test_without_a_meter_nothing_is_measured(empty_dsn):
+    """The default provider counts as none."""
+    async with Pool(PostgresConfig(dsn=empty_dsn)) as pool:
+        assert await pool.fetchval("SELECT 1") == 1
+        assert metrics.active is False
