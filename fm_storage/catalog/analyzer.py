@@ -18,6 +18,7 @@ from fm_storage.catalog.findings import (
     TimelineBucket,
     Totals,
 )
+from fm_storage.catalog.grouping import group_ungrouped
 from fm_storage.catalog.groups import ErrorGroup, Order, fetch_groups, hex_of, number_of
 from fm_storage.catalog.prepared import RANKS
 from fm_storage.catalog.store import SEVERITY_OF_RANK
@@ -25,6 +26,7 @@ from fm_storage.repositories import ErrorEntry, Severity
 
 if TYPE_CHECKING:
     from fm_storage.catalog.needs import Storage
+    from fm_storage.postgres import Pool
 
 __all__ = ["Analyzer"]
 
@@ -46,6 +48,11 @@ class Analyzer:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
+    async def _pool(self) -> Pool:
+        """Return the pool, once everything in the catalogue has its group."""
+        await group_ungrouped(self._storage.pool)
+        return self._storage.pool
+
     async def totals(
         self,
         *,
@@ -54,7 +61,7 @@ class Analyzer:
         severity: Severity | None = None,
     ) -> Totals:
         """Return how many errors and groups there are, and their period."""
-        row = await self._storage.pool.fetchrow(
+        row = await (await self._pool()).fetchrow(
             questions.TOTALS, since, until, _rank(severity), timeout=_SCAN_TIMEOUT
         )
         assert row is not None  # noqa: S101 - an aggregate has one row
@@ -69,7 +76,7 @@ class Analyzer:
         severity: Severity | None = None,
     ) -> list[Pattern]:
         """Return the commonest messages, without their variable parts."""
-        rows = await self._storage.pool.fetch(
+        rows = await (await self._pool()).fetch(
             questions.PATTERNS,
             since,
             until,
@@ -108,7 +115,7 @@ class Analyzer:
         (1 is Monday) in their order.
         """
         statement = questions.BY_NAME.get(by) or questions.BY_PART[by]
-        rows = await self._storage.pool.fetch(
+        rows = await (await self._pool()).fetch(
             statement, since, until, _rank(severity), limit, timeout=_SCAN_TIMEOUT
         )
         name = {"severity": _name_of_rank, "hour": "{:02}".format}.get(by, str)
@@ -134,7 +141,7 @@ class Analyzer:
         if totals.first is None or totals.last is None:
             return []
         width = bucket or _width(totals.last - totals.first)
-        rows = await self._storage.pool.fetch(
+        rows = await (await self._pool()).fetch(
             questions.TIMELINE,
             since,
             until,
@@ -187,7 +194,7 @@ class Analyzer:
         severity: Severity | None = None,
     ) -> dict[str, list[int]]:
         """Return the errors of each hour of the day (UTC), of the commonest modules."""
-        rows = await self._storage.pool.fetch(
+        rows = await (await self._pool()).fetch(
             questions.HEAT, since, until, _rank(severity), limit, timeout=_SCAN_TIMEOUT
         )
         found: dict[str, list[int]] = {}
@@ -207,7 +214,7 @@ class Analyzer:
 
         With *severity*, groups that had never been so bad before.
         """
-        pool = self._storage.pool
+        pool = await self._pool()
         rows = await pool.fetch(
             questions.NEW,
             moment,
@@ -233,7 +240,7 @@ class Analyzer:
         severity: Severity | None = None,
     ) -> int:
         """Return how many groups ``new_since()`` would have without a limit."""
-        found: int = await self._storage.pool.fetchval(
+        found: int = await (await self._pool()).fetchval(
             questions.NEW_COUNT,
             moment,
             until,
@@ -271,7 +278,7 @@ class Analyzer:
     ) -> list[Growth]:
         """Return groups more frequent in the last *window* than in the one before."""
         end = until or datetime.now(UTC)
-        rows = await self._storage.pool.fetch(
+        rows = await (await self._pool()).fetch(
             questions.GROWTH,
             end - 2 * window,
             end - window,
@@ -307,7 +314,7 @@ class Analyzer:
         Time is cut into slots of *window*; the forty groups that occur in most
         slots are compared, however many errors they have.
         """
-        rows = await self._storage.pool.fetch(
+        rows = await (await self._pool()).fetch(
             questions.CORRELATIONS,
             since,
             until,

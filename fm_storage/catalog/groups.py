@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
+from fm_storage.catalog.grouping import group_ungrouped
 from fm_storage.catalog.prepared import RANKS
 from fm_storage.catalog.store import ENTRY_COLUMNS, SEVERITY_OF_RANK, entry_of
 from fm_storage.postgres import Sql
 from fm_storage.repositories import ErrorEntry, Severity
 
 if TYPE_CHECKING:
-    from fm_storage.postgres import Executor, Record
+    from fm_storage.postgres import Pool, Record
 
 __all__ = ["ErrorGroup", "fetch_groups"]
 
@@ -88,7 +89,7 @@ class ErrorGroup:
 
 
 async def fetch_groups(
-    executor: Executor,
+    pool: Pool,
     *,
     limit: int = 20,
     module: str | None = None,
@@ -131,7 +132,8 @@ async def fetch_groups(
         columns=ENTRY_COLUMNS,
         limit=len(values) + 1,
     )
-    rows = await executor.fetch(Sql(statement), *values, limit)
+    await group_ungrouped(pool)
+    rows = await pool.fetch(Sql(statement), *values, limit)
     return [_group_of(row) for row in rows]
 
 

@@ -142,7 +142,7 @@ JOIN busiest AS a ON a.fingerprint = p.first
 JOIN busiest AS b ON b.fingerprint = p.second
 JOIN fm_storage.fingerprints AS ga ON ga.fingerprint = p.first
 JOIN fm_storage.fingerprints AS gb ON gb.fingerprint = p.second
-WHERE p.together * s.total > a.slots * b.slots
+WHERE p.together * s.total > a.slots * b.slots * 1.1
 ORDER BY p.together / (a.slots + b.slots - p.together) * ln(p.together + 1) DESC,
   p.first, p.second
 LIMIT $5"""  # noqa: S608 - constant text

@@ -146,11 +146,17 @@ async def make_report(
             limit=limit,
             since=since,
             until=until,
-            severity=max(severity or Severity.ERROR, Severity.ERROR, key=RANKS.get),
+            severity=_at_least_error(severity),
             order="severity",
         ),
         examples=await analyzer.examples(shown, **period),  # type: ignore[arg-type]  # mixed values
     )
+
+
+def _at_least_error(severity: Severity | None) -> Severity:
+    if severity is None or RANKS[severity] < RANKS[Severity.ERROR]:
+        return Severity.ERROR
+    return severity
 
 
 def _lately(span: timedelta) -> timedelta:

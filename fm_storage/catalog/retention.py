@@ -1,46 +1,57 @@
-"""Deleting old errors in batches, with their groups and vectors.
+"""Deleting old errors in batches, with their vectors.
 
 Apart because deleting is the one thing that takes from the catalogue, and the
-one that could hold locks for long if it were done at once.
+one that could hold locks for long if it were done at once. The name of a group
+stays when its last error goes: an error that arrives at that moment needs it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from fm_storage.catalog.grouping import group_ungrouped
 from fm_storage.postgres import Sql
 from fm_storage.vector_state import delete_ctes
 
 if TYPE_CHECKING:
     from fm_storage._typing import Progress
-    from fm_storage.postgres import Executor
+    from fm_storage.postgres import Pool
 
-__all__ = ["purge_older"]
+__all__ = ["count_older", "purge_older"]
 
+# Each batch goes on where the one before ended: the index's entries of what was
+# deleted stay until vacuum, and would be passed again by every batch.
 _BATCH = """WITH doomed AS (
-  SELECT error_id FROM fm_storage.error_fingerprints
-  WHERE timestamp < $1 ORDER BY timestamp LIMIT $2
+  SELECT error_id, timestamp FROM fm_storage.error_fingerprints
+  WHERE timestamp < $1 AND timestamp >= $3 ORDER BY timestamp LIMIT $2
 ), gone AS (
   DELETE FROM project_errors AS e USING doomed
   WHERE e.id = doomed.error_id RETURNING e.id
 )"""
-_PURGE = Sql(_BATCH + " SELECT count(*) FROM gone")  # noqa: S608 - constant text
+_ANSWER = """ SELECT (SELECT count(*) FROM gone) AS gone, count(*) AS doomed,
+  max(timestamp) AS reached FROM doomed"""
+_PURGE = Sql(_BATCH + _ANSWER)
 _PURGE_WITH_VECTORS = Sql(
-    _BATCH  # noqa: S608 - constant text
+    _BATCH
     + ", "
-    + delete_ctes(collection="$3::text", point_id="gone.id::text", source="gone")
-    + " SELECT count(*) FROM gone"
+    + delete_ctes(collection="$4::text", point_id="gone.id::text", source="gone")
+    + _ANSWER
 )
-_EMPTY_GROUPS = Sql(
-    "DELETE FROM fm_storage.fingerprints AS g WHERE NOT EXISTS (SELECT FROM "
-    "fm_storage.error_fingerprints AS f WHERE f.fingerprint = g.fingerprint)"
-)
+_BEGINNING = datetime(1, 1, 1, tzinfo=UTC)
+_COUNT = Sql("SELECT count(*) FROM fm_storage.error_fingerprints WHERE timestamp < $1")
+
+
+async def count_older(pool: Pool, older_than: datetime) -> int:
+    """Return how many errors ``purge_older()`` would delete."""
+    await group_ungrouped(pool)
+    found: int = await pool.fetchval(_COUNT, older_than)
+    return found
 
 
 async def purge_older(
-    executor: Executor,
+    pool: Pool,
     older_than: datetime,
     *,
     collection: str | None,
@@ -49,19 +60,20 @@ async def purge_older(
     delivered: Callable[[], None],
 ) -> int:
     """Delete errors from before *older_than*; see ``ErrorManager.purge()``."""
-    deleted = 0
-    count: int
+    await group_ungrouped(pool)
+    deleted: int = 0
+    reached = _BEGINNING
     while True:
+        values = (older_than, batch_size, reached)
         if collection is None:
-            count = await executor.fetchval(_PURGE, older_than, batch_size)
+            row = await pool.fetchrow(_PURGE, *values)
         else:
-            count = await executor.fetchval(
-                _PURGE_WITH_VECTORS, older_than, batch_size, collection
-            )
+            row = await pool.fetchrow(_PURGE_WITH_VECTORS, *values, collection)
             delivered()
-        deleted += count
+        assert row is not None  # noqa: S101 - an aggregate has one row
+        deleted += row["gone"]
         if progress is not None:
             progress(deleted, None)
-        if count < batch_size:
-            break
-    return deleted
+        if not row["gone"] or row["doomed"] < batch_size:
+            return deleted
+        reached = row["reached"]

@@ -8,16 +8,16 @@ always what the table holds.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from fm_storage.catalog.grouping import group_ungrouped
 from fm_storage.catalog.prepared import RANKS
 from fm_storage.catalog.store import ENTRY_COLUMNS, entry_of
-from fm_storage.errors import ConfigurationInvalid
+from fm_storage.errors import ConfigurationInvalid, StorageError
 from fm_storage.postgres import Sql
 from fm_storage.repositories import ErrorEntry, Severity
 
@@ -30,18 +30,23 @@ CHANNEL = "fm_storage_errors"
 """Notified, at most a few times a second and process, after errors were committed."""
 
 _BACKSTOP = 2.0
+_PAUSE = 0.1
 _OVERLAP = timedelta(seconds=30)
-_REMEMBERED = 20_000
-_MOST = 5000
+_REPLAYING = timedelta(minutes=10)
+_CHUNK = 500
 
 # An error is committed some time after it happened, so each look goes back a
-# while and what was shown already is left out.
+# while and what was shown already is left out. Only ids are read for that.
 _NEWER = Sql(
-    f"""SELECT {ENTRY_COLUMNS}
-FROM fm_storage.error_fingerprints AS f
-JOIN project_errors AS e ON e.id = f.error_id
-WHERE f.timestamp >= $1 AND f.severity >= $2 AND ($3::text IS NULL OR e.module = $3)
-ORDER BY f.timestamp DESC LIMIT {_MOST}"""  # noqa: S608 - constant text
+    """SELECT error_id, timestamp FROM fm_storage.error_fingerprints
+WHERE timestamp >= $1 AND severity >= $2
+  AND ($3::text IS NULL OR fingerprint IN (
+    SELECT fingerprint FROM fm_storage.fingerprints WHERE module = $3))
+ORDER BY timestamp, error_id"""
+)
+_ENTRIES = Sql(
+    f"SELECT {ENTRY_COLUMNS} FROM project_errors AS e "  # noqa: S608 - constant text
+    "WHERE e.id = ANY($1::uuid[]) ORDER BY e.timestamp, e.id"
 )
 
 
@@ -51,27 +56,35 @@ async def tail_errors(
 ) -> AsyncIterator[AsyncIterator[ErrorEntry]]:
     """Yield an endless iterator over new errors; see ``ErrorManager.tail()``."""
     async with AsyncExitStack() as stack:
-        wait = await _waiter(pool, stack)
-        entries = _follow(pool, wait, module, RANKS[severity] if severity else 0)
-        stack.push_async_callback(entries.aclose)  # type: ignore[attr-defined]  # a generator
+        waiter = await _waiter(pool, stack)
+        follower = _Follower(pool, waiter, module, RANKS[severity] if severity else 0)
+        entries = follower.entries()
+        stack.push_async_callback(entries.aclose)
         yield entries
 
 
 class _Waiter:
-    """Waits for a notification, or for a moment."""
+    """Waits for a notification, or for a moment; knows whether any were missed."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self.missed = False
 
-    def set(self) -> None:
+    def set(self, *, missed: bool = False) -> None:
+        self.missed |= missed
         self._event.set()
 
     async def wait(self) -> None:
+        # Not wait_for(): before Python 3.12 it swallows a cancellation that comes
+        # together with the event.
         try:
-            await asyncio.wait_for(self._event.wait(), _BACKSTOP)
+            async with asyncio.timeout(_BACKSTOP):
+                await self._event.wait()
         except TimeoutError:
             return
         self._event.clear()
+        # Notifications come in flocks: one look answers several.
+        await asyncio.sleep(_PAUSE)
 
 
 async def _waiter(pool: Pool, stack: AsyncExitStack) -> _Waiter:
@@ -82,8 +95,8 @@ async def _waiter(pool: Pool, stack: AsyncExitStack) -> _Waiter:
         return waiter  # a pooler is in the way: look now and then
 
     async def relay() -> None:
-        async for _ in subscription:
-            waiter.set()
+        async for heard in subscription:
+            waiter.set(missed=heard.missed)
 
     task = asyncio.create_task(relay(), name="fm_storage tail")
 
@@ -95,22 +108,81 @@ async def _waiter(pool: Pool, stack: AsyncExitStack) -> _Waiter:
     return waiter
 
 
-async def _follow(
-    pool: Pool, waiter: _Waiter, module: str | None, least: int
-) -> AsyncIterator[ErrorEntry]:
-    start = datetime.now(UTC)
-    latest = start
-    shown: OrderedDict[UUID, None] = OrderedDict()
-    while True:
-        since = max(start, latest - _OVERLAP)
-        rows = await pool.fetch(_NEWER, since, least, module)
-        for row in reversed(rows):
-            entry = entry_of(row)
-            if entry.id in shown:
+class _Follower:
+    """Looks again and again, and shows what it has not shown.
+
+    While the server is away, what happens lies in the spools of those whom it
+    happens to, and is replayed minutes later with the time at which it happened:
+    so for a while after an outage each look goes back to before its beginning.
+    """
+
+    def __init__(
+        self, pool: Pool, waiter: _Waiter, module: str | None, least: int
+    ) -> None:
+        self._pool = pool
+        self._waiter = waiter
+        self._module = module
+        self._least = least
+        self._start = self._looked = datetime.now(UTC)
+        self._shown: dict[UUID, datetime] = {}
+        self._away: tuple[datetime, datetime] | None = None  # since, noticed last
+
+    async def entries(self) -> AsyncGenerator[ErrorEntry]:
+        """Yield new errors for ever; a server that is away is waited for.
+
+        Raises:
+            StorageError: One that waiting does not mend.
+        """
+        while True:
+            try:
+                new = await self._look()
+            except StorageError as exc:
+                if not exc.retryable:
+                    raise
+                self._note_away()
+                await asyncio.sleep(_PAUSE)
                 continue
-            shown[entry.id] = None
-            latest = max(latest, entry.timestamp)
-            yield entry
-        while len(shown) > _REMEMBERED:
-            shown.popitem(last=False)
-        await waiter.wait()
+            for at in range(0, len(new), _CHUNK):
+                for entry in await self._fetch(new[at : at + _CHUNK]):
+                    yield entry
+            await self._waiter.wait()
+
+    async def _look(self) -> list[UUID]:
+        if self._waiter.missed:
+            self._note_away()
+            self._waiter.missed = False
+        begin = datetime.now(UTC)
+        since = max(self._start, self._horizon(begin))
+        await group_ungrouped(self._pool)
+        rows = await self._pool.fetch(_NEWER, since, self._least, self._module)
+        self._looked = begin
+        self._shown = {k: at for k, at in self._shown.items() if at >= since}
+        new = [row for row in rows if row[0] not in self._shown]
+        self._shown.update((row[0], row[1]) for row in new)
+        return [row[0] for row in new]
+
+    async def _fetch(self, ids: list[UUID]) -> list[ErrorEntry]:
+        while True:
+            try:
+                rows = await self._pool.fetch(_ENTRIES, ids)
+            except StorageError as exc:
+                if not exc.retryable:
+                    raise
+                self._note_away()
+                await asyncio.sleep(_PAUSE)
+            else:
+                return [entry_of(row) for row in rows]
+
+    def _note_away(self) -> None:
+        since = self._looked if self._away is None else self._away[0]
+        self._away = (since, datetime.now(UTC))
+
+    def _horizon(self, now: datetime) -> datetime:
+        """Return how far a look goes back."""
+        reach = self._looked
+        if self._away is not None:
+            if now - self._away[1] > _REPLAYING:
+                self._away = None
+            else:
+                reach = min(reach, self._away[0])
+        return reach - _OVERLAP

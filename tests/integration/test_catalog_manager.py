@@ -299,15 +299,14 @@ async def test_purge_takes_rows_groups_and_vectors(errors, storage):
 
 async def test_tail_shows_new_errors_of_other_managers(errors, storage):
     """Woken by LISTEN: what is recorded elsewhere appears, filtered."""
-    async with errors.tail(severity="ERROR") as entries:
-        first = asyncio.ensure_future(anext(entries))
-        await asyncio.sleep(0.1)
-        async with ErrorManager(storage) as other:
-            await other.record("quiet", module="m", severity="INFO")
-            recorded = await other.record("loud", module="m")
-            assert (await asyncio.wait_for(first, 5)).id == recorded.id
-            second = await other.record("louder", module="m")
-            assert (await asyncio.wait_for(anext(entries), 5)).id == second.id
+    # Inside the block it listens already, and looks back to its beginning.
+    async with errors.tail(severity="ERROR") as entries, ErrorManager(storage) as other:
+        await other.record("quiet", module="m", severity="INFO")
+        recorded = await other.record("loud", module="m")
+        assert (await asyncio.wait_for(anext(entries), 20)).id == recorded.id
+        waiting = asyncio.ensure_future(anext(entries))
+        second = await other.record("louder", module="m")
+        assert (await asyncio.wait_for(waiting, 20)).id == second.id
 
 
 async def test_payload_and_json_stay_small_and_plain(errors, storage):
