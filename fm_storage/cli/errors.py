@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
-from rich.table import Table
 from rich.text import Text
 
 from fm_storage.cli.common import (
     Settings,
-    ago,
-    console,
     json_option,
     plain,
     print_json,
     with_storage,
 )
 from fm_storage.cli.errors_options import filters, severity_text
+from fm_storage.cli.errors_tables import (
+    Row,
+    latest_row,
+    print_entry,
+    print_rows,
+    say_nothing,
+    when,
+)
 from fm_storage.cli.errors_work import ingest, purge, report, tail
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from fm_storage.catalog import ErrorGroup, SimilarEntry
     from fm_storage.manager import StorageManager
     from fm_storage.repositories import ErrorEntry
@@ -38,7 +42,8 @@ Examples:
   fm-storage errors ingest server.log        put a log into the catalogue
   fm-storage errors groups --since 1d        what happened most since yesterday
   fm-storage errors similar 'read timeout'   errors that look like this text
-  fm-storage errors show 01a1ffd8-…          one error, with its trace
+  fm-storage errors list --group 25b9c7e2…   the errors of one group
+  fm-storage errors show 01a1ffd8            one error, with its trace
   fm-storage errors tail -f --severity error new errors, as they happen
   fm-storage errors report errors.html       one page for a colleague
   fm-storage errors purge --older-than 90d   forget what is old
@@ -56,6 +61,7 @@ for _command in (ingest, purge, report, tail):
 
 @errors.command("list")
 @filters
+@click.option("--group", metavar="GROUP", help="Only this group (see 'errors groups').")
 @json_option
 @click.pass_obj
 def list_errors(
@@ -65,62 +71,94 @@ def list_errors(
     severity: str | None,
     since: datetime | None,
     limit: int,
+    group: str | None,
     as_json: bool,
 ) -> None:
     """List the latest errors, newest first."""
+    if group is not None and not _is_group(group):
+        raise click.BadParameter(
+            "a group has sixteen hexadecimal digits; 'fm-storage errors groups' "
+            "shows them",
+            param_hint="--group",
+        )
 
     async def job(storage: StorageManager) -> list[ErrorEntry]:
         from fm_storage.catalog.latest import fetch_latest  # noqa: PLC0415 - lazy
 
         return await fetch_latest(
-            storage.pool, limit=limit, module=module, severity=severity, since=since
+            storage.pool,
+            limit=limit,
+            module=module,
+            severity=severity,
+            since=since,
+            group=group,
         )
 
     found = with_storage(settings, job, qdrant=None)
     if as_json:
         print_json([dataclasses.asdict(entry) for entry in found])
-        return
-    _print_entries(found)
+    elif found:
+        titles = ("when", "severity", "module", "message", "id")
+        print_rows(titles, map(latest_row, found), whole=True)
+    else:
+        say_nothing(filtered=_filtered(module, severity, since, group))
 
 
 @errors.command()
-@click.argument("error_id", type=click.UUID)
+@click.argument("error_id", metavar="ID")
 @json_option
 @click.pass_obj
 def show(
     settings: Settings,
     *,
-    error_id: UUID,
+    error_id: str,
     as_json: bool,
 ) -> None:
-    """Show one error with its context and trace."""
+    """Show one error with its context and trace.
 
-    async def job(storage: StorageManager) -> ErrorEntry:
-        return await storage.error_entries.get_by_id(error_id)
+    ID is the id of an error or its beginning, or a group: of that the worst error
+    is shown.
+    """
 
-    entry = with_storage(settings, job, qdrant=None)
+    async def job(storage: StorageManager) -> list[ErrorEntry]:
+        from fm_storage.catalog.groups import fetch_groups, number_of  # noqa: PLC0415 - lazy
+        from fm_storage.catalog.latest import fetch_by_prefix  # noqa: PLC0415 - lazy
+
+        found = await fetch_by_prefix(storage.pool, error_id)
+        if not found and _is_group(error_id):
+            only = [number_of(error_id)]
+            groups = await fetch_groups(storage.pool, only=only)
+            found = [group.example for group in groups]
+        return found
+
+    try:
+        found = with_storage(settings, job, qdrant=None)
+    except ValueError:
+        raise click.BadParameter(
+            f"{error_id!r} is no id; 'fm-storage errors list' shows ids",
+            param_hint="ID",
+        ) from None
+    if not found:
+        raise click.ClickException(
+            f"no error has the id {error_id}; 'fm-storage errors list' shows ids"
+        )
+    if len(found) > 1:
+        ids = ", ".join(str(entry.id) for entry in found)
+        raise click.ClickException(f"several errors begin so: {ids}, …")
     if as_json:
-        print_json(dataclasses.asdict(entry))
+        print_json(dataclasses.asdict(found[0]))
         return
-    out = console()
-    for name in ("id", "timestamp", "severity", "module", "error_code"):
-        out.print(Text(f"{name:<11}", style="dim") + plain(getattr(entry, name)))
-    out.print()
-    out.print(plain(entry.message))
-    for key, value in (entry.manager_context or {}).items():
-        out.print(Text("  ") + plain(key) + Text(" = ") + plain(value))
-    if entry.stack_trace:
-        out.print()
-        out.print(plain(entry.stack_trace))
+    print_entry(found[0])
 
 
 @errors.command()
 @filters
 @click.option(
     "--order",
-    type=click.Choice(("count", "last_seen", "first_seen")),
+    type=click.Choice(("count", "severity", "last_seen", "first_seen")),
     default="count",
     show_default=True,
+    help="Commonest, worst, or newest first.",
 )
 @json_option
 @click.pass_obj
@@ -134,7 +172,11 @@ def groups(
     order: Any,  # noqa: ANN401 - one of the choices
     as_json: bool,
 ) -> None:
-    """List groups of equal errors, the commonest first."""
+    """List groups of equal errors, the commonest first.
+
+    'errors list --group GROUP' lists the errors of one, 'errors show GROUP' shows
+    its worst.
+    """
 
     async def job(storage: StorageManager) -> list[ErrorGroup]:
         from fm_storage.catalog import ErrorManager  # noqa: PLC0415 - heavy
@@ -148,16 +190,21 @@ def groups(
     if as_json:
         print_json([dataclasses.asdict(group) for group in found])
         return
-    table = Table("count", "severity", "module", "message", "last", box=None)
-    for group in found:
-        table.add_row(
-            Text(str(group.count), justify="right"),
+    if not found:
+        say_nothing(filtered=_filtered(module, severity, since))
+        return
+    widest = max(len(f"{group.count}") for group in found)
+    rows: list[Row] = [
+        (
+            Text(f"{group.count:>{widest}}"),
             severity_text(group.severity),
-            plain(group.module, limit=32),
-            plain(group.template, limit=60),
-            ago(group.last_seen),
+            plain(group.module, limit=28),
+            plain(group.template, limit=44),
+            Text(f"{group.fingerprint}  {when(group.last_seen)}"),
         )
-    _print_or_say(table, found)
+        for group in found
+    ]
+    print_rows(("count", "severity", "module", "message", "group, last"), rows)
 
 
 @errors.command()
@@ -176,13 +223,19 @@ def similar(
     as_json: bool,
 ) -> None:
     """List errors like TEXT, which may also be the id of an error."""
+    if not text.strip():
+        raise click.BadParameter("say what to look for", param_hint="TEXT")
 
     async def job(storage: StorageManager) -> tuple[list[SimilarEntry], int]:
         from fm_storage.catalog import ErrorManager  # noqa: PLC0415 - heavy
 
-        question: ErrorEntry | str = text
+        question: ErrorEntry | str | None = text
         if _is_uuid(text):
-            question = await storage.error_entries.get_by_id(UUID(text))
+            question = await storage.error_entries.find_by_id(UUID(text))
+        if question is None:
+            raise click.ClickException(
+                f"no error has the id {text}; 'fm-storage errors list' shows ids"
+            )
         async with ErrorManager(storage) as manager:
             hits = await manager.find_similar(
                 question, limit, module=module, severity=severity, since=since
@@ -198,37 +251,28 @@ def similar(
     if as_json:
         print_json([dataclasses.asdict(hit) for hit in found])
         return
-    table = Table("score", "severity", "module", "message", "when", box=None)
-    for hit in found:
-        table.add_row(
-            f"{hit.score:.3f}",
+    if not found:
+        say_nothing(filtered=_filtered(module, severity, since) or bool(pending))
+        return
+    rows: list[Row] = [
+        (
+            Text(f"{hit.score:.3f}"),
             severity_text(hit.entry.severity),
-            plain(hit.entry.module, limit=32),
-            plain(hit.entry.message, limit=60),
-            ago(hit.entry.timestamp),
+            plain(hit.entry.module, limit=28),
+            plain(hit.entry.message, limit=44),
+            Text(str(hit.entry.id)),
         )
-    _print_or_say(table, found)
+        for hit in found
+    ]
+    print_rows(("score", "severity", "module", "message", "id"), rows, whole=True)
 
 
-def _print_entries(found: Sequence[ErrorEntry]) -> None:
-    table = Table("when", "severity", "module", "message", box=None)
-    table.add_column("id", no_wrap=True, min_width=36)
-    for entry in found:
-        table.add_row(
-            f"{entry.timestamp:%Y-%m-%d %H:%M:%S}",
-            severity_text(entry.severity),
-            plain(entry.module, limit=28),
-            plain(entry.message, limit=44),
-            str(entry.id),
-        )
-    _print_or_say(table, found)
+def _filtered(*filters: object) -> bool:
+    return any(one is not None for one in filters)
 
 
-def _print_or_say(table: Table, found: Sequence[object]) -> None:
-    if found:
-        console().print(table)
-    else:
-        console().print(Text("none", style="dim"))
+def _is_group(text: str) -> bool:
+    return re.fullmatch("[0-9a-f]{16}", text) is not None
 
 
 def _is_uuid(text: str) -> bool:

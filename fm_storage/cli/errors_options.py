@@ -38,7 +38,12 @@ class _Moment(click.ParamType[datetime]):
         try:
             moment = datetime.fromisoformat(value)
         except ValueError:
-            self.fail(f"{value!r} is neither an age (2h, 7d) nor a time", param, ctx)
+            self.fail(
+                f"{value!r} is neither an age (90s, 15min, 2h, 7d, 4w) nor a time "
+                "(2024-01-31, 2024-01-31T12:00)",
+                param,
+                ctx,
+            )
         return moment if moment.tzinfo else moment.astimezone()
 
 
@@ -48,7 +53,14 @@ MOMENT = _Moment()
 def filters(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--module --severity --since --limit``."""
     for option in (
-        click.option("--limit", "-n", default=20, show_default=True, help="At most."),
+        click.option(
+            "--limit",
+            "-n",
+            type=click.IntRange(min=1),
+            default=20,
+            show_default=True,
+            help="At most.",
+        ),
         click.option("--since", type=MOMENT, help="2h, 7d, or a time."),
         click.option(
             "--severity",

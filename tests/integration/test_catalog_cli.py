@@ -36,10 +36,10 @@ def run(monkeypatch, dsn, vector_folder, tmp_path):
     monkeypatch.setenv("FM_STORAGE_QDRANT__URL", f"embedded:{vector_folder}")
     monkeypatch.setenv("FM_STORAGE_DATA_DIR", str(tmp_path / "data"))
 
-    def invoke(*arguments, code=0, **options):
+    def invoke(*arguments, code=0, both=False, **options):
         result = CliRunner().invoke(cli, ["errors", *map(str, arguments)], **options)
         assert result.exit_code == code, result.output
-        return result.stdout
+        return result.output if both else result.stdout
 
     return invoke
 
@@ -66,7 +66,14 @@ def test_a_log_is_ingested_listed_shown_grouped_and_compared(run, tmp_path):
     assert "item <n>" in run("groups")
     [top, *_] = json.loads(run("groups", "--json", "--order", "last_seen"))
     assert top["module"] == "shop.disk"
-    assert "none" in run("groups", "--since", "1h")
+    assert f"{top['fingerprint']}  2024-01-02" in run("groups")
+    assert top["module"] in run("groups", "--order", "severity", "-n", "1")
+    assert "no error matches" in run("groups", "--since", "1h", both=True)
+    of_group = run("list", "--group", top["fingerprint"])
+    assert "shop.disk" in of_group
+    assert "shop.cart" not in of_group
+    assert "OSError: gone" in run("show", first["id"][:13])
+    assert "OSError: gone" in run("show", top["fingerprint"])
 
     assert "shop.disk" in run("similar", "volume gone", "-n", "1")
     hits = json.loads(run("similar", first["id"], "--json"))
@@ -84,21 +91,82 @@ def test_the_report_is_written_and_old_errors_purged(run, tmp_path):
     assert page.read_text().startswith("<!doctype html>")
     assert json.loads(run("report", "--json"))["totals"]["groups"] == 2
     run("report", code=2)
-    assert "Delete every error" in run(
-        "purge", "--older-than", "7d", code=1, input="n\n"
-    )
+    assert run("report", "-").startswith("<!doctype html>")
+    asked = run("purge", "--older-than", "7d", code=1, input="n\n", both=True)
+    assert "Delete 21 errors" in asked
+    unanswered = run("purge", "--older-than", "7d", code=2, both=True)
+    assert "--yes deletes unasked" in unanswered
+    assert "nothing is deleted" in run("purge", "--older-than", "2000-01-01")
     assert "21 errors deleted" in run("purge", "--older-than", "7d", "--yes")
-    assert "none" in run("list")
+    assert run("list") == ""
+    assert "errors ingest LOG" in run("list", both=True)
 
 
 def test_mistakes_are_answered_in_one_line(run, tmp_path):
-    """A missing file, a binary file, an unknown id, an odd age."""
+    """A missing file, a binary file, unknown ids, odd ages and numbers."""
     run("ingest", tmp_path / "missing.log", code=2)
-    run("list", "--since", "yesterdayish", code=2)
+    assert "15min" in run("list", "--since", "yesterdayish", code=2, both=True)
+    assert "x>=1" in run("list", "-n", "0", code=2, both=True)
+    assert "errors groups" in run("list", "--group", "x", code=2, both=True)
     binary = tmp_path / "x.bin"
     binary.write_bytes(bytes(range(256)) * 99)
     run("ingest", binary, code=1)
-    run("show", uuid4(), code=1)
+    unknown = run("show", uuid4(), code=1, both=True)
+    assert "fm-storage errors list" in unknown
+    assert "find_by_id" not in unknown
+    assert "is no id" in run("show", "rosebud", code=2, both=True)
+    assert "shows ids" in run("similar", uuid4(), code=1, both=True)
+    run("similar", " ", code=2)
+    nowhere = run("report", tmp_path / "no" / "page.html", code=2, both=True)
+    assert "create it" in nowhere
+    run("report", "x.html", "--since", "1d", "--until", "2d", code=2)
+    assert "no error matches" in run("similar", "x", "--module", "m", both=True)
+
+
+def test_an_empty_catalogue_says_what_would_fill_it(run, tmp_path):
+    """Every reading command, and the page."""
+    for command in (["list"], ["groups"], ["similar", "x"], ["tail"]):
+        assert "errors ingest LOG" in run(*command, both=True)
+    assert json.loads(run("list", "--json")) == []
+    said = run("report", tmp_path / "page.html", both=True)
+    assert "errors ingest LOG" in said
+
+
+def test_a_log_may_be_piped_in_and_errors_out(run):
+    """A dash reads standard input; tail --json writes one object a line."""
+    assert "21 added" in run("ingest", "-", "--source", "pipe", input=LOG)
+    assert "21 known before" in run("ingest", "-", "--source", "pipe", input=LOG)
+    lines = run("tail", "-n", "3", "--json").splitlines()
+    assert [json.loads(line)["module"] for line in lines][-1] == "shop.disk"
+    assert len(lines) == 3
+
+
+async def test_a_pipe_that_never_ends_is_left_by_ctrl_c(child, dsn, tmp_path):
+    """Reading a pipe does not keep Ctrl-C waiting for the next line."""
+    ingest = await child(
+        "from fm_storage.cli import main; print('ready'); "
+        "main(['errors', 'ingest', '-'])",
+        FM_STORAGE_POSTGRES__DSN=dsn,
+        FM_STORAGE_QDRANT="none",
+        FM_STORAGE_DATA_DIR=str(tmp_path / "data"),
+    )
+    assert await ingest.line() == "ready"
+    await ingest.say("2024-01-02 03:04:05 ERROR [shop] gone")
+    await asyncio.sleep(1)
+    ingest.signal(signal.SIGINT)
+    assert await ingest.wait() == 130
+
+
+@pytest.mark.parametrize("width", [60, 140])
+def test_a_narrow_terminal_is_given_lines_that_fit(run, monkeypatch, width):
+    """Below a hundred columns one thing stands under the other, ids whole."""
+    monkeypatch.setattr("fm_storage.cli.common._WIDE", width)
+    run("ingest", "-", input=LOG)
+    [first, *_] = json.loads(run("list", "--json"))
+    for shown in (run("list"), run("groups"), run("similar", "volume")):
+        assert max(map(len, shown.splitlines())) <= width
+    assert first["id"] in run("list")
+    assert first["id"] in run("similar", "volume gone")
 
 
 def test_ages_and_times_are_understood():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import types
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,37 +15,14 @@ import uvicorn
 # Each starts a whole storage, which takes its time on a busy machine.
 pytestmark = pytest.mark.timeout(120)
 
-EXAMPLE = """\
-from contextlib import asynccontextmanager
-
-from fastapi import FastAPI
-from fastapi.responses import HTMLResponse
-
-from fm_storage import ErrorManager, StorageManager
-from fm_storage.catalog import CatalogMiddleware
+README = Path(__file__).parent.parent.parent / "README.md"
 
 
-@asynccontextmanager
-async def lifespan(app):
-    async with StorageManager() as storage, ErrorManager(storage) as errors:
-        app.state.errors = errors
-        yield
-
-
-app = FastAPI(lifespan=lifespan)
-app.add_middleware(CatalogMiddleware, errors=lambda: app.state.errors, module="shop")
-
-
-@app.post("/orders/{number}/pay")
-async def pay(number: int):
-    raise ConnectionError(f"gateway refused order {number}")
-
-
-@app.get("/errors", response_class=HTMLResponse)
-async def errors():
-    report = await app.state.errors.report(title="Shop")
-    return report.to_html()
-"""
+def example():
+    """Return the application that the README shows."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    [found] = [block for block in blocks if "CatalogMiddleware" in block]
+    return found
 
 
 async def test_a_fastapi_application_catalogues_and_reports_its_errors(
@@ -55,7 +34,7 @@ async def test_a_fastapi_application_catalogues_and_reports_its_errors(
     monkeypatch.setenv("FM_STORAGE_DATA_DIR", str(tmp_path / "data"))
     module = types.ModuleType("shop_example")
     monkeypatch.setitem(sys.modules, "shop_example", module)
-    exec(compile(EXAMPLE, "shop_example.py", "exec"), module.__dict__)  # noqa: S102 - our own example
+    exec(compile(example(), "shop_example.py", "exec"), module.__dict__)  # noqa: S102 - our own example
     config = uvicorn.Config(module.app, port=0, log_level="critical", ws="none")
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
@@ -73,5 +52,8 @@ async def test_a_fastapi_application_catalogues_and_reports_its_errors(
     server.should_exit = True
     await serving
     assert page.status_code == 200
-    assert "gateway refused order &lt;n&gt;" in page.text
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src &#x27;none&#x27;" in page.text
+    assert "3×" in page.text
+    assert "gateway refused order <i>&lt;n&gt;</i>" in page.text
     assert "/orders/" not in page.headers.get("location", "")

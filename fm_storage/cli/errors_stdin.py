@@ -1,0 +1,35 @@
+"""A log that is piped in.
+
+Apart, because a read that waits for a pipe cannot be interrupted from a thread:
+pipes and terminals are read by the loop, so that Ctrl-C ends them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import sys
+from collections.abc import AsyncIterator, Iterable
+from io import UnsupportedOperation
+
+__all__ = ["read_stdin"]
+
+_LINE = 1 << 26
+"""Longest line of a pipe, in bytes; a longer one cannot be told from no text."""
+
+
+async def read_stdin() -> Iterable[bytes] | AsyncIterator[bytes]:
+    """Return the lines of standard input, as they come."""
+    stream = sys.stdin.buffer
+    try:
+        waits = not stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (UnsupportedOperation, OSError):
+        waits = False  # not a file at all: in memory
+    if not waits:
+        return stream
+    reader = asyncio.StreamReader(limit=_LINE)
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), stream
+    )
+    return reader
