@@ -36,9 +36,9 @@ _READ_ONLY = "25006"
 # Two narrow indexes side by side; the wide rows are not touched.
 _MISSING = Sql(
     """SELECT e.id FROM project_errors AS e
-WHERE e.id > $1 AND NOT EXISTS (
+WHERE e.id > $1 AND e.id <= $2 AND NOT EXISTS (
   SELECT FROM fm_storage.error_fingerprints AS f WHERE f.error_id = e.id)
-ORDER BY e.id LIMIT $2"""
+ORDER BY e.id LIMIT $3"""
 )
 # Locked against deletion, which takes the group's row with it; in order of id, so
 # that two who do the same cannot deadlock.
@@ -63,7 +63,7 @@ _GROUP = Sql(
   ON CONFLICT (error_id) DO NOTHING RETURNING 1
 ) SELECT count(*) FROM mark"""
 )
-_FIRST = UUID(int=0)
+_WHOLE = (UUID(int=0), UUID(int=(1 << 128) - 1))
 
 # When each pool's catalogue was last compared as a whole.
 _compared: WeakKeyDictionary[Pool, float] = WeakKeyDictionary()
@@ -73,16 +73,18 @@ async def group_ungrouped(pool: Pool) -> int:
     """Group the errors that have no group yet; return how many that were.
 
     The first call, and then one a minute, compares the whole catalogue (a third
-    of a second for a million errors); those between look at the ids of the last
-    ten minutes, which is where ids that are made now fall (UUID version 7). In
+    of a second for a million errors); those between look at the ids of these ten
+    minutes, which is where ids that are made now fall (UUID version 7). In
     batches of short transactions; if cancelled, whole batches are done. Where
     nothing may be written, nothing is, and the rest goes on.
     """
     now = monotonic()
     whole = now - _compared.get(pool, -_WHOLE_EVERY) >= _WHOLE_EVERY
     done = 0
-    after = _FIRST if whole else _recent()
-    while rows := await pool.fetch(_MISSING, after, _BATCH, timeout=_SCAN_TIMEOUT):
+    after, last = _WHOLE if whole else _recent()
+    while rows := await pool.fetch(
+        _MISSING, after, last, _BATCH, timeout=_SCAN_TIMEOUT
+    ):
         missing = [row[0] for row in rows]
         after = missing[-1]
         try:
@@ -97,9 +99,15 @@ async def group_ungrouped(pool: Pool) -> int:
     return done
 
 
-def _recent() -> UUID:
-    """Return the least id of version 7 that is ten minutes old."""
-    return UUID(int=int((time() - _RECENT) * 1000) << 80)
+def _recent() -> tuple[UUID, UUID]:
+    """Return the least and the greatest id of version 7 of these minutes.
+
+    Random ids (version 4) lie between as good as never: they wait for the whole
+    comparison, and do not make this one long.
+    """
+    now = time()
+    first, last = (int((now + span) * 1000) << 80 for span in (-_RECENT, _RECENT))
+    return UUID(int=first), UUID(int=last)
 
 
 async def _group(ids: list[UUID], pool: Pool) -> int:
