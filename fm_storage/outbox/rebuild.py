@@ -1,10 +1,15 @@
 """Recreating a collection from PostgreSQL behind its name, while writes go on.
 
 A fresh collection is filled from ``vector_state`` in the order of ids; drainers
-go on writing to the old one. Then the name is exchanged and the moment recorded:
-a delivery claimed before that moment does not count and is made again, so
-nothing that was on its way into the old collection is lost. Whatever else
-changed while the new one was filled is found by comparing, and mended.
+go on writing to the old one. What became newer meanwhile is copied in passes
+over the versions, until a pass finds next to nothing; only then is the name
+exchanged, by the same call as in ``QdrantStore.reindex()``. The moment is
+recorded: a delivery claimed before it does not count and is made again, so
+nothing that was on its way into the old collection is lost. What slipped
+through between the last pass and the exchange is found by comparing, and mended.
+
+Killed at any instant, the next call goes on: the row in ``vector_rebuild`` says
+how far this one was, until everything is done.
 """
 
 from __future__ import annotations
@@ -12,9 +17,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from fm_storage.config import CollectionConfig
 from fm_storage.errors import (
@@ -24,11 +31,11 @@ from fm_storage.errors import (
     InvalidVector,
     LockTimeout,
 )
-from fm_storage.outbox.points import point_of
+from fm_storage.outbox.points import point_of, spec_of
 from fm_storage.outbox.reconcile import Reconciler
 from fm_storage.outbox.results import RebuildReport
 from fm_storage.postgres import Pool, Sql
-from fm_storage.vector_state import VERSION_KEY
+from fm_storage.vector_state import VERSION_KEY, decode_id
 
 if TYPE_CHECKING:
     from fm_storage._typing import Progress
@@ -39,24 +46,44 @@ __all__ = ["Rebuilder"]
 _log = logging.getLogger("fm_storage.outbox")
 
 _PAGE = 500
+_PASSES = 8
 _EXCHANGES = 20
 _BETWEEN_EXCHANGES = 0.05
 
 _TRY_LOCK = "SELECT pg_try_advisory_lock(hashtext('fm_storage.rebuild'), hashtext($1))"
 
+_VERSION = "SELECT last_value FROM fm_storage.vector_version"
+
 _BEGIN = Sql("""
-INSERT INTO fm_storage.vector_rebuild AS r (collection, target) VALUES ($1, $2)
-ON CONFLICT (collection) DO UPDATE SET
-  target = CASE WHEN r.filling THEN r.target ELSE EXCLUDED.target END,
-  reached = CASE WHEN r.filling THEN r.reached ELSE '' END,
-  copied = CASE WHEN r.filling THEN r.copied ELSE 0 END,
-  started_at = CASE WHEN r.filling THEN r.started_at ELSE now() END,
-  filling = TRUE
-RETURNING target, reached, copied""")
+WITH begun AS (
+  INSERT INTO fm_storage.vector_rebuild AS r (collection, target) VALUES ($1, $2)
+  ON CONFLICT (collection) DO UPDATE SET
+    target = CASE WHEN r.filling THEN r.target ELSE EXCLUDED.target END,
+    reached = CASE WHEN r.filling THEN r.reached ELSE '' END,
+    copied = CASE WHEN r.filling THEN r.copied ELSE 0 END,
+    started_at = CASE WHEN r.filling THEN r.started_at ELSE now() END,
+    filling = TRUE
+  RETURNING collection, target, reached, copied
+), noted AS (
+  INSERT INTO fm_storage.vector_exchange AS e (collection, target, since)
+  SELECT b.collection, b.target, v.last_value
+  FROM begun AS b, fm_storage.vector_version AS v
+  ON CONFLICT (collection) DO UPDATE SET
+    since = CASE WHEN e.target = EXCLUDED.target THEN e.since ELSE EXCLUDED.since END,
+    target = EXCLUDED.target
+  RETURNING since, previous
+)
+SELECT target, reached, copied, since, previous FROM begun, noted""")
 
 _LIVE_PAGE = Sql("""
 SELECT point_id, ver, vectors, payload FROM fm_storage.vector_state
 WHERE collection = $1 AND point_id > $2 AND op = 'u' AND vectors IS NOT NULL
+ORDER BY point_id LIMIT $3""")
+
+_NEWER_PAGE = Sql("""
+SELECT point_id, ver, op, vectors, payload FROM fm_storage.vector_state
+WHERE collection = $1 AND point_id > $2 AND ver > $4
+  AND (op = 'd' OR vectors IS NOT NULL)
 ORDER BY point_id LIMIT $3""")
 
 _COUNT = Sql("""
@@ -67,9 +94,37 @@ _REACHED = Sql("""
 UPDATE fm_storage.vector_rebuild SET reached = $2, copied = copied + $3
 WHERE collection = $1""")
 
+_ANEW = Sql("""
+WITH anew AS (
+  UPDATE fm_storage.vector_rebuild SET reached = '', copied = 0 WHERE collection = $1
+)
+UPDATE fm_storage.vector_exchange SET since = v.last_value
+FROM fm_storage.vector_version AS v WHERE collection = $1 RETURNING since""")
+
+_LEAVING = Sql("""
+UPDATE fm_storage.vector_exchange SET previous = $2 WHERE collection = $1""")
+
 _FLIPPED = Sql("""
-UPDATE fm_storage.vector_rebuild SET filling = FALSE, flipped_at = clock_timestamp()
+UPDATE fm_storage.vector_rebuild SET flipped_at = clock_timestamp()
 WHERE collection = $1""")
+
+_ENDED = Sql("""
+WITH ended AS (
+  UPDATE fm_storage.vector_rebuild SET filling = FALSE WHERE collection = $1
+)
+UPDATE fm_storage.vector_exchange SET previous = NULL WHERE collection = $1""")
+
+
+@dataclass(slots=True)
+class _Run:
+    """One rebuild under way, as its rows say."""
+
+    collection: str
+    target: str
+    reached: str
+    copied: int
+    since: int
+    previous: str | None
 
 
 class Rebuilder:
@@ -101,22 +156,21 @@ class Rebuilder:
                 _BEGIN, collection, f"{collection}__{suffix}"
             )
             assert record is not None  # noqa: S101 - RETURNING after an upsert
-            target, reached, copied = record
-            resumed = not target.endswith(suffix)
+            run = _Run(collection, *record)
+            resumed = not run.target.endswith(suffix)
             present = await self._present(collection)
-            if present is None or present.name != target:
-                definition = (
-                    spec
-                    or self._configured(collection)
-                    or _spec_of(collection, present)
-                )
-                await self._store.ensure_collection_exists(target, definition)
-                copied = await self._fill(collection, target, reached, copied, progress)
-                await self._exchange(collection, target)
+            if present is None or present.name != run.target:
+                await self._prepare(run, spec, present)
+                await self._fill(run, progress)
+                await self._catch_up(run)
+                await self._exchange(run)
             await self._pool.execute(_FLIPPED, collection)
+            if run.previous is not None:
+                await self._store.delete_collection(run.previous)
             report = await self._reconciler.repair(collection)
-            _log.info("%s means %s now, %d points", collection, target, copied)
-            return RebuildReport(collection, target, copied, resumed, report)
+            await self._pool.execute(_ENDED, collection)
+            _log.info("%s means %s now, %d points", collection, run.target, run.copied)
+            return RebuildReport(collection, run.target, run.copied, resumed, report)
 
     @asynccontextmanager
     async def _alone(self, collection: str) -> AsyncIterator[None]:
@@ -138,28 +192,71 @@ class Rebuilder:
         except CollectionNotFound:
             return None
 
-    def _configured(self, collection: str) -> CollectionConfig | None:
-        return self._store.config.collections.get(collection)
+    async def _prepare(
+        self, run: _Run, spec: CollectionConfig | None, present: CollectionInfo | None
+    ) -> None:
+        """Make the target, unless an interrupted rebuild has made it."""
+        if await self._present(run.target) is not None:
+            return
+        definition = spec or self._store.config.collections.get(run.collection)
+        if definition is None:
+            if present is None:
+                raise CollectionNotFound(run.collection, operation="rebuild")
+            definition = spec_of(present)
+        await self._store.ensure_collection_exists(run.target, definition)
+        if run.reached:
+            # What had been copied has gone with the target: begin anew.
+            run.reached, run.copied = "", 0
+            run.since = await self._pool.fetchval(_ANEW, run.collection)
 
-    async def _fill(
-        self,
-        collection: str,
-        target: str,
-        reached: str,
-        copied: int,
-        progress: Progress | None,
-    ) -> int:
-        total: int = await self._pool.fetchval(_COUNT, collection)
+    async def _fill(self, run: _Run, progress: Progress | None) -> None:
+        total: int = await self._pool.fetchval(_COUNT, run.collection)
         while True:
-            rows = await self._pool.fetch(_LIVE_PAGE, collection, reached, _PAGE)
+            rows = await self._pool.fetch(
+                _LIVE_PAGE, run.collection, run.reached, _PAGE
+            )
             if not rows:
-                return copied
-            written = await self._write(target, [point_of(*row) for row in rows])
-            reached = rows[-1]["point_id"]
-            await self._pool.execute(_REACHED, collection, reached, written)
-            copied += written
+                return
+            written = await self._write(run.target, [point_of(*row) for row in rows])
+            run.reached = rows[-1]["point_id"]
+            run.copied += written
+            await self._pool.execute(_REACHED, run.collection, run.reached, written)
             if progress is not None:
-                progress(copied, total)
+                progress(run.copied, total)
+
+    async def _catch_up(self, run: _Run) -> None:
+        """Copy what became newer, until a pass finds less than a page of it."""
+        since = run.since
+        for _ in range(_PASSES):
+            begun: int = await self._pool.fetchval(_VERSION)
+            changed, reached = 0, ""
+            while rows := await self._pool.fetch(
+                _NEWER_PAGE, run.collection, reached, _PAGE, since
+            ):
+                reached = rows[-1]["point_id"]
+                changed += len(rows)
+                await self._apply(run.target, rows)
+            since = begun
+            if changed < _PAGE:
+                return
+
+    async def _apply(self, target: str, rows: Sequence[Any]) -> None:
+        """Bring one page of newer states into the target."""
+        await self._write(
+            target,
+            [
+                point_of(row["point_id"], row["ver"], row["vectors"], row["payload"])
+                for row in rows
+                if row["op"] == "u"
+            ],
+        )
+        deleted: dict[int | str | UUID, int] = {
+            decode_id(row["point_id"]): row["ver"] for row in rows if row["op"] == "d"
+        }
+        if deleted:
+            await self._store.delete_points(
+                target, list(deleted), newer_by=VERSION_KEY, up_to=deleted
+            )
 
     async def _write(self, target: str, points: list[Point]) -> int:
         """Write what the target takes; the drainer sets the others aside later."""
@@ -174,49 +271,24 @@ class Rebuilder:
                 break
         return len(points)
 
-    async def _exchange(self, collection: str, target: str) -> None:
-        """Make the name mean the target, and drop what it meant before."""
+    async def _exchange(self, run: _Run) -> None:
+        """Make the name mean the target, and note what it meant before."""
         for _ in range(_EXCHANGES):
             aliases = await self._store.list_aliases()
-            old = aliases.get(collection)
-            if old is None:
-                # An alias cannot have the name of a collection.
-                await self._store.delete_collection(collection)
+            # A collection of this name is retired where it can be renamed, and
+            # deleted by the exchange where it cannot.
+            run.previous = aliases.get(run.collection, f"{run.target}_before")
+            await self._pool.execute(_LEAVING, run.collection, run.previous)
             try:
-                await self._store.set_aliases({collection: target})
+                await self._store.exchange(
+                    run.collection, run.target, retired=f"{run.target}_before"
+                )
             except InvalidName:
                 # A drainer made the collection again at this very moment.
                 await asyncio.sleep(_BETWEEN_EXCHANGES)
                 continue
-            if old is not None and old != target:
-                await self._store.delete_collection(old)
             return
         raise LockTimeout(
-            f"collection {collection!r}: it is made again as often as it is "
+            f"collection {run.collection!r}: it is made again as often as it is "
             "exchanged; stop whoever ensures it under this name"
         )
-
-
-def _spec_of(collection: str, present: CollectionInfo | None) -> CollectionConfig:
-    """Return the definition of a collection as it is."""
-    if present is None:
-        raise CollectionNotFound(collection, operation="rebuild")
-    sparse: dict[str, Any] = {
-        name: _known(one, {"modifier"}) for name, one in present.sparse_vectors.items()
-    }
-    dense = {
-        name: _known(one, {"size", "distance"}) for name, one in present.vectors.items()
-    }
-    settings: dict[str, Any] = {
-        "sparse_vectors": sparse,
-        "payload_indexes": dict(present.payload_indexes),
-    }
-    if set(dense) == {""}:
-        settings |= dense[""]
-    else:
-        settings["vectors"] = dense
-    return CollectionConfig(**settings)
-
-
-def _known(settings: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key in keys and value}
