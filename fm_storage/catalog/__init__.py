@@ -6,8 +6,8 @@ from fm_storage.catalog.analyzer import Analyzer
 from fm_storage.catalog.capture import CatalogMiddleware
 from fm_storage.catalog.error_manager import ErrorManager, Recorded
 from fm_storage.catalog.groups import ErrorGroup
+from fm_storage.catalog.ingest_report import IngestReport
 from fm_storage.catalog.internal import spool_failed_start
-from fm_storage.catalog.reading import IngestReport
 from fm_storage.catalog.report import Report
 from fm_storage.catalog.similarity import SimilarEntry
 

@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from fm_storage._typing import Progress
+    from fm_storage.catalog.ingest_report import IngestReport
     from fm_storage.catalog.needs import Storage
-    from fm_storage.catalog.reading import IngestReport
     from fm_storage.vectors import Vectorizer
 
 __all__ = ["ErrorManager", "Recorded"]

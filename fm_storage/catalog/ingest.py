@@ -21,13 +21,12 @@ from contextlib import aclosing
 from datetime import UTC, tzinfo
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from fm_storage.catalog.reading import (
-    IngestReport,
-    LogReader,
-    open_log,
-    source_name,
-)
+from fm_storage.catalog.ingest_report import IngestReport
+from fm_storage.catalog.opening import open_log, source_name
+from fm_storage.catalog.reading import LogReader
+from fm_storage.catalog.reading_process import ReadingProcess, Task, worth_a_process
 from fm_storage.catalog.store import columns_of
+from fm_storage.hooks import outlast
 from fm_storage.repositories import Severity
 
 if TYPE_CHECKING:
@@ -60,21 +59,34 @@ async def ingest_log(
         name = source or "lines"
         reader = LogReader((), source=name, module=module, least=least, zone=zone)
         return await _pump(
-            _collected(log, reader, batch_size), reader, write, progress, None
+            _collected(log, reader, batch_size), reader.report, write, progress, None
         )
     if isinstance(log, str | os.PathLike):
         opened = await asyncio.to_thread(open_log, log)
-        reader = LogReader(
-            opened.lines(),
-            source=source or source_name(log),
-            module=module,
-            least=least,
-            zone=zone,
-            now=opened.modified,
-        )
+        name = source or source_name(log)
         try:
-            async with aclosing(_threaded(reader, batch_size)) as batches:
-                return await _pump(batches, reader, write, progress, opened.size)
+            if worth_a_process(opened.weight, zone):
+                task = Task(
+                    opened.file.fileno(),
+                    name,
+                    module,
+                    least,
+                    zone,
+                    opened.modified,
+                    batch_size,
+                )
+                return await _pump_apart(task, write, progress, opened.size)
+            reader = LogReader(
+                opened.lines(),
+                source=name,
+                module=module,
+                least=least,
+                zone=zone,
+                now=opened.modified,
+            )
+            return await _pump_here(
+                reader, batch_size, write, progress, total=opened.size
+            )
         finally:
             # Cancelled, a thread may still be reading: close behind it.
             await asyncio.to_thread(opened.close)
@@ -85,19 +97,48 @@ async def ingest_log(
         least=least,
         zone=zone,
     )
-    async with aclosing(_threaded(reader, batch_size)) as batches:
-        return await _pump(batches, reader, write, progress, None)
+    return await _pump_here(reader, batch_size, write, progress)
+
+
+async def _pump_here(
+    reader: LogReader,
+    size: int,
+    write: WriteColumns,
+    progress: Progress | None,
+    *,
+    total: int | None = None,
+) -> IngestReport:
+    """Store what a thread of this process reads."""
+    batches = reader.batches(size)
+
+    def following() -> list[list[Any]] | None:
+        batch = next(batches, None)
+        return None if batch is None else columns_of(batch)
+
+    async with aclosing(_ahead(following)) as columns:
+        return await _pump(columns, reader.report, write, progress, total)
+
+
+async def _pump_apart(
+    task: Task, write: WriteColumns, progress: Progress | None, total: int | None
+) -> IngestReport:
+    """Store what another process reads; it ends with this call, however that ends."""
+    child = await asyncio.to_thread(ReadingProcess, task)
+    try:
+        async with aclosing(_ahead(child.next)) as columns:
+            return await _pump(columns, child.report, write, progress, total)
+    finally:
+        await outlast(lambda: asyncio.to_thread(child.close))
 
 
 async def _pump(
     batches: AsyncIterator[list[list[Any]]],
-    reader: LogReader,
+    report: IngestReport,
     write: WriteColumns,
     progress: Progress | None,
     total: int | None,
 ) -> IngestReport:
     """Store one batch while the next is being read; report after each."""
-    report = reader.report
     begin = time.perf_counter()
     writing: asyncio.Task[int] | None = None
 
@@ -127,19 +168,15 @@ async def _pump(
     return report
 
 
-async def _threaded(reader: LogReader, size: int) -> AsyncGenerator[list[list[Any]]]:
-    """Read, parse and mask in a thread, a batch ahead; the loop only waits.
+async def _ahead(
+    following: Callable[[], list[list[Any]] | None],
+) -> AsyncGenerator[list[list[Any]]]:
+    """Call *following* in a thread, a batch ahead, until it gives None.
 
     While one batch is being stored, the next lies ready and the one behind it is
     being read: otherwise whichever is faster waits for the other at each batch.
     Closed early, the thread ends with the batch that it is at.
     """
-    batches = reader.batches(size)
-
-    def following() -> list[list[Any]] | None:
-        batch = next(batches, None)
-        return None if batch is None else columns_of(batch)
-
     reading = asyncio.create_task(asyncio.to_thread(following))
     try:
         while (columns := await reading) is not None:

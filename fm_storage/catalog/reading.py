@@ -7,43 +7,25 @@ one line only.
 
 from __future__ import annotations
 
-import bz2
-import codecs
-import gzip
-import io
-import lzma
-import os
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from hashlib import blake2b
-from pathlib import Path
-from typing import IO, NoReturn, Protocol, cast
 from uuid import UUID
 
 from fm_storage.catalog.formats import LineParser
 from fm_storage.catalog.header import Header
+from fm_storage.catalog.ingest_report import IngestReport
+from fm_storage.catalog.opening import MAX_LINE
 from fm_storage.catalog.prepared import Prepared, prepare
-from fm_storage.errors import InvalidRecord
 from fm_storage.repositories import Severity
 
-__all__ = ["IngestReport", "LogReader", "OpenLog", "open_log", "source_name"]
+__all__ = ["LogReader"]
 
-_MAX_LINE = 256 * 1024
 _MAX_LINES = 2000
 _SAMPLES = 5
-_SNIFF = 8192
-_BINARY_SHARE = 0.05
-_GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"
-_UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
-_TEXT_CONTROLS = frozenset(b"\t\n\r\x0b\x0c\x1b\x08")
-
-# The name of a rotated or packed log without what rotation added to it.
-_ROTATED = re.compile(
-    r"(?:[.-](?:\d{1,10}|\d{4}-\d\d-\d\d(?:[T_-]\S*)?|gz|bz2|xz|old))+$"
-)
+_MAX_BATCH = 8 * 1024 * 1024
 
 # What begins an entry of its own even where no header is, and what continues one.
 _ALWAYS_NEW = re.compile(
@@ -61,177 +43,6 @@ _FRAME = re.compile(
 )
 _ANSI = re.compile(r"\x1b\[[0-9;:]*[A-Za-z]")
 _TRACED = frozenset({"WARNING", "ERROR", "CRITICAL"})
-
-
-@dataclass(slots=True)
-class IngestReport:
-    """What became of a log.
-
-    Attributes:
-        source: Name under which the entries were stored.
-        lines: Lines read.
-        entries: Entries recognised in them.
-        added: Entries that are new in the catalogue.
-        skipped: Entries below the least severity asked for.
-        unparsed: Lines that belong to no entry; *samples* shows the first ones.
-        truncated: Lines or traces too long to be kept whole.
-        formats: How many headers each format recognised.
-        seconds: Time taken.
-    """
-
-    source: str
-    lines: int = 0
-    bytes: int = 0
-    entries: int = 0
-    added: int = 0
-    skipped: int = 0
-    unparsed: int = 0
-    truncated: int = 0
-    samples: list[str] = field(default_factory=list)
-    formats: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        """Say in one line what a person wants to know."""
-        counts = f"{self.lines} lines, {self.entries} entries"
-        parts = [f"{counts}: {self.added} added, {self.duplicates} known before"]
-        if self.skipped:
-            parts.append(f"{self.skipped} below the severity asked for")
-        if self.unparsed:
-            parts.append(f"{self.unparsed} lines not recognised")
-        if self.truncated:
-            parts.append(f"{self.truncated} lines cut")
-        return ", ".join(parts)
-
-    @property
-    def duplicates(self) -> int:
-        """Entries that the catalogue held already."""
-        return self.entries - self.skipped - self.added
-
-
-class ByteStream(Protocol):
-    """What a log is read from."""
-
-    def readline(self, size: int, /) -> bytes:
-        """Return the next line, or at most *size* bytes of it."""
-        ...
-
-    def close(self) -> None:
-        """Close what lies below."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class OpenLog:
-    """A log file, open.
-
-    Attributes:
-        stream: Its bytes, unpacked.
-        file: Its bytes as they lie on disk.
-        size: Bytes to be read, None if it is packed.
-        modified: When it was last written to.
-    """
-
-    stream: ByteStream
-    file: IO[bytes]
-    size: int | None
-    modified: datetime
-
-    def close(self) -> None:
-        """Close the stream, and the file below it (unpackers leave it open)."""
-        self.stream.close()
-        self.file.close()
-
-    def lines(self) -> Iterator[bytes]:
-        """Yield the lines; one without end comes in bounded pieces."""
-        while line := self.stream.readline(_MAX_LINE):
-            yield line
-
-
-def open_log(path: str | os.PathLike[str]) -> OpenLog:
-    """Open a log, packed (gz, bz2, xz) or not.
-
-    Raises:
-        InvalidRecord: It is empty, or it is not text.
-        OSError: It cannot be read.
-    """
-    shown = str(path)
-    raw = Path(path).open("rb")  # noqa: SIM115 - returned open
-    try:
-        about = os.fstat(raw.fileno())
-        modified = datetime.fromtimestamp(about.st_mtime, UTC)
-        head = raw.read(_SNIFF)
-        if not head:
-            _refuse(shown, "it is empty; nothing was ingested")
-        raw.seek(0)
-        unpacked = _unpacked(raw, head)
-        stream: IO[bytes] = raw if unpacked is None else unpacked
-        if unpacked is not None:
-            try:
-                head = stream.read(_SNIFF)
-                stream.seek(0)
-            except (OSError, EOFError, lzma.LZMAError, zlib.error) as exc:
-                _refuse(shown, f"it cannot be unpacked ({exc}); mend the file", exc)
-            if not head:
-                _refuse(shown, "it is empty inside; nothing was ingested")
-        size = about.st_size if unpacked is None else None
-        for mark, encoding in _UTF16.items():
-            if head.startswith(mark):
-                return OpenLog(_Recoded(stream, encoding), raw, size, modified)
-        _refuse_binary(shown, head)
-    except BaseException:
-        raw.close()
-        raise
-    return OpenLog(stream, raw, size, modified)
-
-
-def _unpacked(raw: IO[bytes], head: bytes) -> IO[bytes] | None:
-    if head.startswith(_GZIP):
-        return cast("IO[bytes]", gzip.GzipFile(fileobj=raw, mode="rb"))
-    if head.startswith(_BZIP2):
-        return cast("IO[bytes]", bz2.BZ2File(raw))
-    if head.startswith(_XZ):
-        return cast("IO[bytes]", lzma.LZMAFile(raw))
-    return None
-
-
-def _refuse(shown: str, problem: str, cause: BaseException | None = None) -> NoReturn:
-    raise InvalidRecord(f"log {shown!r}: {problem}", field="path") from cause
-
-
-def _refuse_binary(shown: str, head: bytes) -> None:
-    controls = sum(byte < 32 and byte not in _TEXT_CONTROLS for byte in head)  # noqa: PLR2004 - the controls
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)
-        valid = True
-    except UnicodeDecodeError:
-        valid = False
-    allowed = _BINARY_SHARE if valid else _BINARY_SHARE / 5
-    if controls > max(1, len(head) * allowed):
-        _refuse(
-            shown,
-            f"it is not text ({controls} control bytes among the first {len(head)}); "
-            "give a log file, packed with gzip, bzip2 or xz if you like",
-        )
-
-
-class _Recoded:
-    """A UTF-16 log, read as UTF-8."""
-
-    def __init__(self, stream: IO[bytes], encoding: str) -> None:
-        self._text = io.TextIOWrapper(stream, encoding, errors="replace", newline="\n")
-
-    def readline(self, size: int, /) -> bytes:
-        return self._text.readline(size).encode()
-
-    def close(self) -> None:
-        self._text.close()
-
-
-def source_name(path: str | os.PathLike[str]) -> str:
-    """Return the name of a log without its folder and what rotation added."""
-    name = Path(path).name
-    return _ROTATED.sub("", name) or name
 
 
 @dataclass(slots=True)
@@ -280,13 +91,18 @@ class LogReader:
         self.report = IngestReport(source=source, formats=self._parser.formats)
 
     def batches(self, size: int) -> Iterator[list[Prepared]]:
-        """Yield batches of at most *size* entries until the log ends."""
+        """Yield batches of at most *size* entries until the log ends.
+
+        One that holds much text ends earlier, so that memory stays bounded.
+        """
         batch: list[Prepared] = []
+        held = 0
         for entry in self._entries():
             batch.append(entry)
-            if len(batch) >= size:
+            held += len(entry.message) + len(entry.stack_trace or "")
+            if len(batch) >= size or held > _MAX_BATCH:
                 yield batch
-                batch = []
+                batch, held = [], 0
         if batch:
             yield batch
 
@@ -349,7 +165,7 @@ class LogReader:
             if len(report.samples) < _SAMPLES:
                 report.samples.append(line[:200])
             return None
-        if len(current.more) >= _MAX_LINES or current.size > _MAX_LINE:
+        if len(current.more) >= _MAX_LINES or current.size > MAX_LINE:
             report.truncated += 1
             return None
         if current.trace_at is None and (
@@ -441,8 +257,8 @@ def _headline(lines: list[str]) -> str | None:
 
 
 def _decode(raw: bytes) -> str:
-    if len(raw) > _MAX_LINE:
-        raw = raw[:_MAX_LINE]
+    if len(raw) > MAX_LINE:
+        raw = raw[:MAX_LINE]
     try:
         line = raw.decode()
     except UnicodeDecodeError:

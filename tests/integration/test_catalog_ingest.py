@@ -7,7 +7,7 @@ import gzip
 
 import pytest
 
-from fm_storage.catalog import ErrorManager
+from fm_storage.catalog import ErrorManager, ingest, reading_process
 from fm_storage.errors import InvalidRecord, StorageError
 
 # Each starts a whole storage, which takes its time on a busy machine.
@@ -57,6 +57,50 @@ async def test_the_same_log_again_adds_nothing_and_a_grown_one_only_the_rest(
     assert sum(group.count for group in groups) == 1000
     assert groups[0].template == "item <n> of order <n> failed"
     assert groups[0].example.manager_context["source"] in {"shop.log", "other host"}
+
+
+async def test_a_large_file_is_read_by_another_process_with_the_same_result(
+    errors, storage, tmp_path, monkeypatch
+):
+    """The ids are the same, so that the way it was read does not matter."""
+    path = tmp_path / "shop.log"
+    path.write_text("".join(LINES) + TRACE)
+    assert (await errors.ingest(path)).added == 500
+    monkeypatch.setattr(reading_process, "_WORTH", 0)
+    seen: list[tuple[int, int | None]] = []
+    report = await errors.ingest(
+        path, batch_size=150, progress=lambda done, total: seen.append((done, total))
+    )
+    assert (report.lines, report.entries, report.added) == (503, 500, 0)
+    assert seen[-1] == (path.stat().st_size, path.stat().st_size)
+    assert (await errors.ingest(path, source="other", severity="error")).added == 333
+    assert await storage.error_entries.count() == 833
+
+
+async def test_a_cancelled_ingest_ends_its_process(errors, tmp_path, monkeypatch):
+    """What was stored stays, and no child is left."""
+    monkeypatch.setattr(reading_process, "_WORTH", 0)
+    path = tmp_path / "shop.log"
+    path.write_text("".join(LINES * 40))
+    reached = asyncio.Event()
+    children = []
+    made = reading_process.ReadingProcess
+
+    def noted(task):
+        children.append(made(task))
+        return children[-1]
+
+    monkeypatch.setattr(ingest, "ReadingProcess", noted)
+    task = asyncio.create_task(
+        errors.ingest(path, batch_size=50, progress=lambda *_: reached.set())
+    )
+    await reached.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    [child] = children
+    assert child._child.returncode is not None
+    assert (await errors.ingest(path)).duplicates >= 50
 
 
 async def test_lines_are_taken_from_any_iterable(errors):

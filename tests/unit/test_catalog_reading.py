@@ -12,7 +12,8 @@ import pytest
 
 from fm_storage.catalog.formats import LineParser
 from fm_storage.catalog.levels import severity_of
-from fm_storage.catalog.reading import LogReader, open_log, source_name
+from fm_storage.catalog.opening import open_log, source_name
+from fm_storage.catalog.reading import LogReader
 from fm_storage.errors import InvalidRecord
 from fm_storage.repositories import Severity
 
@@ -465,3 +466,21 @@ def test_the_parser_counts_formats():
         parser.parse(line)
     assert parser.formats == {"iso": 2, "level": 1}
     assert parser.parse("") is None
+
+
+def test_a_batch_of_long_entries_ends_before_it_is_large():
+    """Whatever size of batch was asked for."""
+    frames = "".join(f'  File "a{n}.py", line {n}, in f\n' for n in range(1500))
+    lines = [
+        line.encode()
+        for n in range(400)
+        for line in (
+            f"2024-01-02 03:04:05 ERROR {n}\n",
+            "Traceback (most recent call last):\n",
+            *frames.splitlines(keepends=True),
+        )
+    ]
+    reader = LogReader(lines, source="s")
+    sizes = [len(batch) for batch in reader.batches(1000)]
+    assert sum(sizes) == 400
+    assert 1 < len(sizes) < 10
