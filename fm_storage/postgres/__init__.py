@@ -5,6 +5,7 @@ from __future__ import annotations
 from fm_storage.postgres.connection import Connection
 from fm_storage.postgres.copying import Encoded
 from fm_storage.postgres.executor import Executor, Record
+from fm_storage.postgres.files import CopyProgress
 from fm_storage.postgres.listen import Notification
 from fm_storage.postgres.pool import Pool
 from fm_storage.postgres.sql import Sql, quote_ident, quote_qualified
@@ -13,6 +14,7 @@ from fm_storage.postgres.transaction import Transaction
 
 __all__ = [
     "Connection",
+    "CopyProgress",
     "Encoded",
     "Executor",
     "Notification",

@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 from asyncpg import Record
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+    from collections.abc import (
+        AsyncIterable,
+        AsyncIterator,
+        Callable,
+        Iterable,
+        Sequence,
+    )
     from contextlib import AbstractAsyncContextManager
 
+    from fm_storage.postgres.files import CopyProgress, Format, Source, Target
     from fm_storage.postgres.transaction import Transaction
 
 __all__ = ["Executor", "Record", "Value"]
@@ -79,6 +86,44 @@ class Executor(Protocol):
         timeout: float | None = None,
     ) -> int:
         """Write rows by COPY, all or none, and return how many."""
+        ...
+
+    async def copy_from(
+        self,
+        table: str,
+        source: Source,
+        /,
+        *,
+        columns: Sequence[str] | None = None,
+        schema: str | None = None,
+        format: Format = "csv",  # noqa: A002 - the server's word
+        header: bool | None = None,
+        delimiter: str | None = None,
+        null: str | None = None,
+        progress: Callable[[CopyProgress], object] | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Write the rows of a file into a table, all or none; return how many."""
+        ...
+
+    async def copy_to(
+        self,
+        target: Target,
+        /,
+        *,
+        table: str | None = None,
+        query: str | None = None,
+        args: Sequence[Value] = (),
+        columns: Sequence[str] | None = None,
+        schema: str | None = None,
+        format: Format = "csv",  # noqa: A002 - the server's word
+        header: bool | None = None,
+        delimiter: str | None = None,
+        null: str | None = None,
+        progress: Callable[[CopyProgress], object] | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Write a table, or a query's rows, into a file; return how many rows."""
         ...
 
     def stream(

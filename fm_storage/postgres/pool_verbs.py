@@ -12,7 +12,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fm_storage.errors import ConnectionFailed, StorageError
-from fm_storage.postgres import copying, driver, tracing
+from fm_storage.postgres import driver, tracing
+from fm_storage.postgres.calls import Calls
 from fm_storage.postgres.errors import translate, unsent
 from fm_storage.postgres.reset import Effect, classify
 from fm_storage.postgres.slow import log_slow
@@ -21,17 +22,12 @@ from fm_storage.postgres.watch import GRACE
 
 if TYPE_CHECKING:
     from collections.abc import (
-        AsyncIterable,
         Awaitable,
         Callable,
-        Iterable,
         Sequence,
     )
 
-    from asyncpg import Record
-
     from fm_storage.config import PostgresConfig
-    from fm_storage.postgres.executor import Value
     from fm_storage.postgres.lender import Lender
     from fm_storage.postgres.link import Link
 
@@ -40,7 +36,7 @@ __all__ = ["PoolVerbs"]
 _REPEATS = 3
 
 
-class PoolVerbs:
+class PoolVerbs(Calls):
     """One statement on a borrowed connection. See ``Executor`` for the promises.
 
     A statement that only reads and whose connection broke is run again on
@@ -158,62 +154,3 @@ class PoolVerbs:
             self._lender.note(link, error)
         self._lender.give(link)
         return error
-
-    async def fetch(
-        self, sql: str, /, *args: Value, timeout: float | None = None
-    ) -> list[Record]:
-        """Run a statement and return all its rows."""
-        rows: list[Record] = await self._run(driver.fetch, sql, args, timeout)
-        return rows
-
-    async def fetchrow(
-        self, sql: str, /, *args: Value, timeout: float | None = None
-    ) -> Record | None:
-        """Run a statement and return its first row, or None."""
-        row: Record | None = await self._run(driver.fetchrow, sql, args, timeout)
-        return row
-
-    async def fetchval(
-        self, sql: str, /, *args: Value, column: int = 0, timeout: float | None = None
-    ) -> Value:
-        """Run a statement and return one value of its first row, or None."""
-        row = await self._run(driver.fetchrow, sql, args, timeout)
-        return None if row is None else row[column]
-
-    async def execute(
-        self, sql: str, /, *args: Value, timeout: float | None = None
-    ) -> str:
-        """Run a statement, or without parameters several, and return the tag."""
-        tag: str = await self._run(driver.execute, sql, args, timeout)
-        return tag
-
-    async def executemany(
-        self,
-        sql: str,
-        /,
-        rows: Iterable[Sequence[Value]],
-        *,
-        timeout: float | None = None,
-    ) -> None:
-        """Run a statement once for each row of parameters, all or none."""
-        await self._run(driver.executemany, sql, (rows,), timeout)
-
-    async def copy_records(
-        self,
-        table: str,
-        /,
-        *,
-        columns: Sequence[str],
-        records: Iterable[Sequence[Value]] | AsyncIterable[Sequence[Value]],
-        schema: str | None = None,
-        timeout: float | None = None,
-    ) -> int:
-        """Write rows by COPY, all or none, and return how many.
-
-        Without a timeout of its own a COPY may take as long as it needs.
-        """
-        job = copying.Copy(table, schema=schema, columns=columns, records=records)
-        done: int = await self._run(
-            job.run, job.sql, (), math.inf if timeout is None else timeout
-        )
-        return done

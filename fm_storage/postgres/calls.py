@@ -1,0 +1,201 @@
+"""The verbs by name, for pool, connection and transaction alike.
+
+Apart because what a verb promises (``Executor``) does not depend on where it runs:
+how a call of the driver is run, and under which rules, is ``_run()`` of each.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from fm_storage.postgres import copying, driver, files
+
+if TYPE_CHECKING:
+    from collections.abc import (
+        AsyncIterable,
+        Awaitable,
+        Callable,
+        Iterable,
+        Sequence,
+    )
+
+    from asyncpg import Record
+
+    from fm_storage.postgres.executor import Value
+
+__all__ = ["Calls"]
+
+
+class Calls:
+    """One statement a call. See ``Executor`` for the promises."""
+
+    async def _run(
+        self,
+        call: Callable[..., Awaitable[Any]],
+        sql: str,
+        args: Sequence[Any],
+        timeout: float | None,
+    ) -> Any:  # noqa: ANN401 - whatever the call returns
+        """Run one call of the driver under the rules of the subclass."""
+        raise NotImplementedError
+
+    async def fetch(
+        self, sql: str, /, *args: Value, timeout: float | None = None
+    ) -> list[Record]:
+        """Run a statement and return all its rows."""
+        rows: list[Record] = await self._run(driver.fetch, sql, args, timeout)
+        return rows
+
+    async def fetchrow(
+        self, sql: str, /, *args: Value, timeout: float | None = None
+    ) -> Record | None:
+        """Run a statement and return its first row, or None."""
+        row: Record | None = await self._run(driver.fetchrow, sql, args, timeout)
+        return row
+
+    async def fetchval(
+        self, sql: str, /, *args: Value, column: int = 0, timeout: float | None = None
+    ) -> Value:
+        """Run a statement and return one value of its first row, or None."""
+        row = await self._run(driver.fetchrow, sql, args, timeout)
+        return None if row is None else row[column]
+
+    async def execute(
+        self, sql: str, /, *args: Value, timeout: float | None = None
+    ) -> str:
+        """Run a statement, or without parameters several, and return the tag."""
+        tag: str = await self._run(driver.execute, sql, args, timeout)
+        return tag
+
+    async def executemany(
+        self,
+        sql: str,
+        /,
+        rows: Iterable[Sequence[Value]],
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        """Run a statement once for each row of parameters, all or none."""
+        await self._run(driver.executemany, sql, (rows,), timeout)
+
+    # Without a timeout of its own a COPY may take as long as it needs.
+
+    async def copy_records(
+        self,
+        table: str,
+        /,
+        *,
+        columns: Sequence[str],
+        records: Iterable[Sequence[Value]] | AsyncIterable[Sequence[Value]],
+        schema: str | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Write rows by COPY, all or none, and return how many."""
+        job = copying.Copy(table, schema=schema, columns=columns, records=records)
+        done: int = await self._run(
+            job.run, job.sql, (), math.inf if timeout is None else timeout
+        )
+        return done
+
+    async def copy_from(
+        self,
+        table: str,
+        source: files.Source,
+        /,
+        *,
+        columns: Sequence[str] | None = None,
+        schema: str | None = None,
+        format: files.Format = "csv",  # noqa: A002 - the server's word
+        header: bool | None = None,
+        delimiter: str | None = None,
+        null: str | None = None,
+        progress: Callable[[files.CopyProgress], object] | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Write the rows of a file into a table, all or none; return how many.
+
+        If cancelled, nothing is written.
+
+        Args:
+            table: The table.
+            source: A path, a binary file, or an async iterable of bytes, in UTF-8.
+            columns: The columns in the file's order; by default the table's.
+            schema: The table's schema, if not the search path's.
+            format: ``csv``, ``text`` or ``binary``, as the server defines them.
+            header: Whether the first line names columns and is skipped; CSV: yes.
+            delimiter: What stands between values; by default the format's.
+            null: What stands for NULL; by default the format's.
+            progress: Called on the loop as it goes on, and at the end.
+            timeout: Seconds; None is for ever.
+
+        Raises:
+            InvalidRecord: A value does not fit; ``index`` is its line.
+            OSError: The file cannot be read.
+        """
+        job = files.FileIn(
+            table,
+            source,
+            columns=columns,
+            schema=schema,
+            fmt=format,
+            header=header,
+            delimiter=delimiter,
+            null=null,
+            progress=progress,
+        )
+        return await job.copy(self._run, math.inf if timeout is None else timeout)
+
+    async def copy_to(
+        self,
+        target: files.Target,
+        /,
+        *,
+        table: str | None = None,
+        query: str | None = None,
+        args: Sequence[Value] = (),
+        columns: Sequence[str] | None = None,
+        schema: str | None = None,
+        format: files.Format = "csv",  # noqa: A002 - the server's word
+        header: bool | None = None,
+        delimiter: str | None = None,
+        null: str | None = None,
+        progress: Callable[[files.CopyProgress], object] | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Write a table, or a query's rows, into a file; return how many rows.
+
+        A path is written beside itself and renamed at the end: if the call fails or
+        is cancelled, what was there before is there still.
+
+        Args:
+            target: A path, or a binary file.
+            table: The table; or
+            query: a statement that gives rows, with ``$1`` … for
+            args: its values.
+            columns: The table's columns to write.
+            schema: The table's schema, if not the search path's.
+            format: ``csv``, ``text`` or ``binary``, as the server defines them.
+            header: Whether the first line names the columns; CSV: yes.
+            delimiter: What stands between values; by default the format's.
+            null: What stands for NULL; by default the format's.
+            progress: Called on the loop as it goes on, and at the end.
+            timeout: Seconds; None is for ever.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        job = files.FileOut(
+            target,
+            table=table,
+            query=query,
+            args=args,
+            columns=columns,
+            schema=schema,
+            fmt=format,
+            header=header,
+            delimiter=delimiter,
+            null=null,
+            progress=progress,
+        )
+        return await job.copy(self._run, math.inf if timeout is None else timeout)
