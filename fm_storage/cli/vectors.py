@@ -5,11 +5,10 @@ Opens the vector store alone; PostgreSQL is neither needed nor asked.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import orjson
@@ -40,6 +39,8 @@ __all__ = ["vectors"]
 
 T = TypeVar("T")
 
+_PARQUET = ".parquet"
+
 _NOT_INDEXED = (
     "Vectors that are not indexed are found as well: they are compared one by one, "
     "exactly.\nAn index is built by itself once enough of them are dense "
@@ -55,6 +56,7 @@ _NOT_INDEXED = (
         "  fm-storage vectors search docs 'pool timeout' by words, when lexical\n"
         "  fm-storage vectors search docs '[0.1, 0.7]'   by a vector\n"
         "  fm-storage vectors export docs -o docs.jsonl  lines of JSON\n"
+        "  fm-storage vectors export docs -o docs.parquet  or columns\n"
         "  fm-storage vectors import docs.jsonl          and back, anywhere\n"
     )
 )
@@ -297,27 +299,42 @@ def _progress(what: str) -> Iterator[Report]:
 @click.option(
     "-o",
     "--output",
-    type=click.File("wb"),
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
     default="-",
-    help="File; standard output by default.",
+    help="File (.parquet: columns instead of lines); standard output by default.",
 )
 @click.option("--filter", "chosen", help="Filter as JSON, in short form.")
 @click.pass_obj
 def export(
-    settings: Settings, *, collection: str, output: BinaryIO, chosen: str | None
+    settings: Settings, *, collection: str, output: Path, chosen: str | None
 ) -> None:
-    """Write COLLECTION as lines of JSON: its definition, then its points."""
-    from fm_storage.vectors.transfer import export_points  # noqa: PLC0415 - heavy
+    """Write COLLECTION as lines of JSON: its definition, then its points.
 
+    A file that ends in .parquet gets columns instead (fm-storage[parquet]).
+    """
     wanted = _json(chosen, "--filter")
+
+    async def job(store: QdrantStore, report: Report) -> int:
+        if output.suffix == _PARQUET:
+            from fm_storage.vectors.parquet import export_parquet  # noqa: PLC0415 - heavy
+
+            return await export_parquet(
+                store, collection, output, filter=wanted, progress=report
+            )
+        from fm_storage.vectors.transfer import export_points  # noqa: PLC0415 - heavy
+
+        # Lazy: a mistake must not empty the file that is there.
+        with click.open_file(str(output), "wb", lazy=True) as file:
+            return await export_points(
+                store,
+                collection,
+                lambda line: file.write(line),  # noqa: PLW0108 - opened at the first
+                filter=wanted,
+                progress=report,
+            )
+
     with _progress("exporting") as report:
-        done = _with(
-            settings,
-            lambda store: export_points(
-                store, collection, output.write, filter=wanted, progress=report
-            ),
-        )
-    output.flush()
+        done = _with(settings, lambda store: job(store, report))
     click.echo(f"{done} points exported", err=True)
 
 
@@ -333,16 +350,21 @@ def import_(settings: Settings, *, file: Path, collection: str | None) -> None:
 
     Points with the same id are replaced, so an interrupted import can be repeated.
     """
-    from fm_storage.vectors.transfer import import_points  # noqa: PLC0415 - heavy
 
-    with (
-        _progress("importing") as report,
-        sys.stdin.buffer if str(file) == "-" else file.open("rb") as lines,
-    ):
-        done = _with(
-            settings,
-            lambda store: import_points(
+    async def job(store: QdrantStore, report: Report) -> int:
+        if file.suffix == _PARQUET:
+            from fm_storage.vectors.parquet import import_parquet  # noqa: PLC0415 - heavy
+
+            return await import_parquet(
+                store, file, collection=collection, progress=report
+            )
+        from fm_storage.vectors.transfer import import_points  # noqa: PLC0415 - heavy
+
+        with click.open_file(str(file), "rb") as lines:
+            return await import_points(
                 store, lines, collection=collection, progress=report
-            ),
-        )
+            )
+
+    with _progress("importing") as report:
+        done = _with(settings, lambda store: job(store, report))
     click.echo(f"{done} points imported", err=True)

@@ -9,18 +9,23 @@ from contextlib import suppress
 from fm_storage.testing.server import QdrantTestServer
 
 
-async def _serve(port: int) -> None:
-    async with QdrantTestServer(port=port) as server:
+async def _serve(port: int, *, grpc: bool) -> None:
+    async with QdrantTestServer(port=port, grpc=grpc) as server:
         sys.stdout.write(f"{server.url}\n")
+        if grpc:
+            sys.stdout.write(f"{server.grpc_port}\n")
         sys.stdout.flush()
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
 def main() -> None:
-    """Serve until standard input ends; the first line said is the address."""
-    port = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+    """Serve until standard input ends: ``[PORT] [--grpc]``.
+
+    The first line said is the address, with ``--grpc`` the second one gRPC's port.
+    """
+    port = next((int(given) for given in sys.argv[1:] if given.isdigit()), 0)
     with suppress(KeyboardInterrupt):
-        asyncio.run(_serve(port))
+        asyncio.run(_serve(port, grpc="--grpc" in sys.argv))
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ import orjson
 from fm_storage._typing import Progress
 from fm_storage.config import CollectionConfig
 from fm_storage.errors import InvalidRecord
-from fm_storage.vectors.points import Point, SparseVector
+from fm_storage.vectors.points import CollectionInfo, Point, SparseVector
 
 if TYPE_CHECKING:
     from fm_storage.vectors.store import QdrantStore
 
-__all__ = ["export_points", "import_points"]
+__all__ = ["FORMAT", "definition_from", "export_points", "head_of", "import_points"]
 
-_FORMAT = 1
+FORMAT = 1
 _BATCH = 1000
 
 
@@ -42,14 +42,7 @@ async def export_points(
         CollectionNotFound: There is no such collection.
     """
     info = await store.collection_info(collection)
-    head = {
-        "fm_storage": _FORMAT,
-        "collection": collection,
-        "vectors": info.vectors,
-        "sparse_vectors": info.sparse_vectors,
-        "payload_indexes": info.payload_indexes,
-    }
-    write(orjson.dumps(head) + b"\n")
+    write(orjson.dumps(head_of(info, collection)) + b"\n")
     total = info.points if filter is None else await store.count(collection, filter)
     done = 0
     points = store.iter_points(collection, filter=filter, with_vectors=True)
@@ -64,6 +57,17 @@ async def export_points(
         if progress is not None and (done % _BATCH == 0 or done == total):
             progress(done, total)
     return done
+
+
+def head_of(info: CollectionInfo, collection: str) -> dict[str, Any]:
+    """Return what a file tells of its collection."""
+    return {
+        "fm_storage": FORMAT,
+        "collection": collection,
+        "vectors": info.vectors,
+        "sparse_vectors": info.sparse_vectors,
+        "payload_indexes": info.payload_indexes,
+    }
 
 
 def _plain(vector: Any) -> Any:  # noqa: ANN401 - any vector
@@ -100,11 +104,11 @@ async def import_points(
     source = enumerate(lines, 1)
     _, first = next(source, (0, b"{}"))
     head = _parsed(first, 1)
-    if head.get("fm_storage") != _FORMAT:
+    if head.get("fm_storage") != FORMAT:
         message = "import: line 1 is no head of an export; give a file of 'export'"
         raise InvalidRecord(message, field="fm_storage", index=0)
     name = collection or str(head["collection"])
-    await store.ensure_collection_exists(name, _definition(head))
+    await store.ensure_collection_exists(name, definition_from(head))
     done = 0
     batch: list[Point] = []
     for number, line in source:
@@ -122,7 +126,8 @@ async def import_points(
     return done
 
 
-def _definition(head: Mapping[str, Any]) -> CollectionConfig:
+def definition_from(head: Mapping[str, Any]) -> CollectionConfig:
+    """Return the definition that the head of a file tells."""
     vectors = dict(head["vectors"])
     sparse = {
         name: {k: v for k, v in given.items() if k in {"modifier", "on_disk"}}

@@ -361,13 +361,17 @@ async def test_span_lasts_as_long_as_the_call(server: Server) -> None:
 async def test_server_double_runs_in_a_process_of_its_own() -> None:
     """``python -m fm_storage.testing`` says its address and serves."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fm_storage.testing"),
+        *(sys.executable, "-m", "fm_storage.testing", "--grpc"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
     url = (await process.stdout.readline()).decode().strip()
     async with QdrantStore(QdrantConfig(url=url)) as store:
+        assert await store.ready() == "Qdrant 1.17.0"
+    port = int(await process.stdout.readline())
+    by_grpc = QdrantConfig(url=url, prefer_grpc=True, grpc_port=port)
+    async with QdrantStore(by_grpc) as store:
         assert await store.ready() == "Qdrant 1.17.0"
     await process.communicate(b"")
     assert process.returncode == 0

@@ -67,6 +67,7 @@ async def smooth(work: Callable[[], Awaitable[object]]) -> float:
         finally:
             gc.unfreeze()
         longest.append(ticker.longest)
+        print(f"longest pause: {1000 * ticker.longest:.1f} ms")  # noqa: T201 - shown by -s
         if longest[-1] <= LIMIT:
             break
     return min(longest)
@@ -96,25 +97,38 @@ async def test_loop_never_waits_for_the_engine(vector_folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-async def test_loop_never_waits_for_a_large_upsert_over_rest() -> None:
+@pytest.mark.parametrize("by_grpc", [False, True], ids=["rest", "grpc"])
+async def test_loop_never_waits_for_a_large_upsert(
+    by_grpc: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
     """1000 × 1536 floats as lists: encoded and sent without a long pause."""
     server = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fm_storage.testing"),
+        *(sys.executable, "-m", "fm_storage.testing", "--grpc"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
     assert server.stdout is not None
     url = (await server.stdout.readline()).decode().strip()
+    port = int(await server.stdout.readline())
+    config = QdrantConfig(url=url, prefer_grpc=by_grpc, grpc_port=port, timeout=200)
     try:
-        async with QdrantStore(QdrantConfig(url=url)) as store:
+        async with QdrantStore(config) as store:
             await store.ensure_collection_exists("a", 1536)
             await store.upsert_points("a", [Point(0, [0.5] * 1536)])
             rows = np.random.default_rng(1).normal(size=(1000, 1536)).tolist()
             points = [Point(i, row, {"n": i}) for i, row in enumerate(rows)]
-            assert await smooth(lambda: store.upsert_points("a", points)) <= LIMIT
+            longest = await smooth(lambda: store.upsert_points("a", points))
+            assert longest <= LIMIT
             assert await store.count("a") == 1000
+            longest = await smooth(lambda: _searches(store, rows[:50]))
+            assert longest <= LIMIT
     finally:
         await server.communicate(b"")
+
+
+async def _searches(store: QdrantStore, rows: list[list[float]]) -> None:
+    for row in rows:
+        await store.search("a", row, 100, with_vectors=True)
 
 
 async def test_loop_never_waits_for_the_vectorizer() -> None:
