@@ -344,8 +344,11 @@ def _confirm(settings: Settings, older_than: datetime) -> None:
         click.echo(f"no error is from before {before}; nothing is deleted")
         raise click.exceptions.Exit(0)
     try:
-        click.confirm(f"Delete {count:,} errors from before {before}?", abort=True)
+        sure = click.confirm(f"Delete {count:,} errors from before {before}?")
     except click.Abort as exc:
         if isinstance(exc.__context__, EOFError):
             raise click.UsageError("nobody answered; --yes deletes unasked") from None
         raise
+    if not sure:
+        click.echo("nothing is deleted")
+        raise click.exceptions.Exit(1)

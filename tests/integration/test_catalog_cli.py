@@ -94,6 +94,7 @@ def test_the_report_is_written_and_old_errors_purged(run, tmp_path):
     assert run("report", "-").startswith("<!doctype html>")
     asked = run("purge", "--older-than", "7d", code=1, input="n\n", both=True)
     assert "Delete 21 errors" in asked
+    assert "nothing is deleted" in asked
     unanswered = run("purge", "--older-than", "7d", code=2, both=True)
     assert "--yes deletes unasked" in unanswered
     assert "nothing is deleted" in run("purge", "--older-than", "2000-01-01")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -54,7 +55,7 @@ async def test_every_answer_about_a_million_errors_takes_seconds(storage):
     async with ErrorManager(storage) as errors:
         ask = errors.analyzer
         until = BEGIN + timedelta(seconds=1_000_001)
-        questions = {
+        questions: dict[str, Callable[[], Awaitable[object]]] = {
             "groups": errors.groups,
             "totals": ask.totals,
             "patterns": ask.patterns,
