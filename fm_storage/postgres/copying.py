@@ -6,6 +6,7 @@ json and jsonb have here.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterable, Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,6 +23,8 @@ __all__ = ["Copy", "Encoded"]
 
 Encoder: TypeAlias = Callable[[Any], Any]
 _FIRST_OWN_OID = 16_384
+_UNIX = getattr(socket, "AF_UNIX", None)
+_ROOM = 1 << 20
 _ENUMS = "SELECT oid FROM pg_type WHERE oid = ANY($1::oid[]) AND typtype = 'e'"
 
 
@@ -93,6 +96,7 @@ class Copy:
             InvalidRecord: A record does not fit; nothing was written.
         """
         driver: Any = raw
+        _widen(driver._transport.get_extra_info("socket"))  # noqa: SLF001 - the driver offers no other way
         records = self._records
         if isinstance(records, Encoded):
             described = await self._prepare(
@@ -170,6 +174,18 @@ class Copy:
             use_cache=False,
             ignore_custom_codec=ignore_custom_codec,
         )
+
+
+def _widen(connected: Any) -> None:  # noqa: ANN401 - a loop's view of a socket
+    """Let a local socket hold what the driver sends at a time.
+
+    The driver encodes half a megabyte, sends it, and while it encodes the next
+    the loop can push nothing more. A Unix socket takes less than half of it at
+    once, so the server would run dry and wait; TCP makes room by itself. The
+    kernel cuts the wish down to its own limit.
+    """
+    if connected is not None and connected.family == _UNIX:
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM)
 
 
 class _Counted:

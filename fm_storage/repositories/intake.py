@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from fm_storage.errors import InvalidRecord
 from fm_storage.repositories.kinds import Refused, Text
+from fm_storage.repositories.making import reader
 from fm_storage.repositories.time_kinds import Timestamp
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class Intake(Generic[M]):
         columns: list[list[Any]] = [[] for _ in self._fields]
         ways = [
             (
-                attrgetter(item.field),
+                reader(item.field),
                 item.kind.copy_many if copy else item.kind.encode_many,
                 item.nullable,
                 column.extend,
@@ -151,7 +152,7 @@ class Intake(Generic[M]):
             for start in range(0, len(records), _PART):
                 part = records[start : start + _PART]
                 for get, look, nullable, extend in ways:
-                    extend(look(list(map(get, part)), nullable=nullable))
+                    extend(look(get(part), nullable=nullable))
         except (Refused, AttributeError) as exc:
             for index, record in enumerate(records):
                 self.values(record, index)
