@@ -8,6 +8,7 @@ that may be believed about them.
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import uuid
@@ -104,11 +105,7 @@ class Catalogue:
     @contextmanager
     def changing(self) -> Iterator[None]:
         """Save at the end; undo the change in memory when that fails."""
-        before = (
-            dict(self.marker),
-            {k: dict(v) for k, v in self.collections.items()},
-            dict(self.aliases),
-        )
+        before = copy.deepcopy((self.marker, self.collections, self.aliases))
         try:
             yield
             self.save()

@@ -323,19 +323,22 @@ class Engine:
         shelf = self._shelf(request)
         shelf.create_index(request["field"], request["schema"])
         shelf.flush()
-        with self.catalogue.changing():
-            entry = self.catalogue.collections[shelf.name]
-            entry["spec"]["payload_indexes"][request["field"]] = request["schema"]
-        shelf.spec = self.catalogue.collections[shelf.name]["spec"]
+        indexes = {**shelf.spec["payload_indexes"], request["field"]: request["schema"]}
+        self._respecify(shelf, indexes)
 
     def _delete_index(self, request: dict[str, Any]) -> None:
         shelf = self._shelf(request)
         shelf.delete_index(request["field"])
         shelf.flush()
+        indexes = dict(shelf.spec["payload_indexes"])
+        indexes.pop(request["field"], None)
+        self._respecify(shelf, indexes)
+
+    def _respecify(self, shelf: Shelf, indexes: dict[str, Any]) -> None:
+        spec = {**shelf.spec, "payload_indexes": indexes}
         with self.catalogue.changing():
-            entry = self.catalogue.collections[shelf.name]
-            entry["spec"]["payload_indexes"].pop(request["field"], None)
-        shelf.spec = self.catalogue.collections[shelf.name]["spec"]
+            self.catalogue.collections[shelf.name]["spec"] = spec
+        shelf.spec = spec
 
     def _set_marker(self, request: dict[str, Any]) -> None:
         with self.catalogue.changing():

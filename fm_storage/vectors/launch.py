@@ -118,7 +118,8 @@ def _try_connect(folder: Path) -> socket.socket | None:
         return None
     except OSError as exc:
         sock.close()
-        if exc.errno in {errno.ENOTDIR, errno.ENAMETOOLONG}:
+        # None: Python itself finds the path too long for a socket's address.
+        if exc.errno in {None, errno.ENOTDIR, errno.ENAMETOOLONG}:
             return None
         raise EmbeddedFailed(
             f"vector engine: its socket {path!r} cannot be used ({exc.strerror}); "

@@ -197,8 +197,9 @@ class TypedPoints:
                 prefetch=[_stage(stage) for stage in plain.get("prefetch") or ()]
                 or None,
                 query_filter=filter_model(plain.get("filter")),
+                # Local mode compares with every point, and warns of parameters.
                 search_params=models.SearchParams(**plain["params"])
-                if plain.get("params")
+                if plain.get("params") and self._remote
                 else None,
                 limit=plain["limit"],
                 offset=plain.get("offset"),

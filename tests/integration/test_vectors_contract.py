@@ -915,6 +915,119 @@ async def test_wrong_query_is_refused(
 
 # Writing
 
+
+# Queries of other kinds
+
+QUERIES: list[tuple[str, Any]] = [
+    (
+        "discover",
+        {
+            "discover": {
+                "target": 5,
+                "context": [{"positive": 4, "negative": 20}],
+            }
+        },
+    ),
+    ("discover alone", {"discover": {"target": unit(5)}}),
+    ("context", {"context": [{"positive": 4, "negative": 20}]}),
+    ("one context", {"context": {"positive": unit(4), "negative": 20}}),
+    ("sample", {"sample": "random"}),
+    ("nearest", {"nearest": unit(5)}),
+    ("mmr", {"nearest": unit(5), "mmr": {"diversity": 0.3, "candidates_limit": 24}}),
+    ("recommend", {"recommend": {"positive": [4, unit(5)], "negative": [20]}}),
+]
+
+
+@pytest.mark.parametrize(
+    "query", [pytest.param(q, id=i.replace(" ", "_")) for i, q in QUERIES]
+)
+async def test_query_of_every_kind_is_answered(
+    any_store: QdrantStore, name: str, query: Any
+) -> None:
+    """A query finds distinct points and none of its own examples."""
+    await fill(any_store, name)
+    found = await any_store.query(name, query, limit=6)
+    ids = {hit.id for hit in found}
+    assert len(ids) == 6
+    examples = {i for i in (4, 5, 20) if str(i) in _ids_of(query)}
+    assert not ids & examples
+    assert all(hit.payload == ROWS[int(hit.id)] for hit in found)
+
+
+def _ids_of(query: Any) -> set[str]:
+    if isinstance(query, dict):
+        return {i for value in query.values() for i in _ids_of(value)}
+    if isinstance(query, list):
+        return {i for value in query for i in _ids_of(value)}
+    return {str(query)} if isinstance(query, int) else set()
+
+
+async def test_query_in_the_order_of_a_field(any_store: QdrantStore, name: str) -> None:
+    """``order_by`` takes a field with an index, up or down."""
+    await fill(any_store, name)
+    await any_store.create_payload_index(name, "n", "integer")
+    up = await any_store.query(name, {"order_by": "n"}, limit=3)
+    assert [hit.id for hit in up] == [1, 2, 3]
+    down = {"order_by": {"key": "n", "direction": "desc"}}
+    assert [h.id for h in await any_store.query(name, down, limit=3)] == [24, 23, 22]
+
+
+async def test_queries_of_the_client_are_accepted(
+    any_store: QdrantStore, name: str
+) -> None:
+    """Objects of ``qdrant_client.models`` mean what their plain form does."""
+    from qdrant_client import models  # noqa: PLC0415 - it loads for a second
+
+    await fill(any_store, name)
+    pair = models.ContextPair(positive=4, negative=20)
+    for asked, plain in (
+        (models.NearestQuery(nearest=unit(5)), {"nearest": unit(5)}),
+        (
+            models.DiscoverQuery(
+                discover=models.DiscoverInput(target=5, context=[pair])
+            ),
+            QUERIES[0][1],
+        ),
+        (
+            models.RecommendQuery(
+                recommend=models.RecommendInput(
+                    positive=[4], strategy=models.RecommendStrategy.BEST_SCORE
+                )
+            ),
+            {"recommend": {"positive": [4], "strategy": "best_score"}},
+        ),
+    ):
+        found = await any_store.query(name, asked, limit=5)
+        same = await any_store.query(name, plain, limit=5)
+        assert sorted(h.score for h in found) == sorted(h.score for h in same)
+    stage = models.Prefetch(query=unit(5), limit=4, filter=models.Filter(must=[]))
+    inner = await any_store.query(
+        name, unit(2), prefetch=stage, limit=9, params={"exact": True}
+    )
+    assert len(inner) == 4
+
+
+@pytest.mark.parametrize(
+    ("query", "more"),
+    [
+        ({}, {}),
+        ({"frob": 1}, {}),
+        (None, {"fusion": "best"}),
+        ([1.0, 0.0, 0.0], {"fusion": "rrf"}),
+        ([1.0, 0.0, 0.0], {"prefetch": [{"frob": 1}]}),
+        ([1.0, 0.0, 0.0], {"prefetch": [{"query": [1.0, 0, 0], "limit": 0.5}]}),
+        ([1.0, 0.0, 0.0], {"offset": -1}),
+    ],
+)
+async def test_malformed_query_is_refused(
+    any_store: QdrantStore, name: str, query: Any, more: dict[str, Any]
+) -> None:
+    """What is no query is a typed error before anything is sent."""
+    await fill(any_store, name)
+    with pytest.raises(InvalidRecord):
+        await any_store.query(name, query, **more)
+
+
 # Formulas
 
 Value = Callable[[Row], float]
