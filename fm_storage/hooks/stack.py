@@ -23,6 +23,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from fm_storage.errors import StorageClosed
 from fm_storage.hooks import ladder
+from fm_storage.hooks.hosts import Hosted
 from fm_storage.hooks.outlast import abandon, outlast
 from fm_storage.hooks.signals import SignalGuard, held
 
@@ -54,7 +55,7 @@ class _Hook:
         return str(name or repr(self.function))
 
 
-class ShutdownHooks:
+class ShutdownHooks(Hosted):
     """``atexit`` for coroutines: last in, first out, every hook tried.
 
     A hook is a function, sync or async. An async one runs on the loop, a sync one

@@ -20,7 +20,7 @@ from fm_storage.errors import (
     StorageClosed,
     WrongLoop,
 )
-from fm_storage.hooks import Opened, ShutdownHooks, outlast
+from fm_storage.hooks import Hosted, Opened, ShutdownHooks, outlast
 from fm_storage.migrate import Migrator
 from fm_storage.migrate import Progress as MigrationProgress
 from fm_storage.outbox import Outbox
@@ -46,7 +46,7 @@ class _Life(enum.Enum):
     CLOSED = "closed"
 
 
-class ManagerLife(Opened):
+class ManagerLife(Opened, Hosted):
     """Opens and closes the parts of a ``StorageManager``; see there."""
 
     def __init__(self, config: StorageConfig | None = None) -> None:

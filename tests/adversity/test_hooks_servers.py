@@ -21,6 +21,9 @@ from tests.fix_process import Child
 from tests.fix_proxy import free_port
 from tests.waiting import locks_held
 
+# Python processes that import everything: slow to start on a busy machine.
+pytestmark = pytest.mark.timeout(120)
+
 Starter = Callable[..., Awaitable[Child]]
 
 ROWS = "SELECT count(*) FROM fm_storage.session_objects"
@@ -49,6 +52,69 @@ if __name__ == "__main__":
     uvicorn.run("hosted:app", app_dir=folder, port=int(port), workers=int(workers),
                 log_level="error")
 """
+
+# The port is the first argument.
+AIOHTTP = """
+import os, sys
+from aiohttp import web
+from fm_storage import StorageConfig, StorageManager
+
+storage = StorageManager(
+    StorageConfig(postgres={"dsn": os.environ["DSN"]}, qdrant=None))
+
+async def view(request):
+    session = await storage.session()
+    storage.hooks.register(print, "hook", flush=True)
+    return web.Response(text=str(await session.create_view("SELECT 1 AS n")))
+
+app = web.Application()
+app.router.add_get("/view", view)
+app.cleanup_ctx.append(storage.cleanup_ctx)
+if __name__ == "__main__":
+    web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None)
+"""
+
+# An application without a lifespan of its own, by asgi().
+BARE_ASGI = """
+import os
+from fm_storage import StorageConfig, StorageManager
+
+storage = StorageManager(
+    StorageConfig(postgres={"dsn": os.environ["DSN"]}, qdrant=None))
+
+async def answer(scope, receive, send):
+    assert scope["type"] == "http"
+    session = await storage.session()
+    storage.hooks.register(print, "hook", flush=True)
+    body = str(await session.create_view("SELECT 1 AS n")).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": body})
+
+app = storage.asgi(answer)
+"""
+
+HYPERCORN = (
+    BARE_ASGI
+    + """
+import asyncio, sys
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
+if __name__ == "__main__":
+    config = Config()
+    config.bind = ["127.0.0.1:" + sys.argv[1]]
+    config.loglevel = "ERROR"
+    asyncio.run(serve(app, config))
+"""
+)
+
+UVICORN = (
+    BARE_ASGI
+    + """
+import sys, uvicorn
+if __name__ == "__main__":
+    uvicorn.run(app, port=int(sys.argv[1]), log_level="error")
+"""
+)
 
 # A loop that is neither closed nor asked to close its generators.
 BARE = """
@@ -106,8 +172,41 @@ print("unloaded", flush=True)
 """
 
 
+async def answering(client: httpx.AsyncClient, server: Child) -> None:
+    """Ask for a first view as soon as somebody answers."""
+    started = monotonic()
+    while True:
+        try:
+            assert (await client.get("/view")).status_code == 200
+        except httpx.ConnectError:
+            assert monotonic() - started < 40, await server.errors()
+            await asyncio.sleep(0.1)
+        else:
+            return
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "host", [AIOHTTP, HYPERCORN, UVICORN], ids=["aiohttp", "hypercorn", "uvicorn"]
+)
+async def test_other_hosts_leave_nothing(
+    child: Starter, dsn: str, pool: Pool, host: str, number: signal.Signals
+):
+    """cleanup_ctx for aiohttp; asgi() for an application without a lifespan."""
+    port = free_port()
+    server = await child(host, port, DSN=dsn)
+    base = f"http://127.0.0.1:{port}"
+    async with httpx.AsyncClient(base_url=base, timeout=40) as client:
+        await answering(client, server)
+    assert await pool.fetchval(ROWS) == 1
+    server.signal(number)
+    await server.wait(30)
+    assert await server.line() == "hook", await server.errors()
+    assert await pool.fetchval(ROWS) == await pool.fetchval(OWNERS) == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workers", "number"),
     [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGTERM)],
@@ -127,14 +226,7 @@ async def test_uvicorn_leaves_nothing(
     server = await child(SERVE, tmp_path, port, workers, DSN=dsn)
     base = f"http://127.0.0.1:{port}"
     async with httpx.AsyncClient(base_url=base, timeout=40) as client:
-        started = monotonic()
-        while True:
-            try:
-                assert (await client.get("/view")).status_code == 200
-                break
-            except httpx.ConnectError:
-                assert monotonic() - started < 40, await server.errors()
-                await asyncio.sleep(0.1)
+        await answering(client, server)
         for _ in range(5 * workers):
             await client.get("/view")
     assert await pool.fetchval(ROWS) == 5 * workers + 1

@@ -1,0 +1,119 @@
+"""One-liners for the hosts of applications: aiohttp, and any ASGI server.
+
+Apart from the hooks, because each host has its own idea of a beginning and an end;
+here they are all brought down to one: ``lifespan()``. Nothing of a host is imported.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeAlias
+
+__all__ = ["Hosted"]
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[Any]]
+
+
+class Hosted(abc.ABC):
+    """What lives as long as the application that a host serves."""
+
+    @abc.abstractmethod
+    def lifespan(self, app: object = None) -> AbstractAsyncContextManager[None]:
+        """Be there for the block: ``FastAPI(lifespan=…)`` and Starlette alike."""
+
+    async def cleanup_ctx(self, app: object = None) -> AsyncIterator[None]:
+        """Be there for an aiohttp application: ``app.cleanup_ctx.append(…)``."""
+        async with self.lifespan(app):
+            yield
+
+    def asgi(self, app: Application) -> Application:
+        """Be there for an ASGI application: ``app = storage.asgi(app)``.
+
+        For applications that have no lifespan of their own to hang it on, under any
+        server that speaks the lifespan protocol (hypercorn, uvicorn, granian). One
+        that the application has runs inside ours.
+        """
+
+        async def wrapped(scope: Any, receive: Receive, send: Send) -> None:  # noqa: ANN401 - a server's
+            if scope["type"] == "lifespan":
+                await _Lifespan(self.lifespan(app), receive, send).run(app, scope)
+            else:
+                await app(scope, receive, send)
+
+        return wrapped
+
+
+class _Lifespan:
+    """One run of the lifespan protocol, with ours around the application's.
+
+    See https://asgi.readthedocs.io/en/latest/specs/lifespan.html.
+    """
+
+    def __init__(
+        self, ours: AbstractAsyncContextManager[None], receive: Receive, send: Send
+    ) -> None:
+        self._ours = ours
+        self._receive = receive
+        self._send = send
+        self._replayed = False
+        self._told: set[str] = set()
+
+    async def run(self, app: Application, scope: Any) -> None:  # noqa: ANN401 - a server's
+        """Open ours, let the application run, close ours, and tell the server."""
+        self._startup = await self._receive()
+        try:
+            await self._ours.__aenter__()
+        except Exception as exc:
+            await self._say("lifespan.startup.failed", f"{type(exc).__name__}: {exc}")
+            raise
+        failure: Exception | None = None
+        try:
+            await self._run_theirs(app, scope)
+        finally:
+            try:
+                await self._ours.__aexit__(None, None, None)
+            except Exception as exc:  # noqa: BLE001 - told and raised below
+                failure = exc
+        if failure is not None:
+            await self._say("lifespan.shutdown.failed", str(failure))
+            raise failure
+        if "lifespan.startup.failed" not in self._told:
+            await self._say("lifespan.shutdown.complete")
+
+    async def _run_theirs(self, app: Application, scope: Any) -> None:  # noqa: ANN401 - a server's
+        try:
+            await app(scope, self._replay, self._pass_on)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            if self._told:
+                raise
+            # Before it answered: it has no lifespan, which is its right.
+        if not self._told:
+            await self._say("lifespan.startup.complete")
+            await self._receive()
+
+    async def _replay(self) -> Message:
+        if not self._replayed:
+            self._replayed = True
+            return self._startup
+        return await self._receive()
+
+    async def _pass_on(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "lifespan.shutdown.complete":
+            return  # said when ours has ended, too
+        self._told.add(kind)
+        await self._send(message)
+
+    async def _say(self, kind: str, message: str | None = None) -> None:
+        said: Message = {"type": kind}
+        if message is not None:
+            said["message"] = message
+        await self._send(said)
