@@ -8,10 +8,12 @@ always what the table holds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 from fm_storage.catalog.grouping import group_ungrouped
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from fm_storage.postgres import Pool
 
 __all__ = ["CHANNEL", "tail_errors"]
+
+T = TypeVar("T")
+logger = logging.getLogger("fm_storage.catalog")
 
 CHANNEL = "fm_storage_errors"
 """Notified, at most a few times a second and process, after errors were committed."""
@@ -134,18 +139,25 @@ class _Follower:
             StorageError: One that waiting does not mend.
         """
         while True:
+            new = await self._patiently(self._look)
+            for at in range(0, len(new), _CHUNK):
+                ids = new[at : at + _CHUNK]
+                fetch = partial(self._pool.fetch, _ENTRIES, ids)
+                for row in await self._patiently(fetch):
+                    yield entry_of(row)
+            await self._waiter.wait()
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask until there is an answer; what is asked must not mind."""
+        while True:
             try:
-                new = await self._look()
+                return await ask()
             except StorageError as exc:
                 if not exc.retryable:
                     raise
+                logger.info("following waits: %s", exc)
                 self._note_away()
                 await asyncio.sleep(_PAUSE)
-                continue
-            for at in range(0, len(new), _CHUNK):
-                for entry in await self._fetch(new[at : at + _CHUNK]):
-                    yield entry
-            await self._waiter.wait()
 
     async def _look(self) -> list[UUID]:
         if self._waiter.missed:
@@ -160,18 +172,6 @@ class _Follower:
         new = [row for row in rows if row[0] not in self._shown]
         self._shown.update((row[0], row[1]) for row in new)
         return [row[0] for row in new]
-
-    async def _fetch(self, ids: list[UUID]) -> list[ErrorEntry]:
-        while True:
-            try:
-                rows = await self._pool.fetch(_ENTRIES, ids)
-            except StorageError as exc:
-                if not exc.retryable:
-                    raise
-                self._note_away()
-                await asyncio.sleep(_PAUSE)
-            else:
-                return [entry_of(row) for row in rows]
 
     def _note_away(self) -> None:
         since = self._looked if self._away is None else self._away[0]

@@ -144,7 +144,9 @@ def show(
         )
     if len(found) > 1:
         ids = ", ".join(str(entry.id) for entry in found)
-        raise click.ClickException(f"several errors begin so: {ids}, …")
+        raise click.ClickException(
+            f"the id {error_id} is not clear, give more of it: {ids}, …"
+        )
     if as_json:
         print_json(dataclasses.asdict(found[0]))
         return

@@ -8,6 +8,8 @@ doubled, everything in both stores.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -24,7 +26,8 @@ pytestmark = pytest.mark.timeout(240)
 async def points(storage, ids):
     """Return the points of the catalogue with these ids."""
     [collection] = await storage.qdrant.list_collections()
-    wanted, found = list(ids), {}
+    wanted = list(ids)
+    found: dict[str, Any] = {}
     for at in range(0, len(wanted), 200):
         part = await storage.qdrant.retrieve(collection, wanted[at : at + 200])
         found.update((str(point.id), point) for point in part)
@@ -34,10 +37,11 @@ async def points(storage, ids):
 async def test_an_error_is_received_catalogued_and_kept_in_both_stores(storage):
     """Scenario 4.3: exception → entry → PostgreSQL and Qdrant → found by likeness."""
     async with ErrorManager(storage) as errors:
-        try:
+        with pytest.raises(StorageError) as caught:
             await storage.pool.fetchval("SELECT 1 / 0")
-        except StorageError as exc:
-            recorded = await errors.record(exc, module="billing", context={"order": 7})
+        recorded = await errors.record(
+            caught.value, module="billing", context={"order": 7}
+        )
         other = await errors.record("disk quota exceeded", module="disk")
         # In PostgreSQL: what was returned is what is stored.
         assert recorded.durable
@@ -85,7 +89,7 @@ async def test_both_stores_fail_in_turn_and_together_while_it_runs(
             StorageManager(config) as storage,
             ErrorManager(storage, timeout=0.5, freshness=0.1) as errors,
         ):
-            given: dict[object, bool] = {}
+            given: dict[UUID, bool] = {}
             stop = asyncio.Event()
             turn = asyncio.Event()
 

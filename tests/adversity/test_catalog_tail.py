@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from fm_storage.catalog import ErrorManager
+from fm_storage.catalog import ErrorManager, tail
 from fm_storage.config import StorageConfig
+from fm_storage.errors import ConfigurationInvalid, QueryFailed
 from fm_storage.manager import StorageManager
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -101,3 +105,71 @@ async def test_a_flood_is_followed_to_its_end(cluster, tmp_path):
             await errors.record("no", module="m2", severity="CRITICAL")
             yes = await errors.record("yes", module="m1", severity="CRITICAL")
             assert (await asyncio.wait_for(anext(entries), 60)).id == yes.id
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Let a follower look twenty times a second, and go back a moment only."""
+    monkeypatch.setattr(tail, "_BACKSTOP", 0.05)
+    monkeypatch.setattr(tail, "_OVERLAP", timedelta(seconds=0.05))
+
+
+@pytest.fixture
+def lines(dsn, tcp_proxy, tmp_path):
+    """Give a line that can be cut, and a storage that follows through it."""
+    proxy = tcp_proxy(dsn)
+    config = StorageConfig(
+        postgres={"dsn": proxy.dsn(dsn), "connect_timeout": 2, "acquire_timeout": 0.3},
+        qdrant=None,
+        data_dir=tmp_path / "reader",
+    )
+    return proxy, config
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_what_is_replayed_after_an_outage_is_shown_with_its_old_time(
+    lines, storage, caplog
+):
+    """It happened while the line was down, was stored later, and is not passed over."""
+    caplog.set_level(logging.INFO, "fm_storage.catalog")
+    proxy, config = lines
+    async with (
+        StorageManager(config) as reading,
+        ErrorManager(reading) as watcher,
+        ErrorManager(storage) as errors,
+        watcher.tail() as entries,
+    ):
+        before = await errors.record("before", module="m")
+        assert (await asyncio.wait_for(anext(entries), 60)).id == before.id
+        looking = asyncio.ensure_future(anext(entries))
+        proxy.refuse()
+        await until(lambda: "following waits" in caplog.text)
+        happened = datetime.now(UTC)
+        await asyncio.sleep(0.3)
+        proxy.accept()
+        after = await errors.record("after", module="m")
+        assert (await asyncio.wait_for(looking, 60)).id == after.id
+        replayed = await errors.record("replayed", module="m", timestamp=happened)
+        assert (await asyncio.wait_for(anext(entries), 60)).id == replayed.id
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_what_waiting_does_not_mend_ends_the_following(storage):
+    """A table that is gone is an error, not a reason to wait for ever."""
+    async with ErrorManager(storage) as errors, errors.tail() as entries:
+        await storage.pool.execute("DROP TABLE fm_storage.error_fingerprints")
+        with pytest.raises(QueryFailed):
+            await asyncio.wait_for(anext(entries), 60)
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_through_a_pooler_new_errors_are_found_by_looking(storage, monkeypatch):
+    """Where LISTEN hears nothing, a look now and then finds them."""
+
+    def deaf(channel):
+        raise ConfigurationInvalid("postgres.dsn", f"no {channel} through a pooler")
+
+    monkeypatch.setattr(storage.pool, "listen", deaf)
+    async with ErrorManager(storage) as errors, errors.tail() as entries:
+        recorded = await errors.record("heard", module="m")
+        assert (await asyncio.wait_for(anext(entries), 60)).id == recorded.id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -122,6 +123,22 @@ def test_mistakes_are_answered_in_one_line(run, tmp_path):
     assert "create it" in nowhere
     run("report", "x.html", "--since", "1d", "--until", "2d", code=2)
     assert "no error matches" in run("similar", "x", "--module", "m", both=True)
+
+
+def test_a_page_that_may_not_be_written_and_an_id_that_is_not_clear(
+    run, tmp_path, monkeypatch
+):
+    """Said before the work is done; the ids that begin alike are named."""
+    run("ingest", "-", input=LOG)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    said = run("report", tmp_path / "page.html", code=2, both=True)
+    assert "may not be written" in said
+    ids = {one["id"] for one in json.loads(run("list", "--json", "-n", "50"))}
+    alike = run("show", min(ids)[:6], code=1, both=True)
+    assert "give more of it" in alike
+    named = set(re.findall(r"[0-9a-f-]{36}", alike))
+    assert len(named) == 5
+    assert named < ids
 
 
 def test_an_empty_catalogue_says_what_would_fill_it(run, tmp_path):

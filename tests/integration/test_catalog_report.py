@@ -204,3 +204,30 @@ def test_markup_is_made_by_elements_only():
     page = document("t", "p{color:red}", el("p", "\udcff\x00"))
     assert "?\ufffd" in page
     assert re.search(r"sha256-[A-Za-z0-9+/]{43}=", page)
+
+
+async def test_the_worst_stand_apart_from_the_commonest(errors):
+    """Where the commonest are mild, a part of its own names what is worst."""
+    report = await errors.report(limit=1)
+    page = report.to_html()
+    assert "Worst groups" in page
+    assert 'href="#worst"' in page
+    worst, common = report.worst[0].fingerprint, report.groups[0].fingerprint
+    assert page.count(f'id="g{worst}"') == 1
+    assert page.count(f'id="g{common}"') == 1
+    severe = await errors.report(severity="CRITICAL")
+    assert "Worst groups" not in severe.to_html()
+    assert severe.worst == severe.groups
+
+
+async def test_parts_that_are_missing_are_left_out_of_the_page(errors):
+    """No example, no template, a trace of a megabyte: the page stands."""
+    from dataclasses import replace  # noqa: PLC0415 - here only
+
+    report = await errors.report()
+    group = report.groups[0]
+    example = replace(group.example, stack_trace="x" * 1_000_000)
+    odd = replace(group, template="", example=example)
+    page = replace(report, groups=[odd], worst=[], examples={}).to_html()
+    assert "(empty)" in page
+    assert len(page) < 200_000
