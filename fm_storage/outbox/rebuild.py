@@ -98,8 +98,9 @@ _ANEW = Sql("""
 WITH anew AS (
   UPDATE fm_storage.vector_rebuild SET reached = '', copied = 0 WHERE collection = $1
 )
-UPDATE fm_storage.vector_exchange SET since = v.last_value
-FROM fm_storage.vector_version AS v WHERE collection = $1 RETURNING since""")
+UPDATE fm_storage.vector_exchange
+SET since = (SELECT last_value FROM fm_storage.vector_version)
+WHERE collection = $1 RETURNING since""")
 
 _LEAVING = Sql("""
 UPDATE fm_storage.vector_exchange SET previous = $2 WHERE collection = $1""")

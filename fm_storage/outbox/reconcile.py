@@ -53,7 +53,8 @@ FROM fm_storage.vector_state AS s WHERE collection = $1 AND op = 'u'""")
 
 _LOOK_UP = Sql("""
 SELECT g.point_id, s.ver, s.op, s.payload_hash,
-  q.point_id IS NOT NULL AS queued, q.quarantined_at IS NOT NULL AS set_aside
+  q.point_id IS NOT NULL AND NOT q.replay AS queued,
+  q.quarantined_at IS NOT NULL AS set_aside
 FROM unnest($2::text[]) AS g (point_id)
 LEFT JOIN fm_storage.vector_state AS s
   ON s.collection = $1 AND s.point_id = g.point_id
@@ -318,6 +319,8 @@ class Reconciler:
 
         A point that is ahead counts although it is queued: what is on its way has
         an older version, and the store would refuse it.
+        A tombstone is not on its way: the deletion was delivered, to a collection
+        that the name no longer means, or before a late write.
         """
         found: list[_Found] = []
         for look in range(_LOOKS):

@@ -114,6 +114,20 @@ async def test_queued_version_that_the_store_would_refuse_is_renewed(
     assert (await qdrant.retrieve("things", [4]))[0].payload["late"] is True
 
 
+async def test_point_that_came_back_after_its_deletion_is_an_orphan(
+    outbox: Outbox, qdrant: QdrantStore
+):
+    """Its tombstone would remove it some day; repair does not wait for that."""
+    await outbox.delete("things", [7])
+    await outbox.drain(timeout=15)
+    assert (await outbox.status()).tombstones == 1
+    late = Point(7, [1.0, 0.0, 0.0, 0.0], {"_ver": 7})
+    await qdrant.upsert_points("things", [late])
+    assert (await outbox.verify()).counts == {"orphan": 1}
+    await outbox.repair(drain=15)
+    assert await qdrant.retrieve("things", [7]) == []
+
+
 async def test_points_on_their_way_are_pending_and_not_different(outbox: Outbox):
     """What the queue still holds is not a difference."""
     await outbox.upsert("things", points(range(40, 61)))
