@@ -22,12 +22,13 @@ import qdrant_edge as edge
 
 from fm_storage.vectors.shelf import Shelf
 
-__all__ = ["Build", "wants_index"]
+__all__ = ["Build", "touch", "wants_index"]
 
 _QUIET = 1.0
 _PATIENCE = 60.0
 _REPLAY_TURN = 0.03
 _JOURNAL_LIMIT = 512 * 1024 * 1024
+_TOUCHED = 256 * 1024 * 1024  # bytes: some 50 ms
 
 _BOOT = """
 import json, sys, types
@@ -54,6 +55,27 @@ def wants_index(shelf: Shelf, threshold: int) -> bool:
         shelf.due_since = now
     # In the middle of a bulk load a build would soon be out of date.
     return now - shelf.last_write >= _QUIET or now - shelf.due_since >= _PATIENCE
+
+
+def touch(shard: edge.EdgeShard, spec: dict[str, Any]) -> None:
+    """Look at every vector once, so that the first searches need not fault it in.
+
+    The files are in memory, but not in this process's page tables: a search by the
+    graph would take twice as long until each vector had been seen by some search.
+    Whatever is larger than a short scan's worth is left to them.
+    """
+    points = shard.info().points_count
+    for name, params in spec["vectors"].items():
+        size = params["size"]
+        if 4 * size * points > _TOUCHED:
+            continue
+        shard.query(
+            edge.QueryRequest(
+                limit=1,
+                query=edge.Query.Nearest([1.0] * size, using=name),
+                params=edge.SearchParams(exact=True),
+            )
+        )
 
 
 class Build:
@@ -122,6 +144,7 @@ class Build:
         shelf = self.shelf
         if self._fresh is None:
             self._fresh = edge.EdgeShard.load(str(self.target))
+            touch(self._fresh, shelf.spec)
         until = time.monotonic() + _REPLAY_TURN
         journal = shelf.journal
         assert journal is not None  # noqa: S101 - ours until the end
