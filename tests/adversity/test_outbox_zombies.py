@@ -50,7 +50,7 @@ def outbox_on(pool: Pool, store: QdrantStore) -> Outbox:
 
 async def settled(outbox: Outbox, pool: Pool) -> None:
     """Deliver until the queue is empty, tombstones included."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await pool.fetchval("SELECT count(*) FROM fm_storage.vector_queue"):
             await outbox.drain(timeout=1)
             await asyncio.sleep(0.05)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import pytest
 
-from fm_storage.config import OutboxConfig
-from fm_storage.errors import InvalidRecord, InvalidVector, NotSynced
+from fm_storage.config import CollectionConfig, OutboxConfig, QdrantConfig
+from fm_storage.errors import (
+    DimensionMismatch,
+    InvalidRecord,
+    InvalidVector,
+    NotSynced,
+)
 from fm_storage.outbox import Outbox, Unembedded
-from fm_storage.vectors import LexicalVectorizer, Point
+from fm_storage.vectors import LexicalVectorizer, Point, QdrantStore
 
 if TYPE_CHECKING:
     from fm_storage.postgres import Executor, Pool
-    from fm_storage.vectors import QdrantStore
 
 pytestmark = pytest.mark.timeout(120)  # a busy machine is slow, not wrong
 
@@ -117,6 +121,36 @@ async def test_hostile_values_are_refused_before_anything_is_written(still: Outb
     assert await still.pending() == 0
 
 
+async def test_vector_that_cannot_fit_is_refused_before_it_is_written(
+    pool: Pool, vector_folder: Path
+):
+    """Where the definition is known: outside and inside a transaction, by name."""
+    collections = {"things": CollectionConfig(size=4)}
+    config = QdrantConfig(durability="process", collections=collections)
+    store = QdrantStore(config, folder=vector_folder)  # not opened: nothing is asked
+    outbox = Outbox(pool, store, OutboxConfig(drain=False))
+    outbox.register_vectorizer("notes", LexicalVectorizer(), _no_text)
+    short = Point(2, [1.0, 2.0], {})
+    with pytest.raises(DimensionMismatch, match=r"'things'.* point 1 has 2") as info:
+        await outbox.upsert("things", [point(1), short])
+    assert (info.value.expected, info.value.got, info.value.index) == (4, 2, 1)
+    async with pool.transaction() as tx:
+        with pytest.raises(DimensionMismatch):
+            await outbox.bind(tx).upsert("things", [short])
+        with pytest.raises(InvalidVector, match="is not defined"):
+            await outbox.bind(tx).upsert("things", [Point(1, {"text": [1.0]}, {})])
+    with pytest.raises(InvalidVector, match="'notes'"):
+        await outbox.upsert("notes", [short])
+    assert await outbox.pending() == 0
+    await outbox.upsert("unknown", [short])  # the vector store has the last word
+    outbox.shapes.learn("things", CollectionConfig(size=2))
+    assert await outbox.upsert("things", [short]) == 1
+
+
+async def _no_text(_: Executor, __: list[str]) -> Mapping[str, str]:
+    return {}
+
+
 async def test_unembedded_points_get_their_vectors_while_draining(
     pool: Pool, qdrant: QdrantStore
 ):
@@ -158,7 +192,6 @@ async def test_drainer_sees_what_another_process_wrote(
     """A process that does not drain wakes one that does."""
     await outbox.upsert("things", [point(1)])
     await outbox.wait_synced(1, timeout=15)
-    await asyncio.sleep(0.3)
     await still.upsert("things", [point(2)])
     await still.wait_synced(2, timeout=15)
     assert await qdrant.count("things") == 2

@@ -14,6 +14,7 @@ from fm_storage.hooks import ShutdownHooks
 from fm_storage.outbox import Outbox
 from fm_storage.postgres import Pool
 from fm_storage.vectors import Point, QdrantStore
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +29,20 @@ def point(number: int) -> Point:
     return Point(number, [1.0, float(number)], {})
 
 
+async def listening(pool: Pool) -> bool:
+    """Whether a connection of this database listens."""
+    found: int = await pool.fetchval(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND query LIKE 'LISTEN%'"
+    )
+    return found > 0
+
+
+async def delivered(outbox: Outbox) -> bool:
+    """Whether nothing is left to deliver."""
+    return await outbox.pending() == 0
+
+
 async def test_other_processes_wake_the_drainer_by_notify(
     pool: Pool, qdrant: QdrantStore, dsn: str
 ):
@@ -39,15 +54,15 @@ async def test_other_processes_wake_the_drainer_by_notify(
     ):
         await draining.upsert("things", [point(1)])
         await draining.wait_synced(1, timeout=15)
-        assert draining._drainer is not None
-        draining._drainer._looks = 30
-        draining._drainer._woken.set()
-        await asyncio.sleep(0.3)
+        waking = draining._drainer
+        assert waking is not None
+        waking._looks = 30
+        waking._woken.set()
+        await until(lambda: listening(pool))
+        await until(lambda: not waking._woken.is_set())
         other = Outbox(elsewhere, None, OutboxConfig(drain=False))
         await other.upsert("things", [point(2), point(3)])
-        async with asyncio.timeout(15):
-            while await draining.pending():
-                await draining._drainer.progress.wait()
+        await until(lambda: delivered(draining))
         await other.aclose()
         assert await qdrant.count("things") == 3
 
