@@ -48,7 +48,7 @@ class CreateProgress:
     """How far a creation is.
 
     Attributes:
-        stage: ``view``, ``index 1`` …, ``done``.
+        stage: ``view`` (of tables, too), ``index 1`` …, ``done``.
         done: Stages that are done.
         total: Stages there are.
         elapsed: Seconds since the creation began.
@@ -87,8 +87,9 @@ class ViewPlan:
 
     def create_sql(self, query: str) -> str:
         """Return the CREATE for *query*, whose values are literals by now."""
-        text = f"CREATE {self.kind.upper()} {self.target} AS\n{query}"
-        if self.kind == "materialized view":
+        what = "UNLOGGED TABLE" if self.kind == "table" else self.kind.upper()
+        text = f"CREATE {what} {self.target} AS\n{query}"
+        if self.kind != "view":
             text += "\nWITH DATA" if self.with_data else "\nWITH NO DATA"
         return text
 

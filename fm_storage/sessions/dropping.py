@@ -31,7 +31,7 @@ __all__ = ["Claim", "drop_all"]
 
 logger = logging.getLogger("fm_storage.sessions")
 
-_KINDS = {"view": "v", "materialized view": "m"}
+_KINDS = {"view": "v", "materialized view": "m", "table": "r"}
 _SINGLE_WAIT = 0.25
 """Seconds one view waits for its lock once its batch has been refused."""
 _NOT_OURS = "its owner, kind or mark is not what the registry says"

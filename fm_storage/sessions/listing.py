@@ -26,14 +26,17 @@ _LIST = (
     " b.created_by::text AS role, o.application_name, o.host, o.pid,"
     f" {registry.LOCK_IS_HELD} AS alive, c.oid IS NOT NULL AS exists,"
     " {size} AS size,"
-    " CASE WHEN c.relkind = 'm' THEN coalesce("
+    " CASE WHEN c.relkind IN ('m', 'r') THEN coalesce("
     " nullif(pg_catalog.pg_stat_get_live_tuples(c.oid), 0), b.rows_made) END AS rows"
     " FROM fm_storage.session_objects b"
     " JOIN fm_storage.session_owners o ON o.id = b.owner_id"
     " LEFT JOIN pg_catalog.pg_class c ON c.oid = b.oid"
     " ORDER BY b.id"
 )
-_EXACT = "CASE WHEN c.relkind = 'm' THEN pg_catalog.pg_total_relation_size(c.oid) END"
+_EXACT = (
+    "CASE WHEN c.relkind IN ('m', 'r') THEN pg_catalog.pg_total_relation_size(c.oid)"
+    " END"
+)
 # Takes no lock on the views, and knows sizes as of the last count.
 _UNKNOWN = "NULL::bigint"
 

@@ -16,7 +16,7 @@ from fm_storage.postgres import quote_ident, quote_qualified
 
 __all__ = ["Kind", "TempView", "generated_name", "shown", "shown_qualified"]
 
-Kind = Literal["view", "materialized view"]
+Kind = Literal["view", "materialized view", "table"]
 
 _PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
 _MAX_PREFIX = 63 - 32
@@ -82,7 +82,7 @@ def generated_name(prefix: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TempView:
-    """A temporary view; formatted, it is SQL: ``f"SELECT * FROM {view}"``.
+    """A temporary view, or table; formatted, it is SQL: ``f"SELECT * FROM {view}"``.
 
     What ``create_view()`` answers without PostgreSQL has ``oid`` 0, is false, and
     refuses to be formatted.

@@ -13,13 +13,20 @@ from __future__ import annotations
 import hashlib
 import uuid
 
-from fm_storage.errors import QueryFailed, SchemaOutOfDate, StorageError
+from fm_storage.errors import (
+    CheckViolated,
+    QueryFailed,
+    SchemaOutOfDate,
+    StorageError,
+)
 from fm_storage.postgres import Sql
 
 __all__ = ["explained", "lock_key", "tag"]
 
 _MIGRATION = "0002_create_session_registry"
 _UNDEFINED_TABLE = "42P01"
+_KIND_CHECK = "session_objects_kind_check"
+_TABLES_MIGRATION = "0008_allow_session_tables"
 
 # Which server this is, and since when: advisory locks end with either.
 INCARNATION = (
@@ -188,4 +195,6 @@ def explained(exc: StorageError) -> StorageError:
     """Return the error for a missing registry, or *exc* itself."""
     if isinstance(exc, QueryFailed) and exc.sqlstate == _UNDEFINED_TABLE:
         return SchemaOutOfDate([_MIGRATION])
+    if isinstance(exc, CheckViolated) and exc.constraint == _KIND_CHECK:
+        return SchemaOutOfDate([_TABLES_MIGRATION])
     return exc

@@ -80,7 +80,8 @@ class ViewInfo:
     Attributes:
         size: Bytes on disk, indexes included; None for a plain view, or while
             another session has it locked.
-        rows: Rows of a materialized view as far as the server has counted them.
+        rows: Rows of a materialized view or table, as far as the server has
+            counted them.
         standing: ``own``, ``other`` (of a live owner), ``orphaned``, ``kept``.
         exists: Whether the view is still there.
         refused: SQLSTATE of the last refused DROP, if one was.
