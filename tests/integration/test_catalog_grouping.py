@@ -115,6 +115,37 @@ async def test_who_may_not_write_is_answered_all_the_same(storage, dsn):
     assert group.count == 1
 
 
+async def test_an_error_that_is_changed_changes_its_group(errors, storage):
+    """Time and severity follow at once, a changed text is grouped anew."""
+    recorded = (await errors.catalog(entry(1))).entry
+    await errors.catalog(entry(2))
+    repository = storage.error_entries
+    later = recorded.timestamp + timedelta(days=1)
+    worse = await repository.update(
+        replace(recorded, severity=Severity.CRITICAL, timestamp=later)
+    )
+    assert await ungrouped(storage) == 0
+    [group] = await errors.groups()
+    assert (group.severity, group.last_seen, group.count) == ("CRITICAL", later, 2)
+    assert group.example.id == recorded.id
+    await repository.update(replace(worse, message="disk full"))
+    assert await ungrouped(storage) == 1
+    found = {group.template: group for group in await errors.groups()}
+    assert found.keys() == {"disk full", "order <n> refused"}
+    assert found["disk full"].severity == "CRITICAL"
+
+
+async def test_a_change_that_concerns_no_group_touches_none(errors, storage):
+    """A note in the context leaves the group's row as it was."""
+    recorded = (await errors.catalog(entry(1))).entry
+    row = "SELECT ctid::text, xmin::text FROM fm_storage.error_fingerprints"
+    before = await storage.pool.fetchrow(row)
+    await storage.error_entries.update(
+        replace(recorded, manager_context={"note": "seen"})
+    )
+    assert await storage.pool.fetchrow(row) == before
+
+
 async def test_several_readers_share_the_work(errors, storage):
     """Each error is grouped once, whoever asks at the same moment."""
     await storage.error_entries.create_many([entry(n) for n in range(1200)])
