@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["errors"]
 
+_EQUAL = 500
+"""Hits asked for where one of a group is shown: equal errors come together."""
 
 _EPILOG = """\b
 Examples:
@@ -212,6 +214,7 @@ def groups(
 @errors.command()
 @click.argument("text")
 @filters
+@click.option("--each", is_flag=True, help="Every error, not one of a group.")
 @json_option
 @click.pass_obj
 def similar(
@@ -222,9 +225,14 @@ def similar(
     severity: str | None,
     since: datetime | None,
     limit: int,
+    each: bool,
     as_json: bool,
 ) -> None:
-    """List errors like TEXT, which may also be the id of an error."""
+    """List errors like TEXT, which may also be the id of an error.
+
+    Of equal ones (a group) the most similar is shown, with --each all of them.
+    """
+    each = each or as_json
     if not text.strip():
         raise click.BadParameter("say what to look for", param_hint="TEXT")
 
@@ -240,9 +248,14 @@ def similar(
             )
         async with ErrorManager(storage) as manager:
             hits = await manager.find_similar(
-                question, limit, module=module, severity=severity, since=since
+                question,
+                limit if each else max(limit, _EQUAL),
+                module=module,
+                severity=severity,
+                since=since,
             )
-            return hits, await storage.outbox.pending()
+            kept = hits if each else _one_a_group(hits)[:limit]
+            return kept, await storage.outbox.pending()
 
     found, pending = with_storage(settings, job)
     if pending:
@@ -267,6 +280,22 @@ def similar(
         for hit in found
     ]
     print_rows(("score", "severity", "module", "message", "id"), rows, whole=True)
+
+
+def _one_a_group(hits: list[SimilarEntry]) -> list[SimilarEntry]:
+    from fm_storage.catalog.fingerprint import fingerprint_of  # noqa: PLC0415 - heavy
+
+    found: dict[int, SimilarEntry] = {}
+    for hit in hits:
+        one = hit.entry
+        group = fingerprint_of(
+            one.message,
+            module=one.module,
+            error_code=one.error_code,
+            stack_trace=one.stack_trace,
+        )
+        found.setdefault(group.value, hit)
+    return list(found.values())
 
 
 def _filtered(*filters: object) -> bool:

@@ -77,6 +77,8 @@ def test_a_log_is_ingested_listed_shown_grouped_and_compared(run, tmp_path):
     assert "OSError: gone" in run("show", top["fingerprint"])
 
     assert "shop.disk" in run("similar", "volume gone", "-n", "1")
+    assert run("similar", "item lost").count("item") == 1
+    assert run("similar", "item lost", "--each", "-n", "4").count("item") == 4
     hits = json.loads(run("similar", first["id"], "--json"))
     assert first["id"] not in {hit["entry"]["id"] for hit in hits}
     tail = run("tail", "-n", "2")
