@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fm_storage.config import PostgresConfig
+    from fm_storage.postgres.composites import Composite
 
 __all__ = ["Connector"]
 
@@ -72,6 +73,7 @@ class Connector:
         self._dsn = _for_driver(dsn or config.dsn)
         self._settings: Mapping[str, str] = config.server_settings
         self.server = mask_dsn(self._dsn)
+        self.composites: list[Composite] = []  # by the pool's register_composite()
         self.transaction_pooler: bool | None = {
             "transaction": True,
             "none": False,
@@ -180,6 +182,8 @@ class Connector:
             )
         install_codecs(raw)
         _keep_alive(raw)
+        for composite in self.composites:
+            await composite.install(raw)
         if foreign:
             return
         # Since PostgreSQL 10 the driver keeps the minor version in this field.

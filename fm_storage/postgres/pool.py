@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from fm_storage.errors import ConfigurationInvalid, PoolClosed, StorageError
 from fm_storage.hooks import outlast
-from fm_storage.postgres import closing, metrics, tracing
+from fm_storage.postgres import closing, composites, metrics, tracing
 from fm_storage.postgres.connection import Connection
 from fm_storage.postgres.connector import Connector
 from fm_storage.postgres.housekeeping import Housekeeping
@@ -309,6 +309,28 @@ class Pool(PoolVerbs):
             ConfigurationInvalid: A transaction pooler is in the way.
         """
         return self._listener.subscribe(channel)
+
+    async def register_composite(
+        self, name: str, kind: type[Any], *, schema: str = "public"
+    ) -> None:
+        """Read and write the composite type *name* as instances of *kind*.
+
+        Holds for every connection lent from now on; register a type that others
+        contain before them. A parameter may be a plain tuple all the same.
+
+        Args:
+            name: Name of the type, or of a table, whose rows are one.
+            kind: A dataclass or named tuple with the type's fields.
+            schema: The type's schema.
+
+        Raises:
+            InvalidName: There is no such type.
+            ConfigurationInvalid: *kind* has other fields, or some are json, which
+                the driver cannot read inside a row.
+        """
+        found = await composites.register(self, name, kind, schema)
+        self._connector.composites.append(found)
+        self._lender.renew(f"type {name} was registered")
 
     # -- numbers ---------------------------------------------------------
 
