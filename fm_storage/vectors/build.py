@@ -180,8 +180,3 @@ class Build:
     def _end(self) -> None:
         self.out.close()
         self._process.wait()
-
-    @property
-    def status(self) -> dict[str, Any]:
-        """What to tell about it."""
-        return {"copying": self.paused, "replaying": self.ready}

@@ -113,10 +113,9 @@ async def test_more_patience_than_there_is_time_fails_at_once(
     async with QdrantStore(server.config(timeout=10)) as store:
         await store.count("a")
         server.faults.add(Fault.too_many(60))
-        began = time.monotonic()
         with pytest.raises(RateLimited) as caught:
             await store.count("a")
-        assert time.monotonic() - began < 5
+        assert store.statistics().retries == 0  # not even one pause
         assert caught.value.retry_after == 60
         assert caught.value.retryable
 
