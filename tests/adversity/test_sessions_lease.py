@@ -13,6 +13,7 @@ import pytest
 from fm_storage.config import MigrationsConfig, PostgresConfig, SessionConfig
 from fm_storage.errors import (
     ConfigurationInvalid,
+    ConnectionFailed,
     PermissionDenied,
     SchemaOutOfDate,
     SessionLost,
@@ -21,6 +22,7 @@ from fm_storage.errors import (
 from fm_storage.migrate import Migrator
 from fm_storage.postgres import Pool
 from fm_storage.sessions import PostgresSessionManager, SessionService
+from fm_storage.sessions.lease import Lease
 from tests.fix_cluster import TestCluster
 from tests.fix_postgres import TestServer
 from tests.fix_proxy import TcpProxy
@@ -175,6 +177,51 @@ async def test_a_backend_that_does_not_know_of_its_end_is_ended(
             await session.refresh_view(view)
             proxy.heal()
         await service.aclose()
+
+
+async def test_a_line_that_dies_without_a_word_is_noticed(
+    server: TestServer,
+    dsn: str,
+    tcp_proxy: Callable[[str], TcpProxy],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """No reset comes: the lease asks now and then, and is taken again elsewhere."""
+    monkeypatch.setattr("fm_storage.sessions.lease._PING_EVERY", 0.05)
+    monkeypatch.setattr("fm_storage.sessions.lease._PING_TIMEOUT", 0.5)
+    through = server.over_tcp(dsn)
+    proxy = tcp_proxy(through)
+    async with Pool(PostgresConfig(dsn=dsn)) as other:
+        config = SessionConfig(reap_interval=0, dsn=proxy.dsn(through))
+        service = SessionService(other, config)
+        await service.open()
+        async with service.session() as session:
+            view = await session.create_view("SELECT 1 AS n", materialized=True)
+            lease = service._lease
+            assert lease is not None
+            asked = proxy.forwarded
+            await until(lambda: proxy.forwarded > asked)
+            assert await leases(other) == 1  # asking loses nothing
+            lease._dsn = None  # the next connection finds another way
+            proxy.black_hole()
+            await regained(other, 2)
+            await wait_for_lease(service, "held")
+            await session.refresh_view(view)
+            proxy.heal()
+        await service.aclose()
+
+
+async def test_a_lock_that_another_owner_has_is_no_lease(pool: Pool):
+    """A collision of keys is told, retryable, and leaves no row and no session."""
+    service = SessionService(pool, QUIET)
+    await service.open()
+    lease = Lease(service.source, dsn=None, application_name="x")
+    async with pool.acquire() as holder:
+        await holder.execute("SELECT pg_advisory_lock($1)", lease.key)
+        with pytest.raises(ConnectionFailed, match="taken by another owner"):
+            await lease.open()
+    assert await pool.fetchval("SELECT count(*) FROM fm_storage.session_owners") == 0
+    await lease.aclose()
+    await service.aclose()
 
 
 @pytest.mark.slow
