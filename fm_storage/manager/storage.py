@@ -140,6 +140,7 @@ class StorageManager(ManagerLife):
         key: str | Sequence[str] | None = None,
         columns: Mapping[str, str | Column] | None = None,
         version: str | None = None,
+        deleted: str | None = None,
         collection: str | None = None,
     ) -> Repository[Model]:
         """Return the repository of *model*; declared once, known afterwards.
@@ -153,12 +154,13 @@ class StorageManager(ManagerLife):
             key: Field or fields that identify a record; by default ``id``.
             columns: For some fields the column's name, or a ``Column``.
             version: Whole-number field that turns the optimistic lock on.
+            deleted: Field, a ``datetime | None``, that turns soft deletion on.
             collection: Collection that has a point for each record.
 
         Raises:
             ConfigurationInvalid: The model cannot be stored as declared.
         """
-        options = (table, key, columns, version, collection)
+        options = (table, key, columns, version, deleted, collection)
         known = self._repositories.get(model)
         if known is None or any(option is not None for option in options):
             known = Repository(
@@ -168,8 +170,10 @@ class StorageManager(ManagerLife):
                 key=key,
                 columns=columns,
                 version=version,
+                deleted=deleted,
                 collection=collection,
                 wake=None if collection is None else self.outbox.wake,
+                shapes=None if collection is None else self.outbox.shapes,
             )
             self._repositories[model] = known
         return known

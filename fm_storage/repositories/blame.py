@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fm_storage.errors import QueryFailed, StorageError
 from fm_storage.postgres.sql import Sql
 from fm_storage.postgres.transaction import Transaction
-from fm_storage.repositories.writes import Writes
+from fm_storage.repositories.deletes import Deletes
 
 if TYPE_CHECKING:
     from fm_storage.postgres.executor import Executor
@@ -44,7 +44,7 @@ class _Undo(Exception):
     """Leaves a transaction that was only a trial."""
 
 
-class Blame(Writes[M]):
+class Blame(Deletes[M]):
     """Runs the writing of a batch, and names the record that spoils it."""
 
     async def _blaming(

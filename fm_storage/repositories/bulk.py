@@ -313,42 +313,6 @@ class Bulk(Blame[M]):
             found[at] = (entity.completed(batch[at], returned, values[1:]), values[0])
         return found
 
-    async def delete_many(self, keys: Iterable[Any]) -> int:
-        """Delete the rows with *keys*, and their points, and return how many.
-
-        Raises:
-            InvalidRecord: A key cannot be one of this table; nothing was sent.
-            ForeignKeyViolated: Other rows refer to one of them; none is deleted.
-        """
-        wanted = list(keys)
-        if not wanted:
-            return 0
-        entity = self.entity
-        if self.hooks.any and self.hooks.wants("delete"):
-            return await self._hooked(
-                Change("delete", (), wanted),
-                lambda inner: inner.delete_many(wanted),
-                None,
-            )
-        if len(entity.key) == 1 and set(map(type, wanted)) <= entity.key[0].kind.exact:
-            columns: list[Sequence[Any]] = [entity.key[0].kind.encode_many(wanted)]
-        else:
-            values = [entity.key_values(key) for key in wanted]
-            columns = [
-                item.kind.encode_many(column)
-                for item, column in zip(
-                    entity.key, zip(*values, strict=True), strict=True
-                )
-            ]
-        if self.points is not None:
-            number: int = await self.executor.fetchval(
-                self.points.delete(many=True), *columns, self.points.collection
-            )
-            self.points.wake()
-            return number
-        tag = await self.executor.execute(self._sql.delete_many, *columns)
-        return int(tag.rpartition(" ")[2])
-
 
 def _sort_key(values: list[tuple[Any, ...]]) -> Callable[[int], Any]:
     """Return the sort key of a position: the values, or their text."""

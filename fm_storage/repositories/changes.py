@@ -19,8 +19,14 @@ __all__ = ["Change", "Hook", "HookTable", "Operation", "known_operations"]
 
 M = TypeVar("M")
 
-Operation: TypeAlias = Literal["create", "update", "upsert", "delete"]
-OPERATIONS: tuple[Operation, ...] = ("create", "update", "upsert", "delete")
+Operation: TypeAlias = Literal["create", "update", "upsert", "delete", "restore"]
+OPERATIONS: tuple[Operation, ...] = (
+    "create",
+    "update",
+    "upsert",
+    "delete",
+    "restore",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +34,12 @@ class Change(Generic[M]):
     """What is about to happen, or has just happened.
 
     Attributes:
-        operation: ``create``, ``update``, ``upsert`` or ``delete``; a call for
-            many records is one change.
+        operation: ``create``, ``update``, ``upsert``, ``delete`` or ``restore``; a
+            call for many records is one change.
         records: The records given (before) or stored (after). A *before* hook may
             change mutable ones. Empty for a deletion by key and for a partial
             update that has not happened yet.
-        keys: Keys of a deletion, key of a partial update.
+        keys: Keys of a deletion, key of a partial update or a restoration.
         values: Fields of a partial update.
     """
 

@@ -21,6 +21,7 @@ from fm_storage.repositories.intake import Intake, getter
 from fm_storage.repositories.kinds import Kind, Refused, Uuid
 from fm_storage.repositories.making import Decoder, Maker
 from fm_storage.repositories.models import Column, Declared, read_model
+from fm_storage.repositories.time_kinds import Timestamp
 
 __all__ = ["Entity", "Stored"]
 
@@ -88,6 +89,7 @@ class Entity(Generic[M]):
         by_field: The same by name.
         key: The fields that identify a record.
         version: The field of the optimistic lock, or None.
+        deleted: The field that says when a row was deleted softly, or None.
         inserted: The fields that a new row is given.
         returned: The fields of a new row that only the server knows.
         insert_values: See ``Intake.values()``.
@@ -98,7 +100,7 @@ class Entity(Generic[M]):
         plain_key: Class of the keys that need no look.
         copied: Whether COPY can write it: nothing comes back from a COPY, and the
             driver knows the binary form of built-in types only.
-        statements: The entity's SQL, kept here by the repositories.
+        statements: The entity's SQL, kept here by ``statements_of()``.
     """
 
     def __init__(
@@ -109,9 +111,10 @@ class Entity(Generic[M]):
         key: str | Sequence[str] | None = None,
         columns: Mapping[str, str | Column] | None = None,
         version: str | None = None,
+        deleted: str | None = None,
     ) -> None:
         declared = read_model(model, columns or {})
-        self.statements: Any = None
+        self.statements: dict[bool, Any] = {}
         self.model = model
         self.schema, self.table = _table(table or _snake(model.__name__))
         self.name = f"{self.schema}.{self.table}" if self.schema else self.table
@@ -121,6 +124,7 @@ class Entity(Generic[M]):
         self.key = self._key(key)
         self.key_names = tuple(item.field for item in self.key)
         self.version = None if version is None else self._version(version)
+        self.deleted = None if deleted is None else self._deleted(deleted)
         self.inserted = tuple(item for item in self.stored if not item.generated)
         self.returned = tuple(item for item in self.stored if item.generated)
         self.select_list = ", ".join(item.quoted for item in self.stored)
@@ -179,6 +183,15 @@ class Entity(Generic[M]):
     def key_of(self, record: M) -> tuple[Any, ...]:
         """Return the key of *record*, one value for each key field."""
         return self._get_key(record)
+
+    def stored_key(self, record: M) -> tuple[Any, ...]:
+        """Return the key of *record* as parameters.
+
+        Raises:
+            InvalidRecord: It cannot be a key of this table.
+        """
+        values = zip(self.key, self.key_of(record), strict=True)
+        return tuple(item.encode(value) for item, value in values)
 
     def key_values(self, key: object) -> tuple[Any, ...]:
         """Return a caller's *key* as parameters.
@@ -244,6 +257,26 @@ class Entity(Generic[M]):
                 f"field {name!r} must be a whole number outside the key",
             )
         return item
+
+    def _deleted(self, name: str) -> Stored:
+        item = self.field(name)
+        if not _is_mark(item) or item in self.key:
+            raise ConfigurationInvalid(
+                f"{self.model.__name__}.deleted",
+                f"field {name!r} must be a 'datetime | None' outside the key",
+            )
+        return item
+
+
+def _is_mark(item: Stored) -> bool:
+    """Return whether NULL and a moment can tell live rows from deleted ones."""
+    kind = item.kind
+    return (
+        isinstance(kind, Timestamp)
+        and kind.aware
+        and item.nullable
+        and not item.generated
+    )
 
 
 def _stored(declared: Declared) -> Stored:

@@ -17,18 +17,22 @@ from fm_storage.repositories.kinds import Integer, Text, Uuid
 from fm_storage.repositories.statements import (
     insert_many_sql,
     insert_sql,
-    key_condition,
-    key_equals,
+    purge_sql,
+    removal_sql,
+    restoration_sql,
     update_sql,
     upsert_returned,
     upsert_sql,
 )
 from fm_storage.vector_state import (
+    Shapes,
     SparseLike,
     delete_ctes,
     encode_vectors,
-    payload_digest,
     point_id_sql,
+    restore_ctes,
+    retire_ctes,
+    stored_payload,
     upsert_ctes,
 )
 
@@ -58,6 +62,7 @@ class Points:
         entity: Entity[Any],
         collection: str,
         wake: Callable[[], object] | None,
+        shapes: Shapes | None = None,
     ) -> None:
         kind = _KINDS.get(type(entity.key[0].kind)) if len(entity.key) == 1 else None
         if kind is None:
@@ -67,6 +72,7 @@ class Points:
             )
         self.collection = collection
         self.wake = wake or _nothing
+        self._shapes = shapes
         self._entity = entity
         self._key = entity.key[0]
         self._point_id = point_id_sql(f"rec.{self._key.quoted}", kind)
@@ -78,14 +84,20 @@ class Points:
         """Return vectors, payload and its digest as parameters.
 
         Raises:
+            DimensionMismatch: The vector has not the size that the collection is
+                configured with; nothing was sent.
             InvalidVector: The vector cannot be stored; nothing was sent.
             InvalidRecord: The payload is no JSON object; nothing was sent.
         """
-        kept = dict(payload or {})
+        kept, digest = stored_payload(payload, index=index)
         encoded = None
         if vector is not None:
-            encoded = encode_vectors(vector, collection=self.collection, index=index)
-        return encoded, kept, payload_digest(kept, index=index)
+            # Looked up each time: a collection may become known later.
+            shape = self._shapes.get(self.collection) if self._shapes else None
+            encoded = encode_vectors(
+                vector, collection=self.collection, index=index, shape=shape
+            )
+        return encoded, kept, digest
 
     def columns(
         self,
@@ -138,13 +150,16 @@ class Points:
             len(entity.inserted),
         )
 
-    def update(self, fields: tuple[str, ...], *, versioned: bool) -> Sql:
+    def update(
+        self, fields: tuple[str, ...], *, versioned: bool, living: str = ""
+    ) -> Sql:
         """Return ``Statements.update()`` with the point."""
         entity = self._entity
         names = [item.quoted for item in entity.stored]
+        statement = update_sql(entity, fields, versioned=versioned)
         return self._one(
-            ("update", fields, versioned),
-            update_sql(entity, fields, versioned=versioned),
+            ("update", fields, versioned, living),
+            f"{statement} AND {living}" if living else statement,
             names,
             names,
             len(entity.key) + len(fields) + versioned,
@@ -232,22 +247,50 @@ class Points:
         )
         return self._texts[known]
 
-    def delete(self, *, many: bool = False, versioned: bool = False) -> Sql:
-        """Return a deletion of rows and their points; it gives their number.
+    def delete(
+        self, *, many: bool = False, versioned: bool = False, erase: bool = False
+    ) -> Sql:
+        """Return ``Statements.remove()`` with the points; it gives their number.
 
         Parameters: the key or keys, the version if *versioned*, the collection.
+        What a soft deletion keeps of a row, it keeps of the point too.
         """
-        known = ("delete", many, versioned)
+        known = ("delete", many, versioned, erase)
         if known not in self._texts:
             entity = self._entity
-            condition = key_condition(entity.key) if many else key_equals(entity.key)
-            if versioned and entity.version is not None:
-                condition += f" AND {entity.version.quoted} = $2"
-            state = delete_ctes(
+            softly = entity.deleted is not None and not erase
+            state = (retire_ctes if softly else delete_ctes)(
+                collection=f"${2 + versioned}", point_id=self._point_id, source="rec"
+            )
+            statement = removal_sql(entity, many=many, versioned=versioned, erase=erase)
+            self._texts[known] = Sql(
+                f"WITH rec AS ({statement} RETURNING {self._key.quoted}), "  # noqa: S608 - quoted
+                f"{state} SELECT count(*) FROM rec"
+            )
+        return self._texts[known]
+
+    def restore(self, *, versioned: bool) -> Sql:
+        """Return ``Statements.restore()`` with the point; the collection is last."""
+        known = ("restore", versioned)
+        if known not in self._texts:
+            entity = self._entity
+            state = restore_ctes(
                 collection=f"${2 + versioned}", point_id=self._point_id, source="rec"
             )
             self._texts[known] = Sql(
-                f"WITH rec AS (DELETE FROM {entity.quoted} WHERE {condition} "  # noqa: S608 - quoted
+                f"WITH rec AS ({restoration_sql(entity, versioned=versioned)} "  # noqa: S608 - quoted
+                f"RETURNING {entity.select_list}), {state} "
+                f"SELECT {entity.select_list} FROM rec"
+            )
+        return self._texts[known]
+
+    def purge(self) -> Sql:
+        """Return ``Statements.purge`` with the points; it gives their number."""
+        known = ("purge",)
+        if known not in self._texts:
+            state = delete_ctes(collection="$2", point_id=self._point_id, source="rec")
+            self._texts[known] = Sql(
+                f"WITH rec AS ({purge_sql(self._entity)} "  # noqa: S608 - quoted
                 f"RETURNING {self._key.quoted}), {state} SELECT count(*) FROM rec"
             )
         return self._texts[known]

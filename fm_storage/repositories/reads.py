@@ -6,11 +6,12 @@ vector. No statement here is preceded by BEGIN: one SELECT sees one snapshot.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from fm_storage.errors import InvalidRecord, RecordNotFound
+from fm_storage.errors import ConfigurationInvalid, InvalidRecord, RecordNotFound
 from fm_storage.postgres.sql import Sql
 from fm_storage.repositories.filters import (
     Filter,
@@ -25,7 +26,7 @@ from fm_storage.repositories.paging import (
     keyset,
     page_order,
 )
-from fm_storage.repositories.statements import Statements
+from fm_storage.repositories.statements import Statements, statements_of
 
 if TYPE_CHECKING:
     from fm_storage.postgres.executor import Executor, Record
@@ -47,6 +48,25 @@ class Reads(Generic[M]):
         self.executor = executor
         self.entity = entity
         self._sql = statements
+
+    def with_deleted(self) -> Self:
+        """Return this repository with the softly deleted rows among its records.
+
+        Its reads and its ``update()`` see them; ``delete()`` and ``restore()`` do
+        what they always do.
+
+        Raises:
+            ConfigurationInvalid: The repository was declared without ``deleted=``.
+        """
+        if self.entity.deleted is None:
+            raise ConfigurationInvalid(
+                "deleted",
+                f"{self.entity.name} keeps no deleted rows; declare the repository "
+                "with deleted=",
+            )
+        found = copy.copy(self)
+        found._sql = statements_of(self.entity, every=True)  # noqa: SLF001 - a copy of this
+        return found
 
     async def find_by_id(self, key: Any) -> M | None:  # noqa: ANN401 - the key's type is the model's
         """Return the record with *key*, or None.
@@ -133,7 +153,7 @@ class Reads(Generic[M]):
             )
         steps = page_order(entity, orders(entity, order_by))
         parameters = Parameters()
-        condition = where_sql(entity, filters, parameters)
+        condition = self._where(filters, parameters)
         matched = list(parameters.values)
         place = ""
         if cursor is not None:
@@ -189,13 +209,13 @@ class Reads(Generic[M]):
     async def count(self, *filters: Filter) -> int:
         """Return the number of records that match every filter."""
         parameters = Parameters()
-        condition = where_sql(self.entity, filters, parameters)
+        condition = self._where(filters, parameters)
         return await self._count(condition, parameters.values)
 
     async def exists(self, *filters: Filter) -> bool:
         """Return whether any record matches every filter."""
         parameters = Parameters()
-        condition = where_sql(self.entity, filters, parameters)
+        condition = self._where(filters, parameters)
         found: bool = await self.executor.fetchval(
             Sql(f"SELECT EXISTS (SELECT FROM {self.entity.quoted}{condition})"),  # noqa: S608 - see filters.py
             *parameters.values,
@@ -209,6 +229,14 @@ class Reads(Generic[M]):
         )
         return number
 
+    def _where(self, filters: Sequence[Filter], parameters: Parameters) -> str:
+        """Return ``WHERE`` of *filters*, and of the rows that are not deleted."""
+        condition = where_sql(self.entity, filters, parameters)
+        living = self._sql.living
+        if not living:
+            return condition
+        return f"{condition} AND {living}" if condition else f" WHERE {living}"
+
     def _select(
         self, filters: Sequence[Filter], order_by: OrderBy | None, limit: int | None
     ) -> tuple[Sql, list[Any]]:
@@ -216,7 +244,7 @@ class Reads(Generic[M]):
         parameters = Parameters()
         sql = (
             f"SELECT {entity.select_list} FROM {entity.quoted}"  # noqa: S608 - see filters.py
-            f"{where_sql(entity, filters, parameters)}"
+            f"{self._where(filters, parameters)}"
             f"{order_sql(entity, orders(entity, order_by))}"
         )
         if limit is not None:

@@ -18,11 +18,12 @@ from fm_storage.repositories.changes import (
 )
 from fm_storage.repositories.entity import Entity
 from fm_storage.repositories.points import Points
-from fm_storage.repositories.statements import Statements
+from fm_storage.repositories.statements import statements_of
 
 if TYPE_CHECKING:
     from fm_storage.postgres.executor import Executor
     from fm_storage.repositories.models import Column
+    from fm_storage.vector_state import Shapes
 
 __all__ = ["Repository"]
 
@@ -52,8 +53,10 @@ class Repository(Bulk[M]):
         key: str | Sequence[str] | None = None,
         columns: Mapping[str, str | Column] | None = None,
         version: str | None = None,
+        deleted: str | None = None,
         collection: str | None = None,
         wake: Callable[[], object] | None = None,
+        shapes: Shapes | None = None,
     ) -> None:
         """Declare a repository; nothing is sent.
 
@@ -65,21 +68,33 @@ class Repository(Bulk[M]):
             key: Field or fields that identify a record (default: ``id``).
             columns: For some fields the column's name, or a ``Column``.
             version: Whole-number field that turns the optimistic lock on.
+            deleted: Field, a ``datetime | None``, that turns soft deletion on: a
+                deleted row stays, marked with the time, no read sees it but those
+                of ``with_deleted()``, and ``restore()`` brings it back.
             collection: Collection of the vector store that has a point for each
                 record; writes may then say ``vector=`` and ``payload=``, in the
                 same statement, and deleting a record deletes its point.
             wake: Called after such a write (``storage.outbox.wake``).
+            shapes: Sizes of the collections' vectors (``storage.outbox.shapes``): a
+                vector that cannot fit is refused at once.
 
         Raises:
             ConfigurationInvalid: The model cannot be stored as declared.
-            InvalidName: *key*, *columns* or *version* name no field.
+            InvalidName: *key*, *columns*, *version* or *deleted* name no field.
         """
         if not isinstance(model, Entity):
             model = Entity(
-                model, table=table, key=key, columns=columns, version=version
+                model,
+                table=table,
+                key=key,
+                columns=columns,
+                version=version,
+                deleted=deleted,
             )
-        points = None if collection is None else Points(model, collection, wake)
-        super().__init__(executor, model, _statements(model), HookTable(), points)
+        points = None
+        if collection is not None:
+            points = Points(model, collection, wake, shapes)
+        super().__init__(executor, model, statements_of(model), HookTable(), points)
 
     def bind(self, executor: Executor) -> Self:
         """Return this repository on another executor, with the same hooks."""
@@ -111,11 +126,3 @@ class Repository(Bulk[M]):
             return hook
 
         return register
-
-
-def _statements(entity: Entity[M]) -> Statements:
-    """Return the entity's statements, made once however often it is bound."""
-    if entity.statements is None:
-        entity.statements = Statements(entity)
-    found: Statements = entity.statements
-    return found

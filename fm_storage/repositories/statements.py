@@ -23,6 +23,11 @@ __all__ = [
     "insert_sql",
     "key_condition",
     "key_equals",
+    "missing_returned",
+    "purge_sql",
+    "removal_sql",
+    "restoration_sql",
+    "statements_of",
     "update_sql",
     "upsert_returned",
     "upsert_sql",
@@ -30,10 +35,18 @@ __all__ = [
 
 
 class Statements:
-    """The texts of one entity, made when they are first asked for."""
+    """The texts of one entity, made when they are first asked for.
 
-    def __init__(self, entity: Entity[Any]) -> None:
+    Attributes:
+        living: Condition of the rows that are not deleted softly; empty where all
+            rows count.
+    """
+
+    def __init__(self, entity: Entity[Any], *, every: bool = False) -> None:
         self._entity = entity
+        self.living = ""
+        if entity.deleted is not None and not every:
+            self.living = f"{entity.deleted.quoted} IS NULL"
         self._updates: dict[tuple[tuple[str, ...], bool], Sql] = {}
         self._others: dict[tuple[object, ...], Sql] = {}
 
@@ -43,8 +56,12 @@ class Statements:
         entity = self._entity
         return Sql(
             f"SELECT {entity.select_list} FROM {entity.quoted} "  # noqa: S608 - quoted
-            f"WHERE {key_equals(entity.key)}"
+            f"WHERE {key_equals(entity.key)}{self._and_living}"
         )
+
+    @property
+    def _and_living(self) -> str:
+        return f" AND {self.living}" if self.living else ""
 
     @cached_property
     def insert(self) -> Sql:
@@ -58,37 +75,31 @@ class Statements:
         entity = self._entity
         return Sql(insert_many_sql(entity) + _returning(entity.returned))
 
-    @cached_property
-    def delete(self) -> Sql:
-        """Delete the row with a key."""
-        entity = self._entity
-        return Sql(
-            f"DELETE FROM {entity.quoted} WHERE {key_equals(entity.key)}"  # noqa: S608 - quoted
-        )
+    def remove(
+        self, *, many: bool = False, versioned: bool = False, erase: bool = False
+    ) -> Sql:
+        """Delete the row with a key, or those with keys; see ``removal_sql()``."""
+        known = ("remove", many, versioned, erase)
+        if known not in self._others:
+            self._others[known] = Sql(
+                removal_sql(self._entity, many=many, versioned=versioned, erase=erase)
+            )
+        return self._others[known]
+
+    def restore(self, *, versioned: bool) -> Sql:
+        """Make a softly deleted row live again and return it."""
+        known = ("restore", versioned)
+        if known not in self._others:
+            self._others[known] = Sql(
+                f"{restoration_sql(self._entity, versioned=versioned)} "
+                f"RETURNING {self._entity.select_list}"
+            )
+        return self._others[known]
 
     @cached_property
-    def delete_version(self) -> Sql:
-        """Delete the row with a key, if it is still at a version."""
-        entity = self._entity
-        assert entity.version is not None  # noqa: S101 - the caller looked
-        return Sql(
-            f"{self.delete} AND {entity.version.quoted} = ${len(entity.key) + 1}"
-        )
-
-    @cached_property
-    def delete_many(self) -> Sql:
-        """Delete the rows with keys, given as one array per key column."""
-        entity = self._entity
-        return Sql(f"DELETE FROM {entity.quoted} WHERE {key_condition(entity.key)}")  # noqa: S608 - quoted
-
-    @cached_property
-    def get_many(self) -> Sql:
-        """Read the rows with keys, given as one array per key column."""
-        entity = self._entity
-        return Sql(
-            f"SELECT {entity.select_list} FROM {entity.quoted} "  # noqa: S608 - quoted
-            f"WHERE {key_condition(entity.key)}"
-        )
+    def purge(self) -> Sql:
+        """Erase the rows deleted softly before a moment."""
+        return Sql(purge_sql(self._entity))
 
     def update(self, fields: tuple[str, ...], *, versioned: bool) -> Sql:
         """Change some fields of the row with a key and return all of it.
@@ -100,8 +111,8 @@ class Statements:
         except KeyError:
             entity = self._entity
             sql = self._updates[fields, versioned] = Sql(
-                f"{update_sql(entity, fields, versioned=versioned)} "
-                f"RETURNING {entity.select_list}"
+                f"{update_sql(entity, fields, versioned=versioned)}"
+                f"{self._and_living} RETURNING {entity.select_list}"
             )
             return sql
 
@@ -123,16 +134,23 @@ class Statements:
         return self._others[known]
 
     def insert_missing(self, on: tuple[Stored, ...]) -> Sql:
-        """Write a row unless one has the same values in *on*."""
+        """Write a row unless a living one has the same values in *on*.
+
+        Returns TRUE, then what ``missing_returned()`` lists; or no row.
+        """
         known = ("insert_missing", on)
         if known not in self._others:
             entity = self._entity
             target = ", ".join(item.quoted for item in on)
-            returned = ", ".join(["TRUE", *(r.quoted for r in entity.returned)])
-            self._others[known] = Sql(
-                f"{insert_sql(entity)} ON CONFLICT ({target}) DO NOTHING "
-                f"RETURNING {returned}"
-            )
+            insert = f"{insert_sql(entity)} ON CONFLICT ({target}) DO NOTHING"
+            if entity.deleted is not None:
+                insert = (
+                    f"{upsert_sql(entity, on, insert_sql(entity))} "
+                    f"WHERE {entity.quoted}.{entity.deleted.quoted} IS NOT NULL"
+                )
+            stored = missing_returned(entity, on)
+            returned = ", ".join(["TRUE", *(item.quoted for item in stored)])
+            self._others[known] = Sql(f"{insert} RETURNING {returned}")
         return self._others[known]
 
     def get_by(self, on: tuple[Stored, ...]) -> Sql:
@@ -142,9 +160,27 @@ class Statements:
             entity = self._entity
             self._others[known] = Sql(
                 f"SELECT {entity.select_list} FROM {entity.quoted} "  # noqa: S608 - quoted
-                f"WHERE {key_equals(on)}"
+                f"WHERE {key_equals(on)}{self._and_living}"
             )
         return self._others[known]
+
+
+def statements_of(entity: Entity[Any], *, every: bool = False) -> Statements:
+    """Return the entity's statements, made once however often it is bound."""
+    if every not in entity.statements:
+        entity.statements[every] = Statements(entity, every=every)
+    found: Statements = entity.statements[every]
+    return found
+
+
+def missing_returned(entity: Entity[Any], on: Sequence[Stored]) -> tuple[Stored, ...]:
+    """Return the fields that ``insert_missing()`` reads back.
+
+    A softly deleted row that comes back keeps its key and raises its version.
+    """
+    if entity.deleted is None:
+        return entity.returned
+    return upsert_returned(entity, on, many=False)
 
 
 def upsert_returned(
@@ -222,6 +258,54 @@ def update_sql(entity: Entity[Any], fields: Sequence[str], *, versioned: bool) -
         if versioned:
             condition += f" AND {quoted} = ${place + len(fields) + 1}"
     return f"UPDATE {entity.quoted} SET {', '.join(sets)} WHERE {condition}"  # noqa: S608 - quoted
+
+
+def removal_sql(
+    entity: Entity[Any], *, many: bool, versioned: bool, erase: bool
+) -> str:
+    """Return the DELETE of rows, or the UPDATE that means one.
+
+    Parameters: the key, or one array per key column if *many*; the version if
+    *versioned*.
+    """
+    condition = key_condition(entity.key) if many else key_equals(entity.key)
+    condition += _at_version(entity, versioned=versioned)
+    if entity.deleted is None or erase:
+        return f"DELETE FROM {entity.quoted} WHERE {condition}"  # noqa: S608 - quoted
+    mark = entity.deleted.quoted
+    return (
+        f"UPDATE {entity.quoted} SET {mark} = now(){_rising(entity)} "  # noqa: S608 - quoted
+        f"WHERE {condition} AND {mark} IS NULL"
+    )
+
+
+def restoration_sql(entity: Entity[Any], *, versioned: bool) -> str:
+    """Return the UPDATE that makes a softly deleted row live again."""
+    assert entity.deleted is not None  # noqa: S101 - the caller looked
+    mark = entity.deleted.quoted
+    return (
+        f"UPDATE {entity.quoted} SET {mark} = NULL{_rising(entity)} WHERE "  # noqa: S608 - quoted
+        f"{key_equals(entity.key)}{_at_version(entity, versioned=versioned)} "
+        f"AND {mark} IS NOT NULL"
+    )
+
+
+def purge_sql(entity: Entity[Any]) -> str:
+    """Return the DELETE of rows deleted softly before a moment."""
+    assert entity.deleted is not None  # noqa: S101 - the caller looked
+    return f"DELETE FROM {entity.quoted} WHERE {entity.deleted.quoted} < $1"  # noqa: S608 - quoted
+
+
+def _rising(entity: Entity[Any]) -> str:
+    if entity.version is None:
+        return ""
+    return f", {entity.version.quoted} = {entity.version.quoted} + 1"
+
+
+def _at_version(entity: Entity[Any], *, versioned: bool) -> str:
+    if not versioned or entity.version is None:
+        return ""
+    return f" AND {entity.version.quoted} = ${len(entity.key) + 1}"
 
 
 def upsert_sql(entity: Entity[Any], on: Sequence[Stored], insert: str) -> str:

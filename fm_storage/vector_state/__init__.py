@@ -29,6 +29,8 @@ from fm_storage.vector_state.statements import (
     DELETE_MANY,
     UPSERT_MANY,
     delete_ctes,
+    restore_ctes,
+    retire_ctes,
     upsert_ctes,
 )
 
@@ -50,6 +52,8 @@ __all__ = [
     "encode_vectors",
     "payload_digest",
     "point_id_sql",
+    "restore_ctes",
+    "retire_ctes",
     "state_row",
     "stored_payload",
     "upsert_ctes",

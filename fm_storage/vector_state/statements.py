@@ -13,7 +13,14 @@ from __future__ import annotations
 
 from fm_storage.postgres import Sql
 
-__all__ = ["DELETE_MANY", "UPSERT_MANY", "delete_ctes", "upsert_ctes"]
+__all__ = [
+    "DELETE_MANY",
+    "UPSERT_MANY",
+    "delete_ctes",
+    "restore_ctes",
+    "retire_ctes",
+    "upsert_ctes",
+]
 
 _QUEUE = """
   INSERT INTO fm_storage.vector_queue AS q (collection, point_id, ver)
@@ -97,6 +104,33 @@ def delete_ctes(
   RETURNING s.collection, s.point_id, s.ver
 ), fm_queue AS ({_QUEUE}
 )"""
+
+
+def retire_ctes(*, collection: str, point_id: str, source: str) -> str:
+    """Return the CTEs that make points undesired and keep what they were.
+
+    As ``delete_ctes()``, for a record that may come back. A point that was never
+    written, or is deleted already, stays as it is.
+    """
+    return _turned(collection, point_id, source, to="d", when="s.op = 'u'")
+
+
+def restore_ctes(*, collection: str, point_id: str, source: str) -> str:
+    """Return the CTEs that make points desired again which ``retire_ctes()`` kept."""
+    when = "s.op = 'd' AND s.payload IS NOT NULL"
+    return _turned(collection, point_id, source, to="u", when=when)
+
+
+def _turned(collection: str, point_id: str, source: str, *, to: str, when: str) -> str:
+    # A writer that waited for the row's lock evaluates nextval() again.
+    return f"""fm_state AS (
+  UPDATE fm_storage.vector_state AS s
+  SET ver = nextval('fm_storage.vector_version'), op = '{to}'
+  FROM {source}
+  WHERE s.collection = {collection}::text AND s.point_id = {point_id} AND {when}
+  RETURNING s.collection, s.point_id, s.ver
+), fm_queue AS ({_QUEUE}
+)"""  # noqa: S608 - expressions, as above
 
 
 UPSERT_MANY = Sql(
