@@ -17,7 +17,14 @@ from fm_storage.catalog.render import render
 from fm_storage.errors import InvalidRecord
 from fm_storage.repositories import ErrorEntry, Severity
 
-__all__ = ["Draft", "draft_of", "draft_of_log", "module_of", "severity_from"]
+__all__ = [
+    "Draft",
+    "draft_of",
+    "draft_of_log",
+    "module_of",
+    "severity_from",
+    "severity_of_level",
+]
 
 _LEVELS = (
     (logging.CRITICAL, Severity.CRITICAL),
@@ -131,22 +138,25 @@ def draft_of_log(
         trace = record.exc_text
     elif record.stack_info:
         trace = record.stack_info
-    severity = Severity.DEBUG
-    for least, known in _LEVELS:
-        if record.levelno >= least:
-            severity = known
-            break
     return Draft(
         ErrorEntry(
             message=message,
             module=module or record.name,
             error_code=code,
-            severity=severity,
+            severity=severity_of_level(record.levelno),
             stack_trace=trace,
             manager_context=context,
             timestamp=datetime.fromtimestamp(record.created, UTC),
         )
     )
+
+
+def severity_of_level(level: int) -> Severity:
+    """Return the severity of a level of ``logging``."""
+    for least, known in _LEVELS:
+        if level >= least:
+            return known
+    return Severity.DEBUG
 
 
 def module_of(exc: BaseException) -> str:

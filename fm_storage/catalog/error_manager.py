@@ -8,83 +8,42 @@ beside this one.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, tzinfo
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from uuid import UUID
 
-from fm_storage.catalog.analyzer import Analyzer
+from fm_storage.catalog.answers import Answers
 from fm_storage.catalog.background import Background
 from fm_storage.catalog.capture import Capture
-from fm_storage.catalog.drafts import Draft, draft_of, severity_from
-from fm_storage.catalog.groups import ErrorGroup, Order, fetch_groups
-from fm_storage.catalog.handler import CatalogHandler
-from fm_storage.catalog.ingest import Log, ingest_log
+from fm_storage.catalog.drafts import Draft, draft_of
+from fm_storage.catalog.handler import CatalogHandler, level_from
 from fm_storage.catalog.internal import InternalFailures
-from fm_storage.catalog.prepared import Prepared
+from fm_storage.catalog.record_hooks import PostHook, PreHook, RecordHooks
+from fm_storage.catalog.recorded import Recorded, recorded_of
 from fm_storage.catalog.recorder import Recorder
-from fm_storage.catalog.report import Report, make_report
-from fm_storage.catalog.retention import purge_older
-from fm_storage.catalog.similarity import (
-    SimilarEntry,
-    SimilarGroup,
-    payload_filter,
-    question_of,
-    similar_groups,
-)
 from fm_storage.catalog.store import CatalogStore
-from fm_storage.catalog.tail import tail_errors
-from fm_storage.errors import CollectionNotFound, StorageError
+from fm_storage.catalog.structlog_processor import CatalogProcessor
+from fm_storage.errors import StorageError
 from fm_storage.hooks import outlast
 from fm_storage.repositories import ErrorEntry, Severity
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Generator
     from types import TracebackType
 
-    from fm_storage._typing import Progress
-    from fm_storage.catalog.ingest_report import IngestReport
     from fm_storage.catalog.needs import Storage
     from fm_storage.vectors import Vectorizer
 
 __all__ = ["ErrorManager", "Recorded"]
 
-logger = logging.getLogger("fm_storage.catalog")
-
-PreHook = Callable[[ErrorEntry], "ErrorEntry | Awaitable[ErrorEntry | None] | None"]
-PostHook = Callable[["Recorded"], "Awaitable[object] | object"]
 Pre = TypeVar("Pre", bound=PreHook)
 Post = TypeVar("Post", bound=PostHook)
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """What became of an error.
-
-    Attributes:
-        entry: The error as it is stored: masked, repaired, with its id.
-        durable: True only if PostgreSQL has committed it. False means that it
-            lies in the spool on this machine and will be replayed by id.
-        repairs: What had to be changed so that it could be stored.
-    """
-
-    entry: ErrorEntry
-    durable: bool
-    repairs: tuple[str, ...] = ()
-
-    @property
-    def id(self) -> UUID:
-        """Identity of the entry."""
-        return self.entry.id
-
-
-class ErrorManager:
+class ErrorManager(Answers):
     """Records errors in PostgreSQL and Qdrant, and answers questions about them.
 
     Usable as soon as *storage* is open; ``await ErrorManager(storage)`` and
@@ -110,19 +69,16 @@ class ErrorManager:
         timeout: float = 5.0,
         freshness: float = 5.0,
     ) -> None:
-        self.storage = storage
-        self._recorder = Recorder(
-            storage, vectorizer, timeout=timeout, freshness=freshness
+        super().__init__(
+            storage,
+            Recorder(storage, vectorizer, timeout=timeout, freshness=freshness),
         )
-        self._pre: list[PreHook] = []
-        self._post: list[PostHook] = []
+        self._hooks = RecordHooks()
         # Set at the first call inside the loop, and at first use (under _lock).
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
         self._background: Background | None = None
-        self._handlers: list[CatalogHandler] = []
         self._internal = InternalFailures(self._in_background)
-        self._analyzer = Analyzer(storage)
 
     # -- life ------------------------------------------------------------
 
@@ -180,8 +136,6 @@ class ErrorManager:
         await outlast(self._end, timeout=self._recorder.timeout * 3)
 
     async def _end(self) -> None:
-        for handler in self._handlers:
-            handler.detach()
         self._internal.unwatch()
         patience = min(2.0, self._recorder.timeout)
         if self._background is not None:
@@ -197,12 +151,12 @@ class ErrorManager:
         It may change the entry, or return another one; sync or async. One that
         fails is logged and passed over: a hook must not lose an error.
         """
-        self._pre.append(hook)
+        self._hooks.before.append(hook)
         return hook
 
     def after_record(self, hook: Post) -> Post:
         """Call *hook* with every ``Recorded``; sync or async, failures are logged."""
-        self._post.append(hook)
+        self._hooks.after.append(hook)
         return hook
 
     # -- recording -------------------------------------------------------
@@ -250,12 +204,12 @@ class ErrorManager:
             context=context,
             timestamp=timestamp,
         )
-        if self._pre:
-            draft = await self._hooked_draft(draft)
+        if self._hooks.before:
+            draft = await self._hooks.changed(draft)
         row = draft.prepared()
-        recorded = _recorded(row, durable=await self._recorder.store(row))
-        if self._post:
-            await self._notify(recorded)
+        recorded = recorded_of(row, durable=await self._recorder.store(row))
+        if self._hooks.after:
+            await self._hooks.tell(recorded)
         return recorded
 
     async def catalog(self, entry: ErrorEntry) -> Recorded:
@@ -298,12 +252,39 @@ class ErrorManager:
         ``emit()`` only queues: it never waits, for the loop, PostgreSQL or the
         disk (but when 10,000 records are queued: then it writes to the spool).
         Records of ``fm_storage`` itself are left out; see ``watch_internal()``.
-        What is queued is stored before the storage closes. Call it inside the
-        loop; *module* replaces the logger's name.
+        What is queued is stored before the storage closes, and what is logged
+        afterwards goes to the spool, for the next start. Call it inside the loop.
+
+        Args:
+            level: Number or name; records below it are left out.
+            module: Module of the entries; by default the logger's name.
+
+        Raises:
+            ConfigurationInvalid: There is no such level.
         """
-        made = CatalogHandler(self._in_background, level, module=module)
+        made = CatalogHandler(self._in_background, level_from(level), module=module)
         self._queue()
-        self._handlers.append(made)
+        return made
+
+    def structlog_processor(
+        self, level: int | str = logging.ERROR, *, module: str | None = None
+    ) -> CatalogProcessor:
+        """Return a processor for structlog that stores events from *level* on.
+
+        Put it into the chain before whatever renders the event, and before
+        ``format_exc_info``; it returns the event unchanged. As ``handler()``, it
+        only queues. Where structlog writes through ``logging``, use one of the
+        two, or each error is stored twice.
+
+        Args:
+            level: Number or name; events below it are left out.
+            module: Module of the entries; by default the event's logger.
+
+        Raises:
+            ConfigurationInvalid: There is no such level.
+        """
+        made = CatalogProcessor(self._in_background, level_from(level), module=module)
+        self._queue()
         return made
 
     def note_internal(self, part: str, error: BaseException | str) -> None:
@@ -344,270 +325,10 @@ class ErrorManager:
         background.put(make)
 
     async def _store_drafts(self, drafts: Sequence[Draft]) -> None:
-        if self._pre:
-            drafts = [await self._hooked_draft(draft) for draft in drafts]
+        if self._hooks.before:
+            drafts = [await self._hooks.changed(draft) for draft in drafts]
         rows = [draft.prepared() for draft in drafts]
         durable = await self._recorder.store_many(rows)
-        if self._post:
+        if self._hooks.after:
             for row in rows:
-                await self._notify(_recorded(row, durable=durable))
-
-    async def _hooked_draft(self, draft: Draft) -> Draft:
-        entry = draft.entry
-        for hook in self._pre:
-            try:
-                result = hook(entry)
-                if inspect.isawaitable(result):
-                    result = await result
-            except Exception:
-                logger.exception("a hook before recording failed; going on without it")
-                continue
-            entry = result if isinstance(result, ErrorEntry) else entry
-        return draft.replaced(entry)
-
-    async def _notify(self, recorded: Recorded) -> None:
-        for hook in self._post:
-            try:
-                result = hook(recorded)
-                if inspect.isawaitable(result):
-                    await result
-            except Exception:
-                logger.exception("a hook after recording failed")
-
-    async def ingest(
-        self,
-        log: Log,
-        *,
-        source: str | None = None,
-        module: str | None = None,
-        severity: Severity | str | None = None,
-        zone: tzinfo = UTC,
-        batch_size: int = 1000,
-        progress: Progress | None = None,
-    ) -> IngestReport:
-        """Read a log into the catalogue, of any size and in any common format.
-
-        Ids are made of source, offset and content: the same log again adds
-        nothing, and one that has grown adds only what is new. Batches are
-        committed one by one; if cancelled, those before stay.
-
-        Args:
-            log: Path of a file (gz, bz2 and xz too), or lines, also from an
-                asynchronous iterable.
-            source: Name of the log; by default the file's name without what
-                rotation adds.
-            module: Module of entries that name none; by default the source.
-            severity: Leave out entries that are less bad.
-            zone: Time zone of timestamps that name none.
-            batch_size: Entries stored in one statement.
-            progress: Called with bytes read and bytes in all, if known.
-
-        Raises:
-            InvalidRecord: The file is empty, or it is not text.
-            OSError: The file cannot be read.
-            StorageError: PostgreSQL did not take a batch; those before stay.
-        """
-        store = self._opened_store()
-
-        async def write(columns: list[list[Any]]) -> int:
-            return await store.write_columns(
-                self.storage.pool, columns, timeout=self._recorder.timeout * 12
-            )
-
-        try:
-            return await ingest_log(
-                log,
-                write,
-                source=source,
-                module=module,
-                least=severity_from(severity),
-                zone=zone,
-                batch_size=batch_size,
-                progress=progress,
-            )
-        finally:
-            # Once, at the end: vectors made meanwhile would take the processor
-            # from the reading.
-            self._recorder.written()
-
-    # -- answers ---------------------------------------------------------
-
-    async def groups(
-        self,
-        *,
-        limit: int = 20,
-        module: str | None = None,
-        severity: Severity | str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        order: Order = "count",
-    ) -> list[ErrorGroup]:
-        """Return groups of equal errors, by default the commonest first.
-
-        Args:
-            limit: Groups at most.
-            module: Only groups of this module.
-            severity: Only errors at least so bad.
-            since: Only errors from then on.
-            until: Only errors before then.
-            order: ``count``, ``last_seen`` or ``first_seen`` (newest first).
-        """
-        self._opened_store()
-        return await fetch_groups(
-            self.storage.pool,
-            limit=limit,
-            module=module,
-            severity=severity_from(severity),
-            since=since,
-            until=until,
-            order=order,
-        )
-
-    async def find_similar(
-        self,
-        error: ErrorEntry | Recorded | BaseException | str,
-        limit: int = 5,
-        *,
-        module: str | None = None,
-        severity: Severity | str | None = None,
-        since: datetime | None = None,
-    ) -> list[SimilarEntry]:
-        """Return stored errors like this one, the most similar first.
-
-        Words and identifiers (BM25) and the dense vector are both asked, and the
-        two answers fused by rank. The error itself is left out. What this
-        manager recorded before is found: the call waits (at most *freshness*
-        seconds) until the outbox has delivered it; entries of other processes
-        are found once their drainer has delivered them.
-
-        Args:
-            error: A stored entry, an exception, or any text.
-            limit: Hits at most.
-            module: Only errors of this module.
-            severity: Only errors at least so bad.
-            since: Only errors from then on.
-
-        Raises:
-            ConfigurationInvalid: Vectors are switched off (``qdrant=None``).
-            VectorStoreUnavailable: The vector store does not answer.
-        """
-        catalogue = self._opened_store()
-        vectorizer, collection = self._recorder.vectors()
-        await self._recorder.wait_fresh()
-        text, own = question_of(error.entry if isinstance(error, Recorded) else error)
-        [embedding] = await vectorizer.embed([text])
-        wanted = payload_filter(
-            module=module, severity=severity_from(severity), since=since
-        )
-        store = self.storage.qdrant
-        try:
-            hits = await store.search_hybrid(
-                collection, embedding, limit + 1, filter=wanted, with_payload=False
-            )
-        except CollectionNotFound:
-            return []  # nothing was ever delivered
-        ids = [UUID(str(hit.id)) for hit in hits]
-        found = await catalogue.entries(self.storage.pool, ids)
-        similar = [
-            SimilarEntry(found[key], hit.score)
-            for key, hit in zip(ids, hits, strict=True)
-            if key in found and key != own
-        ]
-        return similar[:limit]
-
-    @property
-    def analyzer(self) -> Analyzer:
-        """What the catalogue says as a whole: patterns, timelines, a report."""
-        return self._analyzer
-
-    async def report(
-        self,
-        *,
-        title: str = "Errors",
-        since: datetime | None = None,
-        until: datetime | None = None,
-        window: timedelta | None = None,
-        severity: Severity | str | None = None,
-        limit: int = 12,
-    ) -> Report:
-        """Return what is new, what grows, when, with what, and for example.
-
-        ``report.to_html()`` is one self-contained page, ``report.to_json()`` the
-        same as data. Without vectors the similar groups are left out.
-
-        Args:
-            title: Title of the page.
-            since: Only errors from then on.
-            until: Only errors before then.
-            window: What counts as lately; by default a tenth of the period.
-            severity: Only errors at least so bad.
-            limit: Groups in each part.
-        """
-        self._opened_store()
-        with_vectors = self.storage.config.qdrant is not None
-        return await make_report(
-            self._analyzer,
-            self._similar_groups if with_vectors else None,
-            title=title,
-            since=since,
-            until=until,
-            window=window,
-            severity=severity_from(severity),
-            limit=limit,
-        )
-
-    async def _similar_groups(
-        self, groups: list[ErrorGroup]
-    ) -> dict[str, list[SimilarGroup]]:
-        vectorizer, collection = self._recorder.vectors()
-        await self._recorder.wait_fresh()
-        try:
-            return await similar_groups(
-                self.storage.pool, self.storage.qdrant, vectorizer, collection, groups
-            )
-        except StorageError as exc:
-            logger.warning("the report goes without similar groups (%s)", exc)
-            return {}
-
-    def tail(
-        self,
-        *,
-        module: str | None = None,
-        severity: Severity | str | None = None,
-    ) -> AbstractAsyncContextManager[AsyncIterator[ErrorEntry]]:
-        """Follow new errors of every process, as they are committed.
-
-        ``async with errors.tail() as entries: async for entry in entries: …``.
-        Woken by LISTEN; errors that were recorded while the connection was lost
-        are not missed.
-        """
-        self._opened_store()
-        return tail_errors(
-            self.storage.pool, module=module, severity=severity_from(severity)
-        )
-
-    async def purge(
-        self,
-        older_than: datetime,
-        *,
-        batch_size: int = 1000,
-        progress: Progress | None = None,
-    ) -> int:
-        """Delete errors from before *older_than*, with their vectors; return how many.
-
-        In batches, each a statement of its own: no lock is held for long, and
-        what was deleted before a cancellation stays deleted.
-        """
-        store = self._opened_store()
-        return await purge_older(
-            self.storage.pool,
-            older_than,
-            collection=store.collection,
-            batch_size=batch_size,
-            progress=progress,
-            delivered=self._recorder.written,
-        )
-
-
-def _recorded(row: Prepared, *, durable: bool) -> Recorded:
-    return Recorded(row.entry, durable, row.repairs)
+                await self._hooks.tell(recorded_of(row, durable=durable))

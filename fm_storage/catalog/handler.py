@@ -10,8 +10,9 @@ from collections.abc import Callable
 from functools import partial
 
 from fm_storage.catalog.drafts import Draft, draft_of_log
+from fm_storage.errors import ConfigurationInvalid
 
-__all__ = ["CatalogHandler"]
+__all__ = ["CatalogHandler", "level_from"]
 
 _OWN = "fm_storage"
 
@@ -31,18 +32,17 @@ class CatalogHandler(logging.Handler):
     def __init__(
         self,
         hand_in: Callable[[Callable[[], Draft]], None],
-        level: int | str,
+        level: int,
         *,
         module: str | None = None,
     ) -> None:
         super().__init__(level)
         self._hand_in = hand_in
         self._module = module
-        self._attached = True
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue *record*; never waits and never raises."""
-        if not self._attached or _is_own(record.name):
+        if _is_own(record.name):
             return
         try:
             # The arguments may change after this call: the text is made now, the
@@ -56,9 +56,24 @@ class CatalogHandler(logging.Handler):
         """Need no lock: the queue has its own, held for an append only."""
         self.lock = None
 
-    def detach(self) -> None:
-        """Take no more records: the manager closes."""
-        self._attached = False
+
+def level_from(level: int | str) -> int:
+    """Return the number of a level of ``logging``.
+
+    Raises:
+        ConfigurationInvalid: There is no such level.
+    """
+    if isinstance(level, int):
+        return level
+    known = logging.getLevelNamesMapping()
+    found = known.get(level.strip().upper()) if isinstance(level, str) else None
+    if found is None:
+        raise ConfigurationInvalid(
+            "level",
+            f"{level!r} is no level of logging; use one of {', '.join(known)}, "
+            "or a number",
+        )
+    return found
 
 
 def _message(record: logging.LogRecord) -> str:

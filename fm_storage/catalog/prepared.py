@@ -140,15 +140,16 @@ def prepare(
     """
     done = list(notes)
     plain: JsonObject | None = None
-    if stack_trace is None and is_plain(message, context):
+    as_it_is = is_plain(message, context)
+    if as_it_is:
         plain = dict(context) if context else None
     else:
         message = _text(message, "message", done, _MAX_MESSAGE)
-        if stack_trace is not None:
-            stack_trace = _text(stack_trace, "stack_trace", done)
-        if context:
-            plain, changes = clean_context(context)
-            done.extend(changes)
+    if stack_trace is not None:
+        stack_trace = _text(stack_trace, "stack_trace", done)
+    if context and not as_it_is:
+        plain, changes = clean_context(context)
+        done.extend(changes)
     module = module or _NO_MODULE
     if len(module) > _MAX_MODULE or not module.isascii() or "\x00" in module:
         module = _short(module, "module", done, _MAX_MODULE)

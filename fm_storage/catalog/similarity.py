@@ -48,6 +48,7 @@ _GROUPS = Sql(
     "WHERE fingerprint = ANY($1::bigint[])"
 )
 _CACHE = 4096
+_HITS_OF_A_GROUP = 10  # many hits may be of one and the same other group
 _INDEXES = {"module": "keyword", "severity": "integer", "at": "float"}
 
 
@@ -141,18 +142,27 @@ async def similar_groups(
     """Return, by fingerprint, the groups whose errors are most like each group's."""
     embeddings = await vectorizer.embed([text_of_entry(one.example) for one in groups])
     hits: dict[str, dict[int, float]] = {}
-    for group, embedding in zip(groups, embeddings, strict=True):
+
+    async def ask(group: ErrorGroup, embedding: Embedding) -> None:
         own = str(number_of(group.fingerprint))
         found = await store.search_hybrid(
             collection,
             embedding,
-            limit * 10,
+            limit * _HITS_OF_A_GROUP,
             filter={"fingerprint": {"not": own}},
             with_payload=["fingerprint"],
+            candidates=limit * _HITS_OF_A_GROUP,
         )
-        best = hits.setdefault(group.fingerprint, {})
+        best = hits[group.fingerprint]
         for hit in found:
             best.setdefault(int(str(hit.payload["fingerprint"])), hit.score)
+
+    hits.update((group.fingerprint, {}) for group in groups)
+    asked = await asyncio.gather(
+        *map(ask, groups, embeddings), return_exceptions=True
+    )  # all of them end here, whatever becomes of one
+    for failure in filter(None, asked):
+        raise failure
     wanted = {number for best in hits.values() for number in best}
     rows = await executor.fetch(_GROUPS, list(wanted))
     names = {row[0]: row for row in rows}

@@ -90,6 +90,8 @@ class Spool:
         self.folder = folder
         self._lock = threading.Lock()
         self._own: Segment | None = None  # under _lock
+        self._late: Path | None = None  # written after close(); under _lock
+        self._closed = False  # under _lock
         self.appended = 0  # under _lock
 
     def append(self, rows: Sequence[Prepared], *, sync: bool = True) -> None:
@@ -106,9 +108,15 @@ class Spool:
                 self._own.close()
                 self._own = None
             if self._own is None:
-                self._own = self._create()
+                self._own = self._reopened() or self._create()
             self._own.append(lines, sync=sync)
             self.appended += len(rows)
+            if self._closed:
+                # Nobody here replays any more: leave it to whoever starts next,
+                # perhaps in this process, which a lock of ours would keep out.
+                self._late = self._own.path
+                self._own.close()
+                self._own = None
 
     def has_any(self) -> bool:
         """Say whether there may be something to replay, of any process."""
@@ -153,11 +161,20 @@ class Spool:
         return path
 
     def close(self) -> None:
-        """Close the own segment, and remove it if nothing was written."""
+        """Give the own segment back; what is appended later is left unlocked."""
         with self._lock:
+            self._closed = True
             own, self._own = self._own, None
         if own is not None:
             own.close()
+
+    def _reopened(self) -> Segment | None:
+        """Go on with the file of the latest call after ``close()``, if it is there."""
+        segment = None if self._late is None else self._adopt(self._late)
+        if segment is not None and segment.size > _MAX_SEGMENT:
+            segment.close()
+            return None
+        return segment
 
     def _create(self) -> Segment:
         self._make_folder()

@@ -15,6 +15,7 @@ import pytest
 
 from fm_storage.catalog import CatalogMiddleware, ErrorManager
 from fm_storage.catalog.background import Background
+from fm_storage.errors import ConfigurationInvalid
 
 # Each starts a whole storage, which takes its time on a busy machine.
 pytestmark = pytest.mark.timeout(120)
@@ -185,6 +186,35 @@ async def test_records_of_the_storage_itself_are_left_out(errors):
     assert await stored(errors) == []
 
 
+async def test_what_is_logged_after_the_end_is_kept_for_the_next_start(storage, log):
+    """Applications go on logging while they end; those lines were dropped."""
+    errors = await ErrorManager(storage)
+    log.addHandler(errors.handler("warning"))
+    log.error("before the end")
+    await errors.aclose()
+    for n in range(3):
+        log.error("after the end %d", n)
+    folder = errors._recorder.spool.folder
+    assert len(list(folder.iterdir())) == 1  # one file, however many records
+    async with ErrorManager(storage) as following:
+        assert await following.flush()
+        groups = await following.groups()
+    assert {group.template: group.count for group in groups} == {
+        "before the end": 1,
+        "after the end <n>": 3,
+    }
+    assert list(folder.iterdir()) == []
+    log.error("after all of them")
+    assert len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize("level", ["LOUDLY", None, "", 3.5])
+async def test_an_unknown_level_is_refused_with_the_names_of_the_others(errors, level):
+    """A plain ValueError of logging named none."""
+    with pytest.raises(ConfigurationInvalid, match=r"use one of .*WARNING"):
+        errors.handler(level)
+
+
 async def test_a_record_with_wrong_arguments_is_stored_as_it_is(errors):
     """A mistake in a log call does not lose what it wanted to say."""
     handler = errors.handler()
@@ -249,13 +279,13 @@ async def test_what_is_queued_is_stored_before_the_storage_closes(storage_config
         log.addHandler(errors.handler())
         for n in range(300):
             log.error("late %d", n)
-    log.error("too late")
+    log.error("too late for this one")
     async with (
         StorageManager(storage_config) as storage,
         ErrorManager(storage) as again,
     ):
-        await again.flush()
-        assert await storage.error_entries.count() == 300
+        assert await again.flush()
+        assert await storage.error_entries.count() == 301
 
 
 async def test_hooks_see_what_is_handed_in(errors, log):
