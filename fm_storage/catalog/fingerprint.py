@@ -104,7 +104,9 @@ _JS_FRAME = re.compile(
     re.MULTILINE,
 )
 _RUST_FRAME = re.compile(
-    r"^\s*\d+: (?:0x[0-9a-f]+ - )?([\w:<>{} ]+?)(?:::h[0-9a-f]{16})?$", re.MULTILINE
+    r"^\s*\d+:\s+(?:0x[0-9a-f]+ - )?([\w:<>{}&*,;'.()\[\]#=$ -]+?)"
+    r"(?:::h[0-9a-f]{16})?$",
+    re.MULTILINE,
 )
 _RUST_GENERATED = re.compile(r"\{\{closure\}\}")
 _LAMBDA = re.compile(r"\$\$Lambda(?:[$/]\w+)*|\$\d+")
@@ -126,6 +128,11 @@ def frames_of(trace: str | None) -> tuple[str, ...]:
             f"{_tail(file)}:{function or ''}"
             for file, function in _PYTHON_FRAME.findall(trace)
         ]
+    backtrace = trace.partition("tack backtrace:")[2]
+    if not found and backtrace:
+        found = [
+            _RUST_GENERATED.sub("", name) for name in _RUST_FRAME.findall(backtrace)
+        ]
     if not found and "at " in trace:
         found = found or [_LAMBDA.sub("", name) for name in _JAVA_FRAME.findall(trace)]
         found = found or [
@@ -135,8 +142,6 @@ def frames_of(trace: str | None) -> tuple[str, ...]:
         found = [
             f"{_tail(file)}:{function}" for function, file in _GO_FRAME.findall(trace)
         ]
-    if not found and "stack backtrace:" in trace:
-        found = [_RUST_GENERATED.sub("", name) for name in _RUST_FRAME.findall(trace)]
     kept: list[str] = []
     for frame in found:
         if not kept or frame != kept[-1]:
@@ -161,6 +166,11 @@ _JS_TYPE = re.compile(
     r"^(?:Uncaught )?(?:\(in promise\) )?([A-Z]\w*Error)\b", re.MULTILINE
 )
 _GO_TYPE = re.compile(r"^(panic|fatal error): ", re.MULTILINE)
+# A chain of anyhow (or eyre): what failed, why, and perhaps where.
+_ANYHOW = re.compile(
+    r"Error: .*(?:\n(?!Caused by:|Stack backtrace:).*)*?\n+"
+    r"(?:Caused by:\n|Stack backtrace:\n)"
+)
 _RUST_TYPE = re.compile(r"^thread '.*' (?:\(\d+\) )?(panicked) at ", re.MULTILINE)
 
 
@@ -169,6 +179,8 @@ def exception_type(trace: str | None) -> str | None:
     """Return the type of the exception that a trace ends in, or None."""
     if not trace:
         return None
+    if _ANYHOW.match(trace) is not None:
+        return "anyhow::Error"
     if 'File "' in trace or "Traceback (most recent" in trace:
         types = _PYTHON_TYPE.findall(trace)
         return types[-1] if types else None

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, NoReturn, Protocol, cast
 
+from fm_storage.catalog.journal import JournalExport, is_journal_export
 from fm_storage.errors import InvalidRecord
 
 __all__ = ["MAX_LINE", "OpenLog", "open_log", "source_name"]
@@ -118,6 +119,8 @@ def open_log(path: str | os.PathLike[str] | int) -> OpenLog:
         for mark, encoding in _UTF16.items():
             if head.startswith(mark):
                 return OpenLog(_Recoded(stream, encoding), raw, size, modified)
+        if is_journal_export(head):
+            return OpenLog(JournalExport(stream), raw, None, modified)
         _refuse_binary(shown, head)
     except BaseException:
         raw.close()

@@ -89,6 +89,15 @@ RESTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ),
         ("flask", rf"{_LEVEL}[ ]in[ ](?P<module>[\w.]+):[ ](?P<message>.*)"),
         (
+            "tracing",  # of Rust, with the spans that were open
+            rf"""{_LEVEL}\s+(?:[\w-]+(?:\{{[^}}]*\}})?:)*?\s*
+                 (?P<module>[A-Za-z_]\w*(?:::\w+)+):\s(?P<message>.*)""",
+        ),
+        (
+            "env_logger",
+            rf"""{_LEVEL}\s+(?P<module>[A-Za-z_]\w*(?:::\w+)*)\]\s(?P<message>.*)""",
+        ),
+        (
             "named",
             rf"""{_LEVEL}[\]:]?\s+(?:-\s+)?\[?
                  (?P<module>[A-Za-z_][\w$]*(?:[./][\w$-]+)*)\]?(?:\[\d+\])?\s*

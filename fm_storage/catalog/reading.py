@@ -35,11 +35,11 @@ _ALWAYS_NEW = re.compile(
 _TRACE_START = re.compile(
     r"(?:\s*[+|] )?(?:Traceback \(most recent call last\):|Exception Group Traceback)"
     r"|(?:[a-z_]\w*\.)+[A-Z][\w$]*(?:Exception|Error|Throwable)\b"
-    r"|[A-Z]\w*(?:Error|Exception)(?:: |$)|Caused by: |goroutine \d+ \["
+    r"|[A-Z]\w*(?:Error|Exception)(?:: |$)|Caused by:|goroutine \d+ \[|Error: \S"
 )
 _FRAME = re.compile(
     r"\s+at \S|\s*(?:\| )*\s+File \"|Traceback \(most|\s*\.\.\. \d+ (?:more|common)"
-    r"|Caused by: |goroutine \d+ \[|panic: |stack backtrace:|\s+[+|] .*Traceback \("
+    r"|Caused by:|goroutine \d+ \[|panic: |[Ss]tack backtrace:|\s+[+|] .*Traceback \("
 )
 _ANSI = re.compile(r"\x1b\[[0-9;:]*[A-Za-z]")
 _TRACED = frozenset({"WARNING", "ERROR", "CRITICAL"})
@@ -152,9 +152,8 @@ class LogReader:
             )  # fmt: skip
         if begins:
             done = self._finish()
-            severity = (
-                "CRITICAL" if line.startswith(("panic", "fatal", "Fatal")) else "ERROR"
-            )
+            ends = line.startswith(("panic", "fatal", "Fatal", "thread '"))
+            severity = "CRITICAL" if ends else "ERROR"
             header = Header(None, severity, None, line.strip(), dated=False)
             self._open = _Open(header, offset, report.lines, raw)
             self._open.more.append(line)
@@ -242,7 +241,13 @@ def _ranks_from(least: Severity | None) -> dict[str, Severity]:
 
 
 def _headline(lines: list[str]) -> str | None:
-    """Return the line of a trace that says what happened: Python's last one."""
+    """Return the line of a trace that says what happened.
+
+    Python's last one; Rust's second one, since a panic begins with its place.
+    """
+    if lines[0].startswith("thread '"):
+        said = lines[1].strip() if lines[0].endswith(":") and lines[1:] else ""
+        return f"panicked: {said}" if said else None
     if (
         not lines[0]
         .lstrip(" +|")
