@@ -2,6 +2,15 @@
 
 Apart from the fingerprint, because everything on its way into the catalogue
 passes here first: message, trace, context, and the text that is embedded.
+
+Masked are, wherever they stand: values behind names such as password, passwd,
+passphrase, secret, token, api_key, access_key, private_key, credential,
+authorization, cookie, csrf, session_key, pass, pwd, otp, cvv and ssn (in
+``name=value``, ``name: value``, JSON and keys of the context; there also
+session_id and auth); the password in a URL; whole Cookie headers; Bearer and
+Basic credentials; JSON web tokens; private keys in PEM; keys of AWS, GitHub,
+GitLab, Slack, Stripe, OpenAI, Anthropic, Google, npm and PyPI by their shape;
+card numbers that pass Luhn's test. Not masked: secrets that look like words.
 """
 
 from __future__ import annotations
