@@ -76,7 +76,7 @@ class _Master:
 async def _attempt(closer: Closer) -> None:
     try:
         await closer()
-    except Exception:
+    except Exception:  # the others are tried whatever this one does
         logger.exception("shutdown: %r failed", closer)
 
 
@@ -137,7 +137,7 @@ def _at_exit() -> None:
                 # The loop, its sockets and transports still work; only its
                 # default executor has gone.
                 loop.run_until_complete(master.close())
-        except Exception:
+        except Exception:  # nobody is left to raise it to; other loops follow
             logger.exception("shutdown: closing at exit failed")
         except KeyboardInterrupt:
             _leave(128 + signal.SIGINT)

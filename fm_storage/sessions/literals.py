@@ -13,6 +13,7 @@ from typing import Any
 from fm_storage.errors import InvalidRecord
 from fm_storage.postgres import Connection, Sql
 from fm_storage.postgres.errors import translate
+from fm_storage.postgres.sql import sendable
 from fm_storage.sessions.lexer import scan
 
 __all__ = ["rendered"]
@@ -52,9 +53,13 @@ async def rendered(connection: Connection, sql: str, args: Sequence[Any]) -> str
     if not args:
         return statement.text
     try:
+        sendable(statement.text)
         prepared = await raw.prepare(statement.text)
-    except Exception as exc:
-        raise translate(exc, owner="session") from exc
+    except Exception as exc:  # whatever the driver says becomes ours
+        error = translate(exc, owner="session")
+        if error is exc:
+            raise
+        raise error from exc
     oids = [kind.oid for kind in prepared.get_parameters()]
     names = [row["name"] for row in await connection.fetch(_TYPE_NAMES, oids)]
     columns = ", ".join(

@@ -292,7 +292,7 @@ class SessionService:
         except (StorageError, OSError) as exc:
             # The server is away, or migrations are missing: next time.
             logger.debug("session: reaper: %s", exc)
-        except Exception:
+        except Exception:  # a fault of ours must not end the reaping for good
             logger.exception("session: reaper failed; it goes on")
 
     async def _reap_once(self) -> None:

@@ -334,6 +334,16 @@ async def test_a_long_creation_has_a_timeout_and_can_be_cancelled(pool: Pool):
     await until(ended, within=10)  # the server is told, and stops a moment later
 
 
+async def test_text_that_cannot_be_sent_is_refused(pool: Pool):
+    """A NUL would cut the connection: with values or without, it is never sent."""
+    async with PostgresSessionManager(pool) as session:
+        with pytest.raises(InvalidRecord, match="NUL"):
+            await session.create_view('SELECT $1::text AS "a\0b"', "x")
+        with pytest.raises(InvalidRecord, match="NUL"):
+            await session.create_view('SELECT 1 AS "a\0b"')
+    assert pool.statistics().reconnects == 0
+
+
 async def test_a_closed_session_says_so(pool: Pool):
     """After the block every operation names the remedy; closing twice is fine."""
     async with PostgresSessionManager(pool) as session:
