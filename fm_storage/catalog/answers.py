@@ -71,7 +71,9 @@ class Answers(ABC):
 
         Ids are made of source, offset and content: the same log again adds
         nothing, and one that has grown adds only what is new. Batches are
-        committed one by one; if cancelled, those before stay.
+        committed one by one; if cancelled, those before stay. A file of more than
+        4 MB is read by a process of its own, which ends with this call: both
+        cores work, and the loop is free.
 
         Args:
             log: Path of a file (gz, bz2 and xz too), or lines, also from an
