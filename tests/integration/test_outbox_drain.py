@@ -15,6 +15,7 @@ from fm_storage.errors import (
     InvalidRecord,
     InvalidVector,
     NotSynced,
+    StorageError,
 )
 from fm_storage.outbox import Outbox, Unembedded
 from fm_storage.vectors import LexicalVectorizer, Point, QdrantStore
@@ -196,3 +197,18 @@ async def test_drainer_sees_what_another_process_wrote(
     await still.wait_synced(2, timeout=15)
     assert await qdrant.count("things") == 2
     await still.aclose()
+
+
+async def test_versions_end_where_json_readers_stop_counting(
+    still: Outbox, pool: Pool, qdrant: QdrantStore
+):
+    """The last version below 2**53 arrives exactly; a greater one is never given."""
+    last = 2**53 - 1
+    await pool.fetchval("SELECT setval('fm_storage.vector_version', $1)", last - 1)
+    await still.upsert("things", [point(1)])
+    await still.drain(timeout=15)
+    (found,) = await qdrant.retrieve("things", [1])
+    assert found.payload["_ver"] == last
+    assert (await still.verify()).agrees
+    with pytest.raises(StorageError, match="maximum value"):
+        await still.upsert("things", [point(2)])
