@@ -15,6 +15,7 @@ import pytest
 
 from fm_storage.catalog import CatalogMiddleware, ErrorManager
 from fm_storage.catalog.background import Background
+from fm_storage.catalog.drafts import draft_of
 from fm_storage.errors import ConfigurationInvalid
 
 # Each starts a whole storage, which takes its time on a busy machine.
@@ -184,6 +185,45 @@ async def test_records_of_the_storage_itself_are_left_out(errors):
     finally:
         own.removeHandler(handler)
     assert await stored(errors) == []
+
+
+async def test_what_neither_the_queue_nor_the_disk_takes_is_said_in_the_log(
+    errors, log, caplog
+):
+    """The log is the last place that is left; nothing is raised into the caller."""
+    background = errors._queue()
+    folder = errors._recorder.spool.folder
+    folder.parent.mkdir(parents=True)
+    folder.write_text("a file in the way")
+    background._capacity = 0
+    log.addHandler(errors.handler())
+    log.error("no place for this")
+    assert "could not be kept: shop.catalog_test: no place for this" in caplog.text
+    folder.unlink()
+    background._capacity = 100
+
+    def broken():
+        raise Refused
+
+    background.put(broken)
+    log.error("a place for this")
+    assert [entry.message for entry in await stored(errors)] == ["a place for this"]
+    assert "could not be rendered" in caplog.text
+
+
+async def test_a_batch_that_the_loop_cannot_store_goes_to_the_spool(errors):
+    """Whatever stops it: the disk is still there, and is replayed."""
+
+    async def refuse(_drafts):
+        raise Refused
+
+    background = Background(errors._recorder, refuse, asyncio.get_running_loop())
+    background.put(lambda: draft_of("kept", module="m"))
+    assert await asyncio.to_thread(background.flush, 20)
+    assert background.spilled == 1
+    await asyncio.to_thread(background.close, 5)
+    [entry] = await stored(errors)
+    assert entry.message == "kept"
 
 
 async def test_what_is_logged_after_the_end_is_kept_for_the_next_start(storage, log):
