@@ -16,12 +16,8 @@ from typing import TYPE_CHECKING
 from fm_storage.errors import StorageError
 from fm_storage.outbox.deliver import Outcome
 from fm_storage.outbox.marker import Marker, Position, Standing
-from fm_storage.outbox.reconcile import (
-    Reconciler,
-    collections_of,
-    outlast_writers,
-    raise_sequence,
-)
+from fm_storage.outbox.reconcile import Reconciler, collections_of
+from fm_storage.outbox.sequence import outlast_writers, raise_sequence
 from fm_storage.postgres import Pool, Sql
 
 if TYPE_CHECKING:

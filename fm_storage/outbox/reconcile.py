@@ -10,7 +10,6 @@ nothing for that point is on its way.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fm_storage.errors import CollectionNotFound
 from fm_storage.outbox.results import Difference, RepairReport, Verification
+from fm_storage.outbox.sequence import LAST, raise_sequence
 from fm_storage.postgres import Executor, Pool, Sql
 from fm_storage.vector_state import (
     VERSION_KEY,
@@ -31,17 +31,12 @@ if TYPE_CHECKING:
     from fm_storage._typing import Progress
     from fm_storage.vectors import QdrantStore, ScoredPoint
 
-__all__ = ["Reconciler", "collections_of", "outlast_writers", "raise_sequence"]
-
-_log = logging.getLogger("fm_storage.outbox")
+__all__ = ["Reconciler", "collections_of"]
 
 _PAGE = 500
 _SAMPLES = 100
 _LOOKS = 3
 _BETWEEN_LOOKS = 0.05
-_GAP = 1_000_000
-"""Versions left out when the sequence is moved, so that none is given twice."""
-
 _COLLECTIONS = Sql("SELECT DISTINCT collection FROM fm_storage.vector_state ORDER BY 1")
 
 _LIVE = Sql("""
@@ -107,50 +102,10 @@ WITH page AS (
 )
 SELECT max(point_id) AS reached, count(*) AS count FROM page""")
 
-_NEXT_TRANSACTION = Sql("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
-_OLDEST_TRANSACTION = Sql(
-    "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
-)
-_LOCK = Sql("SELECT pg_advisory_xact_lock(hashtext('fm_storage.vector_version'), 8)")
-_LAST = Sql("SELECT last_value FROM fm_storage.vector_version")
-_SET = Sql("SELECT setval('fm_storage.vector_version', $1)")
-
 
 async def collections_of(executor: Executor) -> list[str]:
     """Return the collections that the outbox ever wrote to."""
     return [record[0] for record in await executor.fetch(_COLLECTIONS)]
-
-
-async def raise_sequence(pool: Pool, seen: int) -> bool:
-    """Move the version sequence past *seen*; return whether that was needed.
-
-    A gap is left, because others may take versions at this very moment and
-    ``setval()`` must never give one of them out again.
-    """
-    async with pool.transaction() as tx:
-        await tx.execute(_LOCK)
-        last: int = await tx.fetchval(_LAST)
-        if seen <= last:
-            return False
-        await tx.execute(_SET, seen + _GAP)
-    _log.warning("versions went back from %d to %d; moved past it", seen, last)
-    return True
-
-
-async def outlast_writers(executor: Executor, timeout: float) -> None:
-    """Wait until transactions that run now have ended, for at most *timeout*.
-
-    They may have taken a version before the sequence was moved.
-    """
-    before: int = await executor.fetchval(_NEXT_TRANSACTION)
-    try:
-        async with asyncio.timeout(timeout):
-            while (  # noqa: ASYNC110 - other processes' transactions signal nothing
-                await executor.fetchval(_OLDEST_TRANSACTION) < before
-            ):
-                await asyncio.sleep(_BETWEEN_LOOKS)
-    except TimeoutError:
-        _log.warning("a transaction from before the comparison goes on; verify later")
 
 
 @dataclass(slots=True)
@@ -270,7 +225,7 @@ class Reconciler:
                 yield found
             if progress is not None:
                 progress(tally.checked - start, live)
-        after: int = await self._pool.fetchval(_LAST)
+        after: int = await self._pool.fetchval(LAST)
         if after == version and tally.agreeing - agreed == live:
             return  # nothing was written, and every desired point was seen
         reached = ""
