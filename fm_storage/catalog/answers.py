@@ -270,7 +270,7 @@ class Answers(ABC):
 
     async def purge(
         self,
-        older_than: datetime,
+        older_than: datetime | timedelta,
         *,
         batch_size: int = 1000,
         progress: Progress | None = None,
@@ -279,6 +279,14 @@ class Answers(ABC):
 
         In batches, each a statement of its own: no lock is held for long, and
         what was deleted before a cancellation stays deleted.
+
+        Args:
+            older_than: A time with its zone, or an age.
+            batch_size: Errors of one statement.
+            progress: Called with the number deleted, after each batch.
+
+        Raises:
+            InvalidRecord: *older_than* is neither; nothing was deleted.
         """
         store = self._opened_store()
         return await purge_older(

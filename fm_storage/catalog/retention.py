@@ -8,10 +8,11 @@ stays when its last error goes: an error that arrives at that moment needs it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from fm_storage.catalog.grouping import group_ungrouped
+from fm_storage.errors import InvalidRecord
 from fm_storage.postgres import Sql
 from fm_storage.vector_state import delete_ctes
 
@@ -52,7 +53,7 @@ async def count_older(pool: Pool, older_than: datetime) -> int:
 
 async def purge_older(
     pool: Pool,
-    older_than: datetime,
+    older_than: datetime | timedelta,
     *,
     collection: str | None,
     batch_size: int,
@@ -60,11 +61,12 @@ async def purge_older(
     delivered: Callable[[], None],
 ) -> int:
     """Delete errors from before *older_than*; see ``ErrorManager.purge()``."""
+    moment = _moment(older_than)
     await group_ungrouped(pool)
     deleted: int = 0
     reached = _BEGINNING
     while True:
-        values = (older_than, batch_size, reached)
+        values = (moment, batch_size, reached)
         if collection is None:
             row = await pool.fetchrow(_PURGE, *values)
         else:
@@ -77,3 +79,15 @@ async def purge_older(
         if not row["gone"] or row["doomed"] < batch_size:
             return deleted
         reached = row["reached"]
+
+
+def _moment(older_than: datetime | timedelta) -> datetime:
+    if isinstance(older_than, timedelta):
+        return datetime.now(UTC) - older_than
+    if not isinstance(older_than, datetime) or older_than.tzinfo is None:
+        raise InvalidRecord(
+            f"older_than is {older_than!r}; give an age (timedelta) or a time with "
+            "its zone (datetime.now(UTC) - timedelta(days=90))",
+            field="older_than",
+        )
+    return older_than

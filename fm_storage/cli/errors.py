@@ -137,7 +137,8 @@ def show(
         found = with_storage(settings, job, qdrant=None)
     except ValueError:
         raise click.BadParameter(
-            f"{error_id!r} is no id; 'fm-storage errors list' shows ids",
+            f"{error_id!r} is no id, nor four digits or more of its beginning; "
+            "'fm-storage errors list' shows ids",
             param_hint="ID",
         ) from None
     if not found:
@@ -202,8 +203,8 @@ def groups(
         (
             Text(f"{group.count:>{widest}}"),
             severity_text(group.severity),
-            plain(group.module, limit=28),
-            plain(group.template, limit=44),
+            plain(group.module),
+            plain(group.template),
             Text(f"{group.fingerprint}  {when(group.last_seen)}"),
         )
         for group in found
@@ -273,8 +274,8 @@ def similar(
         (
             Text(f"{hit.score:.3f}"),
             severity_text(hit.entry.severity),
-            plain(hit.entry.module, limit=28),
-            plain(hit.entry.message, limit=44),
+            plain(hit.entry.module),
+            plain(hit.entry.message),
             Text(str(hit.entry.id)),
         )
         for hit in found

@@ -23,7 +23,9 @@ async def read_stdin() -> Iterable[bytes] | AsyncIterator[bytes]:
     """Return the lines of standard input, as they come."""
     stream = sys.stdin.buffer
     try:
-        waits = not stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+        mode = os.fstat(stream.fileno()).st_mode
+        # Files and /dev/null never wait, and the loop cannot watch them.
+        waits = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stream.isatty()
     except (UnsupportedOperation, OSError):
         waits = False  # not a file at all: in memory
     if not waits:

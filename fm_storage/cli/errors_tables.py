@@ -1,11 +1,13 @@
-"""How errors stand on a terminal: a table where it is wide, else one below the other.
+"""How errors are listed: a table on a wide terminal, else one below the other.
 
 Apart from the commands, because every one of them shows errors, and a table of
-five columns on a narrow terminal shows nothing.
+five columns on a narrow terminal shows nothing. A program gets lines: whole texts,
+tabs between them, so that grep, cut and sort find what they look for.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -20,7 +22,10 @@ from fm_storage.repositories import ErrorEntry
 __all__ = ["Row", "latest_row", "print_entry", "print_rows", "say_nothing", "when"]
 
 _WIDE = 100
+_MODULE, _TEXT = 28, 44
+"""Characters of a module and of a message in a table."""
 _OLD = timedelta(days=60)
+_BREAK = re.compile(r"[\t\n]+")
 
 Row = tuple[Text, Text, Text, Text, Text]
 """What it is called first (a count, a time), severity, module, text, id or age."""
@@ -31,6 +36,11 @@ def print_rows(
 ) -> None:
     """Print rows under *titles*; *whole*: the last column is never broken."""
     out = console()
+    if not out.is_terminal:
+        for row in rows:
+            cells = (_BREAK.sub(" ", cell.plain).strip() for cell in row)
+            click.echo("\t".join(cells))
+        return
     if out.width < _WIDE:
         for first, severity, module, text, last in rows:
             head = Text(" ").join((first, severity, module))
@@ -40,8 +50,14 @@ def print_rows(
         return
     table = Table(*titles[:4], box=None)
     table.add_column(titles[4], no_wrap=True, min_width=36 if whole else None)
-    for row in rows:
-        table.add_row(*row)
+    for first, severity, module, text, last in rows:
+        table.add_row(
+            first,
+            severity,
+            plain(module, limit=_MODULE),
+            plain(text, limit=_TEXT),
+            last,
+        )
     out.print(table)
 
 
@@ -50,8 +66,8 @@ def latest_row(entry: ErrorEntry) -> Row:
     return (
         Text(f"{entry.timestamp:%Y-%m-%d %H:%M:%S}"),
         severity_text(entry.severity),
-        plain(entry.module, limit=28),
-        plain(entry.message, limit=44),
+        plain(entry.module),
+        plain(entry.message),
         Text(str(entry.id)),
     )
 

@@ -123,6 +123,8 @@ def _print_report(report: IngestReport, *, as_json: bool) -> None:
 
 async def _drain(storage: StorageManager, *, quiet: bool) -> None:
     """Make what was ingested searchable; Ctrl-C leaves that to later."""
+    if storage.config.qdrant is None:
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with _progress(*columns, quiet=quiet) as bar:
         task = bar.add_task("making searchable", total=None)

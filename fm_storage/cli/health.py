@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import click
@@ -14,7 +15,14 @@ from fm_storage.cli.common import (
     json_option,
     plain,
     print_json,
+    run,
     with_storage,
+)
+from fm_storage.errors import (
+    ConfigurationInvalid,
+    MigrationFailed,
+    StorageError,
+    VectorStoreUnavailable,
 )
 
 if TYPE_CHECKING:
@@ -47,7 +55,13 @@ def health(settings: Settings, timeout: float, *, as_json: bool) -> None:
     async def ask(storage: StorageManager) -> Health:
         return await storage.health(timeout=timeout)
 
-    found = with_storage(settings, ask)
+    try:
+        found = with_storage(settings, ask)
+    except ConfigurationInvalid:
+        raise
+    except (StorageError, OSError) as exc:
+        # It could not even open: that, too, is what was asked for.
+        found = run(_without_manager(settings, exc, timeout))
     if as_json:
         print_json({"status": found.status, "parts": found.parts})
     else:
@@ -59,3 +73,38 @@ def health(settings: Settings, timeout: float, *, as_json: bool) -> None:
         console().print(table)
     if not found.ok:
         raise click.exceptions.Exit(1)
+
+
+async def _without_manager(
+    settings: Settings, exc: StorageError | OSError, timeout: float
+) -> Health:
+    """Tell which part kept the manager from opening, and ask the vector store."""
+    from fm_storage.manager.health import Health, PartHealth, probe  # noqa: PLC0415 - heavy
+    from fm_storage.vectors import QdrantStore  # noqa: PLC0415 - heavy
+
+    at_fault = "postgres"
+    if isinstance(exc, MigrationFailed):
+        at_fault = "migrations"
+    elif isinstance(exc, VectorStoreUnavailable):
+        at_fault = "qdrant"
+    parts = {
+        name: PartHealth(name, "down", detail=f"not asked: {at_fault} is down")
+        for name in ("postgres", "migrations", "qdrant", "outbox", "sessions")
+    }
+    config = settings.load()
+    qdrant = config.qdrant
+    if qdrant is None:
+        parts["qdrant"] = PartHealth("qdrant", "off", detail="switched off")
+    elif at_fault != "qdrant":
+        folder = config.embedded_folder(qdrant.url) if qdrant.embedded else None
+        until = monotonic() + 0.9 * timeout
+
+        async def ask() -> tuple[str, str]:
+            async with QdrantStore(qdrant, folder=folder) as store:
+                # What loading the client took is gone from its time.
+                left = max(until - monotonic(), 0.1)
+                return "ok", await store.ready(timeout=left)
+
+        parts["qdrant"] = await probe("qdrant", ask, timeout=timeout)
+    parts[at_fault] = PartHealth(at_fault, "down", detail=str(exc))
+    return Health(tuple(parts.values()))

@@ -50,7 +50,7 @@ _COLLECTION = click.argument("collection", required=False)
         "  fm-storage outbox drain             deliver what is due, now\n"
         "  fm-storage outbox verify            compare both stores, exactly\n"
         "  fm-storage outbox repair            mend only what differs\n"
-        "  fm-storage outbox rebuild errors    from PostgreSQL, behind the name\n"
+        "  fm-storage outbox rebuild NAME      from PostgreSQL, behind the name\n"
         "  fm-storage outbox quarantine list   points that Qdrant refuses\n"
     )
 )

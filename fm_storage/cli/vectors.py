@@ -40,6 +40,8 @@ __all__ = ["vectors"]
 T = TypeVar("T")
 
 _PARQUET = ".parquet"
+_PATIENCE = 5.0
+"""Seconds in which a server must have answered once."""
 
 _NOT_INDEXED = (
     "Vectors that are not indexed are found as well: they are compared one by one, "
@@ -52,7 +54,7 @@ _NOT_INDEXED = (
     epilog=(
         "\b\nExamples:\n"
         "  fm-storage vectors list                       what there is, how much\n"
-        "  fm-storage vectors info project_errors        one collection in full\n"
+        "  fm-storage vectors info docs                  one collection in full\n"
         "  fm-storage vectors search docs 'pool timeout' by words, when lexical\n"
         "  fm-storage vectors search docs '[0.1, 0.7]'   by a vector\n"
         "  fm-storage vectors export docs -o docs.jsonl  lines of JSON\n"
@@ -79,6 +81,9 @@ def _with(settings: Settings, job: Callable[[QdrantStore], Awaitable[T]]) -> T:
         if config.qdrant.embedded:
             folder = config.embedded_folder(config.qdrant.url)
         async with QdrantStore(config.qdrant, folder=folder) as store:
+            if folder is None:
+                # Whoever looks on does not wait through every retry of a call.
+                await store.ready(timeout=_PATIENCE)
             return await job(store)
 
     try:
@@ -169,7 +174,7 @@ def info(settings: Settings, *, collection: str, as_json: bool) -> None:
 @vectors.command()
 @click.argument("collection")
 @click.argument("query")
-@click.option("--limit", default=10, show_default=True, help="Points at most.")
+@click.option("-n", "--limit", default=10, show_default=True, help="Points at most.")
 @click.option("--filter", "chosen", help="Filter as JSON, in short form.")
 @click.option("--using", default="", help="Name of the vector to compare with.")
 @json_option

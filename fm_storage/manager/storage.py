@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from fm_storage.config import StorageConfig
@@ -267,7 +268,7 @@ class StorageManager(ManagerLife):
         asked = (
             ("postgres", self._pool, self._ask_postgres),
             ("migrations", self._pool, self._ask_migrations),
-            ("qdrant", self._qdrant, self._ask_qdrant),
+            ("qdrant", self._qdrant, partial(self._ask_qdrant, timeout)),
             ("outbox", self._outbox, self._ask_outbox),
             ("sessions", self._sessions, self._ask_sessions),
         )
@@ -298,8 +299,9 @@ class StorageManager(ManagerLife):
             return "degraded", ", ".join(others)
         return "ok", f"{len(found)} applied"
 
-    async def _ask_qdrant(self) -> tuple[str, str]:
-        return "ok", str(await self.qdrant.ready())
+    async def _ask_qdrant(self, timeout: float) -> tuple[str, str]:
+        # A little less than the part has: so that it can say what is wrong.
+        return "ok", str(await self.qdrant.ready(timeout=0.9 * timeout))
 
     async def _ask_outbox(self) -> tuple[str, str]:
         return await self.outbox.health()

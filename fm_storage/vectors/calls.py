@@ -101,6 +101,7 @@ class StoreCalls:
         run: Callable[[], Awaitable[T]],
         *,
         once: bool = False,
+        timeout: float | None = None,
     ) -> T:
         """Run one public call: life, loop, deadline, retries, counting, span."""
         self._check()
@@ -109,7 +110,8 @@ class StoreCalls:
         if operation not in _WITHOUT_COLLECTION:
             check_name(collection)
         self._calls[operation] += 1
-        until = self._loop.time() + self.config.timeout
+        within = self.config.timeout if timeout is None else timeout
+        until = self._loop.time() + within
         with (
             span(operation, collection, engine=self._backend.kind),
             call_scope(until) as scope,
@@ -124,7 +126,7 @@ class StoreCalls:
                 self._errors[operation] += 1
                 if not deadline.expired():
                     raise
-                raise self._late(operation, collection, scope) from exc
+                raise self._late(operation, collection, scope, within) from exc
             except Exception:
                 self._errors[operation] += 1
                 if collection is not None:
@@ -132,12 +134,15 @@ class StoreCalls:
                 raise
 
     def _late(
-        self, operation: str, collection: str | None, scope: Scope
+        self, operation: str, collection: str | None, scope: Scope, within: float
     ) -> VectorStoreUnavailable:
+        if operation == "ready":  # changes nothing
+            said = scope.failure or f"vector store: no answer within {within:g} s"
+            return VectorStoreUnavailable(said, operation=operation)
         failed = f" (before: {scope.failure})" if scope.failure else ""
         return VectorStoreUnavailable(
             f"vector store: {operation} got no answer within "
-            f"{self.config.timeout:g} s{failed}; whether it was carried out is not "
+            f"{within:g} s{failed}; whether it was carried out is not "
             "known; raise qdrant.timeout",
             operation=operation,
             collection=collection,

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from fm_storage._typing import JsonObject, Progress
 from fm_storage.config import CollectionConfig
+from fm_storage.errors import VectorStoreUnavailable
 from fm_storage.vectors.administration import CollectionCalls
 from fm_storage.vectors.backend import backend_for
 from fm_storage.vectors.calls import Life
@@ -90,14 +91,27 @@ class QdrantStore(CollectionCalls, WritingCalls, ReadingCalls):
         self._check()
         return self._backend.native
 
-    async def ready(self) -> str:
+    async def ready(self, *, timeout: float | None = None) -> str:
         """Wait for an answer; return a line that says what answered.
+
+        Args:
+            timeout: Seconds to wait at most; by default ``qdrant.timeout``.
 
         Raises:
             VectorStoreUnavailable: Nothing answers, or a server too old for
                 conditional updates (before 1.16).
         """
-        return await self._call("ready", None, self._backend_().ready)
+        ask = self._backend_().ready
+        try:
+            return await self._call("ready", None, ask, timeout=timeout)
+        except VectorStoreUnavailable as exc:
+            if not exc.retryable or self.config.embedded:
+                raise
+            raise VectorStoreUnavailable(
+                f"{str(exc).removesuffix('; try again later')}; is a Qdrant server "
+                f"running at {self.config.url}, and is the address right?",
+                operation="ready",
+            ) from exc
 
     def statistics(self) -> VectorStatistics:
         """Return what this store has done since it opened; no I/O."""

@@ -180,13 +180,45 @@ async def test_a_pipe_that_never_ends_is_left_by_ctrl_c(child, dsn, tmp_path):
 @pytest.mark.parametrize("width", [60, 140])
 def test_a_narrow_terminal_is_given_lines_that_fit(run, monkeypatch, width):
     """Below a hundred columns one thing stands under the other, ids whole."""
-    monkeypatch.setattr("fm_storage.cli.common._WIDE", width)
     run("ingest", "-", input=LOG)
+    monkeypatch.setattr("fm_storage.cli.common._WIDE", width)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # a terminal, and a plain one
+    monkeypatch.setenv("TERM", "dumb")
     [first, *_] = json.loads(run("list", "--json"))
     for shown in (run("list"), run("groups"), run("similar", "volume")):
         assert max(map(len, shown.splitlines())) <= width
     assert first["id"] in run("list")
     assert first["id"] in run("similar", "volume gone")
+
+
+def test_a_pipe_is_given_one_whole_line_an_error(run):
+    """Nothing is cut or wrapped, so that grep and cut find what they look for."""
+    long = f"the price list {'x' * 300} is missing"
+    run("ingest", "-", input=f"2024-01-02 03:04:05 ERROR [shop.prices] {long}\n" + LOG)
+    [line] = [line for line in run("list", "-n", "50").splitlines() if "price" in line]
+    when, severity, module, message, error_id = line.split("\t")
+    assert (severity, module, message) == ("ERROR", "shop.prices", long)
+    assert when == "2024-01-02 03:04:05"
+    assert json.loads(run("show", error_id, "--json"))["message"] == long
+    [line] = [line for line in run("groups").splitlines() if "price" in line]
+    assert line.startswith("1\tERROR\tshop.prices\t")
+    assert long in run("similar", long)
+
+
+async def test_a_standard_input_that_is_no_pipe_ends_at_once(child, dsn, tmp_path):
+    """From cron or systemd it is /dev/null, which a loop cannot wait for."""
+    script = (
+        "import os, sys; os.dup2(os.open(os.devnull, os.O_RDONLY), 0); "
+        "from fm_storage.cli import main; main()"
+    )
+    ingest = await child(
+        script,
+        *("errors", "ingest", "-", "--source", "x"),
+        FM_STORAGE_POSTGRES__DSN=dsn,
+        FM_STORAGE_QDRANT="none",
+        FM_STORAGE_DATA_DIR=str(tmp_path),
+    )
+    assert await ingest.wait() == 0
 
 
 def test_ages_and_times_are_understood():

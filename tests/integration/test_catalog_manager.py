@@ -261,6 +261,9 @@ async def test_without_vectors_everything_but_similarity_works(dsn, tmp_path):
         assert len(await errors.groups()) == 1
         with pytest.raises(ConfigurationInvalid, match="qdrant"):
             await errors.find_similar("x")
+        with pytest.raises(InvalidRecord, match="older_than"):
+            await errors.purge(datetime(2020, 1, 1))  # noqa: DTZ001 - that is the fault
+        assert await errors.purge(timedelta(days=1)) == 0
         assert await errors.purge(datetime.now(UTC) + timedelta(days=1)) == 1
 
 

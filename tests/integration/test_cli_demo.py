@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import sys
@@ -123,6 +124,51 @@ async def test_health_answers_people_and_probes(
         assert part in out
 
 
+async def test_health_names_what_is_down_and_asks_the_rest(
+    environment: dict[str, str], tmp_path: Path
+):
+    """A manager that cannot open is an answer, too, for a probe as JSON."""
+    code, out, err = await _run(
+        "-m",
+        "fm_storage",
+        *("health", "--json"),
+        environment=environment
+        | {"FM_STORAGE_POSTGRES__DSN": "postgresql://me:s3cret@127.0.0.1:1/db"},
+        cwd=tmp_path,
+    )
+
+    assert (code, err) == (1, "")
+    told = json.loads(out)
+    assert told["status"] == "down"
+    parts = {part["name"]: part for part in told["parts"]}
+    assert "is the server running" in parts["postgres"]["detail"]
+    assert parts["qdrant"]["status"] == "ok"
+    assert "postgres is down" in parts["outbox"]["detail"]
+    assert "s3cret" not in out
+
+
+async def test_a_vector_store_that_is_away_is_named_within_seconds(
+    environment: dict[str, str], tmp_path: Path
+):
+    """Whoever looks on is not kept through every retry of a call."""
+    away = environment | {"FM_STORAGE_QDRANT__URL": "http://127.0.0.1:1"}
+    code, out, err = await _run(
+        "-m", "fm_storage", "vectors", "list", environment=away, cwd=tmp_path
+    )
+
+    assert (code, out) == (1, "")
+    assert "is a Qdrant server running at http://127.0.0.1:1" in err
+
+    code, out, err = await _run(
+        "-m", "fm_storage", "health", "--json", environment=away, cwd=tmp_path
+    )
+
+    assert (code, err) == (1, "")
+    parts = {part["name"]: part for part in json.loads(out)["parts"]}
+    assert parts["postgres"]["status"] == "ok"
+    assert "connection attempts failed" in parts["qdrant"]["detail"]
+
+
 async def test_an_unreachable_server_is_one_line(
     environment: dict[str, str], tmp_path: Path
 ):
@@ -130,7 +176,7 @@ async def test_an_unreachable_server_is_one_line(
     code, out, err = await _run(
         "-m",
         "fm_storage",
-        "health",
+        *("errors", "list"),
         environment=environment
         | {"FM_STORAGE_POSTGRES__DSN": "postgresql://me:s3cret@127.0.0.1:1/db"},
         cwd=tmp_path,
