@@ -77,7 +77,13 @@ def find_pgbouncer() -> str | None:
 
 
 def find_browser() -> str | None:
-    """Return the path of the Chromium program, if it is installed."""
+    """Return the path of the Chromium program, if it is installed and wanted.
+
+    ``FM_STORAGE_TEST_BROWSER`` names another one, or says ``none``.
+    """
+    named = os.environ.get("FM_STORAGE_TEST_BROWSER")
+    if named is not None:
+        return shutil.which(named)
     return shutil.which("chromium") or shutil.which("chromium-browser")
 
 
