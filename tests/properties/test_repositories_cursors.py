@@ -171,6 +171,7 @@ class Traffic:
         seen: list[Happening] = []
         cursor = None
         while True:
+            assert self.pages < ROWS, "the pages have no end"
             page = await self.happenings.page(order_by=steps, size=SIZE, cursor=cursor)
             seen += page.items
             await self.tell(pages=1)
@@ -185,8 +186,8 @@ class Traffic:
 def late(number: int) -> list[Happening]:
     """Return what a writer adds after the first page: before all and behind all."""
     return [
-        Happening(10_000 + number, 99, note="late"),
-        Happening(20_000 + number, -99, note="late"),
+        Happening(10**9 + number, 99, note="late"),
+        Happening(2 * 10**9 + number, -99, note="late"),
     ]
 
 
