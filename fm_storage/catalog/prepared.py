@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from fm_storage.catalog.fingerprint import (
     normalise,
 )
 from fm_storage.catalog.redact import (
+    MAX_TEXT,
     clean_context,
     is_plain,
     mask_text,
@@ -46,6 +48,7 @@ REPAIRED = "_repaired"
 
 _MAX_MODULE, _MAX_CODE = 255, 100
 _MAX_MESSAGE = 16 * 1024
+_COMMON = 16 * 1024  # characters of a trace that is worth remembering
 _NO_MODULE = "unknown"
 
 
@@ -144,9 +147,13 @@ def prepare(
     if as_it_is:
         plain = dict(context) if context else None
     else:
-        message = _text(message, "message", done, _MAX_MESSAGE)
+        message, changes = _whole(message, "message", _MAX_MESSAGE)
+        done.extend(changes)
     if stack_trace is not None:
-        stack_trace = _text(stack_trace, "stack_trace", done)
+        stack_trace, changes = (_trace if len(stack_trace) < _COMMON else _whole)(
+            stack_trace
+        )
+        done.extend(changes)
     if context and not as_it_is:
         plain, changes = clean_context(context)
         done.extend(changes)
@@ -183,13 +190,16 @@ def prepare(
     )
 
 
-def _text(text: str, field: str, done: list[str], limit: int | None = None) -> str:
+def _whole(
+    text: str, field: str = "stack_trace", limit: int = MAX_TEXT
+) -> tuple[str, tuple[str, ...]]:
     """Repair, then mask: a masked text is never longer than a whole one may be."""
-    repaired, changes = (
-        repair_text(text) if limit is None else repair_text(text, limit=limit)
-    )
-    done.extend(f"{field}: {change}" for change in changes)
-    return mask_text(repaired)
+    repaired, changes = repair_text(text, limit=limit)
+    return mask_text(repaired), tuple(f"{field}: {change}" for change in changes)
+
+
+# The same fault at the same place has the same trace, again and again.
+_trace = lru_cache(maxsize=128)(_whole)
 
 
 def _short(text: str, field: str, done: list[str], limit: int) -> str:

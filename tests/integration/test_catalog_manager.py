@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from fm_storage.catalog import ErrorManager, Recorded
 from fm_storage.catalog.groups import hex_of, number_of
+from fm_storage.catalog.prepared import prepare
+from fm_storage.catalog.store import CatalogStore
 from fm_storage.config import StorageConfig
 from fm_storage.errors import ConfigurationInvalid, InvalidRecord, StorageClosed
 from fm_storage.manager import StorageManager
@@ -310,6 +313,38 @@ async def test_tail_shows_new_errors_of_other_managers(errors, storage):
         waiting = asyncio.ensure_future(anext(entries))
         second = await other.record("louder", module="m")
         assert (await asyncio.wait_for(waiting, 20)).id == second.id
+
+
+async def test_one_row_and_many_rows_store_the_same(errors, storage):
+    """Both statements leave the same in every table, and say what was new."""
+    store = errors._recorder.open()
+    pool = storage.pool
+    given: dict[str, Any] = {
+        "module": "shop",
+        "stack_trace": 'File "a.py", line 3, in f',
+        "context": {"user": 7},
+        "timestamp": datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=UTC),
+    }
+    one, many = prepare("order 1 refused", **given), prepare("order 2 refused", **given)
+    bare = CatalogStore(None)
+    alone = prepare("order 3 refused", **given)
+    assert [await store.write(pool, one), await store.write(pool, one)] == [True, False]
+    assert [await bare.write(pool, alone), await bare.write(pool, alone)] == [
+        True,
+        False,
+    ]
+    assert await store.write_many(pool, [many]) == 1
+    rows = await pool.fetch(
+        "SELECT e.stack_trace, e.manager_context, f.fingerprint, f.timestamp, "
+        "f.severity, g.template, s.op, s.payload FROM project_errors AS e "
+        "JOIN fm_storage.error_fingerprints AS f ON f.error_id = e.id "
+        "JOIN fm_storage.fingerprints AS g USING (fingerprint) "
+        "LEFT JOIN fm_storage.vector_state AS s ON s.point_id = e.id::text "
+        "ORDER BY e.message"
+    )
+    first, second, third = map(tuple, rows)
+    assert first == second
+    assert third == (*first[:6], None, None)
 
 
 async def test_payload_and_json_stay_small_and_plain(errors, storage):

@@ -12,8 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fm_storage.catalog import redact
 from fm_storage.catalog.redact import (
     MAX_CONTEXT_BYTES,
+    clean_context,
+    is_plain,
     mask_context,
     mask_text,
     repair_context,
@@ -229,3 +232,81 @@ def test_any_text_can_be_stored_after_repair(text):
     repaired, _ = repair_text(text)
     assert "\x00" not in mask_text(repaired)
     mask_text(repaired).encode()
+
+
+PIECES = st.sampled_from(
+    [
+        "api",
+        "access",
+        "private",
+        "session",
+        "_",
+        "-",
+        "key",
+        "KEY",
+        "keyboard",
+        "=",
+        ":",
+        "'",
+        "x",
+        "7",
+        "4111111111111111",
+        "a@b",
+        "acce\u017f\u017f",
+        "\u212aey",
+        "AP\u0130",
+        "ap\u0131",
+        "to\u212aen",
+        "\u00e9",
+        "http://u:p@h",
+        "\u0664111111111111111",
+        "secret",
+        " ",
+        "\n",
+        "4111 1111 1111 1111",
+        "Bearer abcdefghijklmnopqrst",
+    ]
+)
+
+
+@given(st.lists(PIECES, max_size=14).map("".join))
+def test_the_quick_looks_never_hide_a_secret_from_the_patterns(text):
+    """Text counts as free of secrets only if every pattern leaves it as it is."""
+    shaped = redact._SHAPES.sub(redact._mask_shape, text)
+    paired = redact._PAIR.sub(redact._mask_pair, shaped)
+    assert mask_text(text) == redact._CARD.sub(redact._mask_card, paired)
+    if is_plain(text, None):
+        assert mask_text(text) == text
+    if is_plain("message", {text: "value"}):
+        assert clean_context({text: "value"}) == ({text: "value"}, ())
+
+
+@given(
+    st.dictionaries(
+        PIECES | st.text(max_size=20),
+        st.text(max_size=20) | st.integers() | st.booleans() | st.none() | st.floats(),
+        min_size=1,
+    )
+)
+def test_a_plain_context_is_one_that_cleaning_leaves_as_it_is(context):
+    """Numbers beside the text are no reason to look at everything."""
+    if is_plain("message", context):
+        assert clean_context(context) == (context, ())
+
+
+@pytest.mark.parametrize(
+    ("context", "plain"),
+    [
+        ({"key1": "v", "user": 7, "late": True, "shop": None}, True),
+        ({"n": 2**64 - 1, "m": -(2**63)}, True),
+        ({"n": 2**64}, False),
+        ({"n": 0.5}, False),
+        ({"pin": "4111 1111 1111 1111"}, False),
+        ({"password": 7}, False),
+        ({"api-key2": "v"}, False),
+        ({7: "v"}, False),
+    ],
+)
+def test_what_counts_as_plain(context, plain):
+    """Common contexts take the short way, everything doubtful the long one."""
+    assert is_plain("order 7 refused", context) is plain
