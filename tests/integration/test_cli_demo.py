@@ -124,6 +124,7 @@ async def test_health_answers_people_and_probes(
         assert part in out
 
 
+@pytest.mark.timeout(120)
 async def test_health_names_what_is_down_and_asks_the_rest(
     environment: dict[str, str], tmp_path: Path
 ):
@@ -147,6 +148,7 @@ async def test_health_names_what_is_down_and_asks_the_rest(
     assert "s3cret" not in out
 
 
+@pytest.mark.timeout(120)
 async def test_a_vector_store_that_is_away_is_named_within_seconds(
     environment: dict[str, str], tmp_path: Path
 ):
