@@ -92,6 +92,10 @@ def from_environment(
     return found
 
 
+# Variables that the project's own tests and CI read.
+_OF_THE_TESTS = ("TEST_", "CI_")
+
+
 def refuse_misspelt(
     environ: Mapping[str, str], model: type[BaseModel], prefix: str = PREFIX
 ) -> None:
@@ -106,6 +110,8 @@ def refuse_misspelt(
     for name in sorted(environ):
         given = name.upper().removeprefix(prefix)
         if name.upper() == given or not environ[name]:
+            continue
+        if given.startswith(_OF_THE_TESTS):
             continue
         if given.lower().split("__")[0] in model.model_fields:
             continue

@@ -357,6 +357,17 @@ def test_a_misspelt_variable_is_refused_by_name(
         StorageConfig.from_env(env_file=tmp_path / ".env")
 
 
+def test_what_the_tests_themselves_read_is_nothing_to_tell(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """The name of an image is a setting of the tests, not one without effect."""
+    monkeypatch.setenv("FM_STORAGE_TEST_POSTGRES_IMAGE", "postgres:18")
+    monkeypatch.setenv("FM_STORAGE_SOMETHING_ELSE", "x")
+    StorageConfig()
+    assert "FM_STORAGE_TEST_POSTGRES_IMAGE" not in caplog.text
+    assert "FM_STORAGE_SOMETHING_ELSE" in caplog.text
+
+
 def test_a_variable_of_somebody_else_is_told_and_no_hindrance(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
