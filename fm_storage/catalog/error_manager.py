@@ -27,13 +27,10 @@ from fm_storage.catalog.recorder import Recorder
 from fm_storage.catalog.store import CatalogStore
 from fm_storage.catalog.structlog_processor import CatalogProcessor
 from fm_storage.errors import StorageError
-from fm_storage.hooks import outlast
+from fm_storage.hooks import Opened, outlast
 from fm_storage.repositories import ErrorEntry, Severity
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-    from types import TracebackType
-
     from fm_storage.catalog.needs import Storage
     from fm_storage.vectors import Vectorizer
 
@@ -43,7 +40,7 @@ Pre = TypeVar("Pre", bound=PreHook)
 Post = TypeVar("Post", bound=PostHook)
 
 
-class ErrorManager(Answers):
+class ErrorManager(Opened, Answers):
     """Records errors in PostgreSQL and Qdrant, and answers questions about them.
 
     Usable as soon as *storage* is open; ``await ErrorManager(storage)`` and
@@ -81,20 +78,6 @@ class ErrorManager(Answers):
         self._internal = InternalFailures(self._in_background)
 
     # -- life ------------------------------------------------------------
-
-    def __await__(self) -> Generator[Any, None, Self]:
-        return self._opened().__await__()
-
-    async def __aenter__(self) -> Self:
-        return await self._opened()
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     async def _opened(self) -> Self:
         self._opened_store()
