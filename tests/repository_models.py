@@ -29,6 +29,7 @@ __all__ = [
     "Note",
     "Product",
     "Ticket",
+    "invoice",
 ]
 
 TABLES = """
@@ -99,6 +100,11 @@ class Invoice:
     account: UUID | None = None
     version: int = 1
     id: UUID = field(default_factory=uuid7)
+
+
+def invoice(number: str = "A-1", total: str = "10.50", **values: Any) -> Invoice:
+    """Return an invoice."""
+    return Invoice(number, Decimal(total), **values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

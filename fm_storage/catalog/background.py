@@ -147,7 +147,7 @@ class Background:
     async def _stored(self, drafts: Sequence[Draft]) -> None:
         try:
             await self._store(drafts)
-        except BaseException:
+        except BaseException:  # kept on disk, then passed on
             # Closing, or cancelled at the loop's end: the disk is still there.
             await asyncio.to_thread(self._spool, drafts, sync=True)
             raise
@@ -175,7 +175,7 @@ class Background:
         self.spilled += len(rows)
         try:
             self._recorder.spool.append(rows, sync=sync)
-        except Exception:
+        except Exception:  # told below, with what is lost
             # Neither database nor disk: the log is the last place that is left.
             for row in rows:
                 logger.critical(
@@ -192,6 +192,6 @@ class Background:
         for make in batch:
             try:
                 found.append(make())
-            except Exception:
+            except Exception:  # one that cannot be rendered must not lose the rest
                 logger.exception("an error could not be rendered")
         return found

@@ -75,7 +75,7 @@ class Capture:
             return
         try:
             self.recorded = await self._record(exc)
-        except Exception:
+        except Exception:  # the block's own error goes on
             logger.exception("an error could not be recorded")
 
     def __call__(self, function: Function) -> Function:
@@ -102,11 +102,11 @@ class Capture:
         def plain(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as wrapped
             try:
                 return function(*args, **kwargs)
-            except BaseException as exc:
+            except BaseException as exc:  # seen, and passed on
                 if _is_new(exc):
                     try:
                         self._hand_in(exc)
-                    except Exception:
+                    except Exception:  # the function's own error goes on
                         logger.exception("an error could not be recorded")
                 raise
 
@@ -146,7 +146,7 @@ class CatalogMiddleware:
             return
         try:
             await self._app(scope, receive, send)
-        except BaseException as exc:
+        except BaseException as exc:  # seen, and passed on
             if _is_new(exc):
                 await self._record(exc, scope)
             raise
@@ -155,7 +155,7 @@ class CatalogMiddleware:
         try:
             errors = self._errors if hasattr(self._errors, "record") else self._errors()
             await errors.record(exc, module=self._module, context=_context(scope))
-        except Exception:
+        except Exception:  # the request's own error goes on
             logger.exception("an error could not be recorded")
 
 

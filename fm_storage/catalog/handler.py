@@ -12,7 +12,7 @@ from functools import partial
 from fm_storage.catalog.drafts import Draft, draft_of_log
 from fm_storage.errors import ConfigurationInvalid
 
-__all__ = ["CatalogHandler", "level_from"]
+__all__ = ["CatalogHandler", "is_own", "level_from"]
 
 _OWN = "fm_storage"
 
@@ -42,7 +42,7 @@ class CatalogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue *record*; never waits and never raises."""
-        if _is_own(record.name):
+        if is_own(record.name):
             return
         try:
             # The arguments may change after this call: the text is made now, the
@@ -83,5 +83,6 @@ def _message(record: logging.LogRecord) -> str:
         return f"{record.msg!r} with {record.args!r}"
 
 
-def _is_own(name: str) -> bool:
+def is_own(name: str) -> bool:
+    """Return whether a logger is one of this package's: those are left out."""
     return name == _OWN or name.startswith(f"{_OWN}.")

@@ -61,7 +61,7 @@ class InternalFailures:
             self._hand_in(
                 partial(draft_of, error, module=f"{_ROOT}.{part}", context=context)
             )
-        except Exception:
+        except Exception:  # to record it must not be the next failure
             logger.exception("a failure of %s could not be recorded", part)
         finally:
             self._busy.now = False
@@ -122,7 +122,7 @@ def spool_failed_start(config: StorageConfig, error: BaseException) -> Path | No
         spool = spool_of(config)
         spool.append([row])
         spool.close()
-    except Exception:
+    except Exception:  # the start's own failure is what must be raised
         logger.exception("the failure of the start could not be spooled")
         return None
     return spool.folder

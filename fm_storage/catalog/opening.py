@@ -122,7 +122,7 @@ def open_log(path: str | os.PathLike[str] | int) -> OpenLog:
         if is_journal_export(head):
             return OpenLog(JournalExport(stream), raw, None, modified)
         _refuse_binary(shown, head)
-    except BaseException:
+    except BaseException:  # let go of the file, then pass it on
         raw.close()
         raise
     return OpenLog(stream, raw, size, modified)

@@ -39,7 +39,7 @@ class RecordHooks:
                 result = hook(entry)
                 if inspect.isawaitable(result):
                     result = await result
-            except Exception:
+            except Exception:  # a hook's fault must not lose an error
                 logger.exception("a hook before recording failed; going on without it")
                 continue
             entry = result if isinstance(result, ErrorEntry) else entry
@@ -52,5 +52,5 @@ class RecordHooks:
                 result = hook(recorded)
                 if inspect.isawaitable(result):
                     await result
-            except Exception:
+            except Exception:  # a hook's fault is not the recorder's
                 logger.exception("a hook after recording failed")

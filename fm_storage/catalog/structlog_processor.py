@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from fm_storage.catalog.drafts import Draft, severity_of_level
+from fm_storage.catalog.handler import is_own
 from fm_storage.catalog.render import render
 from fm_storage.repositories import ErrorEntry
 
@@ -21,7 +22,6 @@ __all__ = ["CatalogProcessor", "draft_of_event"]
 
 _logger = logging.getLogger("fm_storage.catalog")
 
-_OWN = "fm_storage"
 _LEVELS = {
     "notset": 0, "debug": 10, "info": 20, "msg": 20, "warn": 30, "warning": 30,
     "err": 40, "error": 40, "exception": 40, "critical": 50, "fatal": 50,
@@ -61,8 +61,7 @@ class CatalogProcessor:
         try:
             level = _LEVELS.get(str(event_dict.get("level", method_name)).lower(), 20)
             module = event_dict.get("logger") or getattr(logger, "name", None)
-            own = str(module).partition(".")[0] == _OWN
-            if level >= self._level and not own:
+            if level >= self._level and not is_own(str(module)):
                 self._hand_in(
                     partial(
                         draft_of_event,
@@ -73,7 +72,7 @@ class CatalogProcessor:
                         datetime.now(UTC),
                     )
                 )
-        except Exception:
+        except Exception:  # logging must never fail its caller
             _logger.exception("an event of structlog could not be recorded")
         return event_dict
 

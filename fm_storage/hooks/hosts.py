@@ -7,7 +7,6 @@ here they are all brought down to one: ``lifespan()``. Nothing of a host is impo
 from __future__ import annotations
 
 import abc
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeAlias
@@ -69,7 +68,7 @@ class _Lifespan:
         self._startup = await self._receive()
         try:
             await self._ours.__aenter__()
-        except Exception as exc:
+        except Exception as exc:  # told to the server, and passed on
             await self._say("lifespan.startup.failed", f"{type(exc).__name__}: {exc}")
             raise
         failure: Exception | None = None
@@ -89,9 +88,7 @@ class _Lifespan:
     async def _run_theirs(self, app: Application, scope: Any) -> None:  # noqa: ANN401 - a server's
         try:
             await app(scope, self._replay, self._pass_on)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
+        except Exception:  # an application may raise anything at a lifespan
             if self._told:
                 raise
             # Before it answered: it has no lifespan, which is its right.

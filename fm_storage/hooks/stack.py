@@ -186,7 +186,7 @@ class ShutdownHooks(Hosted):
             result = await main
         except GeneratorExit:
             raise  # thrown away with its loop: nothing can be awaited any more
-        except BaseException:
+        except BaseException:  # however it ended: close, then pass it on
             await (self._closer or self._close_quietly)()
             raise
         await (self._closer or self._close_quietly)()

@@ -46,7 +46,7 @@ class IntegratedManager(Opened):
     async def _opened(self) -> Self:
         try:
             await self.storage
-        except Exception as exc:
+        except Exception as exc:  # spooled, and passed on
             if not isinstance(exc, StorageClosed):
                 # On disk, from where the next start that succeeds records it.
                 await asyncio.to_thread(spool_failed_start, self.storage.config, exc)
@@ -55,7 +55,7 @@ class IntegratedManager(Opened):
             await self.errors
             if self.storage.config.postgres is not None:
                 self.errors.watch_internal()
-        except BaseException:
+        except BaseException:  # close what was opened, then pass it on
             await self.storage.aclose()
             raise
         return self

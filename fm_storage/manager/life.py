@@ -87,7 +87,7 @@ class ManagerLife(Opened, Hosted):
         self.hooks.arm(self._close_quietly)
         try:
             await self._open_parts()
-        except BaseException:
+        except BaseException:  # close what was opened, then pass it on
             await outlast(self._close_quietly)
             raise
         self._life = _Life.OPEN

@@ -7,6 +7,7 @@ how a call of the driver is run, and under which rules, is ``_run()`` of each.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from fm_storage.postgres import copying, driver, files
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["Calls"]
 
 
-class Calls:
+class Calls(ABC):
     """One statement a call. See ``Executor`` for the promises."""
 
+    @abstractmethod
     async def _run(
         self,
         call: Callable[..., Awaitable[Any]],
@@ -38,7 +40,6 @@ class Calls:
         timeout: float | None,
     ) -> Any:  # noqa: ANN401 - whatever the call returns
         """Run one call of the driver under the rules of the subclass."""
-        raise NotImplementedError
 
     async def fetch(
         self, sql: str, /, *args: Value, timeout: float | None = None

@@ -117,7 +117,7 @@ class Connector:
             if exc.sqlstate != _REFUSED_SETTING or not (self._settings or settings):
                 raise self._failed(exc) from exc
             raw = await self._dial_without_settings(purpose, dsn, settings)
-        except Exception as exc:
+        except Exception as exc:  # translated, and passed on
             raise self._failed(exc) from exc
         try:
             await self._set_up(raw, foreign=dsn is not None)
@@ -127,10 +127,10 @@ class Connector:
         except TimeoutError:
             raw.terminate()
             raise
-        except Exception as exc:
+        except Exception as exc:  # translated, and passed on
             raw.terminate()
             raise self._failed(exc) from exc
-        except BaseException:
+        except BaseException:  # let go of the line, then pass it on
             raw.terminate()
             raise
         return raw
@@ -142,7 +142,7 @@ class Connector:
         dropped = sorted({*self._settings, *settings})
         try:
             raw = await self._dial(purpose, dsn, {})
-        except Exception as exc:
+        except Exception as exc:  # translated, and passed on
             raise self._failed(exc) from exc
         _log.warning(
             "%s: the pooler refuses start-up parameters, so these are not set: %s; "
@@ -227,7 +227,7 @@ class Connector:
             try:
                 given = password()
                 return given if isinstance(given, str) else await given
-            except Exception as exc:
+            except Exception as exc:  # the caller's own may raise anything
                 raise ConnectionFailed(
                     f"{self.server}: the function for the password failed "
                     f"({type(exc).__name__}); see the cause"

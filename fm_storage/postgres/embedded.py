@@ -170,7 +170,7 @@ class EmbeddedPostgres:
                             {"listen_addresses": "", "port": str(PORT)},
                             timeout=max(self._timeout, _LONGEST_RECOVERY),
                         )
-        except BaseException as exc:
+        except BaseException as exc:  # let go of the locks, then pass it on
             self._leave()
             if isinstance(exc, OSError):
                 raise self._explained(exc) from exc
@@ -210,7 +210,7 @@ class EmbeddedPostgres:
             if self._user is not None:
                 self._user.owns(path)
             self._lock(fd, kind, path, wait=wait)
-        except BaseException:
+        except BaseException:  # let go of the file, then pass it on
             os.close(fd)
             raise
         return fd

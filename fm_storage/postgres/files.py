@@ -13,6 +13,7 @@ import asyncio
 import os
 import re
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
@@ -113,7 +114,7 @@ def _options(
     return f"({', '.join(words)})"
 
 
-class _FileJob:
+class _FileJob(ABC):
     """One COPY with a file at our end, which is opened before anything is borrowed."""
 
     sql: str
@@ -135,17 +136,19 @@ class _FileJob:
             self._close(whole=whole)
         return done
 
+    @abstractmethod
     async def run(
         self, raw: asyncpg.Connection[Any], sql: str, *, timeout: float | None
     ) -> int:
         """Do the COPY and return how many rows there were."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def _open(self) -> None:
-        raise NotImplementedError
+        """Open the file, if it was given by name."""
 
+    @abstractmethod
     def _close(self, *, whole: bool) -> None:
-        raise NotImplementedError
+        """Close what ``_open()`` opened; *whole* if the COPY got to its end."""
 
     async def _on_disk(self, job: Callable[..., T], *arguments: object) -> T:
         """Run *job* in a thread, and remember what the file system has against it."""

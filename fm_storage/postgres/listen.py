@@ -74,7 +74,7 @@ class Subscription:
         self._entered = True
         try:
             await self._listener.enter(self)
-        except BaseException:
+        except BaseException:  # stop listening, then pass it on
             self._listener.leave(self)
             self._entered = False
             raise

@@ -103,7 +103,7 @@ class Pool(PoolVerbs):
         lender.size += 1
         try:
             link = await lender.growth.first()
-        except BaseException:
+        except BaseException:  # give its place back, then pass it on
             lender.size -= 1
             raise
         lender.home = lender.loop = asyncio.get_running_loop()

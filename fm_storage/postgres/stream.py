@@ -55,7 +55,7 @@ class Stream:
             self._cursor = await self._verbs._run(  # noqa: SLF001 - same room
                 _open_cursor, self._sql, self._args, float("inf")
             )
-        except BaseException:
+        except BaseException:  # end its transaction, then pass it on
             await self._close()
             raise
         return self._rows()

@@ -108,7 +108,7 @@ def traced(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]
         observed = Observed(sql, raw)
         try:
             return await call(raw, sql, *args, timeout=timeout)
-        except BaseException as exc:
+        except BaseException as exc:  # noted, and passed on
             observed.fail(translate(exc))
             raise
         finally:

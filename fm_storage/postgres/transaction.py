@@ -115,7 +115,7 @@ async def transaction_on(
     inner = _inside(outer, link, kind)
     try:
         yield inner
-    except BaseException:
+    except BaseException:  # undo, then pass it on
         inner._link = None  # noqa: SLF001 - same room
         await _undo(outer, link, "ROLLBACK")
         raise
@@ -136,7 +136,7 @@ async def savepoint_on(outer: Verbs, link: Link, kind: type[T]) -> AsyncIterator
     inner = _inside(outer, link, kind)
     try:
         yield inner
-    except BaseException:
+    except BaseException:  # undo, then pass it on
         inner._link = None  # noqa: SLF001 - same room
         await _undo(
             outer, link, f"ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}"

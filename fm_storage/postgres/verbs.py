@@ -92,7 +92,7 @@ class Verbs(Calls):
         observed = tracing.Observed(sql, link.raw) if tracing.active else None
         try:
             return await call(link.raw, plain(sql), *args, timeout=timeout)
-        except BaseException as exc:
+        except BaseException as exc:  # translated, and passed on
             error = self._failed(link, exc, args)
             if observed is not None:
                 observed.fail(error)

@@ -100,7 +100,7 @@ class Lease:
                     await other.execute(Sql(registry.ADD_OWNER), *row)
             else:
                 self._backend = await self._take(connection, *row)
-        except BaseException as exc:
+        except BaseException as exc:  # let go of the line, then pass it on
             await connection.aclose()
             if isinstance(exc, StorageError):
                 raise registry.explained(exc) from exc.__cause__
@@ -270,7 +270,7 @@ class Lease:
                 self._backend = await connection.fetchval(
                     Sql("SELECT pg_catalog.pg_backend_pid()")
                 )
-        except BaseException:
+        except BaseException:  # let go of the line, then pass it on
             await connection.aclose()
             raise
         if found:

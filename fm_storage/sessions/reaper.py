@@ -110,7 +110,7 @@ class Reaper:
         try:
             orphans = await self._orphans(kept=kept)
             reports = [await self._reap(row, kept=kept) for row in self._due(orphans)]
-        except BaseException:
+        except BaseException:  # forget what was seen, then pass it on
             self._suspects.clear()
             raise
         return CleanupReport.sum(reports)

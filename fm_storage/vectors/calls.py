@@ -127,7 +127,7 @@ class StoreCalls:
                 if not deadline.expired():
                     raise
                 raise self._late(operation, collection, scope, within) from exc
-            except Exception:
+            except Exception:  # counted, and passed on
                 self._errors[operation] += 1
                 if collection is not None:
                     self._specs.pop(collection, None)

@@ -109,7 +109,7 @@ class Catalogue:
         try:
             yield
             self.save()
-        except BaseException:
+        except BaseException:  # what was not saved did not happen; passed on
             self.marker, self.collections, self.aliases = before
             raise
 

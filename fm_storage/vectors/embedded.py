@@ -105,7 +105,7 @@ class EmbeddedEngine:
         try:
             loop = asyncio.get_running_loop()
             _, link = await loop.create_unix_connection(Link, sock=sock)
-        except BaseException:
+        except BaseException:  # let go of the socket, then pass it on
             sock.close()
             raise
         try:
@@ -114,7 +114,7 @@ class EmbeddedEngine:
             )
         except Gone:
             return None  # it was just leaving; the next one is started
-        except BaseException:
+        except BaseException:  # let go of the line, then pass it on
             link.transport.abort()
             raise
         link.pid = answer["ok"]["pid"]

@@ -125,7 +125,7 @@ def _try_connect(folder: Path) -> socket.socket | None:
             f"vector engine: its socket {path!r} cannot be used ({exc.strerror}); "
             "end the process that holds it"
         ) from exc
-    except BaseException:
+    except BaseException:  # let go of the socket, then pass it on
         sock.close()
         raise
     return sock

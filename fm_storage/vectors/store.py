@@ -66,7 +66,7 @@ class QdrantStore(CollectionCalls, WritingCalls, ReadingCalls):
         try:
             for name, definition in self.config.collections.items():
                 await self.ensure_collection_exists(name, definition)
-        except BaseException:
+        except BaseException:  # close what was opened, then pass it on
             await self.aclose()
             raise
 

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from time import monotonic
 
 import pytest
@@ -21,7 +22,7 @@ from fm_storage.errors import (
 )
 from fm_storage.migrate import Migrator
 from fm_storage.postgres import Pool
-from fm_storage.sessions import PostgresSessionManager, SessionService
+from fm_storage.sessions import PostgresSessionManager, SessionService, TempView
 from fm_storage.sessions.lease import Lease
 from tests.fix_cluster import TestCluster
 from tests.fix_postgres import TestServer
@@ -55,6 +56,44 @@ async def leases(pool: Pool) -> int:
     """Return how often the only lease was taken."""
     found: int = await pool.fetchval("SELECT leases FROM fm_storage.session_owners")
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Proxied:
+    """A session whose lease, alone, goes through a proxy."""
+
+    pool: Pool
+    proxy: TcpProxy
+    service: SessionService
+    session: PostgresSessionManager
+    view: TempView
+    lease: Lease
+
+
+@pytest.fixture
+def asks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every lease taken from now on ask soon whether its line is alive."""
+    monkeypatch.setattr("fm_storage.sessions.lease._PING_EVERY", 0.05)
+    monkeypatch.setattr("fm_storage.sessions.lease._PING_TIMEOUT", 0.5)
+
+
+@pytest.fixture
+async def proxied(
+    server: TestServer, dsn: str, tcp_proxy: Callable[[str], TcpProxy]
+) -> AsyncIterator[Proxied]:
+    """Give a session with a view, and its lease's line in the test's hand."""
+    through = server.over_tcp(dsn)
+    proxy = tcp_proxy(through)
+    async with Pool(PostgresConfig(dsn=dsn)) as pool:
+        config = SessionConfig(reap_interval=0, dsn=proxy.dsn(through))
+        service = SessionService(pool, config)
+        await service.open()
+        async with service.session() as session:
+            view = await session.create_view("SELECT 1 AS n", materialized=True)
+            assert service._lease is not None
+            yield Proxied(pool, proxy, service, session, view, service._lease)
+            proxy.heal()
+        await service.aclose()
 
 
 async def test_a_terminated_lease_is_regained(pool: Pool):
@@ -152,62 +191,34 @@ async def test_a_cut_network_is_survived(
     await reaper.aclose()
 
 
-async def test_a_backend_that_does_not_know_of_its_end_is_ended(
-    server: TestServer, dsn: str, tcp_proxy: Callable[[str], TcpProxy]
-):
+async def test_a_backend_that_does_not_know_of_its_end_is_ended(proxied: Proxied):
     """The old backend still holds the lock: its successor ends it and takes over."""
-    through = server.over_tcp(dsn)
-    proxy = tcp_proxy(through)
-    async with Pool(PostgresConfig(dsn=dsn)) as other:
-        config = SessionConfig(reap_interval=0, dsn=proxy.dsn(through))
-        service = SessionService(other, config)
-        await service.open()
-        async with service.session() as session:
-            view = await session.create_view("SELECT 1 AS n", materialized=True)
-            lease = service._lease
-            assert lease is not None
-            assert lease._connection is not None
-            backend = lease._backend
-            proxy.black_hole()  # the server sees nothing of what follows
-            lease._dsn = None  # the next connection finds another way
-            lease._connection.raw.terminate()
-            await wait_for_lease(service, "lost")
-            await wait_for_lease(service, "held")
-            assert lease._backend != backend
-            await session.refresh_view(view)
-            proxy.heal()
-        await service.aclose()
+    lease = proxied.lease
+    assert lease._connection is not None
+    backend = lease._backend
+    proxied.proxy.black_hole()  # the server sees nothing of what follows
+    lease._dsn = None  # the next connection finds another way
+    lease._connection.raw.terminate()
+    await wait_for_lease(proxied.service, "lost")
+    await wait_for_lease(proxied.service, "held")
+    assert lease._backend != backend
+    await proxied.session.refresh_view(proxied.view)
 
 
 async def test_a_line_that_dies_without_a_word_is_noticed(
-    server: TestServer,
-    dsn: str,
-    tcp_proxy: Callable[[str], TcpProxy],
-    monkeypatch: pytest.MonkeyPatch,
+    asks_often: None, proxied: Proxied
 ):
     """No reset comes: the lease asks now and then, and is taken again elsewhere."""
-    monkeypatch.setattr("fm_storage.sessions.lease._PING_EVERY", 0.05)
-    monkeypatch.setattr("fm_storage.sessions.lease._PING_TIMEOUT", 0.5)
-    through = server.over_tcp(dsn)
-    proxy = tcp_proxy(through)
-    async with Pool(PostgresConfig(dsn=dsn)) as other:
-        config = SessionConfig(reap_interval=0, dsn=proxy.dsn(through))
-        service = SessionService(other, config)
-        await service.open()
-        async with service.session() as session:
-            view = await session.create_view("SELECT 1 AS n", materialized=True)
-            lease = service._lease
-            assert lease is not None
-            asked = proxy.forwarded
-            await until(lambda: proxy.forwarded > asked)
-            assert await leases(other) == 1  # asking loses nothing
-            lease._dsn = None  # the next connection finds another way
-            proxy.black_hole()
-            await regained(other, 2)
-            await wait_for_lease(service, "held")
-            await session.refresh_view(view)
-            proxy.heal()
-        await service.aclose()
+    del asks_often  # stands before the session, whose lease asks from the start
+    proxy = proxied.proxy
+    asked = proxy.forwarded
+    await until(lambda: proxy.forwarded > asked)
+    assert await leases(proxied.pool) == 1  # asking loses nothing
+    proxied.lease._dsn = None  # the next connection finds another way
+    proxy.black_hole()
+    await regained(proxied.pool, 2)
+    await wait_for_lease(proxied.service, "held")
+    await proxied.session.refresh_view(proxied.view)
 
 
 async def test_a_lock_that_another_owner_has_is_no_lease(pool: Pool):

@@ -35,14 +35,13 @@ from fm_storage.repositories import (
     where,
 )
 from fm_storage.repositories.entity import Entity
-from tests.repository_models import TABLES, Note, Product
+from tests.repository_models import Note, Product
 
 
 @pytest.fixture
-async def products(pool):
+async def products(tables):
     """Give the products, two of them stored."""
-    await pool.execute(TABLES)
-    repository = Repository(pool, Product, key="sku")
+    repository = Repository(tables, Product, key="sku")
     await repository.create_many([Product(sku="a", price=1), Product(sku="b", price=2)])
     return repository
 

@@ -21,7 +21,8 @@ from fm_storage.errors import (
     StaleRecord,
 )
 from fm_storage.repositories import Change, Repository, uuid7, where
-from fm_storage.vector_state import Shapes, decode_vectors
+from fm_storage.vector_state import Shapes
+from tests.vector_states import states
 
 
 @dataclass(slots=True)
@@ -76,23 +77,6 @@ def articles(tables) -> Repository[Article]:
 def leaves(tables) -> Repository[Leaf]:
     """Give leaves with soft deletion and nothing else."""
     return Repository(tables, Leaf, key=("book", "page"), deleted="gone")
-
-
-async def states(pool) -> dict[str, tuple[Any, ...]]:
-    """Return what the vector store should hold, by point id; all is queued."""
-    rows = await pool.fetch(
-        "SELECT s.*, q.ver AS queued FROM fm_storage.vector_state s "
-        "LEFT JOIN fm_storage.vector_queue q USING (collection, point_id)"
-    )
-    assert all(row["queued"] == row["ver"] for row in rows)
-    return {
-        row["point_id"]: (
-            row["op"],
-            row["vectors"] and list(decode_vectors(row["vectors"])[""]),
-            row["payload"],
-        )
-        for row in rows
-    }
 
 
 async def test_no_read_sees_a_deleted_row_unless_asked(articles):

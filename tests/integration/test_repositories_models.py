@@ -25,36 +25,16 @@ from fm_storage.errors import (
 )
 from fm_storage.repositories import Repository, uuid7, where
 from tests.repository_models import (
-    TABLES,
     Account,
     Colour,
     Everything,
-    Invoice,
     Level,
     Line,
     Note,
     Product,
     Ticket,
+    invoice,
 )
-
-
-@pytest.fixture
-async def tables(pool):
-    """Give a pool on a database with the models' tables."""
-    await pool.execute(TABLES)
-    return pool
-
-
-@pytest.fixture
-def invoices(tables):
-    """Give the invoices, with their optimistic lock."""
-    return Repository(tables, Invoice, table="billing.invoice", version="version")
-
-
-def invoice(number: str = "A-1", total: str = "10.50", **values) -> Invoice:
-    """Return an invoice."""
-    return Invoice(number, Decimal(total), **values)
-
 
 EVERYTHING = Everything(
     id=1,

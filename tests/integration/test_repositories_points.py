@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -16,22 +15,15 @@ from fm_storage.errors import (
     StaleRecord,
 )
 from fm_storage.repositories import Repository, uuid7
-from fm_storage.vector_state import decode_vectors
 from tests.repository_models import (
-    TABLES,
     Invoice,
     Line,
     Note,
     Product,
     Ticket,
+    invoice,
 )
-
-
-@pytest.fixture
-async def tables(pool):
-    """Give a pool on a database with the models' tables."""
-    await pool.execute(TABLES)
-    return pool
+from tests.vector_states import states
 
 
 @pytest.fixture
@@ -48,28 +40,6 @@ def invoices(tables):
     )
     repository.woken = woken  # type: ignore[attr-defined]  # for the tests alone
     return repository
-
-
-def invoice(number: str = "A-1", total: str = "10.50") -> Invoice:
-    """Return an invoice."""
-    return Invoice(number, Decimal(total))
-
-
-async def states(pool) -> dict[str, tuple[Any, ...]]:
-    """Return what the vector store should hold, by point id."""
-    rows = await pool.fetch(
-        "SELECT s.*, q.ver AS queued FROM fm_storage.vector_state s "
-        "LEFT JOIN fm_storage.vector_queue q USING (collection, point_id)"
-    )
-    assert all(row["queued"] == row["ver"] for row in rows)
-    return {
-        row["point_id"]: (
-            row["op"],
-            row["vectors"] and list(decode_vectors(row["vectors"])[""]),
-            row["payload"],
-        )
-        for row in rows
-    }
 
 
 async def test_create_update_upsert_and_delete_carry_the_point(tables, invoices):

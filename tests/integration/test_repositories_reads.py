@@ -18,16 +18,9 @@ from fm_storage.repositories import (
     desc,
     where,
 )
-from tests.repository_models import TABLES, Everything, Note, Product
+from tests.repository_models import Everything, Note, Product
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
-
-
-@pytest.fixture
-async def tables(pool):
-    """Give a pool on a database with the models' tables."""
-    await pool.execute(TABLES)
-    return pool
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from decimal import Decimal
 
 import pytest
 
@@ -15,30 +14,7 @@ from fm_storage.errors import (
     SerializationFailed,
 )
 from fm_storage.repositories import Repository
-from tests.repository_models import (
-    TABLES,
-    Invoice,
-    Product,
-    Ticket,
-)
-
-
-@pytest.fixture
-async def tables(pool):
-    """Give a pool on a database with the models' tables."""
-    await pool.execute(TABLES)
-    return pool
-
-
-@pytest.fixture
-def invoices(tables):
-    """Give the invoices, with their optimistic lock."""
-    return Repository(tables, Invoice, table="billing.invoice", version="version")
-
-
-def invoice(number: str = "A-1", total: str = "10.50", **values) -> Invoice:
-    """Return an invoice."""
-    return Invoice(number, Decimal(total), **values)
+from tests.repository_models import Product, Ticket, invoice
 
 
 async def test_upsert_says_whether_it_created(invoices):
