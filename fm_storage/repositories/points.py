@@ -131,11 +131,7 @@ class Points:
         entity = self._entity
         names = [item.quoted for item in entity.returned]
         return self._one(
-            ("insert",),
-            insert_sql(entity),
-            names,
-            ["1", *names],
-            len(entity.inserted),
+            ("insert",), insert_sql(entity), names, names, len(entity.inserted)
         )
 
     def upsert(self, on: tuple[Stored, ...]) -> Sql:
@@ -183,10 +179,12 @@ class Points:
                 payload=f"${parameters + 3}",
                 payload_hash=f"${parameters + 4}",
                 source="rec",
+                last=not wanted,
             )
+            answer = f" SELECT {', '.join(wanted)} FROM rec" if wanted else ""  # noqa: S608 - quoted
             self._texts[known] = Sql(
-                f"WITH rec AS ({statement} RETURNING {', '.join(returning)}), "  # noqa: S608 - quoted
-                f"{state} SELECT {', '.join(wanted)} FROM rec"
+                f"WITH rec AS ({statement} RETURNING {', '.join(returning)}), "
+                f"{state}{answer}"
             )
         return self._texts[known]
 

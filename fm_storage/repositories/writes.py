@@ -85,15 +85,19 @@ class Writes(Writer[M]):
     ) -> M:
         points = self._pointed(vector, payload)
         assert points is not None  # noqa: S101 - the caller looked
+        entity = self.entity
+        point = points.values(vector, payload)
+        if not entity.returned:
+            await self.executor.execute(
+                points.insert(), *values, points.collection, *point
+            )
+            points.wake()
+            return record
         row = await self.executor.fetchrow(
-            points.insert(),
-            *values,
-            points.collection,
-            *points.values(vector, payload),
+            points.insert(), *values, points.collection, *point
         )
         points.wake()
-        stored = tuple(row or ())[1:]
-        return self.entity.completed(record, self.entity.returned, stored)
+        return entity.completed(record, entity.returned, tuple(row or ()))
 
     async def get_or_create(
         self, record: M, *, on: str | Sequence[str] | None = None

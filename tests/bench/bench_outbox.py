@@ -16,7 +16,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
@@ -30,6 +29,7 @@ from fm_storage.migrate import Migrator
 from fm_storage.outbox import Outbox
 from fm_storage.postgres import Pool, Sql
 from fm_storage.postgres.embedded import EmbeddedPostgres
+from fm_storage.repositories import uuid7
 from fm_storage.vector_state import state_row, upsert_ctes
 from fm_storage.vectors import Point, QdrantStore
 from tests.bench.harness import Bar, Peer, Table, arguments, finish, measure
@@ -58,9 +58,8 @@ WITH_STATE = Sql(
         payload="$7",
         payload_hash="$8",
         source="rec",
-        durable=False,
+        last=True,
     )
-    + " SELECT 1"
 )
 CONTEXT = {f"key{n}": "some value" for n in range(6)}
 
@@ -79,12 +78,12 @@ class Sink(QdrantStore):
 
 async def plain(pool: Pool) -> None:
     """Insert an error without a vector."""
-    await pool.execute(PLAIN, uuid4(), "card refused", TRACE, CONTEXT)
+    await pool.execute(PLAIN, uuid7(), "card refused", TRACE, CONTEXT)
 
 
 async def with_state(pool: Pool, vector: list[float] | None) -> None:
     """Insert an error and its desired state."""
-    key = uuid4()
+    key = uuid7()
     row = state_row(key, vector, PAYLOAD)
     await pool.execute(
         WITH_STATE,
@@ -96,9 +95,9 @@ async def with_state(pool: Pool, vector: list[float] | None) -> None:
 async def two_statements(pool: Pool) -> None:
     """The usual outbox: two statements in a transaction."""
     async with pool.transaction() as tx:
-        await tx.execute(PLAIN, uuid4(), "card refused", TRACE, CONTEXT)
+        await tx.execute(PLAIN, uuid7(), "card refused", TRACE, CONTEXT)
         await tx.execute(
-            "INSERT INTO events (entity, payload) VALUES ($1, $2)", uuid4(), PAYLOAD
+            "INSERT INTO events (entity, payload) VALUES ($1, $2)", uuid7(), PAYLOAD
         )
 
 
