@@ -61,6 +61,15 @@ class Attachment:
                 self.done = True
         return True
 
+    async def check(self) -> None:
+        """Refuse a store that is not this database's; change nothing.
+
+        Raises:
+            ConfigurationInvalid: The store is not this database's.
+        """
+        if not self.done:
+            await self._marker.judge()
+
     async def adopt(self) -> None:
         """Make the store this database's, and have everything delivered anew."""
         async with self._lock:

@@ -25,9 +25,13 @@ from fm_storage.postgres import Executor, Sql
 if TYPE_CHECKING:
     from fm_storage.vectors import QdrantStore
 
-__all__ = ["Marker", "Position", "Standing"]
+__all__ = ["Marker", "Position", "Standing", "marked_version"]
 
 _INTERVAL = 1.0
+
+_BELIEVED = 2**52
+"""A version that no database comes to: at a million writes a second it takes 142
+years. A marker that says so was written by somebody else."""
 
 _POSITION = Sql("""
 SELECT v.installation::text AS installation,
@@ -88,9 +92,25 @@ class Marker:
     async def compare(self) -> tuple[Standing, Position | None]:
         """Compare both records; return what to do and the marker that was found.
 
+        A store that is new, or that was emptied, is this database's from now on.
+
         Raises:
             ConfigurationInvalid: The store belongs to another database, or the
                 database to another store; nothing was changed.
+        """
+        standing, found, identity, known = await self.judge()
+        if known != identity:
+            await self._executor.execute(_ADOPT, identity, self._location, known)
+        return standing, found
+
+    async def judge(self) -> tuple[Standing, Position | None, str, str | None]:
+        """Do as ``compare()`` and change nothing.
+
+        Returns:
+            What to do, the marker, the store's identity and the recorded one.
+
+        Raises:
+            ConfigurationInvalid: As ``compare()``.
         """
         identity = await self._store.identity()
         found = _read(await self._store.get_marker())
@@ -104,9 +124,8 @@ class Marker:
                 "an empty one",
             )
         if known is None:
-            await self._executor.execute(_ADOPT, identity, self._location, None)
-            return (Standing.FIRST if found is None else Standing.RESTORED), found
-        if known != identity:
+            standing = Standing.FIRST if found is None else Standing.RESTORED
+        elif known != identity:
             if found is not None or location != self._location:
                 raise ConfigurationInvalid(
                     "qdrant.url",
@@ -115,13 +134,13 @@ class Marker:
                     "that store, or run 'fm-storage outbox rebuild --adopt' to "
                     "move to this one",
                 )
-            await self._executor.execute(_ADOPT, identity, self._location, known)
-            return Standing.EMPTIED, None
-        if found is None:
-            return Standing.EMPTIED, None
-        if not position.follows(found):
-            return Standing.RESTORED, found
-        return Standing.KNOWN, found
+            standing = Standing.EMPTIED
+        elif found is None:
+            standing = Standing.EMPTIED
+        else:
+            followed = position.follows(found)
+            standing = Standing.KNOWN if followed else Standing.RESTORED
+        return standing, found, identity, known
 
     async def adopt(self) -> None:
         """Make the configured store this database's, whatever was recorded."""
@@ -158,12 +177,23 @@ class Marker:
         return Position(*values), identity, location
 
 
+async def marked_version(store: QdrantStore) -> int:
+    """Return the greatest version that the store's marker speaks of; 0 without one."""
+    found = _read(await store.get_marker())
+    return 0 if found is None else found.version
+
+
 def _read(marker: Any) -> Position | None:  # noqa: ANN401 - JSON of the vector store
+    """Return what a marker says; one that cannot be ours says nothing."""
     if not marker:
         return None
     try:
-        return Position(
+        found = Position(
             **{field.name: marker[field.name] for field in fields(Position)}
         )
     except (KeyError, TypeError):
         return None
+    numbers = (found.timeline, found.log, found.version)
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        return None
+    return found if found.version < _BELIEVED else None

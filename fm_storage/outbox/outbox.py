@@ -277,8 +277,12 @@ class Outbox:
 
         Exact also while writers and drainers go on: what is on its way counts as
         pending. Memory holds one page of each store.
+
+        Raises:
+            ConfigurationInvalid: The vector store is not this database's.
         """
         self._require_store()
+        await self._attachment.check()
         return await self._reconciler.verify(collection, progress=progress)
 
     async def repair(
@@ -294,8 +298,12 @@ class Outbox:
             collection: One collection; all by default.
             drain: Seconds to spend on delivering it at once.
             progress: Called as the comparison advances.
+
+        Raises:
+            ConfigurationInvalid: The vector store is not this database's.
         """
         self._require_store()
+        await self._attachment.check()
         report = await self._reconciler.repair(collection, progress=progress)
         self.wake()
         if drain is None:

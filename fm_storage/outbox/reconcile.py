@@ -13,9 +13,11 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fm_storage.errors import CollectionNotFound
+from fm_storage.outbox.compare import Pair, look_up
+from fm_storage.outbox.marker import marked_version
 from fm_storage.outbox.results import Difference, RepairReport, Verification
 from fm_storage.outbox.sequence import LAST, raise_sequence
 from fm_storage.postgres import Executor, Pool, Sql
@@ -24,7 +26,6 @@ from fm_storage.vector_state import (
     decode_id,
     delete_ctes,
     encode_id,
-    payload_digest,
 )
 
 if TYPE_CHECKING:
@@ -45,16 +46,6 @@ SELECT count(*) AS live, (SELECT last_value FROM fm_storage.vector_version) AS v
     SELECT FROM fm_storage.vector_queue AS q
     WHERE q.collection = s.collection AND q.point_id = s.point_id)) AS queued
 FROM fm_storage.vector_state AS s WHERE collection = $1 AND op = 'u'""")
-
-_LOOK_UP = Sql("""
-SELECT g.point_id, s.ver, s.op, s.payload_hash,
-  q.point_id IS NOT NULL AND NOT q.replay AS queued,
-  q.quarantined_at IS NOT NULL AS set_aside
-FROM unnest($2::text[]) AS g (point_id)
-LEFT JOIN fm_storage.vector_state AS s
-  ON s.collection = $1 AND s.point_id = g.point_id
-LEFT JOIN fm_storage.vector_queue AS q
-  ON q.collection = $1 AND q.point_id = g.point_id""")
 
 _SET_ASIDE = Sql("""
 SELECT count(*) FROM fm_storage.vector_queue
@@ -109,14 +100,6 @@ async def collections_of(executor: Executor) -> list[str]:
 
 
 @dataclass(slots=True)
-class _Found:
-    """One confirmed difference, with what is needed to mend it."""
-
-    difference: Difference
-    point_id: str
-
-
-@dataclass(slots=True)
 class _Tally:
     checked: int = 0
     agreeing: int = 0
@@ -127,10 +110,10 @@ class _Tally:
     counts: Counter[str] = field(default_factory=Counter)
     samples: list[Difference] = field(default_factory=list)
 
-    def note(self, found: _Found) -> None:
-        self.counts[found.difference.kind] += 1
+    def note(self, difference: Difference) -> None:
+        self.counts[difference.kind] += 1
         if len(self.samples) < _SAMPLES:
-            self.samples.append(found.difference)
+            self.samples.append(difference)
 
     def verification(self) -> Verification:
         return Verification(
@@ -158,8 +141,8 @@ class Reconciler:
         tally = _Tally()
         for name in await self._named(collection):
             async for page in self._differences(name, tally, progress):
-                for found in page:
-                    tally.note(found)
+                for pair in page:
+                    tally.note(pair.difference(name))
             tally.quarantined += await self._pool.fetchval(_SET_ASIDE, name)
         return tally.verification()
 
@@ -175,8 +158,8 @@ class Reconciler:
         for name in await self._named(collection):
             async for page in self._differences(name, tally, progress):
                 await raise_sequence(self._pool, tally.greatest)
-                for found in page:
-                    tally.note(found)
+                for pair in page:
+                    tally.note(pair.difference(name))
                 enqueued += await self._mend(name, page)
             tally.quarantined += await self._pool.fetchval(_SET_ASIDE, name)
         return RepairReport(tally.verification(), enqueued)
@@ -212,16 +195,17 @@ class Reconciler:
 
     async def _differences(
         self, collection: str, tally: _Tally, progress: Progress | None
-    ) -> AsyncIterator[list[_Found]]:
+    ) -> AsyncIterator[list[Pair]]:
         """Yield confirmed differences, one page at a time."""
         before = await self._pool.fetchrow(_LIVE, collection)
         live, version = (before["live"], before["version"]) if before else (0, 0)
         start, agreed = tally.checked, tally.agreeing
+        marked = await marked_version(self._store)
         async for points in self._pages(collection):
-            ours = {encode_id(p.id): p for p in points if VERSION_KEY in p.payload}
-            tally.foreign += len(points) - len(ours)
-            tally.checked += len(ours)
-            if found := await self._compare(collection, list(ours), ours, tally):
+            there = {encode_id(point.id): point for point in points}
+            if found := await self._compare(
+                collection, list(there), there, tally, marked
+            ):
                 yield found
             if progress is not None:
                 progress(tally.checked - start, live)
@@ -237,8 +221,9 @@ class Reconciler:
             reached = ids[-1]
             there = await self._retrieve(collection, ids)
             absent = [key for key in ids if key not in there]
-            if absent and (found := await self._compare(collection, absent, {}, tally)):
-                tally.checked += len(found)
+            if absent and (
+                found := await self._compare(collection, absent, {}, tally, marked)
+            ):
                 yield found
 
     async def _pages(self, collection: str) -> AsyncIterator[list[ScoredPoint]]:
@@ -269,90 +254,50 @@ class Reconciler:
         ids: Sequence[str],
         points: dict[str, ScoredPoint],
         tally: _Tally,
-    ) -> list[_Found]:
-        """Return the differences among *ids* that stay when looked at again.
-
-        A point that is ahead counts although it is queued: what is on its way has
-        an older version, and the store would refuse it.
-        A tombstone is not on its way: the deletion was delivered, to a collection
-        that the name no longer means, or before a late write.
-        """
-        found: list[_Found] = []
+        marked: int,
+    ) -> list[Pair]:
+        """Return the differences among *ids* that stay when looked at again."""
+        checked = {key for key in ids if key in points}
+        found: list[Pair] = []
         for look in range(_LOOKS):
-            rows = await _rows(self._pool, collection, ids)
-            found, pending = [], 0
-            for key in ids:
-                row, point = rows[key], points.get(key)
-                if point is not None:
-                    version = _version(point)
-                    tally.greatest = max(tally.greatest, version or 0)
-                kind = _kind(row, point)
-                if kind is None:
-                    tally.agreeing += 1 if point is not None else 0
-                elif row["queued"] and kind != "ahead":
-                    pending += not row["set_aside"]
+            known = await look_up(self._pool, collection, ids)
+            pairs = [
+                Pair(key, known[key], points.get(key), marked=marked) for key in ids
+            ]
+            found = []
+            for pair in pairs:
+                tally.greatest = max(tally.greatest, pair.version or 0)
+                if pair.foreign:
+                    tally.foreign += 1
+                    checked.discard(pair.key)
+                elif pair.kind is None:
+                    tally.agreeing += 1 if pair.key in points else 0
+                elif pair.on_its_way:
+                    tally.pending += not pair.known.set_aside
                 else:
-                    found.append(_difference(collection, key, kind, row, point))
-            tally.pending += pending
+                    found.append(pair)
             if not found or look == _LOOKS - 1:
                 break
             # Read both sides again: the point may have moved between the looks.
             await asyncio.sleep(_BETWEEN_LOOKS)
-            ids = [one.point_id for one in found]
+            ids = [pair.key for pair in found]
             points = await self._retrieve(collection, ids)
+        # A missing point was compared too, if it is missing indeed.
+        tally.checked += len(checked.union(pair.key for pair in found))
         return found
 
-    async def _mend(self, collection: str, page: Sequence[_Found]) -> int:
-        renewed = [one for one in page if one.difference.desired is not None]
-        unknown = [one for one in page if one.difference.desired is None]
+    async def _mend(self, collection: str, page: Sequence[Pair]) -> int:
+        stuck = [decode_id(pair.key) for pair in page if pair.kind == "impossible"]
+        if stuck:
+            # No version is greater: without this the store would refuse them all.
+            # Killed right after it, the next comparison finds these points stale.
+            await self._store.set_payload(collection, {VERSION_KEY: 0}, stuck)
+        renewed = {pair.key: pair.known.ver for pair in page if pair.known.op}
+        unknown = [pair.key for pair in page if not pair.known.op]
         if renewed:
             await self._pool.execute(
-                _RENEW,
-                collection,
-                [one.point_id for one in renewed],
-                [one.difference.desired for one in renewed],
+                _RENEW, collection, list(renewed), list(renewed.values())
             )
         if unknown:
-            await self._pool.execute(
-                _FORGET_UNKNOWN, collection, [one.point_id for one in unknown]
-            )
+            await self._pool.execute(_FORGET_UNKNOWN, collection, unknown)
         return len(page)
-
-
-async def _rows(
-    executor: Executor, collection: str, ids: Sequence[str]
-) -> dict[str, Any]:
-    records = await executor.fetch(_LOOK_UP, collection, list(ids))
-    return {record["point_id"]: record for record in records}
-
-
-def _version(point: ScoredPoint) -> int | None:
-    version = point.payload.get(VERSION_KEY)
-    return version if isinstance(version, int) else None
-
-
-def _kind(row: Any, point: ScoredPoint | None) -> str | None:  # noqa: ANN401 - Record
-    """Say how one point differs, or None."""
-    desired = row["op"] == "u"
-    if point is None:
-        return "missing" if desired else None
-    if not desired:
-        return "orphan"
-    version = _version(point) or 0
-    if version != row["ver"]:
-        return "stale" if version < row["ver"] else "ahead"
-    known = row["payload_hash"]
-    if known is not None and payload_digest(point.payload) != known:
-        return "changed"
-    return None
-
-
-def _difference(
-    collection: str,
-    key: str,
-    kind: str,
-    row: Any,  # noqa: ANN401 - Record
-    point: ScoredPoint | None,
-) -> _Found:
-    found = None if point is None else _version(point)
-    return _Found(Difference(collection, decode_id(key), kind, row["ver"], found), key)

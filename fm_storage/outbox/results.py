@@ -138,10 +138,12 @@ class Difference:
         collection: Its collection.
         id: Its id.
         kind: ``missing`` in the vector store, ``orphan`` there, ``stale`` there,
-            ``ahead`` there (PostgreSQL was restored), or ``changed`` (same version,
-            another payload).
+            ``ahead`` there (PostgreSQL was restored), ``changed`` (same version,
+            another payload), or ``impossible`` (somebody else wrote a version that
+            PostgreSQL never gave out).
         desired: Version in PostgreSQL; None for a point it does not know.
-        found: Version in the vector store; None for a missing point.
+        found: Version in the vector store; None for a missing point, and for a
+            point without a number as its version.
     """
 
     collection: str
@@ -160,10 +162,12 @@ class Verification:
         pending: Points not compared because they are on their way.
         quarantined: Points set aside: the vector store has refused what
             PostgreSQL says, and nobody will deliver it until somebody decides.
-        foreign: Points of the vector store that the outbox did not write.
+        foreign: Points of the vector store that the outbox did not write: their
+            ids are unknown here, and they carry no version that was given out.
         counts: Number of differences by kind.
         samples: The first 100 differences.
-        greatest: Greatest version found in the vector store.
+        greatest: Greatest version found in the vector store that PostgreSQL can
+            have given out.
     """
 
     checked: int = 0
