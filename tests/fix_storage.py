@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,14 @@ from fm_storage.config import StorageConfig
 if TYPE_CHECKING:
     from fm_storage import StorageManager
 
-__all__ = ["storage", "storage_config"]
+__all__ = ["no_variables", "storage", "storage_config"]
+
+
+@pytest.fixture
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the settings that this shell's own environment makes."""
+    for name in [name for name in os.environ if name.startswith("FM_STORAGE_")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture

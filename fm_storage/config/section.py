@@ -7,10 +7,13 @@ neither dotted keys nor a remedy, but perhaps a secret.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
+from fm_storage.config.wording import broken_json, placed, refused
 from fm_storage.errors import ConfigurationInvalid
 
 __all__ = [
@@ -18,12 +21,16 @@ __all__ = [
     "PositiveSeconds",
     "Section",
     "explained",
+    "explained_json",
+    "located",
     "nearest_variable",
     "section_of",
 ]
 
 EMBEDDED = "embedded:"
 _NEAR = 0.7
+_ADDRESSES = frozenset({"dsn", "url"})
+"""Settings that hold a password where they are no address at all."""
 PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -60,22 +67,91 @@ def section_of(annotation: object) -> type[Section] | None:
 def explained(
     exc: ValidationError, model: type[BaseModel], prefix: str
 ) -> ConfigurationInvalid:
-    """Turn pydantic's report into ours: dotted keys, remedies, no input values."""
+    """Turn pydantic's report into ours: dotted keys, remedies, no secret."""
     problems: list[tuple[str, str]] = []
-    for error in exc.errors(include_input=False, include_url=False):
+    for error in exc.errors(include_url=False):
         path = [str(part) for part in error["loc"]]
-        key = ".".join(([prefix] if prefix else []) + path) or prefix or "config"
+        outer = ".".join(([prefix] if prefix else []) + path)
         cause = error.get("ctx", {}).get("error")
+        field = model.model_fields.get(path[0]) if path else None
         if isinstance(cause, ConfigurationInvalid):
-            outer = ".".join(([prefix] if prefix else []) + path)
             problems += [
                 (outer + k.removeprefix(cause.section), p) for k, p in cause.problems
             ]
         elif error["type"] == "extra_forbidden":
-            problems.append((key, _unknown(path, model)))
+            problems.append((outer, _unknown(path, model)))
+        elif field is None or error["type"] in {"value_error", "missing"}:
+            said = error["msg"].removeprefix("Value error, ")
+            said = "is missing; set it" if error["type"] == "missing" else said
+            problems.append((outer or "config", said))
         else:
-            problems.append((key, error["msg"].removeprefix("Value error, ")))
+            below, accepted = placed(field, error["loc"][1:])
+            key = ".".join([*([prefix] if prefix else []), path[0], *below])
+            secret = _is_secret(path[0], field)
+            said = refused(error["input"], accepted, secret=secret)
+            problems.append((key, said))
+    problems = list(dict.fromkeys(problems))  # a union says it once per branch
     return ConfigurationInvalid(*problems[0], *problems[1:])
+
+
+def _is_secret(name: str, field: FieldInfo) -> bool:
+    """Return whether a setting's value must not be shown."""
+    return not field.repr or name in _ADDRESSES
+
+
+def located(
+    exc: ConfigurationInvalid,
+    environ: Mapping[str, str],
+    keywords: Mapping[str, Any],
+    prefix: str,
+) -> ConfigurationInvalid:
+    """Add to each problem the variable that is to blame, if it is one."""
+    names = {name.upper(): name for name, value in environ.items() if value}
+    problems: list[tuple[str, str]] = []
+    for key, said in exc.problems:
+        parts = key.split(".")
+        ends = range(0 if _holds(keywords, parts) else len(parts), 0, -1)
+        variables = [prefix + "__".join(parts[:end]).upper() for end in ends]
+        found = next((names[name] for name in variables if name in names), None)
+        problems.append((key, f"{said} (in {found})" if found else said))
+    return ConfigurationInvalid(*problems[0], *problems[1:])
+
+
+def _holds(keywords: Mapping[str, Any], parts: Sequence[str]) -> bool:
+    """Return whether a keyword, which is stronger than a variable, says *parts*."""
+    at: Any = keywords
+    for part in parts:
+        if not isinstance(at, Mapping):
+            return at is not None
+        if part not in at:
+            return False
+        at = at[part]
+    return True
+
+
+def explained_json(
+    exc: BaseException, model: type[BaseModel], environ: Mapping[str, str], prefix: str
+) -> ConfigurationInvalid:
+    """Tell of the variable whose JSON the parser could not read."""
+    text = getattr(exc, "doc", None)
+    name = next((name for name, value in environ.items() if value == text), None)
+    if name is None:
+        return ConfigurationInvalid(
+            "config", "a variable holds JSON that cannot be read; mend it"
+        )
+    path = name.upper().removeprefix(prefix).lower().split("__")
+    field, at = model.model_fields[path[0]], model
+    below = 1
+    while below < len(path) and (section := section_of(field.annotation)) is not None:
+        at = section
+        if path[below] not in at.model_fields:
+            break
+        field = at.model_fields[path[below]]
+        below += 1
+    names, accepted = placed(field, path[below:])
+    said = broken_json(exc, accepted, secret=_is_secret(path[below - 1], field))
+    key = ".".join([*path[:below], *names])
+    return ConfigurationInvalid(key, f"{said} (in {name})")
 
 
 def _unknown(path: list[str], model: type[BaseModel]) -> str:

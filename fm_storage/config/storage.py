@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    DotEnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -19,7 +19,7 @@ from pydantic_settings import (
 
 from fm_storage.config.postgres import MigrationsConfig, PostgresConfig, SessionConfig
 from fm_storage.config.qdrant import OutboxConfig, QdrantConfig
-from fm_storage.config.section import EMBEDDED, explained
+from fm_storage.config.section import EMBEDDED, explained, explained_json, located
 from fm_storage.config.sources import (
     PREFIX,
     ask,
@@ -93,15 +93,22 @@ class StorageConfig(BaseSettings):
         try:
             super().__init__(**values)
         except ValidationError as exc:
-            raise explained(exc, type(self), "") from None
+            found = explained(exc, type(self), "")
+            raise located(found, self._variables(), values, PREFIX) from None
         except SettingsError as exc:
             # Said of a variable whose JSON is broken, by the section it belongs to.
-            found = re.search(r'field "(\w+)"', str(exc))
-            raise ConfigurationInvalid(
-                found[1] if found else "config",
-                "a variable of this section holds JSON that cannot be read; mend it",
-            ) from None
+            why = exc.__cause__ or exc
+            raise explained_json(why, type(self), self._variables(), PREFIX) from None
         self._refuse_halves()
+
+    @classmethod
+    def _variables(cls) -> Mapping[str, str]:
+        """Return what the settings at hand were read from, strongest last."""
+        if _keywords_only.get():
+            return {}
+        file = _env_file.get()
+        below = DotEnvSettingsSource(cls, env_file=file).env_vars if file else {}
+        return {**{name: value or "" for name, value in below.items()}, **os.environ}
 
     @classmethod
     def settings_customise_sources(
@@ -159,7 +166,10 @@ class StorageConfig(BaseSettings):
         }
         refuse_misspelt(environment, cls)
         given = from_environment(environment, cls.model_fields)
-        return cls._build(merged(data, given))
+        try:
+            return cls._build(merged(data, given))
+        except ConfigurationInvalid as exc:
+            raise located(exc, environment, {}, PREFIX) from None
 
     @classmethod
     def from_config_manager(cls, manager: ConfigManager) -> Self:

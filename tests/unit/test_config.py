@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import pickle
 import ssl
 from pathlib import Path
@@ -30,10 +28,7 @@ SECRET = "s3cr:e@t/"
 SERVER = "postgresql://app@db.example:5432/shop"
 
 
-@pytest.fixture(autouse=True)
-def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith("FM_STORAGE_")]:
-        monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("no_variables")
 
 
 def test_nothing_said_means_both_engines_embedded():
@@ -185,73 +180,6 @@ def test_json_in_the_environment_defines_collections():
         StorageConfig.from_config_manager(EnvironmentConfigManager(bad))
 
 
-@pytest.mark.parametrize(
-    ("values", "key", "said"),
-    [
-        ({"postgres": {"max_szie": 3}}, "postgres.max_szie", "did you mean 'max_size'"),
-        ({"postgers": {}}, "postgers", "did you mean 'postgres'"),
-        ({"qdrant": {"zzz": 1}}, "qdrant.zzz", "unknown setting; remove it"),
-        ({"postgres": {"dsn": "mysql://h/d"}}, "postgres.dsn", "must start with"),
-        ({"postgres": {"max_size": "x"}}, "postgres.max_size", "valid integer"),
-        (
-            {"postgres": {"min_size": 5, "max_size": 2}},
-            "postgres",
-            "lower min_size or raise max_size",
-        ),
-        ({"qdrant": {"url": "ftp://x"}}, "qdrant.url", "must start with http"),
-        ({"qdrant": {"url": "http://"}}, "qdrant.url", "has no host"),
-        ({"qdrant": {"url": "http://u:p@h"}}, "qdrant.url", "holds credentials"),
-        (
-            {"qdrant": {"collections": {"a": {"size": 0}}}},
-            "qdrant.collections.a.size",
-            "greater than 0",
-        ),
-        (
-            {"qdrant": {"collections": {"a": {}}}},
-            "qdrant.collections.a",
-            "give size, vectors or sparse_vectors",
-        ),
-        (
-            {
-                "qdrant": {
-                    "collections": {"a": {"size": 1, "vectors": {"v": {"size": 1}}}}
-                }
-            },
-            "qdrant.collections.a",
-            "exclude each other",
-        ),
-        ({"migrations": {"dsn": "sqlite:"}}, "migrations.dsn", "must start with"),
-        ({"outbox": {"batch_size": 0}}, "outbox.batch_size", "greater than"),
-        (
-            {"postgres": {"acquire_timeout": float("nan")}},
-            "postgres.acquire_timeout",
-            "",
-        ),
-    ],
-)
-def test_a_wrong_value_names_key_and_remedy(
-    values: dict[str, Any], key: str, said: str
-):
-    """The first problem's dotted key, what is wrong and what to do."""
-    with pytest.raises(ConfigurationInvalid) as caught:
-        StorageConfig(**values)
-
-    assert caught.value.key == key
-    assert said in caught.value.problems[0][1]
-
-
-def test_all_wrong_values_are_reported_at_once():
-    """Nobody mends settings one run at a time."""
-    with pytest.raises(ConfigurationInvalid) as caught:
-        StorageConfig(postgres={"max_size": 0, "dns": "x"}, outbox={"lease": -1})
-
-    assert {key for key, _ in caught.value.problems} == {
-        "postgres.max_size",
-        "postgres.dns",
-        "outbox.lease",
-    }
-
-
 def test_a_server_without_qdrant_setting_is_refused():
     """Else every host would fill a vector store of its own."""
     with pytest.raises(ConfigurationInvalid, match=r"qdrant\.url: not set"):
@@ -299,37 +227,6 @@ def test_passwords_are_masked(dsn: str):
 
     assert SECRET not in masked
     assert "***" in masked
-
-
-def test_no_secret_is_printed(caplog: pytest.LogCaptureFixture):
-    """repr, str, pickled-and-back, and every error stay silent about secrets."""
-    caplog.set_level(logging.DEBUG)
-    config = StorageConfig(
-        postgres=PostgresConfig(
-            dsn=f"postgresql://app:{SECRET}@h/db", password="pa55word"
-        ),
-        qdrant=QdrantConfig(
-            url="https://q", api_key="k3y", headers={"authorization": "t0ken"}
-        ),
-        migrations=MigrationsConfig(dsn=f"postgresql://ddl:{SECRET}@h/db"),
-    )
-    copy = pickle.loads(pickle.dumps(config))  # noqa: S301 - our own bytes
-    said = [repr(config), str(config), repr(copy)]
-    assert config.postgres is not None
-    said += [config.postgres.safe_dsn, repr(MigrationsConfig())]
-    for values in (
-        {"postgres": {"dsn": f"mysql://u:{SECRET}@h/d"}},
-        {"postgres": {"password": 5}},
-        {"qdrant": {"api_key": ["k3y"]}},
-        {"migrations": {"dsn": f"x://u:{SECRET}@h/d"}},
-    ):
-        with pytest.raises(ConfigurationInvalid) as caught:
-            StorageConfig(**values)
-        said += [str(caught.value), repr(caught.value), repr(caught.value.__cause__)]
-
-    for text in said:
-        for secret in (SECRET, "pa55word", "k3y", "t0ken"):
-            assert secret not in text
 
 
 @pytest.mark.parametrize(
@@ -413,16 +310,6 @@ def test_settings_travel_between_processes():
     assert b"fm_storage.config" in packed
     assert b"fm_storage.config.storage" not in packed
     assert pickle.loads(packed) == config  # noqa: S301 - packed above
-
-
-def test_broken_json_in_a_variable_is_a_setting_that_is_wrong(
-    monkeypatch: pytest.MonkeyPatch,
-):
-    """Named by its section, without a traceback of the parser's."""
-    monkeypatch.setenv("FM_STORAGE_QDRANT__COLLECTIONS", "{bad")
-
-    with pytest.raises(ConfigurationInvalid, match=r"qdrant: .* cannot be read"):
-        StorageConfig()
 
 
 def test_settings_are_frozen():

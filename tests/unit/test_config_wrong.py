@@ -1,0 +1,275 @@
+"""Wrong settings: which key, which variable, what is accepted, and no secret."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fm_storage.config import (
+    MigrationsConfig,
+    OutboxConfig,
+    PostgresConfig,
+    QdrantConfig,
+    StorageConfig,
+)
+from fm_storage.errors import ConfigurationInvalid
+
+pytestmark = pytest.mark.usefixtures("no_variables")
+
+SECRET = "s3cr:e@t/"
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "said"),
+    [
+        ({"postgres": {"max_szie": 3}}, "postgres.max_szie", "did you mean 'max_size'"),
+        ({"postgers": {}}, "postgers", "did you mean 'postgres'"),
+        ({"qdrant": {"zzz": 1}}, "qdrant.zzz", "unknown setting; remove it"),
+        ({"postgres": {"dsn": "mysql://h/d"}}, "postgres.dsn", "must start with"),
+        ({"postgres": {"max_size": "x"}}, "postgres.max_size", "number, 1 or more"),
+        (
+            {"postgres": {"min_size": 5, "max_size": 2}},
+            "postgres",
+            "lower min_size or raise max_size",
+        ),
+        ({"qdrant": {"url": "ftp://x"}}, "qdrant.url", "must start with http"),
+        ({"qdrant": {"url": "http://"}}, "qdrant.url", "has no host"),
+        ({"qdrant": {"url": "http://u:p@h"}}, "qdrant.url", "holds credentials"),
+        (
+            {"qdrant": {"collections": {"a": {"size": 0}}}},
+            "qdrant.collections.a.size",
+            "0 is not accepted; give a whole number from 1 to 65535",
+        ),
+        (
+            {"qdrant": {"collections": {"a": {}}}},
+            "qdrant.collections.a",
+            "give size, vectors or sparse_vectors",
+        ),
+        (
+            {
+                "qdrant": {
+                    "collections": {"a": {"size": 1, "vectors": {"v": {"size": 1}}}}
+                }
+            },
+            "qdrant.collections.a",
+            "exclude each other",
+        ),
+        ({"migrations": {"dsn": "sqlite:"}}, "migrations.dsn", "must start with"),
+        ({"outbox": {"batch_size": 0}}, "outbox.batch_size", "from 1 to 10000"),
+        (
+            {"postgres": {"acquire_timeout": float("nan")}},
+            "postgres.acquire_timeout",
+            "nan is no finite number; give a number above 0",
+        ),
+        (
+            {"qdrant": {"durability": "fast"}},
+            "qdrant.durability",
+            "'fast' is not accepted; give 'fsync' or 'process'",
+        ),
+        ({"outbox": {"drain": "x"}}, "outbox.drain", "give true or false"),
+        (
+            {"qdrant": {"ca_file": 3}},
+            "qdrant.ca_file",
+            "3 is not accepted; give a path",
+        ),
+        (
+            {"session": {"schema_name": ""}},
+            "session.schema_name",
+            "text that is not em",
+        ),
+        (
+            {"session": {"prefix": "x" * 99}},
+            "session.prefix",
+            f"'{'x' * 59}… is not accepted; give text of 24 characters at most",
+        ),
+        ({"migrations": {"sources": [1]}}, "migrations.sources.0", "1 is not accepted"),
+        (
+            {"migrations": {"sources": 1}},
+            "migrations.sources",
+            'give a list, such as ["',
+        ),
+        (
+            {"qdrant": {"collections": {"a": {"vectors": {"v": {}}}}}},
+            "qdrant.collections.a.vectors.v.size",
+            "is missing; set it",
+        ),
+        (
+            {
+                "qdrant": {
+                    "collections": {"a": {"size": 1, "payload_indexes": {"b": 3}}}
+                }
+            },
+            "qdrant.collections.a.payload_indexes.b",
+            "3 is not accepted; give text or an object",
+        ),
+        (
+            {"qdrant": {"collections": {"a": 3}}},
+            "qdrant.collections.a",
+            "give its settings by name (size, distance, vectors, sparse_vectors, …)",
+        ),
+        (
+            {"qdrant": "x"},
+            "qdrant",
+            "(url, api_key, prefer_grpc, grpc_port, …), or none",
+        ),
+        ({"outbox": 5}, "outbox", "give its settings by name (drain, batch_size, "),
+        ({"postgres": {"password": 5}}, "postgres.password", "the value is not accep"),
+    ],
+)
+def test_a_wrong_value_names_key_and_remedy(
+    values: dict[str, Any], key: str, said: str
+):
+    """The first problem's dotted key, what is wrong and what to do."""
+    with pytest.raises(ConfigurationInvalid) as caught:
+        StorageConfig(**values)
+
+    assert caught.value.key == key
+    assert said in caught.value.problems[0][1]
+
+
+def test_all_wrong_values_are_reported_at_once():
+    """Nobody mends settings one run at a time."""
+    with pytest.raises(ConfigurationInvalid) as caught:
+        StorageConfig(postgres={"max_size": 0, "dns": "x"}, outbox={"lease": -1})
+
+    assert {key for key, _ in caught.value.problems} == {
+        "postgres.max_size",
+        "postgres.dns",
+        "outbox.lease",
+    }
+
+
+def test_no_secret_is_printed(caplog: pytest.LogCaptureFixture):
+    """repr, str, pickled-and-back, and every error stay silent about secrets."""
+    caplog.set_level(logging.DEBUG)
+    config = StorageConfig(
+        postgres=PostgresConfig(
+            dsn=f"postgresql://app:{SECRET}@h/db", password="pa55word"
+        ),
+        qdrant=QdrantConfig(
+            url="https://q", api_key="k3y", headers={"authorization": "t0ken"}
+        ),
+        migrations=MigrationsConfig(dsn=f"postgresql://ddl:{SECRET}@h/db"),
+    )
+    copy = pickle.loads(pickle.dumps(config))  # noqa: S301 - our own bytes
+    said = [repr(config), str(config), repr(copy)]
+    assert config.postgres is not None
+    said += [config.postgres.safe_dsn, repr(MigrationsConfig())]
+    for values in (
+        {"postgres": {"dsn": f"mysql://u:{SECRET}@h/d"}},
+        {"postgres": {"password": 5}},
+        {"qdrant": {"api_key": ["k3y"]}},
+        {"qdrant": {"headers": "t0ken"}},
+        {"qdrant": {"headers": {"authorization": ["t0ken"]}}},
+        {"qdrant": {"url": ["k3y"]}},
+        {"postgres": {"dsn": [SECRET]}},
+        {"postgres": f"postgresql://app:{SECRET}@h/db"},
+        {"migrations": {"dsn": f"x://u:{SECRET}@h/d"}},
+    ):
+        with pytest.raises(ConfigurationInvalid) as caught:
+            StorageConfig(**values)
+        said += [str(caught.value), repr(caught.value), repr(caught.value.__cause__)]
+
+    for text in said:
+        for secret in (SECRET, "pa55word", "k3y", "t0ken"):
+            assert secret not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        (
+            "FM_STORAGE_QDRANT__COLLECTIONS",
+            '{"a": {"size": 3,}}',
+            (
+                "qdrant.collections: is no JSON (Expecting property name enclosed in "
+                "double quotes at character 18, near ' {\"size\": 3,}}'); give an "
+                'object, such as {"name": …} (in FM_STORAGE_QDRANT__COLLECTIONS)'
+            ),
+        ),
+        (
+            "FM_STORAGE_QDRANT__COLLECTIONS__A",
+            "{size=3}",
+            (
+                "qdrant.collections.a: is no JSON (Expecting property name enclosed "
+                "in double quotes at character 2); give its settings by name (size, "
+                "distance, vectors, sparse_vectors, …) "
+                "(in FM_STORAGE_QDRANT__COLLECTIONS__A)"
+            ),
+        ),
+        (
+            "fm_storage_migrations__sources",
+            "folder",
+            (
+                "migrations.sources: is no JSON (Expecting value at character 1, near "
+                "'folder'); give a list, such as [\"…\"] "
+                "(in fm_storage_migrations__sources)"
+            ),
+        ),
+        (
+            "FM_STORAGE_QDRANT__HEADERS",
+            "Bearer s3cret",
+            (
+                "qdrant.headers: is no JSON (Expecting value at character 1); give an "
+                'object, such as {"name": …} (in FM_STORAGE_QDRANT__HEADERS)'
+            ),
+        ),
+        (
+            "FM_STORAGE_QDRANT",
+            '{"api_key": s3cret}',
+            (
+                "qdrant: is no JSON (Expecting value at character 13); give its "
+                "settings by name (url, api_key, prefer_grpc, grpc_port, …), or none "
+                "to do without it (in FM_STORAGE_QDRANT)"
+            ),
+        ),
+    ],
+)
+def test_broken_json_is_told_with_its_variable_and_its_place(
+    name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """From the environment and from a .env file; an excerpt unless it is a secret."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationInvalid) as caught:
+        StorageConfig()
+    assert str(caught.value) == said
+
+    monkeypatch.delenv(name)
+    (tmp_path / ".env").write_text(f"{name}='{value}'\n")
+    with pytest.raises(ConfigurationInvalid) as caught:
+        StorageConfig.from_env(env_file=tmp_path / ".env")
+    assert str(caught.value).upper() == said.upper()  # such a file's names have no case
+
+
+def test_a_wrong_value_is_told_with_the_variable_that_holds_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Alone, inside a section's JSON, over TOML; not where a keyword is stronger."""
+    name = "FM_STORAGE_POSTGRES__MAX_SIZE"
+    (tmp_path / "s.toml").write_text('[postgres]\nmin_size = "x"\n')
+    monkeypatch.setenv(name, "many")
+    monkeypatch.setenv("FM_STORAGE_OUTBOX", '{"lease": "x"}')
+
+    with pytest.raises(ConfigurationInvalid) as alone:
+        StorageConfig()
+    with pytest.raises(ConfigurationInvalid) as over_toml:
+        StorageConfig.from_toml(tmp_path / "s.toml")
+    with pytest.raises(ConfigurationInvalid) as keyword:
+        StorageConfig(postgres={"max_size": "few"}, outbox=OutboxConfig())
+
+    size = "is not accepted; give a whole number, 1 or more"
+    lease = "'x' is not accepted; give a number above 0 (in FM_STORAGE_OUTBOX)"
+    assert dict(alone.value.problems) == {
+        "postgres.max_size": f"'many' {size} (in {name})",
+        "outbox.lease": lease,
+    }
+    assert dict(over_toml.value.problems) == {
+        "postgres.min_size": "'x' is not accepted; give a whole number, 0 or more",
+        "postgres.max_size": f"'many' {size} (in {name})",
+        "outbox.lease": lease,
+    }
+    assert dict(keyword.value.problems) == {"postgres.max_size": f"'few' {size}"}
