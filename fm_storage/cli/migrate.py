@@ -49,12 +49,15 @@ _source_option = click.option(
         "\b\nExamples:\n"
         "  fm-storage migrate                     apply what is pending\n"
         "  fm-storage migrate --dry-run           show the SQL, change nothing\n"
-        "  fm-storage migrate --to 0003           stop after number 0003\n"
+        "  fm-storage migrate --to 3              stop after number 0003\n"
         "  fm-storage migrate new 'add invoices'  both files from the template\n"
         "  fm-storage migrate baseline --to 0002  record what exists already\n"
     ),
 )
-@click.option("--to", help="Last migration to apply: its name or number.")
+@click.option(
+    "--to",
+    help="Last migration to apply: its number, name, or a beginning of it.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the SQL; change nothing.")
 @_source_option
 @json_option
@@ -113,7 +116,10 @@ def _is_source(folder: Path, configured: Sequence[str]) -> bool:
 
 
 @migrate.command()
-@click.option("--to", help="Last migration to record: its name or number.")
+@click.option(
+    "--to",
+    help="Last migration to record: its number, name, or a beginning of it.",
+)
 @_source_option
 @json_option
 @click.pass_obj
@@ -193,11 +199,21 @@ def status(settings: Settings, *, sources: tuple[str, ...], as_json: bool) -> No
         raise click.exceptions.Exit(1)
 
 
-@click.command(epilog="\b\nExamples:\n  fm-storage schema > SCHEMA.md\n")
+@click.command(
+    epilog=(
+        "\b\nExamples:\n"
+        "  fm-storage schema > SCHEMA.md\n"
+        "  fm-storage schema --json | jq '.[].columns[].name'\n"
+    )
+)
+@json_option
 @click.pass_obj
-def schema(settings: Settings) -> None:
+def schema(settings: Settings, *, as_json: bool) -> None:
     """Print the schema as a Markdown page, read from the live database."""
-    click.echo(_with_migrator(settings, lambda it: it.schema_page()))
+    if as_json:
+        print_json(_with_migrator(settings, lambda it: it.schema()))
+    else:
+        click.echo(_with_migrator(settings, lambda it: it.schema_page()))
 
 
 def _with_migrator(

@@ -15,7 +15,13 @@ from fm_storage.errors import MigrationFailed
 from fm_storage.migrate.files import PROJECT, MigrationFile
 from fm_storage.migrate.ledger import Applied
 
-__all__ = ["MigrationState", "MigrationStatus", "compare", "refuse_drift"]
+__all__ = [
+    "MigrationState",
+    "MigrationStatus",
+    "compare",
+    "refuse_drift",
+    "tolerating_the_end",
+]
 
 
 class MigrationState(StrEnum):
@@ -36,6 +42,9 @@ class MigrationState(StrEnum):
         return self in _DRIFT
 
 
+_KNOWN = frozenset(
+    {MigrationState.APPLIED, MigrationState.PENDING, MigrationState.EDITED}
+)
 _DRIFT = frozenset(
     {
         MigrationState.EDITED,
@@ -194,3 +203,23 @@ def refuse_drift(statuses: Sequence[MigrationStatus]) -> None:
     )
     message = f"migrations: the files and the database disagree: {said}"
     raise MigrationFailed(message, migration=drifted[0].id)
+
+
+def tolerating_the_end(
+    statuses: Sequence[MigrationStatus],
+) -> list[MigrationStatus]:
+    """Leave out deleted ones behind all that are known: another release's, likely.
+
+    A rolling deployment starts old processes on the new schema; an explicit
+    ``apply()`` is stricter.
+    """
+    known = {
+        source: max(s.id for s in statuses if s.source == source and s.state in _KNOWN)
+        for source in {s.source for s in statuses if s.state in _KNOWN}
+    }
+    return [
+        status
+        for status in statuses
+        if status.state is not MigrationState.DELETED
+        or status.id < known.get(status.source, "")
+    ]

@@ -38,6 +38,9 @@ Check = Callable[[Sequence[MigrationStatus]], Sequence[MigrationStatus]]
 # folders with equal names would be given each other's migrations.
 _loading = threading.Lock()
 
+_SHOWN = 20
+"""How many names a message lists."""
+
 
 def apply(
     backend: FmStorageBackend,
@@ -154,15 +157,38 @@ def _pending(
 def _up_to(
     ordered: list[tuple[MigrationFile, Any]], to: str
 ) -> list[tuple[MigrationFile, Any]]:
+    """Return the migrations as far as *to*: a name, a number, or a name's beginning.
+
+    Raises:
+        MigrationFailed: It is none of theirs, or that of several; they are named.
+    """
     names = [file.id for file, _ in ordered]
-    meant = [name for name in names if name == to] or [
-        name for name in names if name.startswith(f"{to}_")
-    ]
-    if len(meant) != 1:
-        said = "names several migrations" if meant else "is no migration"
-        message = f"migrations: {to!r} {said}; give the whole name of a file"
-        raise MigrationFailed(message, migration=to)
-    return ordered[: names.index(meant[0]) + 1]
+    number = int(to) if to.isdecimal() else None
+    readings = (
+        [name for name in names if name == to],
+        [name for name in names if number is not None and _number(name) == number],
+        [name for name in names if to and name.startswith(to)],
+    )
+    meant = next(filter(None, readings), [])
+    if len(meant) == 1:
+        return ordered[: names.index(meant[0]) + 1]
+    if meant:
+        message = f"migrations: {to!r} may be {_listed(meant)}; give the whole name"
+    else:
+        message = f"migrations: {to!r} is no migration; give one of {_listed(names)}"
+    raise MigrationFailed(message, migration=to)
+
+
+def _number(name: str) -> int | None:
+    digits = name.partition("_")[0]
+    return int(digits) if digits.isdecimal() else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return *names*, of many the newest, as they are shown in a message."""
+    left_out = len(names) - _SHOWN
+    shown = ", ".join(names[-_SHOWN:])
+    return f"{shown} (and {left_out} before them)" if left_out > 0 else shown
 
 
 def _load(files: Sequence[MigrationFile]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from fm_storage.migrate.drift import (
     MigrationStatus,
     compare,
     refuse_drift,
+    tolerating_the_end,
 )
 from fm_storage.migrate.files import MigrationFile, Source, find_sources, read_files
 from fm_storage.migrate.planned import PlannedMigration, Progress
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from fm_storage.migrate.backend import FmStorageBackend
+    from fm_storage.migrate.schema_page import SchemaTable
     from fm_storage.postgres import Executor
 
 __all__ = ["Migrator"]
@@ -46,9 +48,6 @@ logger = logging.getLogger("fm_storage.migrate")
 
 T = TypeVar("T")
 
-_KNOWN = frozenset(
-    {MigrationState.APPLIED, MigrationState.PENDING, MigrationState.EDITED}
-)
 _TICK = 5.0
 """How often a call that goes on with the same says so."""
 
@@ -147,7 +146,7 @@ class Migrator:
             MigrationFailed: One failed, or files and database disagree.
         """
         statuses = await self.status(executor)
-        refuse_drift(_tolerating_the_end(statuses))
+        refuse_drift(tolerating_the_end(statuses))
         pending = _pending(statuses)
         if not pending:
             return []
@@ -163,7 +162,7 @@ class Migrator:
             MigrationFailed: Files and database disagree.
         """
         statuses = await self.status(executor)
-        refuse_drift(_tolerating_the_end(statuses))
+        refuse_drift(tolerating_the_end(statuses))
         if pending := _pending(statuses):
             raise SchemaOutOfDate(pending)
 
@@ -197,8 +196,8 @@ class Migrator:
         (one marked ``-- transactional: false`` is resumed by the next call).
 
         Args:
-            to: Last migration to apply: its identifier, or the number it
-                begins with.
+            to: Last migration to apply: its identifier, its number (``4`` or
+                ``0004``), or a beginning that no other one has.
             dry_run: Only return what would run; not a byte is written.
 
         Raises:
@@ -233,7 +232,8 @@ class Migrator:
         For a database whose objects already exist.
 
         Args:
-            to: Last migration to record; None records every pending one.
+            to: Last migration to record, as for ``apply()``; None records every
+                pending one.
 
         Raises:
             MigrationFailed: Files and database disagree.
@@ -246,15 +246,21 @@ class Migrator:
 
         return await self._run(work)
 
-    async def schema_page(self) -> str:
-        """Return the schema as a Markdown page, read from the live catalogue."""
+    async def schema(self) -> list[SchemaTable]:
+        """Return every table of the toolkit, read from the live catalogue."""
 
-        def work(backend: FmStorageBackend) -> str:
-            from fm_storage.migrate.schema_page import render  # noqa: PLC0415 - rare
+        def work(backend: FmStorageBackend) -> list[SchemaTable]:
+            from fm_storage.migrate.schema_page import describe  # noqa: PLC0415 - rare
 
-            return render(backend.fetch)
+            return describe(backend.fetch)
 
         return await self._run(work)
+
+    async def schema_page(self) -> str:
+        """Return the schema as a Markdown page, read from the live catalogue."""
+        from fm_storage.migrate.schema_page import render  # noqa: PLC0415 - rare
+
+        return render(await self.schema())
 
     def new_migration(self, name: str, folder: Path | str) -> tuple[Path, Path]:
         """Write a migration and its rollback file from the template.
@@ -278,7 +284,7 @@ class Migrator:
         def work(backend: FmStorageBackend) -> list[PlannedMigration]:
             from fm_storage.migrate import plan  # noqa: PLC0415 - loads the engine
 
-            check: plan.Check = _tolerating_the_end if tolerant else list
+            check: plan.Check = tolerating_the_end if tolerant else list
             return plan.apply(
                 backend, *self._read_files(), to, dry_run=dry_run, tolerate=check
             )
@@ -370,26 +376,6 @@ async def _read_through(executor: Executor) -> list[ledger.Applied]:
 
 def _pending(statuses: Sequence[MigrationStatus]) -> list[str]:
     return [s.id for s in statuses if s.state is MigrationState.PENDING]
-
-
-def _tolerating_the_end(
-    statuses: Sequence[MigrationStatus],
-) -> list[MigrationStatus]:
-    """Leave out deleted ones behind all that are known: another release's, likely.
-
-    A rolling deployment starts old processes on the new schema; an explicit
-    ``apply()`` is stricter.
-    """
-    known = {
-        source: max(s.id for s in statuses if s.source == source and s.state in _KNOWN)
-        for source in {s.source for s in statuses if s.state in _KNOWN}
-    }
-    return [
-        status
-        for status in statuses
-        if status.state is not MigrationState.DELETED
-        or status.id < known.get(status.source, "")
-    ]
 
 
 def _release() -> str:

@@ -1,4 +1,4 @@
-"""The schema as a page, read from the catalogue of the database at hand.
+"""The schema as data and as a page, read from the catalogue of the database at hand.
 
 The comments live in the database beside what they describe, so the page is never
 older than the schema.
@@ -6,10 +6,11 @@ older than the schema.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["render"]
+__all__ = ["SchemaColumn", "SchemaIndex", "SchemaTable", "describe", "render"]
 
 Fetch = Callable[..., list[tuple[Any, ...]]]
 
@@ -46,36 +47,93 @@ WHERE conrelid = %s AND contype IN ('f', 'c') ORDER BY contype, conname
 _KINDS = {"r": "table", "p": "table", "v": "view", "m": "materialized view"}
 
 
-def render(fetch: Fetch) -> str:
-    """Return a Markdown page of every table of the toolkit.
+@dataclass(frozen=True, slots=True)
+class SchemaColumn:
+    """A column as the database describes it."""
+
+    name: str
+    type: str
+    nullable: bool
+    default: str | None
+    comment: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaIndex:
+    """An index; one that is not valid was left by an interrupted build."""
+
+    definition: str
+    valid: bool
+    comment: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaTable:
+    """A table or view of the toolkit, as the database describes it.
+
+    Attributes:
+        kind: ``table``, ``view`` or ``materialized view``.
+        constraints: Definitions of CHECK and FOREIGN KEY by name.
+    """
+
+    schema: str
+    name: str
+    kind: str
+    comment: str | None
+    columns: tuple[SchemaColumn, ...]
+    indexes: tuple[SchemaIndex, ...]
+    constraints: dict[str, str]
+
+
+def describe(fetch: Fetch) -> list[SchemaTable]:
+    """Return every table of the toolkit.
 
     Args:
         fetch: Runs a query with ``%s`` parameters and returns rows.
     """
+    return [
+        SchemaTable(
+            schema,
+            name,
+            _KINDS[kind],
+            comment,
+            columns=tuple(
+                SchemaColumn(column, type_, not required, default, meaning)
+                for column, type_, required, default, meaning in fetch(_COLUMNS, oid)
+            ),
+            indexes=tuple(SchemaIndex(*row) for row in fetch(_INDEXES, oid)),
+            constraints=dict[str, str](fetch(_CONSTRAINTS, oid)),
+        )
+        for oid, schema, name, kind, comment in fetch(_TABLES)
+    ]
+
+
+def render(tables: Sequence[SchemaTable]) -> str:
+    """Return a Markdown page of *tables*."""
     lines = ["# Schema", ""]
-    for oid, schema, name, kind, comment in fetch(_TABLES):
-        lines += [f"## {schema}.{name} ({_KINDS[kind]})", ""]
-        if comment:
-            lines += [comment, ""]
+    for table in tables:
+        lines += [f"## {table.schema}.{table.name} ({table.kind})", ""]
+        if table.comment:
+            lines += [table.comment, ""]
         lines += [
             "| column | type | null | default | meaning |",
             "|---|---|---|---|---|",
         ]
-        for column, kind_of, required, default, meaning in fetch(_COLUMNS, oid):
+        for column in table.columns:
             cells = (
-                column,
-                kind_of,
-                "no" if required else "yes",
-                default or "",
-                meaning or "",
+                column.name,
+                column.type,
+                "yes" if column.nullable else "no",
+                column.default or "",
+                column.comment or "",
             )
             lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
         lines.append("")
-        for definition, valid, meaning in fetch(_INDEXES, oid):
-            said = f": {meaning}" if meaning else ""
-            lines.append(f"- `{definition}`{'' if valid else ' **INVALID**'}{said}")
-        for constraint, definition in fetch(_CONSTRAINTS, oid):
-            lines.append(f"- {constraint}: `{definition}`")
+        for index in table.indexes:
+            said = f": {index.comment}" if index.comment else ""
+            flag = "" if index.valid else " **INVALID**"
+            lines.append(f"- `{index.definition}`{flag}{said}")
+        lines += [f"- {name}: `{text}`" for name, text in table.constraints.items()]
         lines.append("")
     return "\n".join(lines)
 

@@ -116,6 +116,21 @@ def test_schema_prints_the_page(command: Command):
     """From the live catalogue."""
     command("migrate")
     assert "## public.project_errors (table)" in command("schema").output
+    found = {one["name"]: one for one in json.loads(command("schema", "--json").output)}
+    errors = found["project_errors"]
+    assert (errors["schema"], errors["kind"]) == ("public", "table")
+    assert errors["comment"]
+    message = next(one for one in errors["columns"] if one["name"] == "message")
+    assert message == {
+        "name": "message",
+        "type": "text",
+        "nullable": False,
+        "default": None,
+        "comment": message["comment"],
+    }
+    assert any("UNIQUE" in index["definition"] for index in errors["indexes"])
+    assert all(index["valid"] for index in errors["indexes"])
+    assert any(one["constraints"] for one in found.values())
 
 
 def test_what_takes_long_is_told(

@@ -73,33 +73,6 @@ async def test_a_circle_is_refused(dsn: str, migrations: MigrationFolder):
         await migrations.migrator(dsn).apply()
 
 
-@pytest.mark.parametrize("to", ["0002", "0002_b"])
-async def test_to_stops_there(dsn: str, migrations: MigrationFolder, to: str):
-    """By number or by name."""
-    for number in (1, 2, 3):
-        migrations.table(f"000{number}_{'abc'[number - 1]}", f"t_{number}")
-    migrator = migrations.migrator(dsn)
-    # The project has a 0002 too: a number alone must be unambiguous.
-    if to == "0002":
-        with pytest.raises(MigrationFailed, match="names several"):
-            await migrator.apply(to=to)
-        return
-    assert _ids(await migrator.apply(to=to)) == ["0001_a", "0002_b"]
-    assert _tables(dsn) == {"t_1", "t_2"}
-
-
-async def test_to_by_number(empty_dsn: str):
-    """``--to 0001`` on the project's own files."""
-    done = await Migrator(empty_dsn).apply(to="0001")
-    assert _ids(done) == ["0001_create_project_errors"]
-
-
-async def test_to_nowhere_is_refused(dsn: str):
-    """A name that is no migration applies nothing."""
-    with pytest.raises(MigrationFailed, match="'0999' is no migration"):
-        await Migrator(dsn).apply(to="0999")
-
-
 async def test_a_dry_run_writes_nothing(empty_dsn: str, migrations: MigrationFolder):
     """It shows the SQL in order; the catalogue is the same to the byte."""
     migrations.table("0001_shop", "t_a")
