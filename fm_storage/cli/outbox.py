@@ -64,6 +64,7 @@ def outbox() -> None:
 def status(settings: Settings, *, as_json: bool) -> None:
     """Say how far the vector store is behind, by collection, and why.
 
+    Names rebuilds that were interrupted: how far they came, and how to go on.
     Exit code 1 if points are set aside, or if deliveries fail.
     """
     found = _with(settings, lambda storage: storage.outbox.status())

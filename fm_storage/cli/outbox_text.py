@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         DrainReport,
         OutboxStatus,
         Quarantined,
+        Rebuilding,
         RebuildReport,
         RepairReport,
         Verification,
@@ -56,11 +57,36 @@ def _json(value: Any) -> Any:  # noqa: ANN401 - any field
 
 
 def show_status(found: OutboxStatus) -> None:
-    """Print the backlog by collection, and why a part of it waits."""
+    """Print the backlog by collection, why a part of it waits, and rebuilds."""
+    if found.collections:
+        _backlog(found)
+    else:
+        console().print("the vector store is up to date")
+    for one in found.rebuilds:
+        console().print(plain(_rebuilding(one)), soft_wrap=True)
+
+
+def _rebuilding(one: Rebuilding) -> str:
+    done = (
+        f"{one.copied:,}" if one.total is None else f"{one.copied:,} of {one.total:,}"
+    )
+    begun = f"{done} points are in {one.target}, begun {ago(one.started_at)}"
+    if one.under_way:
+        return f"{one.collection} is being rebuilt: {begun}"
+    if one.exchanging:
+        return (
+            f"the rebuild of {one.collection} was interrupted while the name was "
+            f"exchanged: {begun}; the next drainer ends it, or "
+            f"'fm-storage outbox rebuild {one.collection}'"
+        )
+    return (
+        f"the rebuild of {one.collection} was interrupted: {begun}; "
+        f"'fm-storage outbox rebuild {one.collection}' goes on with it"
+    )
+
+
+def _backlog(found: OutboxStatus) -> None:
     out = console()
-    if not found.collections:
-        out.print("the vector store is up to date")
-        return
     table = Table(box=None, pad_edge=False)
     for heading in ("collection", "pending", "failing", "set aside", "oldest"):
         table.add_column(

@@ -13,8 +13,9 @@ import logging
 import platform
 from typing import TYPE_CHECKING
 
-from fm_storage.errors import StorageError
+from fm_storage.errors import CollectionNotFound, StorageError
 from fm_storage.outbox.deliver import Outcome
+from fm_storage.outbox.interrupted import Interrupted
 from fm_storage.outbox.marker import Marker, Position, Standing
 from fm_storage.outbox.reconcile import Reconciler, collections_of
 from fm_storage.outbox.sequence import outlast_writers, raise_sequence
@@ -36,12 +37,20 @@ _EVER_USED = Sql("SELECT EXISTS (SELECT FROM fm_storage.vector_state)")
 class Attachment:
     """Whether this process may deliver into its vector store; made sure of once."""
 
-    def __init__(self, pool: Pool, store: QdrantStore, reconciler: Reconciler) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        store: QdrantStore,
+        reconciler: Reconciler,
+        interrupted: Interrupted,
+    ) -> None:
         self._pool = pool
         self._reconciler = reconciler
+        self._interrupted = interrupted
         self._marker = Marker(pool, store, _location(store))
         self._lock = asyncio.Lock()
         self.done = False  # by ensure() and adopt(), once
+        self._began = False  # by begin(), once
 
     async def ensure(self) -> bool:
         """Attach, unless nothing was ever written; return whether attached.
@@ -61,6 +70,21 @@ class Attachment:
                 self.done = True
         return True
 
+    async def begin(self) -> bool:
+        """Attach as one who delivers: ends what an interrupted rebuild left open.
+
+        Raises:
+            ConfigurationInvalid: The store is not this database's.
+        """
+        if not await self.ensure():
+            return False
+        if not self._began:
+            async with self._lock:
+                if not self._began:
+                    await self._interrupted.at_start()
+                    self._began = True
+        return True
+
     async def check(self) -> None:
         """Refuse a store that is not this database's; change nothing.
 
@@ -78,9 +102,20 @@ class Attachment:
             self.done = True
 
     async def settled(self, outcome: Outcome | None) -> None:
-        """Keep the marker fresh after a batch, and when the queue has emptied."""
-        if outcome is not None and outcome.greatest:
-            self._marker.note()
+        """Keep the marker fresh after a batch, and when the queue has emptied.
+
+        A collection that was found missing may be one whose name was about to be
+        exchanged; that is ended, and it no longer blocks.
+        """
+        if outcome is not None:
+            if outcome.greatest:
+                self._marker.note()
+            for name, exc in list(outcome.blocked.items()):
+                missing = isinstance(exc, CollectionNotFound)
+                if missing and await self._interrupted.missing(name):
+                    del outcome.blocked[name]
+            for name in outcome.created:
+                await self._interrupted.missing(name)
         await self._marker.save_if_due(idle=outcome is None)
 
     async def aclose(self) -> None:

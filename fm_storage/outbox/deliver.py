@@ -82,6 +82,7 @@ class Outcome:
         outage: The failure that concerns the whole store, if there was one.
         blocked: Failures that concern one collection, by its name.
         unserved: Collections with points that this process has no vectorizer for.
+        created: Collections that were missing and could be created.
         delivered: Points whose delivery was recorded.
         quarantined: Points set aside.
         greatest: Greatest version delivered.
@@ -90,6 +91,7 @@ class Outcome:
     outage: BaseException | None = None
     blocked: dict[str, BaseException] = field(default_factory=dict)
     unserved: set[str] = field(default_factory=set)
+    created: set[str] = field(default_factory=set)
     delivered: int = 0
     quarantined: int = 0
     greatest: int = 0
@@ -221,7 +223,7 @@ class Courier:
             if lease_clock() - taken > self._lease:
                 return failed  # the rows are someone else's by now
             try:
-                await self._send(collection, rows)
+                await self._send(collection, rows, outcome)
             except Exception as exc:  # noqa: BLE001 - judged, never swallowed
                 if await self._is_outage(collection, rows, outcome, exc):
                     return failed
@@ -267,7 +269,9 @@ class Courier:
         await self._put_off(rows, said(exc))
         return True
 
-    async def _send(self, collection: str, rows: list[Leased]) -> None:
+    async def _send(
+        self, collection: str, rows: list[Leased], outcome: Outcome
+    ) -> None:
         points = [
             point_of(row.point_id, row.ver, row.vectors or b"", row.payload)
             for row in rows
@@ -277,7 +281,7 @@ class Courier:
             decode_id(row.point_id): row.ver for row in rows if row.op == "d"
         }
         if points:
-            await self._ensure(collection)
+            await self._ensure(collection, outcome)
             await self._store.upsert_points(collection, points, newer_by=VERSION_KEY)
         if deleted:
             try:
@@ -294,10 +298,11 @@ class Courier:
         if unknown:
             await self._queue.keep_hashes(collection, unknown)
 
-    async def _ensure(self, collection: str) -> None:
+    async def _ensure(self, collection: str, outcome: Outcome) -> None:
         spec = self._embedder.spec(collection)
         if spec is not None and collection not in self._ensured:
-            await self._store.ensure_collection_exists(collection, spec)
+            if await self._store.ensure_collection_exists(collection, spec):
+                outcome.created.add(collection)
             self._ensured.add(collection)
 
     async def _put_off(self, rows: Sequence[Leased], problem: str) -> None:

@@ -172,8 +172,8 @@ class Drainer:
         for task in done:
             outcome = task.result()
             failure = failure or outcome.outage
+            await self._settled(outcome)  # may find that a collection is back
             self._block(outcome)
-            await self._settled(outcome)
         self.progress.set()
         self.progress.clear()
         if failure is not None:

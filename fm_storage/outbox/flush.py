@@ -109,7 +109,7 @@ async def _one_batch(
     config: OutboxConfig,
     without: list[str],
 ) -> Outcome | None:
-    await attachment.ensure()
+    await attachment.begin()
     taken = lease_clock()
     rows = await queue.claim(config.batch_size, without=without)
     outcome = await courier.deliver(rows, taken=taken) if rows else None

@@ -2,37 +2,32 @@
 
 Here the parts are put together and the queue's life is tied to the manager's;
 what a batch's failure means, how stores are compared and what belongs to whom
-is decided in the files beside this one.
+is decided in the files beside this one. The calls that make both stores agree
+are in ``agreeing.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Self
 
-from fm_storage.errors import ConfigurationInvalid, StorageError
+from fm_storage.errors import StorageError
+from fm_storage.outbox.agreeing import AgreeingCalls
 from fm_storage.outbox.attach import Attachment
 from fm_storage.outbox.bell import Bell
 from fm_storage.outbox.counters import Counters
 from fm_storage.outbox.deliver import Courier, lease_clock
-from fm_storage.outbox.drain import Drainer, DrainerState
+from fm_storage.outbox.drain import Drainer
 from fm_storage.outbox.embed import Embedder, TextOf
 from fm_storage.outbox.flush import drain_now, wait_synced, within
+from fm_storage.outbox.interrupted import Interrupted
 from fm_storage.outbox.quarantine import Quarantine
 from fm_storage.outbox.queue import Queue
 from fm_storage.outbox.rebuild import Rebuilder
 from fm_storage.outbox.reconcile import Reconciler, collections_of
-from fm_storage.outbox.results import (
-    DrainReport,
-    OutboxStatistics,
-    OutboxStatus,
-    Quarantined,
-    RebuildReport,
-    RepairReport,
-    Verification,
-)
+from fm_storage.outbox.results import DrainReport, OutboxStatistics, OutboxStatus
 from fm_storage.outbox.status import read_health, read_status
 from fm_storage.outbox.writer import BoundOutbox, PointLike
 from fm_storage.postgres import Executor, Pool
@@ -42,7 +37,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from fm_storage._typing import Progress
-    from fm_storage.config import CollectionConfig, OutboxConfig
+    from fm_storage.config import OutboxConfig
     from fm_storage.hooks import ShutdownHooks
     from fm_storage.vectors import QdrantStore, Vectorizer
 
@@ -54,7 +49,7 @@ _GRACE = 5.0
 """Seconds after the last lease before a deletion is sent once more, at most."""
 
 
-class Outbox:
+class Outbox(AgreeingCalls):
     """Desired state of the vector store, kept in PostgreSQL and delivered from it.
 
     Writing needs PostgreSQL only. Whatever commits is delivered, by this process
@@ -63,7 +58,8 @@ class Outbox:
 
     Attributes:
         shapes: The vectors of the collections that are configured, or have a
-            vectorizer; what cannot fit is refused before it is written.
+            vectorizer; what cannot fit is refused before it is written. They
+            follow the store's ``reindex()`` in this process.
     """
 
     def __init__(
@@ -87,6 +83,7 @@ class Outbox:
         self._drainer: Drainer | None = None  # by open() and aclose()
         self._bell = Bell(pool, interval=config.notify_interval)
         if store is not None:
+            store.when_defined(self.shapes.relearn)
             self._courier = Courier(
                 self._queue,
                 store,
@@ -96,8 +93,9 @@ class Outbox:
                 max_backoff=config.max_backoff,
             )
             self._reconciler = Reconciler(pool, store)
-            self._attachment = Attachment(pool, store, self._reconciler)
             self._rebuilder = Rebuilder(pool, store, self._reconciler)
+            interrupted = Interrupted(pool, self._rebuilder, self._embedder.spec)
+            self._attachment = Attachment(pool, store, self._reconciler, interrupted)
 
     # Life
 
@@ -268,134 +266,11 @@ class Outbox:
         """Return what this process has delivered."""
         return self._counters.snapshot()
 
-    # Agreeing
-
-    async def verify(
-        self, collection: str | None = None, *, progress: Progress | None = None
-    ) -> Verification:
-        """Compare both stores: ids, versions, payloads; change nothing.
-
-        Exact also while writers and drainers go on: what is on its way counts as
-        pending. Memory holds one page of each store.
-
-        Raises:
-            ConfigurationInvalid: The vector store is not this database's.
-        """
-        self._require_store()
-        await self._attachment.check()
-        return await self._reconciler.verify(collection, progress=progress)
-
-    async def repair(
-        self,
-        collection: str | None = None,
-        *,
-        drain: float | None = None,
-        progress: Progress | None = None,
-    ) -> RepairReport:
-        """Queue anew what ``verify()`` would find, and nothing else.
-
-        Args:
-            collection: One collection; all by default.
-            drain: Seconds to spend on delivering it at once.
-            progress: Called as the comparison advances.
-
-        Raises:
-            ConfigurationInvalid: The vector store is not this database's.
-        """
-        self._require_store()
-        await self._attachment.check()
-        report = await self._reconciler.repair(collection, progress=progress)
-        self.wake()
-        if drain is None:
-            return report
-        drained = await self.drain(timeout=drain)
-        return RepairReport(report.verification, report.enqueued, drained)
-
-    async def rebuild(
-        self,
-        collection: str,
-        *,
-        spec: CollectionConfig | None = None,
-        progress: Progress | None = None,
-    ) -> RebuildReport:
-        """Recreate a collection from PostgreSQL while writes and searches go on.
-
-        No embedder is called, except for points that never had vectors. The name
-        keeps its meaning until the new collection is full and is then exchanged
-        at once; a plain collection becomes an alias the first time, which on a
-        server leaves a gap of milliseconds. Killed or cancelled, the next call
-        goes on where this one was.
-
-        Args:
-            collection: Name of a collection or alias that the outbox writes to.
-            spec: Its new definition; by default that of its vectorizer, of the
-                configuration, or the present one. Vectors must still fit: a
-                change of the vectorizer is ``QdrantStore.reindex()``.
-            progress: Called as points are copied.
-
-        Raises:
-            CollectionNotFound: It does not exist and no definition is known.
-            LockTimeout: Another process is rebuilding it.
-        """
-        self._require_store()
-        await self._attachment.ensure()
-        known = spec or self._embedder.spec(collection)
-        report = await self._rebuilder.rebuild(collection, known, progress=progress)
-        if spec is not None:
-            self.shapes.learn(collection, spec)
-        self.wake()
-        return report
-
-    async def adopt(self) -> None:
-        """Make the configured vector store this database's, and drain into it.
-
-        For a move to another store on purpose: everything is delivered anew.
-        Points of another database that it may hold stay, and are not repaired.
-        """
-        self._require_store()
-        await self._attachment.adopt()
-        if self._drainer is not None and self._drainer.state is DrainerState.REFUSED:
-            await self._drainer.aclose(0.0)
-            self._drainer.open()
-
-    async def quarantine_list(
-        self, collection: str | None = None, *, limit: int = 100
-    ) -> list[Quarantined]:
-        """Return points that are set aside, longest first."""
-        return await self._quarantine.list(collection, limit=limit)
-
-    async def quarantine_retry(
-        self,
-        collection: str | None = None,
-        ids: Sequence[int | str | UUID] | None = None,
-    ) -> int:
-        """Deliver set-aside points once more, all by default; return how many."""
-        count = await self._quarantine.retry(collection, ids)
-        self.wake()
-        return count
-
-    async def quarantine_discard(
-        self,
-        collection: str | None = None,
-        ids: Sequence[int | str | UUID] | None = None,
-    ) -> int:
-        """Give set-aside points up: undesired in both stores. Return how many."""
-        count = await self._quarantine.discard(collection, ids)
-        self.wake()
-        return count
-
     # Inside
-
-    def _require_store(self) -> QdrantStore:
-        if self._store is None:
-            raise ConfigurationInvalid(
-                "qdrant", "is switched off (None); configure a vector store"
-            )
-        return self._store
 
     async def _attach(self) -> bool:
         """Attach as a drainer; from then on others can wake it."""
-        attached = await self._attachment.ensure()
+        attached = await self._attachment.begin()
         if attached and self._drainer is not None:
             self._bell.hear(self.wake)
         return attached

@@ -18,6 +18,7 @@ __all__ = [
     "OutboxStatus",
     "Quarantined",
     "RebuildReport",
+    "Rebuilding",
     "RepairReport",
     "Verification",
 ]
@@ -72,6 +73,31 @@ class CollectionBacklog:
 
 
 @dataclass(frozen=True, slots=True)
+class Rebuilding:
+    """A rebuild that has not ended.
+
+    Attributes:
+        collection: Name that is rebuilt.
+        target: Collection of the vector store that is filled behind it.
+        copied: Points written to it so far.
+        total: Points to write, if they were counted.
+        started_at: When it began.
+        under_way: Whether a process is at it now. If none is, it was interrupted,
+            and ``rebuild()`` goes on where it was.
+        exchanging: Whether it has begun to exchange the name; interrupted there,
+            it is ended by the next drainer.
+    """
+
+    collection: str
+    target: str
+    copied: int
+    total: int | None
+    started_at: datetime
+    under_way: bool
+    exchanging: bool
+
+
+@dataclass(frozen=True, slots=True)
 class OutboxStatus:
     """The state of the queue, for all processes, and of this process's drainer.
 
@@ -85,6 +111,7 @@ class OutboxStatus:
             ``refused`` or ``closed``.
         problem: Why it waits or refuses.
         statistics: Counters of this process.
+        rebuilds: Rebuilds that have not ended, interrupted ones among them.
     """
 
     pending: int
@@ -95,6 +122,7 @@ class OutboxStatus:
     drainer: str
     problem: str | None
     statistics: OutboxStatistics
+    rebuilds: tuple[Rebuilding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

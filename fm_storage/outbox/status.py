@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fm_storage.errors import StorageError
+from fm_storage.outbox.interrupted import unfinished
 from fm_storage.outbox.results import (
     CollectionBacklog,
     OutboxStatistics,
@@ -31,9 +32,15 @@ FROM fm_storage.vector_health AS h ORDER BY h.collection""")
 
 
 async def read_status(
-    executor: Executor, drainer: Drainer | None, statistics: OutboxStatistics
+    executor: Executor,
+    drainer: Drainer | None,
+    statistics: OutboxStatistics,
+    *,
+    count: bool = True,
 ) -> OutboxStatus:
-    """Return the state of the queue and of the drainer.
+    """Return the state of the queue, of rebuilds and of the drainer.
+
+    With *count*, the points that an unfinished rebuild has to copy are counted.
 
     Raises:
         StorageError: PostgreSQL did not answer.
@@ -50,6 +57,7 @@ async def read_status(
         drainer="off" if drainer is None else drainer.state.value,
         problem=None if drainer is None else drainer.problem,
         statistics=statistics,
+        rebuilds=await unfinished(executor, count=count),
     )
 
 
@@ -58,7 +66,7 @@ async def read_health(
 ) -> tuple[str, str]:
     """Return ``ok``, ``degraded`` or ``down`` and one sentence of detail."""
     try:
-        status = await read_status(executor, drainer, statistics)
+        status = await read_status(executor, drainer, statistics, count=False)
     except StorageError as exc:
         return "down", f"the queue cannot be read: {exc}"
     detail = f"{status.pending} pending"
@@ -70,5 +78,11 @@ async def read_health(
     problem = status.problem or next((one.error for one in failing if one.error), None)
     if problem:
         detail += f"; {problem}"
+    for one in status.rebuilds:
+        if not one.under_way:
+            detail += (
+                f"; the rebuild of {one.collection} was interrupted, 'fm-storage "
+                f"outbox rebuild {one.collection}' goes on with it"
+            )
     sound = not (status.problem or status.quarantined or failing)
     return ("ok" if sound else "degraded"), detail

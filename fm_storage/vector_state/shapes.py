@@ -94,6 +94,11 @@ class Shapes:
             dense[""] = definition.size
         self._known[collection] = Shape(dense, frozenset(definition.sparse_vectors))
 
+    def relearn(self, collection: str, definition: CollectionConfig) -> None:
+        """Do as ``learn()`` for a collection that is known, and nothing for others."""
+        if collection in self._known:
+            self.learn(collection, definition)
+
     def get(self, collection: str) -> Shape | None:
         """Return the shape of a collection, or None where it is not known."""
         return self._known.get(collection)

@@ -61,11 +61,13 @@ class CollectionCalls(StoreCalls):
                 options["size"] = vector_size
             definition = CollectionConfig(distance=distance, **options)
         asked = spec_of(definition)
-        return await self._call(
+        created = await self._call(
             "ensure_collection_exists",
             name,
             lambda: self._ensure(name, asked, add_indexes=add_indexes),
         )
+        self._defined(name, definition)
+        return created
 
     async def _ensure(
         self, name: str, asked: dict[str, Any], *, add_indexes: bool

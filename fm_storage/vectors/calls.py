@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fm_storage.config import QdrantConfig
+from fm_storage.config import CollectionConfig, QdrantConfig
 from fm_storage.errors import (
     ForkedProcess,
     InvalidName,
@@ -67,6 +67,20 @@ class StoreCalls:
         self._calls: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
         self._retry = Retry()
+        # Changed by when_defined() only.
+        self._listeners: list[Callable[[str, CollectionConfig], None]] = []
+
+    def when_defined(self, listener: Callable[[str, CollectionConfig], None]) -> None:
+        """Have *listener* told of each definition that this store gives to a name.
+
+        Called as ``listener(name, definition)`` when a collection was ensured, and
+        when ``reindex()`` has exchanged a name; it must neither wait nor raise.
+        """
+        self._listeners.append(listener)
+
+    def _defined(self, name: str, definition: CollectionConfig) -> None:
+        for listener in self._listeners:
+            listener(name, definition)
 
     def _check(self) -> None:
         if self._life is not Life.OPEN:

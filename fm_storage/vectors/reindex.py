@@ -61,8 +61,9 @@ async def reindex(
     *,
     version: str = "",
     progress: Progress | None = None,
+    exchanged: Callable[[], None],
 ) -> ReindexReport:
-    """See ``QdrantStore.reindex()``."""
+    """See ``QdrantStore.reindex()``; *exchanged* is called when the name is."""
     text = orjson.dumps([spec_of(definition), version], option=orjson.OPT_SORT_KEYS)
     target = f"{collection}__{blake2b(text, digest_size=5).hexdigest()}"
     retired = f"{collection}__retired"
@@ -76,6 +77,7 @@ async def reindex(
             if not await run.copy(info.name):
                 break
         await store.exchange(collection, target, retired=retired)
+    exchanged()
     old = retired if info.name in {collection, target} else info.name
     try:
         # What was written to the old one between the last pass and the exchange.

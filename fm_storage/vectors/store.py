@@ -170,5 +170,11 @@ class QdrantStore(CollectionCalls, WritingCalls, ReadingCalls):
             InvalidVector: *embed* returns what does not fit; nothing is exchanged.
         """
         return await reindex(
-            self, collection, definition, embed, version=version, progress=progress
+            self,
+            collection,
+            definition,
+            embed,
+            version=version,
+            progress=progress,
+            exchanged=lambda: self._defined(collection, definition),
         )

@@ -2,7 +2,9 @@
 
 ``python -m tests.torture.outbox_rebuilder DSN URL FOLDER COLLECTION POINT``: POINT is
 ``CALL:NUMBER:before`` or ``…:after`` of a call on the vector store (SIGKILL, so
-nothing is tidied up), or ``none``. Apart from the test, which goes on.
+nothing is tidied up), ``exchange:NUMBER:between`` the two requests that exchange
+the name of a server's plain collection, or ``none``. Apart from the test, which
+goes on.
 """
 
 from __future__ import annotations
@@ -33,12 +35,23 @@ class Doomed(QdrantStore):
         self.made[operation] += 1
         here = f"{operation}:{self.made[operation]}"
         if self.point == f"{here}:before":
-            os.kill(os.getpid(), signal.SIGKILL)
+            _die()
+        if self.point == f"{here}:between":
+            # A server takes two requests: the first deletes, the second names.
+            self._backend._collections.set_aliases = _dying  # type: ignore[attr-defined]  # of a server
         run: Callable[..., Awaitable[Any]] = super()._call
         result = await run(operation, *arguments, **options)
         if self.point == f"{here}:after":
-            os.kill(os.getpid(), signal.SIGKILL)
+            _die()
         return result
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def _dying(*_: Any) -> None:
+    _die()
 
 
 async def main() -> None:
