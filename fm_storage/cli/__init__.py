@@ -6,6 +6,7 @@ answer at once and a command pays only for the rooms that it uses.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from typing import Any
@@ -52,8 +53,11 @@ class _LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the module of *cmd_name*; None lets click report the mistake."""
-        del ctx
         if cmd_name not in _COMMANDS:
+            # click itself looks only among commands that are loaded.
+            if close := difflib.get_close_matches(cmd_name, _COMMANDS, 1):
+                meant = f"No such command {cmd_name!r}. Did you mean {close[0]!r}?"
+                raise click.UsageError(meant, ctx)
             return None
         module = importlib.import_module(f"fm_storage.cli.{_COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, cmd_name)

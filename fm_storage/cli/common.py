@@ -249,6 +249,19 @@ def exit_code_of(exc: BaseException) -> int | None:
     return None
 
 
+def _show_usage(exc: click.ClickException) -> None:
+    """Say how the command is used, as click does, if that was the mistake."""
+    ctx = exc.ctx if isinstance(exc, click.UsageError) else None
+    if ctx is None:
+        return
+    click.echo(ctx.get_usage(), err=True)
+    if ctx.help_option_names:
+        click.echo(
+            f"Try '{ctx.command_path} {ctx.help_option_names[-1]}' for help.\n",
+            err=True,
+        )
+
+
 def report(exc: BaseException) -> None:
     """Say on standard error what went wrong, in one line without a traceback."""
     if isinstance(exc, click.exceptions.Exit | SystemExit):
@@ -257,7 +270,7 @@ def report(exc: BaseException) -> None:
         # The reader (head, less) has gone; nobody is left to be told.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
-    if isinstance(exc, click.ClickException):
+    if isinstance(exc, click.exceptions.NoArgsIsHelpError):
         exc.show()
         return
     shown = _console(stderr=True)
@@ -269,6 +282,13 @@ def report(exc: BaseException) -> None:
             report(inner)
         return
     said = str(exc)
+    if isinstance(exc, click.ClickException):
+        said = exc.format_message()
+        _show_usage(exc)
+    elif (
+        isinstance(exc, OSError) and exc.filename and not isinstance(exc, StorageError)
+    ):
+        said = f"{exc.filename}: {exc.strerror}"
     for advice, command in _IN_COMMANDS:
         said = said.replace(advice, command)
     shown.print(Text("error: ", style="bold red") + plain(said), soft_wrap=True)
