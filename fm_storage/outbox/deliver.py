@@ -29,8 +29,9 @@ from fm_storage.errors import (
 )
 from fm_storage.outbox.counters import Counters
 from fm_storage.outbox.embed import Embedder
-from fm_storage.outbox.points import point_of
+from fm_storage.outbox.points import points_of
 from fm_storage.outbox.queue import Leased, Queue
+from fm_storage.outbox.slices import in_slices
 from fm_storage.vector_state import (
     VERSION_KEY,
     decode_id,
@@ -121,6 +122,7 @@ class Courier:
         self._lease = lease
         self._max_backoff = max_backoff
         self._ensured: set[str] = set()
+        self._created: set[str] = set()
         self._overrun: dict[str, dict[str, int]] = {}
         self._locked: list[Leased] = []
 
@@ -141,6 +143,7 @@ class Courier:
                 continue
             await self._deliver_one(collection, group, taken, outcome)
         outcome.delivered += await self.settle()
+        outcome.created, self._created = self._created, set()
         return outcome
 
     async def settle(self) -> int:
@@ -223,7 +226,7 @@ class Courier:
             if lease_clock() - taken > self._lease:
                 return failed  # the rows are someone else's by now
             try:
-                await self._send(collection, rows, outcome)
+                await self._send(collection, rows)
             except Exception as exc:  # noqa: BLE001 - judged, never swallowed
                 if await self._is_outage(collection, rows, outcome, exc):
                     return failed
@@ -269,19 +272,19 @@ class Courier:
         await self._put_off(rows, said(exc))
         return True
 
-    async def _send(
-        self, collection: str, rows: list[Leased], outcome: Outcome
-    ) -> None:
-        points = [
-            point_of(row.point_id, row.ver, row.vectors or b"", row.payload)
-            for row in rows
-            if row.op == "u"
-        ]
+    async def _send(self, collection: str, rows: list[Leased]) -> None:
+        points = await points_of(
+            [
+                (row.point_id, row.ver, row.vectors or b"", row.payload)
+                for row in rows
+                if row.op == "u"
+            ]
+        )
         deleted: dict[int | str | UUID, int] = {
             decode_id(row.point_id): row.ver for row in rows if row.op == "d"
         }
         if points:
-            await self._ensure(collection, outcome)
+            await self._ensure(collection)
             await self._store.upsert_points(collection, points, newer_by=VERSION_KEY)
         if deleted:
             try:
@@ -290,19 +293,19 @@ class Courier:
                 )
             except CollectionNotFound:
                 _log.debug("%s is gone, and its points with it", collection)
-        unknown = {
-            row.point_id: (row.ver, payload_digest(row.payload))
-            for row in rows
-            if row.op == "u" and row.payload_hash is None
-        }
+        unknown: dict[str, tuple[int, bytes]] = {}
+        async for some in in_slices(rows):
+            for row in some:
+                if row.op == "u" and row.payload_hash is None:
+                    unknown[row.point_id] = (row.ver, payload_digest(row.payload))
         if unknown:
             await self._queue.keep_hashes(collection, unknown)
 
-    async def _ensure(self, collection: str, outcome: Outcome) -> None:
+    async def _ensure(self, collection: str) -> None:
         spec = self._embedder.spec(collection)
         if spec is not None and collection not in self._ensured:
             if await self._store.ensure_collection_exists(collection, spec):
-                outcome.created.add(collection)
+                self._created.add(collection)
             self._ensured.add(collection)
 
     async def _put_off(self, rows: Sequence[Leased], problem: str) -> None:

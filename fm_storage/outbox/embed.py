@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fm_storage.errors import InvalidVector
 from fm_storage.outbox.queue import Leased, Queue
+from fm_storage.outbox.slices import in_slices
 from fm_storage.postgres import Executor
 from fm_storage.vector_state import DELETE_MANY, decode_id, encode_vectors
 
@@ -78,13 +79,19 @@ class Embedder:
         embeddings = await registration.vectorizer.embed([text for _, text in found])
         spec = registration.vectorizer.spec
         kept: dict[str, tuple[int, bytes]] = {}
-        for index, ((row, _), embedding) in enumerate(
-            zip(found, embeddings, strict=True)
-        ):
-            row.vectors = encode_vectors(
-                _named(collection, spec, embedding), collection=collection, index=index
-            )
-            kept[row.point_id] = (row.ver, row.vectors)
+        encoded: dict[int, bytes] = {}  # by object: equal texts have one embedding
+        pairs = list(zip(found, embeddings, strict=True))
+        async for some in in_slices(pairs):
+            for (row, _), embedding in some:
+                data = encoded.get(id(embedding))
+                if data is None:
+                    data = encoded[id(embedding)] = encode_vectors(
+                        _named(collection, spec, embedding),
+                        collection=collection,
+                        index=len(kept),
+                    )
+                row.vectors = data
+                kept[row.point_id] = (row.ver, data)
         standing = await self._queue.keep_vectors(collection, kept)
         return [row for row, _ in found if row.point_id in standing]
 

@@ -6,36 +6,50 @@ room is loaded only when the first point travels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fm_storage.config import CollectionConfig
+from fm_storage.outbox.slices import in_slices
 from fm_storage.vector_state import VERSION_KEY, decode_id, decode_vectors
 
 if TYPE_CHECKING:
     from fm_storage.vectors import CollectionInfo, Point
 
-__all__ = ["point_of", "spec_of"]
+__all__ = ["State", "points_of", "spec_of"]
+
+State: TypeAlias = "tuple[str, int, bytes, Mapping[str, Any] | None]"
+"""Encoded id, version, vectors and payload of one row."""
 
 
-def point_of(
-    point_id: str,
-    version: int,
-    vectors: bytes,
-    payload: Mapping[str, Any] | None,
-) -> Point:
-    """Return the point that a row describes, its version in the payload."""
-    from fm_storage.vectors import Point, SparseVector  # noqa: PLC0415 - loaded late
+async def points_of(states: Sequence[State]) -> list[Point]:
+    """Return the points that rows describe, their versions in the payloads.
+
+    The loop has its turns meanwhile. Points with equal vectors share them: a burst
+    of one error is one text, and so one vector, many times.
+    """
+    from fm_storage.vectors import Point  # noqa: PLC0415 - loaded late
+
+    shared: dict[bytes, Any] = {}
+    points: list[Point] = []
+    async for some in in_slices(states):
+        for point_id, version, data, payload in some:
+            vector = shared.get(data)
+            if vector is None:
+                vector = shared[data] = _decoded(data)
+            marked = {**(payload or {}), VERSION_KEY: version}
+            points.append(Point(decode_id(point_id), vector, marked))
+    return points
+
+
+def _decoded(data: bytes) -> Any:  # noqa: ANN401 - one vector, or several by name
+    from fm_storage.vectors import SparseVector  # noqa: PLC0415 - loaded late
 
     named: dict[str, Any] = {
         name: SparseVector(*found) if isinstance(found, tuple) else found
-        for name, found in decode_vectors(vectors).items()
+        for name, found in decode_vectors(data).items()
     }
-    return Point(
-        decode_id(point_id),
-        named[""] if set(named) == {""} else named,
-        {**(payload or {}), VERSION_KEY: version},
-    )
+    return named[""] if named.keys() == {""} else named
 
 
 def spec_of(present: CollectionInfo) -> CollectionConfig:

@@ -31,7 +31,7 @@ from fm_storage.errors import (
     InvalidVector,
     LockTimeout,
 )
-from fm_storage.outbox.points import point_of, spec_of
+from fm_storage.outbox.points import State, points_of, spec_of
 from fm_storage.outbox.reconcile import Reconciler
 from fm_storage.outbox.results import RebuildReport
 from fm_storage.postgres import Pool, Sql
@@ -218,7 +218,7 @@ class Rebuilder:
             )
             if not rows:
                 return
-            written = await self._write(run.target, [point_of(*row) for row in rows])
+            written = await self._write(run.target, await points_of(_states(rows)))
             run.reached = rows[-1]["point_id"]
             run.copied += written
             await self._pool.execute(_REACHED, run.collection, run.reached, written)
@@ -243,14 +243,8 @@ class Rebuilder:
 
     async def _apply(self, target: str, rows: Sequence[Any]) -> None:
         """Bring one page of newer states into the target."""
-        await self._write(
-            target,
-            [
-                point_of(row["point_id"], row["ver"], row["vectors"], row["payload"])
-                for row in rows
-                if row["op"] == "u"
-            ],
-        )
+        live = _states([row for row in rows if row["op"] == "u"])
+        await self._write(target, await points_of(live))
         deleted: dict[int | str | UUID, int] = {
             decode_id(row["point_id"]): row["ver"] for row in rows if row["op"] == "d"
         }
@@ -293,3 +287,9 @@ class Rebuilder:
             f"collection {run.collection!r}: it is made again as often as it is "
             "exchanged; stop whoever ensures it under this name"
         )
+
+
+def _states(rows: Sequence[Any]) -> list[State]:
+    return [
+        (row["point_id"], row["ver"], row["vectors"], row["payload"]) for row in rows
+    ]

@@ -1,4 +1,4 @@
-"""A collection gets another definition while the outbox is open: it follows by itself."""
+"""A collection gets another definition while the outbox is open, which follows."""
 
 from __future__ import annotations
 
