@@ -11,20 +11,18 @@ from __future__ import annotations
 import math
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from fm_storage.errors import DimensionMismatch, InvalidRecord, InvalidVector
-from fm_storage.vectors.points import RESERVED_ID, to_wire_id
+from fm_storage.vectors.payloads import encode_payload
+from fm_storage.vectors.points import to_wire_id
 
 __all__ = [
     "Encoded",
     "Floats",
     "Terms",
-    "encode_payload",
     "encode_point",
     "encode_points",
     "encode_vector",
@@ -75,11 +73,10 @@ class Encoded:
     @property
     def size(self) -> int:
         """Bytes it takes at most as JSON, which is the larger form."""
-        numbers = sum(
-            15 * len(v) if isinstance(v, Floats) else 26 * len(v)
-            for v in self.vectors.values()
-        )
-        return numbers + len(self.payload) + 64
+        size = len(self.payload) + 64
+        for vector in self.vectors.values():
+            size += (15 if isinstance(vector, Floats) else 26) * len(vector)
+        return size
 
 
 def encode_points(
@@ -91,7 +88,7 @@ def encode_points(
     limit: int,
     newer_by: str | None = None,
 ) -> list[Encoded]:
-    """Check and encode points.
+    """Check and encode points; vectors that several share are encoded once.
 
     Raises:
         DimensionMismatch: A vector's length is not the collection's.
@@ -99,9 +96,25 @@ def encode_points(
         InvalidRecord: An id or payload cannot be stored, or a point is larger
             than *limit* bytes.
     """
+    # By identity: equal errors have one embedding, and to compare vectors would
+    # take as long as to encode them. An object that is kept cannot be another's.
+    shared: dict[int, tuple[object, dict[str, Floats | Terms]]] = {}
+
+    def vectors_of(given: object, index: int) -> dict[str, Floats | Terms]:
+        known = shared.get(id(given))
+        if known is None:
+            known = given, _vectors(given, spec, collection, index)
+            shared[id(given)] = known
+        return known[1]
+
     return [
         encode_point(
-            point, spec, collection, index=index, limit=limit, newer_by=newer_by
+            point,
+            vectors_of,
+            collection,
+            index=index,
+            limit=limit,
+            newer_by=newer_by,
         )
         for index, point in enumerate(points, start)
     ]
@@ -109,14 +122,23 @@ def encode_points(
 
 def encode_point(
     point: Any,  # noqa: ANN401 - a Point, or a PointStruct of the client
-    spec: Mapping[str, Any],
+    vectors_of: Callable[[object, int], dict[str, Floats | Terms]],
     collection: str,
     *,
     index: int,
     limit: int,
     newer_by: str | None,
 ) -> Encoded:
-    """Check and encode one point; raises as ``encode_points()``."""
+    """Check and encode one point; raises as ``encode_points()``.
+
+    Args:
+        point: Anything with an id, a vector and a payload.
+        vectors_of: Encodes its vectors, given them and the point's index.
+        collection: For the message.
+        index: Position in a batch, for the message.
+        limit: Bytes that it may take.
+        newer_by: Payload field that must hold a number.
+    """
     try:
         given_id, vector, payload = point.id, point.vector, point.payload
     except AttributeError:
@@ -130,7 +152,7 @@ def encode_point(
     text = encode_payload(
         payload, collection, index=index, kept_id=given_id if mapped else None
     )
-    made = Encoded(number, _vectors(vector, spec, collection, index), text, index)
+    made = Encoded(number, vectors_of(vector, index), text, index)
     if newer_by is not None:
         version = (payload or {}).get(newer_by)
         if isinstance(version, bool) or not isinstance(version, int | float):
@@ -150,84 +172,6 @@ def encode_point(
             index=index,
         )
     return made
-
-
-def encode_payload(
-    payload: Any,  # noqa: ANN401 - checked here
-    collection: str,
-    *,
-    index: int | None = None,
-    kept_id: object = None,
-) -> bytes:
-    """Return a payload as JSON text.
-
-    Raises:
-        InvalidRecord: It is no mapping of text to JSON values.
-    """
-    at = "payload" if index is None else f"payload of point {index}"
-    if payload is None:
-        payload = {}
-    if not isinstance(payload, Mapping):
-        raise InvalidRecord(
-            f"collection {collection!r}: {at} is a {type(payload).__name__}; "
-            "give a mapping",
-            field="payload",
-            index=index,
-        )
-    if RESERVED_ID in payload:
-        raise InvalidRecord(
-            f"collection {collection!r}: {at} uses the reserved key {RESERVED_ID!r}; "
-            "rename it",
-            field=f"payload.{RESERVED_ID}",
-            index=index,
-        )
-    bad = _not_json(payload, "payload")
-    if bad is not None:
-        raise InvalidRecord(
-            f"collection {collection!r}: {bad[0]}"
-            f"{'' if index is None else f' of point {index}'} {bad[1]}",
-            field=bad[0],
-            index=index,
-        )
-    whole = dict(payload)
-    if kept_id is not None:
-        whole[RESERVED_ID] = kept_id
-    try:
-        return orjson.dumps(whole, option=orjson.OPT_SERIALIZE_NUMPY)
-    except TypeError as exc:
-        raise InvalidRecord(
-            f"collection {collection!r}: {at} cannot be stored ({exc}); "
-            "give JSON values",
-            field="payload",
-            index=index,
-        ) from None
-
-
-def _not_json(  # noqa: C901, PLR0911 - one branch per kind of value
-    value: Any,  # noqa: ANN401 - any value
-    path: str,
-) -> tuple[str, str] | None:
-    """Find what JSON has no word for and orjson would quietly change."""
-    if isinstance(value, str | int) or value is None:
-        return None
-    if isinstance(value, float):
-        if math.isfinite(value):
-            return None
-        return path, f"is {value!r}; JSON has no such number"
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            if not isinstance(key, str):
-                return path, f"has a key of type {type(key).__name__}; give text"
-            found = _not_json(inner, f"{path}.{key}")
-            if found is not None:
-                return found
-        return None
-    if isinstance(value, list | tuple):
-        for inner in value:
-            found = _not_json(inner, path)
-            if found is not None:
-                return found
-    return None
 
 
 def _vectors(
@@ -335,7 +279,8 @@ def _refuse_infinite(
 ) -> None:
     numpy = sys.modules.get("numpy")
     if numpy is not None:
-        finite = bool(numpy.isfinite(numpy.frombuffer(data, dtype="f4")).all())
+        numbers = numpy.frombuffer(data, dtype="f4")
+        finite = bool(numpy.logical_and.reduce(numpy.isfinite(numbers)))
     else:
         # The sum of finite float32 numbers cannot overflow a double.
         finite = math.isfinite(sum(memoryview(data).cast("f")))
@@ -386,11 +331,12 @@ def in_batches(
     batch: list[Encoded] = []
     size = 0
     for point in points:
-        if batch and (len(batch) == max_points or size + point.size > max_bytes):
+        own = point.size
+        if batch and (len(batch) == max_points or size + own > max_bytes):
             yield batch
             batch, size = [], 0
         batch.append(point)
-        size += point.size
+        size += own
     if batch:
         yield batch
 

@@ -20,6 +20,7 @@ from hashlib import blake2b
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from fm_storage.config import CollectionConfig, SparseVectorConfig, VectorConfig
+from fm_storage.hooks import politely
 from fm_storage.vectors.points import SparseVector
 
 __all__ = ["Embedding", "LexicalVectorizer", "Vectorizer", "terms_of"]
@@ -134,7 +135,7 @@ class LexicalVectorizer:
         return made
 
     def _embed_all(self, texts: Sequence[str]) -> list[Embedding]:
-        return [self.embed_one(text) for text in texts]
+        return [self.embed_one(text) for text in politely(texts, 2)]
 
     def embed_one(self, text: str) -> Embedding:
         """Return the embedding of one text, here and now."""

@@ -15,14 +15,15 @@ from uuid import UUID
 
 from fm_storage._typing import Progress
 from fm_storage.errors import InvalidRecord, InvalidVector
+from fm_storage.hooks import politely
 from fm_storage.vectors.calls import StoreCalls
 from fm_storage.vectors.encoding import (
     Encoded,
-    encode_payload,
     encode_points,
     in_batches,
 )
 from fm_storage.vectors.filters import Filter, normal_filter
+from fm_storage.vectors.payloads import encode_payload
 from fm_storage.vectors.points import Point, PointId, to_wire_id
 
 __all__ = ["WritingCalls"]
@@ -127,9 +128,9 @@ class WritingCalls(StoreCalls):
         points: Sequence[Any],
         newer_by: str | None,
     ) -> list[Encoded]:
-        def encode(start: int) -> list[Encoded]:
+        def encode(some: Iterable[Any], start: int) -> list[Encoded]:
             return encode_points(
-                points[start : start + _ENCODE_CHUNK],
+                some,
                 spec,
                 collection,
                 start=start,
@@ -139,10 +140,11 @@ class WritingCalls(StoreCalls):
 
         numbers = sum(int(v["size"]) for v in spec["vectors"].values()) or 64
         if len(points) <= _ENCODE_CHUNK and len(points) * numbers <= _HERE:
-            return encode(0)
+            return encode(points, 0)
         encoded: list[Encoded] = []
         for start in range(0, len(points), _ENCODE_CHUNK):
-            encoded += await asyncio.to_thread(encode, start)
+            some = politely(points[start : start + _ENCODE_CHUNK], 128)
+            encoded += await asyncio.to_thread(encode, some, start)
         return encoded
 
     async def delete_points(
