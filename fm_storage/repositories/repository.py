@@ -104,8 +104,10 @@ class Repository(Bulk[M]):
         """Register a hook that runs before a change, in the same transaction.
 
         ``@repository.before("create")`` on ``async def hook(transaction, change)``.
-        Without operations the hook runs before every change. An error it raises
-        undoes the change and reaches the caller.
+        Without operations the hook runs before every change. It runs before the
+        values are looked at, so that it may put right what would be refused; what
+        is still wrong then is refused, and what the hook wrote in the transaction
+        is undone. An error it raises undoes the change and reaches the caller.
         """
         return self._registering("before", operations)
 

@@ -59,7 +59,8 @@ class Updates(Writes[M]):
             StaleRecord: The row is at another version, or gone.
         """
         entity = self.entity
-        fields, values, key, expected = self._changed(record_or_key, changes, version)
+        key, given, version = self._meant_by(record_or_key, changes, version)
+        fields = self._changed(given)
         if self.hooks.any and self.hooks.wants("update"):
             change: Change[M] = Change(
                 "update",
@@ -79,8 +80,10 @@ class Updates(Writes[M]):
                 one,
             )
         names = tuple(item.field for item in fields)
-        arguments = [*key, *values]
-        if expected is not None:
+        arguments = [*key, *(item.encode(given[item.field]) for item in fields)]
+        expected = None
+        if version is not None and entity.version is not None:
+            expected = entity.version.encode(version)
             arguments.append(expected)
         points = self._pointed(vector, payload)
         if points is None:
@@ -102,35 +105,40 @@ class Updates(Writes[M]):
             raise StaleRecord(entity.name, entity.shown(key), version=expected)
         raise RecordNotFound(entity.name, entity.shown(key))
 
-    def _changed(
+    def _meant_by(
         self,
         record_or_key: object,
         changes: Mapping[str, Any] | None,
         version: int | None,
-    ) -> tuple[list[Stored], list[Any], tuple[Any, ...], int | None]:
-        """Return the fields to set, their values, the key, the version expected."""
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any], int | None]:
+        """Return the key, what is to change, and the version expected."""
         entity = self.entity
         if version is not None and entity.version is None:
             raise ConfigurationInvalid(
                 "version", f"{entity.name} has no version field; declare version="
             )
         if isinstance(record_or_key, entity.model):
-            key = entity.stored_key(record_or_key)
             if version is None and entity.version is not None:
                 version = getattr(record_or_key, entity.version.field)
             if changes is None:
                 own = {*entity.key, entity.version, entity.deleted}
-                fields = [item for item in entity.inserted if item not in own]
                 changes = {
-                    item.field: getattr(record_or_key, item.field) for item in fields
+                    item.field: getattr(record_or_key, item.field)
+                    for item in entity.inserted
+                    if item not in own
                 }
-        else:
-            key = entity.key_values(record_or_key)
-            if changes is None:
-                raise InvalidRecord(
-                    f"{entity.name}: nothing to change; give a record, or a key and "
-                    "the changes"
-                )
+            return entity.stored_key(record_or_key), changes, version
+        key = entity.key_values(record_or_key)
+        if changes is None:
+            raise InvalidRecord(
+                f"{entity.name}: nothing to change; give a record, or a key and "
+                "the changes"
+            )
+        return key, changes, version
+
+    def _changed(self, changes: Mapping[str, Any]) -> list[Stored]:
+        """Return the fields to set, whose values are looked at after the hooks."""
+        entity = self.entity
         given = {entity.field(name).field for name in changes}
         fixed = given & {*entity.key_names}
         fixed |= given & {
@@ -145,8 +153,4 @@ class Updates(Writes[M]):
         fields = [item for item in entity.stored if item.field in given]
         if not fields and entity.version is None:
             raise InvalidRecord(f"{entity.name}: no changes given; give some")
-        values = [item.encode(changes[item.field]) for item in fields]
-        expected = None
-        if version is not None and entity.version is not None:
-            expected = entity.version.encode(version)
-        return fields, values, key, expected
+        return fields

@@ -1,4 +1,4 @@
-"""Filters by name, pages and cursors, streams, hooks: what the oracle leaves out."""
+"""Filters by name, pages and cursors, streams: what the oracle leaves out."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from fm_storage.errors import DuplicateRecord, InvalidName, InvalidRecord
+from fm_storage.errors import InvalidName, InvalidRecord
 from fm_storage.repositories import (
-    Change,
     ErrorEntry,
     ErrorEntryRepository,
     Order,
@@ -256,96 +255,3 @@ async def test_stream_gives_every_row_and_leaves_nothing_open(errors, pool):
     assert [item.message for item in only] == ["7"]
     assert await pool.fetchval("SELECT count(*) FROM pg_cursors WHERE name <> ''") == 0
     assert await errors.count() == 2500
-
-
-async def test_hooks_see_each_change_before_and_after(tables):
-    """In the order of registration, with records, keys and values."""
-    products = Repository(tables, Product, key="sku")
-    seen: list[tuple[object, ...]] = []
-
-    @products.before()
-    async def before(_transaction, change: Change[Product]) -> None:
-        seen.append(("before", change.operation, len(change.records), change.keys))
-
-    @products.after("create", "update", "upsert", "delete")
-    async def after(_transaction, change: Change[Product]) -> None:
-        seen.append(("after", change.operation, len(change.records), change.values))
-
-    tea = Product(sku="tea", price=1)
-    await products.create(tea)
-    await products.create_many([Product(sku="a", price=1), Product(sku="b", price=2)])
-    await products.get_or_create(Product(sku="c", price=3))
-    await products.upsert(tea)
-    await products.upsert_many([tea])
-    await products.update("tea", {"price": 5})
-    await products.update(tea)
-    await products.delete("tea")
-    await products.delete(Product(sku="a", price=1))
-    await products.delete_many(["b", "c"])
-
-    assert seen == [
-        ("before", "create", 1, ()),
-        ("after", "create", 1, None),
-        ("before", "create", 2, ()),
-        ("after", "create", 2, None),
-        ("before", "create", 1, ()),
-        ("after", "create", 1, None),
-        ("before", "upsert", 1, ()),
-        ("after", "upsert", 1, None),
-        ("before", "upsert", 1, ()),
-        ("after", "upsert", 1, None),
-        ("before", "update", 0, ("tea",)),
-        ("after", "update", 1, {"price": 5}),
-        ("before", "update", 1, ("tea",)),
-        ("after", "update", 1, None),
-        ("before", "delete", 0, ("tea",)),
-        ("after", "delete", 0, None),
-        ("before", "delete", 1, ("a",)),
-        ("after", "delete", 1, None),
-        ("before", "delete", 0, ["b", "c"]),
-        ("after", "delete", 0, None),
-    ]
-    with pytest.raises(InvalidName, match="use one of"):
-        products.before("read")  # type: ignore[arg-type]  # the test
-
-
-async def test_hooks_run_in_the_transaction_of_the_change(tables):
-    """What a hook writes, and the change, are undone together when one fails."""
-    products = Repository(tables, Product, key="sku")
-    notes = Repository(tables, Note)
-
-    @products.after("create")
-    async def note(transaction, change: Change[Product]) -> None:
-        await notes.bind(transaction).create(Note(change.records[0].price))
-
-    @products.after("create")
-    async def refuse_dear_ones(_transaction, change: Change[Product]) -> None:
-        if change.records[0].price > 10:
-            raise ValueError("too dear")
-
-    await products.create(Product(sku="a", price=1))
-    with pytest.raises(ValueError, match="too dear"):
-        await products.create(Product(sku="b", price=11))
-    with pytest.raises(DuplicateRecord):
-        await products.create(Product(sku="a", price=2))
-    async with tables.transaction() as transaction:
-        await products.bind(transaction).create(Product(sku="c", price=3))
-
-    assert [p.sku for p in await products.find_many(order_by="sku")] == ["a", "c"]
-    assert [n.id for n in await notes.find_many(order_by="id")] == [1, 3]
-
-
-async def test_before_hook_may_complete_the_record(tables):
-    """What it changes is checked and written."""
-    products = Repository(tables, Product, key="sku")
-
-    @products.before("create", "update")
-    async def label(_transaction, change: Change[Product]) -> None:
-        for record in change.records:
-            record.label = record.label or record.sku.upper()
-        if change.values is not None:
-            change.values["label"] = "changed"
-
-    await products.create_many([Product(sku="a", price=1)])
-    assert (await products.get_by_id("a")).label == "A"
-    assert (await products.update("a", {"price": 2})).label == "changed"
