@@ -12,13 +12,16 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 
 from fm_storage.catalog.drafts import Draft
+from fm_storage.catalog.prepared import Prepared
 from fm_storage.catalog.recorder import Recorder
+from fm_storage.hooks import politely
 
 __all__ = ["Background"]
 
@@ -26,36 +29,44 @@ logger = logging.getLogger("fm_storage.catalog")
 
 _CAPACITY = 10_000
 _BATCH = 250
-_IN_FLIGHT = 4
+_IN_FLIGHT = 2
 _GATHER = 0.02
+_PATIENCE = 1.0
 MakeDraft = Callable[[], Draft]
-StoreDrafts = Callable[[Sequence[Draft]], Awaitable[object]]
+StoreErrors = Callable[[Sequence[Draft | Prepared]], Awaitable[object]]
 
 
 class Background:
     """Takes errors from any thread and stores them in batches.
 
     Rendering, masking and fingerprints are made in the thread, the statement
-    runs on the loop. At most a few batches are under way at once; while they
-    are, or while PostgreSQL is away, the next ones go to the spool.
+    runs on the loop. At most a few batches are under way at once. The queue waits
+    for them, but not long: what they do not make room for within a second, what
+    would fill more than half of the queue, and all that comes while PostgreSQL
+    is away goes to the spool.
 
     Args:
         recorder: Stores and spools.
-        store: Stores drafts on the loop (and calls the manager's hooks).
+        store: Stores errors on the loop (and calls the manager's hooks).
         loop: The loop of the manager.
+        hooked: Says whether *store* needs the errors as they were given, for a
+            hook that changes them; if not, it is given rows.
+        capacity: Errors that may be queued.
     """
 
     def __init__(
         self,
         recorder: Recorder,
-        store: StoreDrafts,
+        store: StoreErrors,
         loop: asyncio.AbstractEventLoop,
         *,
+        hooked: Callable[[], bool] = bool,
         capacity: int = _CAPACITY,
     ) -> None:
         self._recorder = recorder
         self._store = store
         self._loop = loop
+        self._hooked = hooked
         self._capacity = capacity
         # Appended to under _lock, so that *idle* is never said too early.
         self._queue: deque[MakeDraft] = deque()
@@ -63,6 +74,7 @@ class Background:
         self._idle = threading.Event()
         self._idle.set()
         self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)  # told when a batch has landed
         self._flying = 0  # batches on the loop; under _lock
         self._unsettled = 0  # taken, neither stored nor spooled yet; under _lock
         self._closed = False
@@ -82,7 +94,7 @@ class Background:
         """
         full = len(self._queue) >= self._capacity
         if full or self._closed or os.getpid() != self._pid:
-            self._spill([make], sync=False)
+            self._spool(self._made(deque([make])), sync=False)
             return
         with self._lock:
             self._idle.clear()
@@ -99,13 +111,16 @@ class Background:
     def close(self, timeout: float) -> None:
         """Store what was taken, for *timeout* seconds; spool what is left."""
         self.flush(timeout)
-        self._closed = True
+        with self._room:
+            self._closed = True
+            self._room.notify_all()
         self._wake.set()
         self._thread.join(timeout)
         left = self._collect(len(self._queue))
         if left:
-            self._spill(left, sync=True)
-            self._settle(len(left))
+            count = len(left)
+            self._spool(self._made(left), sync=True)
+            self._settle(count)
 
     def _run(self) -> None:
         while True:
@@ -114,13 +129,28 @@ class Background:
             if len(self._queue) < _BATCH and not self._closed:
                 # A burst arrives one by one: wait a moment and take it together.
                 threading.Event().wait(_GATHER)
-            while batch := self._collect(_BATCH):
-                self._pass_on(batch)
+            while self._queue:
+                self._pass_on(room=self._has_room())
             if self._closed:
                 return
 
-    def _collect(self, most: int) -> list[MakeDraft]:
-        found: list[MakeDraft] = []
+    def _has_room(self) -> bool:
+        """Wait for a place on the loop; False if the spool should take the next."""
+        deadline = time.monotonic() + _PATIENCE
+        with self._room:
+            while self._storable() and self._flying >= _IN_FLIGHT:
+                left = deadline - time.monotonic()
+                if left <= 0 or len(self._queue) > self._capacity // 2:
+                    return False
+                # Not only told: a server may go away, and the queue grow, meanwhile.
+                self._room.wait(min(left, _GATHER))
+            return self._storable()
+
+    def _storable(self) -> bool:
+        return not (self._closed or self._recorder.away or self._loop.is_closed())
+
+    def _collect(self, most: int) -> deque[MakeDraft]:
+        found: deque[MakeDraft] = deque()
         while len(found) < most:
             try:
                 found.append(self._queue.popleft())
@@ -128,28 +158,29 @@ class Background:
                 break
         return found
 
-    def _pass_on(self, batch: list[MakeDraft]) -> None:
-        self.taken += len(batch)
-        drafts = self._drafts(batch)
-        with self._lock:
-            busy = self._flying >= _IN_FLIGHT
-        if busy or self._closed or self._recorder.away or self._loop.is_closed():
-            self._spool(drafts, sync=True)
-            self._settle(len(batch))
-            return
-        for draft in drafts:
-            draft.prepared()  # here, not on the loop
-        with self._lock:
-            self._flying += 1
-        future = asyncio.run_coroutine_threadsafe(self._stored(drafts), self._loop)
-        future.add_done_callback(partial(self._landed, len(batch)))
+    def _pass_on(self, *, room: bool) -> None:
+        batch = self._collect(_BATCH)
+        count = len(batch)
+        self.taken += count
+        errors = self._made(batch)
+        if room and self._storable():  # rendering may take its time
+            stored = self._stored(errors)
+            with contextlib.suppress(RuntimeError):  # the loop closes at this moment
+                future = asyncio.run_coroutine_threadsafe(stored, self._loop)
+                with self._lock:
+                    self._flying += 1
+                future.add_done_callback(partial(self._landed, count))
+                return
+            stored.close()
+        self._spool(errors, sync=True)
+        self._settle(count)
 
-    async def _stored(self, drafts: Sequence[Draft]) -> None:
+    async def _stored(self, errors: Sequence[Draft | Prepared]) -> None:
         try:
-            await self._store(drafts)
-        except BaseException:  # kept on disk, then passed on
+            await self._store(errors)
+        except BaseException:
             # Closing, or cancelled at the loop's end: the disk is still there.
-            await asyncio.to_thread(self._spool, drafts, sync=True)
+            await asyncio.to_thread(self._spool, errors, sync=True)
             raise
 
     def _settle(self, count: int) -> None:
@@ -159,23 +190,23 @@ class Background:
                 self._idle.set()
 
     def _landed(self, count: int, future: Future[None]) -> None:
-        with self._lock:
+        with self._room:
             self._flying -= 1
+            self._room.notify()
         self._settle(count)
         if not future.cancelled() and (exc := future.exception()) is not None:
             logger.warning("errors could not be stored at once; spooled (%s)", exc)
 
-    def _spill(self, batch: Sequence[MakeDraft], *, sync: bool) -> None:
-        self._spool(self._drafts(batch), sync=sync)
-
-    def _spool(self, drafts: Sequence[Draft], *, sync: bool) -> None:
-        rows = [draft.prepared() for draft in drafts]
+    def _spool(self, errors: Sequence[Draft | Prepared], *, sync: bool) -> None:
+        rows = [
+            error.prepared() if isinstance(error, Draft) else error for error in errors
+        ]
         if not rows:
             return
         self.spilled += len(rows)
         try:
             self._recorder.spool.append(rows, sync=sync)
-        except Exception:  # told below, with what is lost
+        except Exception:  # whatever keeps it from the disk
             # Neither database nor disk: the log is the last place that is left.
             for row in rows:
                 logger.critical(
@@ -186,12 +217,18 @@ class Background:
         with contextlib.suppress(RuntimeError):  # the loop has closed
             self._loop.call_soon_threadsafe(self._recorder.wake_replay)
 
-    @staticmethod
-    def _drafts(batch: Sequence[MakeDraft]) -> list[Draft]:
-        found: list[Draft] = []
-        for make in batch:
+    def _made(self, batch: deque[MakeDraft]) -> list[Draft | Prepared]:
+        """Render, and mask unless a hook is to see the error first.
+
+        Empties *batch* one by one, so that what an error was made of is gone before
+        the next: objects that live on make the interpreter collect garbage.
+        """
+        hooked = self._hooked()
+        found: list[Draft | Prepared] = []
+        for _ in politely(range(len(batch))):
             try:
-                found.append(make())
-            except Exception:  # one that cannot be rendered must not lose the rest
+                draft = batch.popleft()()
+                found.append(draft if hooked else draft.prepared())
+            except Exception:  # what an application logs may do anything
                 logger.exception("an error could not be rendered")
         return found

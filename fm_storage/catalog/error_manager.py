@@ -21,6 +21,7 @@ from fm_storage.catalog.capture import Capture
 from fm_storage.catalog.drafts import Draft, draft_of
 from fm_storage.catalog.handler import CatalogHandler, level_from
 from fm_storage.catalog.internal import InternalFailures
+from fm_storage.catalog.prepared import Prepared
 from fm_storage.catalog.record_hooks import PostHook, PreHook, RecordHooks
 from fm_storage.catalog.recorded import Recorded, recorded_of
 from fm_storage.catalog.recorder import Recorder
@@ -100,7 +101,7 @@ class ErrorManager(Opened, Answers):
         if self._background is not None:
             done = await asyncio.to_thread(self._background.flush, timeout)
         await self._recorder.flush(timeout)
-        return done and not self._recorder.away
+        return done and not self._recorder.behind
 
     async def aclose(self) -> None:
         """Store what was handed in, and end what runs in the background.
@@ -292,7 +293,10 @@ class ErrorManager(Opened, Answers):
             if self._background is None:
                 assert self._loop is not None  # noqa: S101 - set by _opened_store()
                 self._background = Background(
-                    self._recorder, self._store_drafts, self._loop
+                    self._recorder,
+                    self._store_handed_in,
+                    self._loop,
+                    hooked=lambda: bool(self._hooks.before),
                 )
             return self._background
 
@@ -307,10 +311,13 @@ class ErrorManager(Opened, Answers):
             return
         background.put(make)
 
-    async def _store_drafts(self, drafts: Sequence[Draft]) -> None:
-        if self._hooks.before:
-            drafts = [await self._hooks.changed(draft) for draft in drafts]
-        rows = [draft.prepared() for draft in drafts]
+    async def _store_handed_in(self, errors: Sequence[Draft | Prepared]) -> None:
+        rows = [
+            (await self._hooks.changed(error)).prepared()
+            if isinstance(error, Draft)
+            else error
+            for error in errors
+        ]
         durable = await self._recorder.store_many(rows)
         if self._hooks.after:
             for row in rows:

@@ -97,8 +97,13 @@ class Recorder:
 
     @property
     def away(self) -> bool:
-        """Whether PostgreSQL has not taken all that is spooled."""
+        """Whether PostgreSQL did not take the latest error it was given."""
         return self._replayer.away
+
+    @property
+    def behind(self) -> bool:
+        """Whether PostgreSQL has not taken all that is spooled."""
+        return self._replayer.pending
 
     def open(self) -> CatalogStore:
         """Make the parts on first use; begin to replay what the spool holds."""
@@ -151,8 +156,8 @@ class Recorder:
     async def _kept(self, rows: Sequence[Prepared], *, single: bool) -> bool:
         store = self.open()
         failure: Exception | None = None
-        # While entries wait in the spool, new ones queue behind them: no caller
-        # waits out a timeout to learn again that the server is away.
+        # While the server is away, new errors join those in the spool: no caller
+        # waits out a timeout to learn again what is known.
         if not self._replayer.away:
             pool = self.storage.pool
             try:
@@ -183,7 +188,7 @@ class Recorder:
             if cause is None:
                 raise
             raise cause from exc
-        self._replayer.wake()
+        self._replayer.wake(refused=cause is not None)
 
     def wake_replay(self) -> None:
         """Replay what a thread has spooled."""
@@ -240,7 +245,7 @@ class Recorder:
 
     async def flush(self, timeout: float) -> None:
         """Wait for the replay, for at most *timeout* seconds."""
-        if self._replayer.away:
+        if self._replayer.pending:
             await self._replayer.wait_empty(timeout)
 
     async def aclose(self) -> None:

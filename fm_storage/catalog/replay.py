@@ -38,17 +38,32 @@ class Replayer:
         self._spool = spool
         self._write = write
         self._task: asyncio.Task[None] | None = None
+        self._refused = False  # the database did not take the latest
         self.replayed = 0
         self.rejected = 0
 
     @property
-    def away(self) -> bool:
+    def pending(self) -> bool:
         """Whether entries wait for the database."""
         return self._task is not None and not self._task.done()
 
-    def wake(self) -> None:
-        """Begin to replay, unless that is under way."""
-        if not self.away:
+    @property
+    def away(self) -> bool:
+        """Whether the database did not take the latest entry it was given.
+
+        Not merely because entries wait: a burst of log records fills the spool
+        while the database is well.
+        """
+        return self._refused and self.pending
+
+    def wake(self, *, refused: bool = False) -> None:
+        """Begin to replay, unless that is under way.
+
+        Args:
+            refused: The database has just failed to take an entry.
+        """
+        self._refused = self._refused or refused
+        if not self.pending:
             self._task = asyncio.create_task(
                 self._run(), name="fm_storage spool replay"
             )
@@ -58,7 +73,7 @@ class Replayer:
         task = self._task
         if task is not None:
             await asyncio.wait({task}, timeout=timeout)
-        return not self.away
+        return not self.pending
 
     async def aclose(self) -> None:
         """Stop; what is not replayed stays on disk for the next start."""
@@ -75,8 +90,10 @@ class Replayer:
             except StorageClosed:
                 return
             except (StorageError, OSError) as exc:
+                self._refused = True
                 logger.info("spool: replay waits %.1f s (%s)", pause, exc)
             else:
+                self._refused = False
                 if not self._spool.has_own():
                     return
                 pause = _FIRST_PAUSE
@@ -115,7 +132,7 @@ class Replayer:
     async def _write_some(self, rows: Sequence[Prepared]) -> int:
         """Write a batch; halve it on refusal, so that one bad entry stops no other."""
         try:
-            return await self._write(rows)
+            added = await self._write(rows)
         except QueryFailed as exc:
             if exc.retryable or not _blames_values(exc):
                 raise
@@ -124,6 +141,9 @@ class Replayer:
                 self.rejected += 1
                 logger.warning("spool: entry %s set aside in %s", rows[0].id, path)
                 return 0
+        else:
+            self._refused = False
+            return added
         half = len(rows) // 2
         return await self._write_some(rows[:half]) + await self._write_some(rows[half:])
 

@@ -19,6 +19,7 @@ from fm_storage.catalog.fingerprint import text_for_vector
 from fm_storage.catalog.groups import ErrorGroup, hex_of, number_of
 from fm_storage.catalog.prepared import RANKS
 from fm_storage.catalog.redact import mask_text
+from fm_storage.hooks import politely
 from fm_storage.postgres import Sql
 from fm_storage.repositories import ErrorEntry, Severity
 
@@ -100,14 +101,14 @@ def question_of(error: ErrorEntry | BaseException | str) -> tuple[str, UUID | No
 
 async def text_of_entries(executor: Executor, ids: Sequence[str]) -> Mapping[str, str]:
     """Return the texts of stored entries, for the drainer; others are left out."""
-    rows = await executor.fetch(_TEXTS, [UUID(one) for one in ids])
+    rows = await executor.fetch(_TEXTS, ids)
 
     def build() -> dict[str, str]:
         return {
             str(row[0]): text_for_vector(
                 row[1], module=row[2], error_code=row[3], stack_trace=row[4]
             )
-            for row in rows
+            for row in politely(rows)
         }
 
     return await asyncio.to_thread(build)

@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from fm_storage.catalog.prepared import Prepared
 from fm_storage.errors import PermissionDenied
+from fm_storage.hooks import politely
 
 __all__ = ["Segment", "Spool", "spool_folder"]
 
@@ -60,7 +61,7 @@ class Segment:
     def entries(self) -> list[Prepared]:
         """Return what can be read, in order."""
         found: list[Prepared] = []
-        for line in self.path.read_bytes().split(b"\n"):
+        for line in politely(self.path.read_bytes().split(b"\n")):
             try:
                 found.append(Prepared.from_json(line))
             except ValueError:
@@ -102,7 +103,7 @@ class Spool:
             PermissionDenied: The folder belongs to someone else, or others may
                 look into it.
         """
-        lines = b"".join([row.to_json() + b"\n" for row in rows])
+        lines = b"".join([row.to_json() + b"\n" for row in politely(rows)])
         with self._lock:
             if self._own is not None and self._own.size > _MAX_SEGMENT:
                 self._own.close()
