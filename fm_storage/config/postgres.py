@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from fm_storage.config.addresses import check_address
 from fm_storage.config.masking import mask_dsn
 from fm_storage.config.section import EMBEDDED, PositiveSeconds, Section
 
@@ -78,10 +79,9 @@ class PostgresConfig(Section):
     @field_validator("dsn")
     @classmethod
     def _known_scheme(cls, dsn: str) -> str:
-        if dsn.startswith((EMBEDDED, "postgresql://", "postgres://")):
-            return dsn
-        message = "must start with postgresql:// or embedded:"
-        raise ValueError(message)
+        if not dsn.startswith(EMBEDDED):
+            check_address(dsn, others=EMBEDDED)
+        return dsn
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -145,10 +145,9 @@ class MigrationsConfig(Section):
     @field_validator("dsn")
     @classmethod
     def _known_scheme(cls, dsn: str | None) -> str | None:
-        if dsn is None or dsn.startswith(("postgresql://", "postgres://")):
-            return dsn
-        message = "must start with postgresql://"
-        raise ValueError(message)
+        if dsn is not None:
+            check_address(dsn)
+        return dsn
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
         return [
@@ -183,3 +182,10 @@ class SessionConfig(Section):
     lock_timeout: PositiveSeconds = 2.0
     cleanup_timeout: PositiveSeconds = 30.0
     batch_size: int = Field(default=200, ge=1, le=200)
+
+    @field_validator("dsn")
+    @classmethod
+    def _known_scheme(cls, dsn: str | None) -> str | None:
+        if dsn is not None:
+            check_address(dsn)
+        return dsn

@@ -116,6 +116,11 @@ class QdrantConfig(Section):
             if not parts.hostname:
                 message = "has no host; write http://host:6333"
                 raise ValueError(message)
+            try:
+                _ = parts.port
+            except ValueError:
+                message = "has a port that no server has; write http://host:6333"
+                raise ValueError(message) from None
             if parts.username or parts.password:
                 message = "holds credentials; put the key into qdrant.api_key"
                 raise ValueError(message)

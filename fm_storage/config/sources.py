@@ -49,7 +49,17 @@ _UNSET: Any = object()
 
 
 def ask(manager: ConfigManager, model: type[BaseModel], prefix: str = "") -> Any:  # noqa: ANN401 - nested values
-    """Return what *manager* knows of *model*'s settings, nested."""
+    """Return what *manager* knows of *model*'s settings, nested.
+
+    Raises:
+        ConfigurationInvalid: It cannot be asked.
+    """
+    if not isinstance(manager, ConfigManager):
+        raise ConfigurationInvalid(
+            "config_manager",
+            f"{type(manager).__name__} has no get(key, default) to ask for settings; "
+            "give an object that has it, such as EnvironmentConfigManager()",
+        )
     found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"

@@ -176,7 +176,7 @@ class StorageConfig(BaseSettings):
         """Ask *manager* for every dotted key (``postgres.dsn``); nothing else is read.
 
         Raises:
-            ConfigurationInvalid: A value is wrong.
+            ConfigurationInvalid: A value is wrong, or *manager* has no ``get()``.
         """
         return cls._build(ask(manager, cls))
 

@@ -17,6 +17,7 @@ from fm_storage.config import (
     StorageConfig,
 )
 from fm_storage.errors import ConfigurationInvalid
+from fm_storage.manager import IntegratedManager
 
 pytestmark = pytest.mark.usefixtures("no_variables")
 
@@ -59,6 +60,7 @@ SECRET = "s3cr:e@t/"
             "exclude each other",
         ),
         ({"migrations": {"dsn": "sqlite:"}}, "migrations.dsn", "must start with"),
+        ({"session": {"dsn": "db.example"}}, "session.dsn", "must start with postg"),
         ({"outbox": {"batch_size": 0}}, "outbox.batch_size", "from 1 to 10000"),
         (
             {"postgres": {"acquire_timeout": float("nan")}},
@@ -118,6 +120,30 @@ SECRET = "s3cr:e@t/"
         ),
         ({"outbox": 5}, "outbox", "give its settings by name (drain, batch_size, "),
         ({"postgres": {"password": 5}}, "postgres.password", "the value is not accep"),
+        *(
+            ({"postgres": {"dsn": dsn}, "qdrant": None}, "postgres.dsn", said)
+            for dsn, said in (
+                (
+                    "postgresql://u:p@h:99999/db",
+                    "port 99999, which is not from 1 to 65535",
+                ),
+                ("postgresql://h:abc/db", "a port that is no number; write host:5432"),
+                ("postgresql://h:0/db", "port 0, which is not from 1 to 65535"),
+                (
+                    "postgres://a:5432,b:54321x?connect_timeout=1",
+                    "a port that is no number",
+                ),
+                ("postgresql://[::1]:70000/db", "has port 70000, which"),
+                ("postgresql:///db?host=/tmp&port=5432,x", "a port that is no number"),
+            )
+        ),
+        (
+            {"migrations": {"dsn": "postgresql://h:0/d"}},
+            "migrations.dsn",
+            "has port 0, ",
+        ),
+        ({"qdrant": {"url": "http://h:70000"}}, "qdrant.url", "write http://host:6333"),
+        ({"qdrant": {"url": "http://h:x/"}}, "qdrant.url", "write http://host:6333"),
     ],
 )
 def test_a_wrong_value_names_key_and_remedy(
@@ -129,6 +155,33 @@ def test_a_wrong_value_names_key_and_remedy(
 
     assert caught.value.key == key
     assert said in caught.value.problems[0][1]
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://",
+        "postgresql:///db?host=/var/run",
+        "postgresql://u:p:5@w@h/db",
+        "postgresql://u@h:/db",
+        "postgresql://h1:1,h2,h3:65535/db?sslmode=require",
+        "postgresql://[::1]:5432,[fe80::1%25eth0]/db",
+        "postgresql://%2Ftmp%2Fsockets:5432/db",
+        "postgresql://u:p@/db?host=h1,h2&port=1,2",
+    ],
+)
+def test_every_form_of_an_address_is_taken(dsn: str):
+    """As libpq reads them: several hosts, no host, sockets, IPv6."""
+    assert PostgresConfig(dsn=dsn).dsn == dsn
+
+
+@pytest.mark.parametrize("manager", [None, object(), 5])
+def test_what_is_no_config_manager_is_refused(manager: Any):
+    """Named, with what it has to have."""
+    for make in (StorageConfig.from_config_manager, IntegratedManager):
+        with pytest.raises(ConfigurationInvalid, match=r"get\(key, default\)") as it:
+            make(manager)
+        assert it.value.key == "config_manager"
 
 
 def test_all_wrong_values_are_reported_at_once():
@@ -167,6 +220,8 @@ def test_no_secret_is_printed(caplog: pytest.LogCaptureFixture):
         {"qdrant": {"headers": {"authorization": ["t0ken"]}}},
         {"qdrant": {"url": ["k3y"]}},
         {"postgres": {"dsn": [SECRET]}},
+        {"postgres": {"dsn": "postgresql://app:pa55word"}},
+        {"postgres": {"dsn": "postgresql://app:t0ken/h:5432?x=1"}},
         {"postgres": f"postgresql://app:{SECRET}@h/db"},
         {"migrations": {"dsn": f"x://u:{SECRET}@h/d"}},
     ):
