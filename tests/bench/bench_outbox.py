@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from fm_storage.config import (
@@ -171,7 +173,12 @@ async def draining(base: Path, vectors: Path) -> list[str]:
     """Measure a backlog against a 4 ms sink, and against the embedded engine."""
     lines = []
     config = QdrantConfig(durability="process")
-    points = [Point(n, VECTOR, PAYLOAD) for n in range(1, BACKLOG + 1)]
+    # Every point differs: what repeats is decoded and digested once.
+    rows = np.random.default_rng(7).normal(size=(BACKLOG, SIZE)).astype("f4")
+    points = [
+        Point(number, row, {**PAYLOAD, "order": number})
+        for number, row in enumerate(rows, 1)
+    ]
     async with stores(base) as (pool, _):
         for name, batch in (("sink", 500), ("sink", 1000), ("engine", 1000)):
             kind = Sink if name == "sink" else QdrantStore
