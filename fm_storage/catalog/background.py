@@ -17,10 +17,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
+from typing import Protocol
 
 from fm_storage.catalog.drafts import Draft
 from fm_storage.catalog.prepared import Prepared
-from fm_storage.catalog.recorder import Recorder
+from fm_storage.catalog.spool import Spool
 from fm_storage.hooks import politely
 
 __all__ = ["Background"]
@@ -36,6 +37,21 @@ MakeDraft = Callable[[], Draft]
 StoreErrors = Callable[[Sequence[Draft | Prepared]], Awaitable[object]]
 
 
+class Keeper(Protocol):
+    """What the queue needs of a recorder: the spool, and what it knows."""
+
+    spool: Spool
+
+    @property
+    def away(self) -> bool:
+        """Whether PostgreSQL did not take the latest error it was given."""
+        ...
+
+    def wake_replay(self) -> None:
+        """Replay what a thread has spooled; called on the loop."""
+        ...
+
+
 class Background:
     """Takes errors from any thread and stores them in batches.
 
@@ -46,7 +62,7 @@ class Background:
     is away goes to the spool.
 
     Args:
-        recorder: Stores and spools.
+        recorder: Has the spool, and knows whether PostgreSQL is away.
         store: Stores errors on the loop (and calls the manager's hooks).
         loop: The loop of the manager.
         hooked: Says whether *store* needs the errors as they were given, for a
@@ -56,7 +72,7 @@ class Background:
 
     def __init__(
         self,
-        recorder: Recorder,
+        recorder: Keeper,
         store: StoreErrors,
         loop: asyncio.AbstractEventLoop,
         *,

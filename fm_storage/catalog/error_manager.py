@@ -27,7 +27,7 @@ from fm_storage.catalog.recorded import Recorded, recorded_of
 from fm_storage.catalog.recorder import Recorder
 from fm_storage.catalog.store import CatalogStore
 from fm_storage.catalog.structlog_processor import CatalogProcessor
-from fm_storage.errors import StorageError
+from fm_storage.errors import ConfigurationInvalid, StorageError, WrongLoop
 from fm_storage.hooks import Opened, outlast
 from fm_storage.repositories import ErrorEntry, Severity
 
@@ -57,6 +57,9 @@ class ErrorManager(Opened, Answers):
         timeout: Seconds after which a record goes to the spool instead.
         freshness: Seconds for which ``find_similar()`` waits at most until this
             manager's latest entries have reached the vector store.
+
+    Raises:
+        ConfigurationInvalid: *storage* is no storage manager.
     """
 
     def __init__(
@@ -67,6 +70,10 @@ class ErrorManager(Opened, Answers):
         timeout: float = 5.0,
         freshness: float = 5.0,
     ) -> None:
+        if not hasattr(storage, "config"):
+            raise ConfigurationInvalid(
+                "storage", f"is a {type(storage).__name__}; give a StorageManager"
+            )
         super().__init__(
             storage,
             Recorder(storage, vectorizer, timeout=timeout, freshness=freshness),
@@ -108,9 +115,14 @@ class ErrorManager(Opened, Answers):
 
         What PostgreSQL does not take now stays in the spool for the next start.
         Twice is fine; runs to its end even if cancelled.
+
+        Raises:
+            WrongLoop: Called from another loop than the manager's; it stays open.
         """
         if self._recorder.closed:
             return
+        if self._loop not in (None, asyncio.get_running_loop()):
+            raise WrongLoop("error manager")
         if self._loop is not None:
             self.storage.hooks.unregister(self._before_closing)
         await outlast(self._end, timeout=self._recorder.timeout * 3)
