@@ -111,7 +111,12 @@ class Marker:
 
         Raises:
             ConfigurationInvalid: As ``compare()``.
+            VectorStoreUnavailable: It does not answer, or is too old for
+                conditional writes.
         """
+        # A server that is too old takes the condition of a write for nothing, and
+        # an older version would replace a newer one.
+        await self._store.ready()
         identity = await self._store.identity()
         found = _read(await self._store.get_marker())
         position, known, location = await self._position()
