@@ -14,6 +14,8 @@ from fm_storage.hooks import Opened
 from fm_storage.manager.storage import StorageManager
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from fm_storage.config import ConfigManager
     from fm_storage.vectors import Vectorizer
 
@@ -60,8 +62,24 @@ class IntegratedManager(Opened):
             raise
         return self
 
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close both; what fails is logged, and hides nothing that ended the block."""
+        try:
+            await self.errors.aclose()
+        finally:
+            await self.storage.__aexit__(exc_type, exc, traceback)
+
     async def aclose(self) -> None:
-        """Close the error manager, then the storage manager; twice is fine."""
+        """Close the error manager, then the storage manager; twice is fine.
+
+        Raises:
+            ExceptionGroup: What failed in hooks or parts, together.
+        """
         try:
             await self.errors.aclose()
         finally:

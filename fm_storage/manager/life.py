@@ -32,6 +32,7 @@ from fm_storage.vectors import QdrantStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from types import TracebackType
 
 __all__ = ["ManagerLife"]
 
@@ -73,6 +74,14 @@ class ManagerLife(Opened, Hosted):
         self._error_entries: ErrorEntryRepository | None = None
         self._repositories: dict[type[Any], Repository[Any]] = {}
         self._closers: list[tuple[str, Callable[[], Awaitable[object]]]] = []
+
+    def __repr__(self) -> str:
+        postgres, qdrant = self.config.postgres, self.config.qdrant
+        parts = (
+            postgres.safe_dsn if postgres else "no PostgreSQL",
+            qdrant.url if qdrant else "no Qdrant",
+        )
+        return f"<{type(self).__name__} {self._life.value}: {', '.join(parts)}>"
 
     async def _opened(self) -> Self:
         if self._life is not _Life.NEW:
@@ -149,6 +158,19 @@ class ManagerLife(Opened, Hosted):
         self._closers.append(("qdrant", self._qdrant.aclose))
         await self._qdrant.open()
 
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close it; what fails is logged, and hides nothing that ended the block."""
+        try:
+            await self.aclose()
+        except ExceptionGroup as failed:
+            for failure in failed.exceptions:
+                logger.exception("closing failed in part", exc_info=failure)
+
     async def aclose(self) -> None:
         """Run the shutdown hooks, then close every part. Closing twice is fine.
 
@@ -157,7 +179,8 @@ class ManagerLife(Opened, Hosted):
         cancellation goes on afterwards.
 
         Raises:
-            ExceptionGroup: What failed in hooks or parts, together.
+            ExceptionGroup: What failed in hooks or parts, together. The end of an
+                ``async with`` block logs it instead.
         """
         if self._pid != os.getpid():
             return

@@ -229,9 +229,22 @@ class StorageManager(ManagerLife):
             fn, isolation=isolation, attempts=attempts
         )
 
-    def session(self, **options: Any) -> PostgresSessionManager:  # noqa: ANN401 - those of SessionService.session
-        """Return a session for temporary views; use it in ``async with``."""
-        return self.sessions.session(**options)
+    def session(
+        self, *, schema: str | None = None, auto_cleanup: bool = True
+    ) -> PostgresSessionManager:
+        """Return a session for temporary views: ``async with`` it, or await it.
+
+        Args:
+            schema: Where its views live; ``session.schema_name`` if None.
+            auto_cleanup: Whether closing drops the views, see
+                ``PostgresSessionManager.toggle_auto_cleanup()``.
+
+        Raises:
+            StorageClosed: The manager is not open.
+            ConfigurationInvalid: PostgreSQL is switched off. When it opens: a
+                pooler lets no lease be held.
+        """
+        return self.sessions.session(schema=schema, auto_cleanup=auto_cleanup)
 
     async def migrate(
         self,

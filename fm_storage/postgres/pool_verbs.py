@@ -53,6 +53,13 @@ class PoolVerbs(Calls):
         )
         self._slow_query = math.inf if config.slow_query is None else config.slow_query
 
+    def __repr__(self) -> str:
+        lender = self._lender
+        return (
+            f"<{type(self).__name__} {lender.name!r} {lender.life.value}: "
+            f"{lender.size} of {lender.config.max_size} connection(s)>"
+        )
+
     async def _run(
         self,
         call: Callable[..., Awaitable[Any]],

@@ -42,11 +42,13 @@ def quote_ident(name: str) -> str:
     """Quote *name* as one identifier.
 
     Raises:
-        InvalidName: It is empty, holds a NUL or a lone surrogate, or is longer
-            than 63 bytes.
+        InvalidName: It is no text, empty, holds a NUL or a lone surrogate, or is
+            longer than 63 bytes.
 
     See https://www.postgresql.org/docs/current/sql-syntax-lexical.html.
     """
+    if not isinstance(name, str):
+        raise InvalidName(f"name {name!r}: it is no text; give a str")
     try:
         size = len(name.encode())
     except UnicodeEncodeError:

@@ -11,8 +11,8 @@ import asyncio
 import math
 import re
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
@@ -23,6 +23,7 @@ from fm_storage.errors import (
     InvalidName,
     PermissionDenied,
     QueryFailed,
+    QueryTimeout,
     SessionLost,
     StorageError,
 )
@@ -32,7 +33,7 @@ from fm_storage.sessions.lexer import scan
 from fm_storage.sessions.literals import rendered
 from fm_storage.sessions.names import Kind, TempView
 
-__all__ = ["CreateProgress", "ViewPlan", "create", "refresh"]
+__all__ = ["CreateProgress", "ViewPlan", "as_indexes", "create", "in_time", "refresh"]
 
 _INDEX = re.compile(
     r"\s*(?P<unique>unique\b)?\s*(?P<using>using\s+\w+\b)?\s*(?P<rest>.*)",
@@ -107,6 +108,40 @@ class ViewPlan:
         unique = "UNIQUE " if match["unique"] else ""
         using = f"{match['using']} " if match["using"] else ""
         return f"CREATE {unique}INDEX ON {self.target} {using}{columns}"
+
+
+def as_indexes(indexes: Sequence[str]) -> tuple[str, ...]:
+    """Return *indexes* as given to ``create_view()``, complete.
+
+    Raises:
+        ConfigurationInvalid: One text, whose letters would be taken for indexes,
+            or something that is no text.
+    """
+    if isinstance(indexes, str) or not all(isinstance(each, str) for each in indexes):
+        raise ConfigurationInvalid(
+            "indexes", f"{indexes!r} is no list of texts; say indexes=('UNIQUE (id)',)"
+        )
+    return tuple(indexes)
+
+
+@asynccontextmanager
+async def in_time(timeout: float | None, said: str) -> AsyncIterator[None]:
+    """Bound the block to *timeout* seconds; None is for ever.
+
+    Raises:
+        QueryTimeout: It took longer.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            yield
+    except TimeoutError as exc:
+        if isinstance(exc, StorageError):
+            raise
+        raise QueryTimeout(
+            f"session: {said} within {timeout} s; raise timeout, or make the query "
+            "cheaper",
+            sqlstate="57014",
+        ) from exc
 
 
 async def create(

@@ -46,8 +46,8 @@ async def rendered(connection: Connection, sql: str, args: Sequence[Any]) -> str
     wanted = max(statement.parameters, default=0)
     if 0 in statement.parameters or wanted != len(args):
         raise InvalidRecord(
-            f"view: its SQL has parameters up to ${wanted}, but {len(args)} value(s) "
-            "were given; give one for each",
+            f"view: its SQL has {_up_to(wanted)}, but {len(args)} value(s) were "
+            "given; give one for each",
             field=f"${min(wanted, len(args)) + 1}",
         )
     if not args:
@@ -72,3 +72,7 @@ async def rendered(connection: Connection, sql: str, args: Sequence[Any]) -> str
         raise AssertionError(columns)
     literals = list(row.values())
     return statement.filled(lambda number: str(literals[number - 1]))
+
+
+def _up_to(wanted: int) -> str:
+    return f"parameters up to ${wanted}" if wanted else "no parameters"

@@ -94,8 +94,12 @@ class TempView:
     oid: int
 
     def __str__(self) -> str:
-        """Return the name as SQL: qualified, quoted where it must be."""
-        return shown_qualified(self.schema, self.name)
+        """Return the name as SQL: qualified, quoted where it must be.
+
+        Raises:
+            InvalidName: There is no such view: PostgreSQL was not available.
+        """
+        return shown_qualified(self.schema, self._made())
 
     def __format__(self, spec: str) -> str:
         return format(str(self), spec)
@@ -106,4 +110,12 @@ class TempView:
     @property
     def sql(self) -> str:
         """The name with every part quoted."""
-        return quote_qualified(self.schema, self.name)
+        return quote_qualified(self.schema, self._made())
+
+    def _made(self) -> str:
+        if not self.oid:
+            raise InvalidName(
+                f"view {self.name!r}: it was not made, PostgreSQL was not available; "
+                "look at is_available, or at the view's truth, before you use it"
+            )
+        return self.name

@@ -126,6 +126,10 @@ class SeedMethods(TrackedViews):
         What the server refuses stays tracked, is told by ``last_cleanup`` and is
         tried again. Never CASCADE. Not stopped by a cancellation, which is raised
         when the views are gone or ``cleanup_timeout`` is over.
+
+        Raises:
+            WrongLoop: Called on another event loop than the session's.
+            ForkedProcess: Called in a forked child; the views are the parent's.
         """
         report = await self._cleanup()
         return len(report.dropped)
@@ -138,7 +142,7 @@ class SeedMethods(TrackedViews):
         if self._provider is None:
             return False
         return await drop_schema_if_empty(
-            self._make_service().source, schema or self._schema
+            self._make_service().source, self._schema if schema is None else schema
         )
 
     async def cleanup_on_close(self) -> int:
@@ -146,9 +150,14 @@ class SeedMethods(TrackedViews):
 
         0 at once if automatic clean-up is off. A session that stands alone gives
         its lease back as well.
+
+        Raises:
+            WrongLoop: Called on another event loop than the session's.
+            ForkedProcess: Called in a forked child; the views are the parent's.
         """
         if not self._auto_cleanup_enabled or self._provider is None:
             return 0
+        self._check_home()
         if not self._touched:
             await self._end_service()
             return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ class SessionService:
         self.source: Source = source_of(provider)
         self._application_name = application_name
         self._state: Literal["new", "open", "closed"] = "new"  # by open(), aclose()
+        self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lease: Lease | None = None  # by lease()
         self._leasing = asyncio.Lock()
@@ -115,9 +117,12 @@ class SessionService:
 
         Idempotent. Bounded by ``cleanup_timeout`` per session; what is left has
         its registry row and goes to the reaper of another process. A cancellation
-        is raised when this is done.
+        is raised when this is done. Does nothing in a forked child.
+
+        Raises:
+            WrongLoop: Called on another event loop than it was opened on.
         """
-        if self._state == "closed":
+        if self._state == "closed" or not self.at_home():
             return
         self._state = "closed"
         await outlast(self._close)
@@ -216,6 +221,18 @@ class SessionService:
 
     # -- for the sessions -----------------------------------------------------------
 
+    def at_home(self) -> bool:
+        """Return whether this is the process that made the service.
+
+        Raises:
+            WrongLoop: This is not the event loop that the service was opened on.
+        """
+        if self._pid != os.getpid():
+            return False
+        if self._loop not in {None, asyncio.get_running_loop()}:
+            raise WrongLoop("session")
+        return True
+
     async def lease(self) -> Lease:
         """Return the lease, taken at the first session.
 
@@ -227,8 +244,7 @@ class SessionService:
             raise StorageClosed(
                 f"sessions: the service is {self._state}; open the manager first"
             )
-        if self._loop is not asyncio.get_running_loop():
-            raise WrongLoop("sessions")
+        self.at_home()
         async with self._leasing:
             lease = self._lease
             if lease is None or lease.state in {LeaseState.GONE, LeaseState.CLOSED}:

@@ -18,12 +18,17 @@ from fm_storage.errors import (
     DuplicateRecord,
     InvalidName,
     QueryFailed,
-    QueryTimeout,
-    StorageError,
 )
 from fm_storage.hooks import outlast
 from fm_storage.sessions import registry
-from fm_storage.sessions.creating import CreateProgress, ViewPlan, create, refresh
+from fm_storage.sessions.creating import (
+    CreateProgress,
+    ViewPlan,
+    as_indexes,
+    create,
+    in_time,
+    refresh,
+)
 from fm_storage.sessions.dropping import Claim
 from fm_storage.sessions.listing import listed
 from fm_storage.sessions.names import Kind, TempView, generated_name
@@ -74,11 +79,15 @@ class PostgresSessionManager(SeedMethods):
         """Drop the views (or mark them as kept) and end the session; idempotent.
 
         A cancellation is raised when the clean-up is done or its deadline over.
+        Does nothing in a forked child: the views are the parent's.
+
+        Raises:
+            WrongLoop: Called on another event loop than the session's.
         """
-        if self._closed:
+        service = self._service
+        if self._closed or (service is not None and not service.at_home()):
             return
         self._closed = True
-        service = self._service
         if service is None:
             return
         try:
@@ -175,10 +184,10 @@ class PostgresSessionManager(SeedMethods):
     ) -> TempView:
         if self._provider is None:
             return TempView(self._schema, name or "", kind, 0)
-        given = name or generated_name(self._config.prefix)
+        given = generated_name(self._config.prefix) if name is None else name
         plan = ViewPlan(
             *(self._schema, given, kind, sql, args),
-            *(tuple(indexes), with_data),
+            *(as_indexes(indexes), with_data),
         )
         key = (plan.schema, plan.name)
         if key in self._views or key in self._uncertain:
@@ -186,17 +195,8 @@ class PostgresSessionManager(SeedMethods):
                 f"session: it has a view {plan.target} already; drop that first, or "
                 "give another name"
             )
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._create(plan, key, progress)
-        except TimeoutError as exc:
-            if isinstance(exc, StorageError):
-                raise
-            raise QueryTimeout(
-                f"session: {plan.target} was not created within {timeout} s; raise "
-                "timeout, or make the query cheaper",
-                sqlstate="57014",
-            ) from exc
+        async with in_time(timeout, f"{plan.target} was not created"):
+            return await self._create(plan, key, progress)
 
     async def refresh_view(
         self,
@@ -225,19 +225,13 @@ class PostgresSessionManager(SeedMethods):
             return False
         target = self._own(view)
         service, _ = await self._ready()
-        try:
-            async with asyncio.timeout(timeout), service.source.acquire() as connection:
-                let_in, why = await refresh(
-                    connection, target, session=self.id, concurrently=concurrently
-                )
-        except TimeoutError as exc:
-            if isinstance(exc, StorageError):
-                raise
-            raise QueryTimeout(
-                f"session: {target} was not refreshed within {timeout} s; "
-                "raise timeout",
-                sqlstate="57014",
-            ) from exc
+        async with (
+            in_time(timeout, f"{target} was not refreshed"),
+            service.source.acquire() as connection,
+        ):
+            let_in, why = await refresh(
+                connection, target, session=self.id, concurrently=concurrently
+            )
         if not let_in:
             logger.info("session: %s refreshed, readers had to wait: %s", target, why)
         return let_in

@@ -13,7 +13,12 @@ import uuid
 from collections.abc import Hashable
 
 from fm_storage.config import SessionConfig
-from fm_storage.errors import InvalidName, StorageClosed, StorageError
+from fm_storage.errors import (
+    ForkedProcess,
+    InvalidName,
+    StorageClosed,
+    StorageError,
+)
 from fm_storage.hooks import Opened, outlast
 from fm_storage.postgres import quote_ident
 from fm_storage.sessions import registry
@@ -47,7 +52,7 @@ class TrackedViews(Opened):
     ) -> None:
         self.id = uuid.uuid4()
         self._config = config or SessionConfig()
-        self._schema = schema or self._config.schema_name
+        self._schema = self._config.schema_name if schema is None else schema
         self._provider = provider
         self._application_name = application_name
         self._shared = provider if isinstance(provider, SessionService) else None
@@ -79,6 +84,13 @@ class TrackedViews(Opened):
     def schema(self) -> str:
         """Schema of the views."""
         return self._schema
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "lost" if self.is_lost else "open"
+        return (
+            f"<{type(self).__name__} {self.id}: {state}, {len(self._views)} view(s) in "
+            f"{self._schema}>"
+        )
 
     # -- common -----------------------------------------------------------------------
 
@@ -137,6 +149,11 @@ class TrackedViews(Opened):
         self._lease.check()
         return service, self._lease
 
+    def _check_home(self) -> None:
+        """Refuse another loop or process before anything of theirs is awaited."""
+        if self._service is not None and not self._service.at_home():
+            raise ForkedProcess("session")
+
     async def _end_service(self) -> None:
         """Give back the lease of a session that stands alone."""
         if self._shared is not None:
@@ -151,6 +168,7 @@ class TrackedViews(Opened):
     async def _cleanup(self) -> CleanupReport:
         """Drop everything of this session; the report tells what came of it."""
         service = self._service
+        self._check_home()
         if service is None or not self._touched or self.is_lost:
             return CleanupReport()
         done: list[CleanupReport] = []

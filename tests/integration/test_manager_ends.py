@@ -169,3 +169,27 @@ async def test_a_probe_never_raises():
     assert (late.status, late.detail) == ("down", "no answer within 0.01 s")
     assert (await probe("f", failing, timeout=1)).detail == "disk"
     assert (await probe("s", silent, timeout=1)).detail == "KeyError"
+
+
+async def test_a_failing_hook_hides_nothing_that_ended_the_block(
+    storage_config: StorageConfig, caplog: pytest.LogCaptureFixture
+):
+    """Failures of hooks are raised by aclose() alone; a block's end logs them."""
+
+    def fails() -> None:
+        raise ValueError("of the hook")
+
+    with pytest.raises(KeyError):  # noqa: PT012 - a block is what is tested
+        async with StorageManager(storage_config) as storage:
+            storage.hooks.register(fails)
+            raise KeyError
+    assert "of the hook" in caplog.text
+    caplog.clear()
+    async with StorageManager(storage_config) as storage:
+        storage.hooks.register(fails)
+    assert "of the hook" in caplog.text
+    storage = await StorageManager(storage_config)
+    storage.hooks.register(fails)
+    with pytest.raises(ExceptionGroup) as caught:
+        await storage.aclose()
+    assert caught.group_contains(ValueError, match="of the hook")
