@@ -1,12 +1,13 @@
 """Which event loops a test runs on.
 
-Apart, because only the pool's suite is worth running twice: it is the part that
-talks to transports, timers and sockets itself.
+Apart, because only what talks to transports, timers and sockets itself is worth
+running twice. ``FM_STORAGE_TEST_LOOP=uvloop`` runs all of it on uvloop instead.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -19,12 +20,14 @@ except ImportError:  # not on every platform
 __all__ = ["pytest_asyncio_loop_factories"]
 
 Factory = Callable[[], asyncio.AbstractEventLoop]
-_TWICE = "test_postgres_pool"
+_TWICE = ("test_postgres_pool", "test_vectors_engine", "test_hooks_stack")
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Factory]:
-    """Run the pool's suite on asyncio and on uvloop, all else on asyncio."""
+    """Run a few suites on asyncio and on uvloop, all else on asyncio."""
     loops: dict[str, Factory] = {"asyncio": asyncio.new_event_loop}
+    if uvloop is not None and os.environ.get("FM_STORAGE_TEST_LOOP") == "uvloop":
+        return {"uvloop": uvloop.new_event_loop}
     if uvloop is not None and item.path.name.startswith(_TWICE):
         loops["uvloop"] = uvloop.new_event_loop
     return loops

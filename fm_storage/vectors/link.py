@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -45,8 +45,8 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember where to write."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream
-        self.transport = transport
+        # A stream; uvloop's are no subclass of asyncio.Transport.
+        self.transport = cast("asyncio.Transport", transport)
 
     def pause_writing(self) -> None:
         """Hold requests back: the engine reads too slowly."""
