@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
@@ -51,7 +52,8 @@ class _Master:
         try:
             yield
         finally:
-            await self.close()
+            async with _GeneratorsSeenTo():
+                await self.close()
 
     async def close(self) -> None:
         """Run every closer, last first; a failure is logged, the rest go on."""
@@ -71,6 +73,31 @@ class _Master:
         _masters.pop(self.loop, None)
         if not self.closing:
             _step(self._generator.aclose())
+
+
+class _GeneratorsSeenTo:
+    """A block that closes the asynchronous generators begun in it, and only those.
+
+    The loop is closing its own by now, would not see to later ones, and warns of
+    each (an error under ``-W error``): every ``@asynccontextmanager`` is one, so
+    that this is none. The hooks set here are this thread's, which is this loop's.
+    See https://docs.python.org/3/library/sys.html#sys.set_asyncgen_hooks.
+    """
+
+    def __init__(self) -> None:
+        self._begun: weakref.WeakSet[AsyncGenerator[Any, Any]] = weakref.WeakSet()
+        self._loops = sys.get_asyncgen_hooks()
+        self._ours = self._begun.add
+
+    async def __aenter__(self) -> None:
+        sys.set_asyncgen_hooks(firstiter=self._ours, finalizer=self._loops.finalizer)
+
+    async def __aexit__(self, *_: object) -> None:
+        for generator in list(self._begun):
+            with contextlib.suppress(Exception):  # it is being thrown away
+                await generator.aclose()
+        if sys.get_asyncgen_hooks().firstiter == self._ours:
+            sys.set_asyncgen_hooks(*self._loops)
 
 
 async def _attempt(closer: Closer) -> None:

@@ -21,7 +21,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
-from fm_storage.errors import StorageClosed
+from fm_storage.errors import StorageClosed, WrongLoop
 from fm_storage.hooks import ladder
 from fm_storage.hooks.hosts import Hosted
 from fm_storage.hooks.outlast import abandon, outlast
@@ -82,6 +82,7 @@ class ShutdownHooks(Hosted):
         self._told = False  # whether aclose() was called, by aclose()
         self._run: asyncio.Task[list[Exception]] | None = None  # by _start()
         self._closer: Callable[[], Awaitable[None]] | None = None  # by arm()
+        self._loop: asyncio.AbstractEventLoop | None = None  # the armed one, by arm()
         self._signals = SignalGuard()
 
     # -- registering ------------------------------------------------------------
@@ -96,6 +97,7 @@ class ShutdownHooks(Hosted):
 
         Raises:
             StorageClosed: The hooks have already run.
+            TypeError: *fn* cannot be called.
         """
         return self._add(_Hook(fn, args, kwargs, None), fn)
 
@@ -114,6 +116,11 @@ class ShutdownHooks(Hosted):
         self._hooks = [hook for hook in self._hooks if hook.function != fn]
 
     def _add(self, hook: _Hook, fn: T) -> T:
+        if not callable(fn):
+            raise TypeError(
+                f"shutdown hooks: {fn!r} cannot be called; give the function itself, "
+                "and its arguments after it"
+            )
         if self._closed:
             raise StorageClosed(
                 f"shutdown hooks: {hook} was registered after the hooks had run; "
@@ -137,14 +144,15 @@ class ShutdownHooks(Hosted):
         themselves at the first registration inside a loop.
         """
         self.disarm()
-        self._closer = closer
         ladder.arm(closer)
+        self._closer = closer
+        self._loop = asyncio.get_running_loop()
 
     def disarm(self) -> None:
         """Take back what ``arm()`` and ``handle_signals()`` did."""
         if self._closer is not None:
             ladder.disarm(self._closer)
-            self._closer = None
+            self._closer = self._loop = None
         self._signals.give_back()
 
     def handle_signals(self, *signals: int) -> tuple[signal.Signals, ...]:
@@ -215,9 +223,15 @@ class ShutdownHooks(Hosted):
         A second call returns the same list; a call from inside a hook returns at
         once. Cancelling the caller does not stop the hooks: the cancellation is
         raised when they are done or their deadline is over.
+
+        Raises:
+            WrongLoop: They are to run at the end of another loop, which is open.
         """
         if os.getpid() != self._pid or self.running_here:
             return []
+        own = self._loop
+        if own not in (None, asyncio.get_running_loop()) and not own.is_closed():
+            raise WrongLoop("shutdown hooks")
         # A little more than the run allows itself: it always ends by itself.
         return await outlast(self._joined, timeout=self._total_timeout * 2 + 5)
 
@@ -228,9 +242,10 @@ class ShutdownHooks(Hosted):
 
         Raises:
             ExceptionGroup: One error for each hook that failed or was late.
+            WrongLoop: See ``run()``.
         """
-        first, self._told = not self._told, True
         failures = await self.run()
+        first, self._told = not self._told, True
         self.disarm()
         if failures and first:
             raise ExceptionGroup("shutdown hooks failed", failures)

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from fm_storage.postgres import Pool
 from tests.fix_process import Child
 from tests.waiting import LONG
 
@@ -143,6 +144,39 @@ async def check(child: Starter, host: str, way: str) -> None:
     # Only an explicit close raises what hooks raised.
     expected = 1 if (host, way) == ("block", "return") else CODES[way]
     assert code == expected, await process.errors()
+
+
+FORGOTTEN = """
+import asyncio, sys
+import uvloop
+from fm_storage import StorageManager
+
+async def main():
+    storage = await StorageManager()
+    session = await storage.session()
+    print(await session.create_view("SELECT 1 AS one"), flush=True)
+
+(uvloop if sys.argv[1] == "uvloop" else asyncio).run(main())
+"""
+
+
+@pytest.mark.parametrize("host", ["asyncio", "uvloop"])
+async def test_the_loops_end_closes_a_manager_without_a_warning(
+    child: Starter, pool: Pool, dsn: str, host: str
+):
+    """Nobody closed it: in development mode, too, nothing is said and no view stays."""
+    process = await child(
+        FORGOTTEN,
+        host,
+        FM_STORAGE_POSTGRES__DSN=dsn,
+        FM_STORAGE_QDRANT="none",
+        PYTHONDEVMODE="1",
+        PYTHONWARNINGS="error::ResourceWarning",
+    )
+    view = await process.line()
+    assert await process.wait() == 0
+    assert await process.errors() == ""
+    assert await pool.fetchval("SELECT to_regclass($1)", view) is None
 
 
 @pytest.mark.parametrize("way", ["int-in-hooks", "term-in-hooks"])

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 
 from fm_storage.hooks import ShutdownHooks, ladder
 
@@ -57,6 +61,43 @@ def test_a_loop_that_runs_in_a_thread_is_asked_from_outside():
     loop.call_soon_threadsafe(loop.stop)
     thread.join(20)
     loop.close()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_hooks_may_use_generators_when_the_loop_ends(run: Callable[..., object]):
+    """Asyncio counts them as late (a warning, here an error): ours are seen to."""
+    seen: list[str] = []
+
+    @asynccontextmanager
+    async def block() -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await asyncio.sleep(0)
+            seen.append("block")
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            await asyncio.sleep(0)
+            seen.append("left behind")
+
+    kept: list[AsyncIterator[int]] = []
+
+    async def hook() -> None:
+        async with block():
+            kept.append(numbers())
+            assert await anext(kept[0]) == 1
+
+    async def main() -> None:
+        await register(ShutdownHooks(), hook)
+
+    before = sys.get_asyncgen_hooks()
+    run(main())
+    assert seen == ["block", "left behind"]
+    assert sys.get_asyncgen_hooks() == before
 
 
 @pytest.mark.parametrize(

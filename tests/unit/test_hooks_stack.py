@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from fm_storage.errors import StorageClosed
+from fm_storage.errors import StorageClosed, WrongLoop
 from fm_storage.hooks import ShutdownHooks, ladder, outlast
 
 
@@ -201,6 +201,48 @@ async def test_nothing_is_left_armed_after_closing():
     hooks.unregister(print)
     await hooks.aclose()
     assert loop not in ladder._masters
+
+
+def test_another_loop_is_refused_and_changes_nothing():
+    """Hooks belong to the loop they are armed on; a closed one has no claim."""
+    seen: list[int] = []
+    hooks = ShutdownHooks()
+
+    async def from_outside() -> None:
+        for end in (hooks.run, hooks.aclose):
+            with pytest.raises(WrongLoop, match=r"shutdown hooks: .*one per loop"):
+                await end()
+
+    async def main() -> None:
+        hooks.register(seen.append, 1)
+        await asyncio.to_thread(asyncio.run, from_outside())
+        assert seen == []
+        assert asyncio.get_running_loop() in ladder._masters
+        await hooks.aclose()
+
+    asyncio.run(main())
+    assert seen == [1]
+
+    loop = asyncio.new_event_loop()
+    late = ShutdownHooks()
+
+    async def register() -> None:
+        late.register(seen.append, 2)
+
+    loop.run_until_complete(register())
+    loop.close()
+    asyncio.run(late.aclose())
+    assert seen == [1, 2]
+
+
+@pytest.mark.parametrize("given", [5, None, "print"])
+def test_what_cannot_be_called_is_refused_at_once(given: object):
+    """As ``atexit`` does, not at the end, when nobody is left to mend it."""
+    hooks = ShutdownHooks()
+    with pytest.raises(TypeError, match="cannot be called; give the function"):
+        hooks.register(given)  # type: ignore[arg-type]  # that is the point
+    with pytest.raises(TypeError, match="cannot be called"):
+        hooks.on_close()(given)  # type: ignore[arg-type]  # that is the point
 
 
 def test_hooks_registered_before_the_loop_wait_for_their_owner():
