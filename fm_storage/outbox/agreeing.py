@@ -124,6 +124,10 @@ class AgreeingCalls(ABC):
 
         Raises:
             CollectionNotFound: It does not exist and no definition is known.
+            CollectionMismatch: An interrupted rebuild had another definition, or
+                the configured one has not the present sizes; give *spec*.
+            InvalidVector: A point that was delivered does not fit the definition;
+                the name means what it meant, and the next call begins anew.
             LockTimeout: Another process is rebuilding it.
         """
         self._require_store()

@@ -25,6 +25,7 @@ from uuid import UUID
 
 from fm_storage.config import CollectionConfig
 from fm_storage.errors import (
+    CollectionMismatch,
     CollectionNotFound,
     InvalidName,
     InvalidRecord,
@@ -35,7 +36,7 @@ from fm_storage.outbox.points import State, points_of, spec_of
 from fm_storage.outbox.reconcile import Reconciler
 from fm_storage.outbox.results import RebuildReport
 from fm_storage.postgres import Pool, Sql
-from fm_storage.vector_state import VERSION_KEY, decode_id
+from fm_storage.vector_state import VERSION_KEY, decode_id, encode_id
 
 if TYPE_CHECKING:
     from fm_storage._typing import Progress
@@ -109,6 +110,11 @@ _FLIPPED = Sql("""
 UPDATE fm_storage.vector_rebuild SET flipped_at = clock_timestamp()
 WHERE collection = $1""")
 
+_QUEUED = Sql("""
+SELECT EXISTS (
+  SELECT FROM fm_storage.vector_queue
+  WHERE collection = $1 AND point_id = $2 AND NOT replay)""")
+
 _ENDED = Sql("""
 WITH ended AS (
   UPDATE fm_storage.vector_rebuild SET filling = FALSE WHERE collection = $1
@@ -149,6 +155,10 @@ class Rebuilder:
 
         Raises:
             CollectionNotFound: It does not exist and no definition is known.
+            CollectionMismatch: The interrupted rebuild had another definition, or
+                the configured one has not the present sizes; give *spec*.
+            InvalidVector: A point that was delivered does not fit the definition;
+                the name means what it meant, and the next call begins anew.
             LockTimeout: Another process is rebuilding it.
         """
         async with self._alone(collection):
@@ -162,8 +172,12 @@ class Rebuilder:
             present = await self._present(collection)
             if present is None or present.name != run.target:
                 await self._prepare(run, spec, present)
-                await self._fill(run, progress)
-                await self._catch_up(run)
+                try:
+                    await self._fill(run, progress)
+                    await self._catch_up(run)
+                except (InvalidVector, InvalidRecord):
+                    await self._give_up(run)
+                    raise
                 await self._exchange(run)
             await self._pool.execute(_FLIPPED, collection)
             if run.previous is not None:
@@ -198,12 +212,21 @@ class Rebuilder:
     ) -> None:
         """Make the target, unless an interrupted rebuild has made it."""
         if await self._present(run.target) is not None:
+            if spec is not None:
+                await self._store.ensure_collection_exists(run.target, spec)
             return
         definition = spec or self._store.config.collections.get(run.collection)
+        now = None if present is None else spec_of(present)
         if definition is None:
-            if present is None:
+            if now is None:
                 raise CollectionNotFound(run.collection, operation="rebuild")
-            definition = spec_of(present)
+            definition = now
+        if spec is None and now is not None and _sizes(now) != _sizes(definition):
+            # Reindexed since it was configured: nobody said that this be undone.
+            await self._pool.execute(_ENDED, run.collection)
+            raise CollectionMismatch(
+                run.collection, {"size": (_sizes(definition), _sizes(now))}
+            )
         await self._store.ensure_collection_exists(run.target, definition)
         if run.reached:
             # What had been copied has gone with the target: begin anew.
@@ -218,7 +241,7 @@ class Rebuilder:
             )
             if not rows:
                 return
-            written = await self._write(run.target, await points_of(_states(rows)))
+            written = await self._write(run, await points_of(_states(rows)))
             run.reached = rows[-1]["point_id"]
             run.copied += written
             await self._pool.execute(_REACHED, run.collection, run.reached, written)
@@ -236,35 +259,58 @@ class Rebuilder:
             ):
                 reached = rows[-1]["point_id"]
                 changed += len(rows)
-                await self._apply(run.target, rows)
+                await self._apply(run, rows)
             since = begun
             if changed < _PAGE:
                 return
 
-    async def _apply(self, target: str, rows: Sequence[Any]) -> None:
+    async def _apply(self, run: _Run, rows: Sequence[Any]) -> None:
         """Bring one page of newer states into the target."""
         live = _states([row for row in rows if row["op"] == "u"])
-        await self._write(target, await points_of(live))
+        await self._write(run, await points_of(live))
         deleted: dict[int | str | UUID, int] = {
             decode_id(row["point_id"]): row["ver"] for row in rows if row["op"] == "d"
         }
         if deleted:
             await self._store.delete_points(
-                target, list(deleted), newer_by=VERSION_KEY, up_to=deleted
+                run.target, list(deleted), newer_by=VERSION_KEY, up_to=deleted
             )
 
-    async def _write(self, target: str, points: list[Point]) -> int:
-        """Write what the target takes; the drainer sets the others aside later."""
+    async def _write(self, run: _Run, points: list[Point]) -> int:
+        """Write what the target takes; return how many points that is.
+
+        One that is refused is left out only if it waits in the queue, where the
+        drainer has set it aside, or will. One that was delivered is in the present
+        collection, and would be lost to searches: PostgreSQL has other vectors
+        than the vector store, as after a ``reindex()``, or the definition is wrong.
+        """
         while points:
             try:
-                await self._store.upsert_points(target, points, newer_by=VERSION_KEY)
+                await self._store.upsert_points(
+                    run.target, points, newer_by=VERSION_KEY
+                )
             except (InvalidVector, InvalidRecord) as exc:
                 if exc.index is None:
                     raise
+                refused = points[exc.index]
+                key = encode_id(refused.id)
+                if not await self._pool.fetchval(_QUEUED, run.collection, key):
+                    raise InvalidVector(
+                        f"collection {run.collection!r}: point {refused.id!r} was "
+                        f"delivered, but does not fit the new definition ({exc}); "
+                        "nothing was exchanged; rebuild with a definition that fits "
+                        "the vectors in PostgreSQL, or write the points again first",
+                        collection=run.collection,
+                    ) from exc
                 points = points[: exc.index] + points[exc.index + 1 :]
             else:
                 break
         return len(points)
+
+    async def _give_up(self, run: _Run) -> None:
+        """Forget a rebuild that cannot end: with another definition it begins anew."""
+        await self._store.delete_collection(run.target)
+        await self._pool.execute(_ENDED, run.collection)
 
     async def _exchange(self, run: _Run) -> None:
         """Make the name mean the target, and note what it meant before."""
@@ -287,6 +333,11 @@ class Rebuilder:
             f"collection {run.collection!r}: it is made again as often as it is "
             "exchanged; stop whoever ensures it under this name"
         )
+
+
+def _sizes(definition: CollectionConfig) -> dict[str, int]:
+    sizes = {name: one.size for name, one in definition.vectors.items()}
+    return sizes if definition.size is None else {**sizes, "": definition.size}
 
 
 def _states(rows: Sequence[Any]) -> list[State]:

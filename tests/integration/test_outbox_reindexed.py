@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fm_storage.config import CollectionConfig, OutboxConfig, QdrantConfig
-from fm_storage.errors import DimensionMismatch
+from fm_storage.errors import CollectionMismatch, DimensionMismatch, InvalidVector
 from fm_storage.outbox import Outbox
 from fm_storage.repositories import Repository
 from fm_storage.testing import QdrantTestServer
@@ -119,3 +119,68 @@ async def test_collection_made_anew_with_another_size_is_known(
         await outbox.upsert("things", [Point(1, [1.0, 2.0], {})])
     await store.ensure_collection_exists("others", THREE)
     assert outbox.shapes.get("others") is None  # the vector store has the last word
+
+
+async def test_rebuild_does_not_replace_what_a_reindex_made_by_what_fits_no_longer(
+    pool: Pool, store: QdrantStore
+):
+    """PostgreSQL has the vectors of before: refused by name, and nothing is lost."""
+    outbox = Outbox(pool, store, OutboxConfig(drain=False))
+    await store.ensure_collection_exists("plain", TWO)
+    await outbox.upsert("plain", [Point(n, [1.0, float(n)], {}) for n in range(1, 21)])
+    await outbox.drain(timeout=30)
+    await store.reindex("plain", THREE, longer)
+    before = await store.list_collections()
+    for _ in range(2):
+        with pytest.raises(InvalidVector, match=r"'plain': point 1 was delivered, but"):
+            await outbox.rebuild("plain")
+        assert await store.count("plain") == 20
+        assert await store.list_collections() == before
+        assert (await outbox.status()).rebuilds == ()
+    report = await outbox.rebuild("plain", spec=TWO)
+    assert (report.copied, report.resumed) == (20, False)
+    assert (await outbox.verify()).agrees
+
+
+async def test_rebuild_does_not_undo_a_reindex_for_the_configuration(
+    pool: Pool, store: QdrantStore
+):
+    """The configured size is the one of before; who wants it back has to say so."""
+    outbox = Outbox(pool, store, OutboxConfig(drain=False))
+    await outbox.upsert("things", [Point(1, [1.0, 2.0], {})])
+    await outbox.drain(timeout=30)
+    await store.reindex("things", THREE, longer)
+    with pytest.raises(
+        CollectionMismatch, match=r"size is \{'': 3\} but \{'': 2\} was"
+    ):
+        await outbox.rebuild("things")
+    assert (await outbox.status()).rebuilds == ()
+    assert (await store.collection_info("things")).vectors[""]["size"] == 3
+    assert (await outbox.rebuild("things", spec=TWO)).copied == 1
+    assert await outbox.upsert("things", [Point(2, [1.0, 2.0], {})]) == 1
+
+
+async def test_interrupted_rebuild_goes_on_with_its_own_definition_only(
+    pool: Pool, store: QdrantStore
+):
+    """Another one is refused by name, not ignored."""
+    outbox = Outbox(pool, store, OutboxConfig(drain=False))
+    await outbox.upsert(
+        "things", [Point(n, [1.0, float(n)], {}) for n in range(1, 1201)]
+    )
+    await outbox.drain(timeout=30)
+    dot = CollectionConfig(size=2, distance="Dot")
+
+    def cancel(*_: object) -> None:
+        rebuilding.cancel()
+
+    rebuilding = asyncio.create_task(
+        outbox.rebuild("things", spec=dot, progress=cancel)
+    )
+    with pytest.raises(asyncio.CancelledError):
+        await rebuilding
+    with pytest.raises(CollectionMismatch, match="distance"):
+        await outbox.rebuild("things", spec=TWO)
+    report = await outbox.rebuild("things")
+    assert (report.resumed, report.copied) == (True, 1200)
+    assert (await store.collection_info("things")).vectors[""]["distance"] == "Dot"
