@@ -80,17 +80,23 @@ def draft_of(
     context: Mapping[str, Any] | None = None,
     timestamp: datetime | None = None,
 ) -> Draft:
-    """Return the draft of an exception, a message or an entry."""
+    """Return the draft of an exception, a message or an entry.
+
+    An entry that nothing is added to is not copied: prepare it before anyone else
+    has it.
+    """
     notes: list[str] = []
     level = Severity.ERROR if severity is None else _known(severity, notes)
     if isinstance(error, ErrorEntry):
-        entry = replace(
-            error,
-            module=module or error.module,
-            error_code=error_code or error.error_code,
-            severity=error.severity if severity is None else level,
-            manager_context=_merged(error.manager_context, context),
-        )
+        entry = error
+        if module or error_code or severity or context or timestamp:
+            entry = replace(
+                error,
+                module=module or error.module,
+                error_code=error_code or error.error_code,
+                severity=error.severity if severity is None else level,
+                manager_context=_merged(error.manager_context, context),
+            )
     elif isinstance(error, BaseException):
         found = render(error)
         entry = ErrorEntry(

@@ -54,6 +54,7 @@ _VARIABLE = re.compile(
 )
 _UTF8 = ("utf-8", "surrogatepass")
 _LIST = re.compile(r"(<\w+>)(?:(?:, | |,)\1)+")
+_COMMON = 400  # characters of a message that is worth remembering
 _LEVELLED = bytes.maketrans(b"123456789", b"000000000")
 
 
@@ -80,10 +81,19 @@ def normalise(text: str) -> str:
     text = text[:_MAX_MESSAGE]
     # Bytes are translated in a tenth of the time of text.
     level = text.encode(*_UTF8).translate(_LEVELLED).decode(*_UTF8)
-    short = " ".join(map(_word, level.split()))
+    short = (_levelled if len(level) < _COMMON else _by_word)(level)
     if "0" in short or "0x" in level or "0X" in level:
-        short = " ".join(map(_word, text.split()))
+        short = _by_word(text)
+    return short
+
+
+def _by_word(text: str) -> str:
+    short = " ".join(map(_word, text.split()))
     return _LIST.sub(r"\1", short) if short.count("<") > 1 else short
+
+
+# Most errors differ from an earlier one in their numbers only.
+_levelled = lru_cache(maxsize=4096)(_by_word)
 
 
 _PYTHON_FRAME = re.compile(
@@ -237,8 +247,13 @@ def fingerprint_of_template(
     stack_trace: str | None = None,
 ) -> Fingerprint:
     """Return the fingerprint of an error whose message is normalised already."""
-    frames = "" if stack_trace is None else "\n".join(frames_of(stack_trace))
+    frames = "" if stack_trace is None else _lines_of_frames(stack_trace)
     return _of(template, module, error_code, frames)
+
+
+@lru_cache(maxsize=256)
+def _lines_of_frames(trace: str) -> str:
+    return "\n".join(frames_of(trace))
 
 
 @lru_cache(maxsize=1 << 14)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from fm_storage.catalog.drafts import Draft
 from fm_storage.catalog.recorded import Recorded
@@ -33,7 +34,7 @@ class RecordHooks:
         """Return *draft* as the hooks before recording leave it."""
         if not self.before:
             return draft
-        entry = draft.entry
+        entry = replace(draft.entry)  # the caller's own stays as it is
         for hook in self.before:
             try:
                 result = hook(entry)

@@ -46,7 +46,11 @@ logger = logging.getLogger("fm_storage.catalog")
 _MISUSE = (StorageClosed, WrongLoop, ForkedProcess, ConfigurationInvalid)
 _BULK = 6  # times the timeout of one record
 _NOTIFY_INTERVAL = 0.1
-_NOTIFY = Sql(f"SELECT pg_notify('{CHANNEL}', '')")
+# There is nothing to be kept here, so nobody waits for the disk.
+_NOTIFY = Sql(
+    f"SELECT pg_notify('{CHANNEL}', ''), "
+    "pg_catalog.set_config('synchronous_commit', 'off', TRUE)"
+)
 
 
 def spool_of(config: StorageConfig) -> Spool:

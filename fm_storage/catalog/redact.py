@@ -50,6 +50,7 @@ MAX_TEXT = 64 * 1024
 MAX_CONTEXT_BYTES = 64 * 1024
 """Bytes of JSON kept as context; larger values in it are shortened."""
 
+_COMMON = 600  # bytes of a message with its context that are worth remembering
 _MAX_DEPTH = 12
 _MAX_ITEMS = 1000
 _MAX_VALUE = 8 * 1024
@@ -139,7 +140,15 @@ def mask_text(text: str) -> str:
 def _hints_at_secret(data: bytes) -> bool:
     # No hint holds a space or a digit, so words can be asked one by one, without
     # their digits, and a cache answers for those of other lines.
-    return any(map(_word_hints, data.translate(None, _NUMERALS).split()))
+    return _any_hints(data.translate(None, _NUMERALS))
+
+
+def _any_hints(words: bytes) -> bool:
+    return any(map(_word_hints, words.split()))
+
+
+# Most errors differ from an earlier one in their numbers only.
+_common_hints = lru_cache(maxsize=4096)(_any_hints)
 
 
 @lru_cache(maxsize=1 << 15)
@@ -176,7 +185,7 @@ def is_plain(message: str, context: Mapping[Any, Any] | None) -> bool:
     if len(text) >= _MAX_VALUE or not text.isascii() or "\x00" in text:
         return False
     words = text.encode().translate(None, _NUMERALS)
-    if any(map(_word_hints, words.split())):
+    if (_common_hints if len(words) < _COMMON else _any_hints)(words):
         return False
     return (
         len(text) - len(words) < _LEAST_DIGITS

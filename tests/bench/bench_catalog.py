@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import logging
 import os
 import random
@@ -59,10 +60,14 @@ async def opened(base: Path, *, drain: bool) -> AsyncIterator[StorageManager]:
         yield storage
 
 
+_orders = itertools.count(4711)
+
+
 def entry() -> ErrorEntry:
-    """Return an error as an application has it in hand."""
+    """Return an error as an application has it in hand; each is of another order."""
+    order = next(_orders)
     return ErrorEntry(
-        message="payment of order 4711 refused by gateway 10.0.0.7",
+        message=f"payment of order {order} refused by gateway 10.0.0.{order % 250}",
         module="billing",
         error_code="E42",
         stack_trace=TRACE,

@@ -259,6 +259,9 @@ async def test_hooks_see_and_change_what_is_recorded(errors):
     assert recorded.entry.module == "renamed"
     assert recorded.entry.manager_context == {"host": "a1"}
     assert seen == [recorded]
+    mine = ErrorEntry(message="x", module="m", error_code="E")
+    assert (await errors.record(mine)).entry.module == "renamed"
+    assert (mine.module, mine.manager_context) == ("m", None)
 
 
 async def test_without_vectors_everything_but_similarity_works(dsn, tmp_path):
