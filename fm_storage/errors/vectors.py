@@ -17,26 +17,40 @@ __all__ = [
     "NotSynced",
     "RateLimited",
     "VectorStoreUnavailable",
+    "name_operation",
 ]
 
 
 class CollectionNotFound(StorageError, LookupError):
-    """The vector store has no collection or alias of this name."""
+    """The vector store has no collection or alias of this name.
+
+    Attributes:
+        collection: The name.
+        operation: Name of the method that needed it.
+    """
 
     def __init__(self, collection: str, *, operation: str) -> None:
-        super().__init__(
-            f"collection {collection!r}: it does not exist ({operation}); "
-            "create it with ensure_collection_exists()"
-        )
+        super().__init__(_does_not_exist(collection, operation))
         self.collection, self.operation = collection, operation
+
+
+def _does_not_exist(collection: str, operation: str) -> str:
+    return (
+        f"collection {collection!r}: it does not exist ({operation}); "
+        "create it with ensure_collection_exists()"
+    )
 
 
 class CollectionMismatch(StorageError):
     """A collection exists with another definition; nothing was changed.
 
     Attributes:
+        collection: Name of the collection.
         differences: ``{field: (asked for, found)}``.
+        operation: Name of the method that failed, where a store's call did.
     """
+
+    operation: str | None = None
 
     def __init__(
         self,
@@ -61,7 +75,10 @@ class InvalidVector(StorageError, ValueError):
         collection: Name of the collection.
         index: Position of the point in its batch, None for a query vector.
         field: ``vector`` or the name of the named vector.
+        operation: Name of the method that failed, where a store's call did.
     """
+
+    operation: str | None = None
 
     def __init__(
         self,
@@ -165,3 +182,17 @@ class RateLimited(VectorStoreUnavailable):
     ) -> None:
         super().__init__(message, operation=operation, collection=collection)
         self.retry_after = retry_after
+
+
+def name_operation(exc: Exception, operation: str) -> None:
+    """Let *exc* name the method that the user called, not a request inside it."""
+    if isinstance(
+        exc,
+        CollectionNotFound
+        | CollectionMismatch
+        | InvalidVector
+        | VectorStoreUnavailable,
+    ):
+        exc.operation = operation
+    if isinstance(exc, CollectionNotFound):
+        exc.args = (_does_not_exist(exc.collection, operation),)

@@ -21,6 +21,7 @@ from fm_storage.errors import (
     VectorStoreUnavailable,
     WrongLoop,
 )
+from fm_storage.errors.vectors import name_operation
 from fm_storage.vectors.backend import Backend
 from fm_storage.vectors.retry import Retry, Scope, call_scope
 from fm_storage.vectors.tracing import span
@@ -141,8 +142,9 @@ class StoreCalls:
                 if not deadline.expired():
                     raise
                 raise self._late(operation, collection, scope, within) from exc
-            except Exception:  # counted, and passed on
+            except Exception as exc:  # counted, named, and passed on
                 self._errors[operation] += 1
+                name_operation(exc, operation)
                 if collection is not None:
                     self._specs.pop(collection, None)
                 raise

@@ -170,7 +170,7 @@ async def test_call_in_flight_fails_typed(vector_folder: Path) -> None:
         for outcome in await asyncio.gather(*calls, return_exceptions=True):
             assert isinstance(outcome, VectorStoreUnavailable)
             assert outcome.retryable
-            assert (outcome.operation, outcome.collection) == ("upsert", "a")
+            assert (outcome.operation, outcome.collection) == ("upsert_points", "a")
         assert await store.upsert_points("a", [Point(9, [1.0, 0.0])]) == 1
 
 

@@ -10,7 +10,7 @@ import array
 import asyncio
 import enum
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -1638,6 +1638,37 @@ async def test_statistics_count_calls_and_errors(
     statistics = any_store.statistics()
     assert statistics.calls["upsert_points"] == 1
     assert statistics.errors == {"search": 1}
+
+
+async def test_errors_name_the_method_and_the_collection(
+    any_store: QdrantStore, name: str
+) -> None:
+    """Every engine names what the user called, not a request inside it."""
+    await fill(any_store, name)
+    wrong: list[tuple[type[Any], str, str, Callable[[], Awaitable[object]]]] = [
+        (CollectionNotFound, "search", "no", lambda: any_store.search("no", [1.0], 1)),
+        (CollectionNotFound, "count", "no", lambda: any_store.count("no")),
+        (
+            DimensionMismatch,
+            "upsert_points",
+            name,
+            lambda: any_store.upsert_points(name, [Point(1, [1.0])]),
+        ),
+        (
+            CollectionMismatch,
+            "ensure_collection_exists",
+            name,
+            lambda: any_store.ensure_collection_exists(name, 17),
+        ),
+    ]
+    for kind, operation, collection, call in wrong:
+        with pytest.raises(kind) as caught:
+            await call()
+        named = (caught.value.operation, caught.value.collection)
+        assert named == (operation, collection)
+        assert not caught.value.retryable
+        if kind is CollectionNotFound:
+            assert f"({operation})" in str(caught.value)
 
 
 async def test_closed_store_says_so(any_store: QdrantStore, name: str) -> None:
