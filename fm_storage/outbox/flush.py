@@ -24,7 +24,7 @@ from fm_storage.outbox.deliver import (
     said,
     unserved,
 )
-from fm_storage.outbox.queue import Queue
+from fm_storage.outbox.queue import Leases, Queue
 from fm_storage.outbox.results import DrainReport
 from fm_storage.vector_state import encode_id
 
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["drain_now", "wait_synced", "within"]
 
 _LONGEST_PAUSE = 1.0
+_STILL = 5.0
+"""Seconds without a sign of life after which leases are taken for a killed drainer's;
+a live one gives a batch back in less."""
 _SLOWEST_LOOK = 0.25
 
 
@@ -51,7 +54,8 @@ async def drain_now(
     """Deliver until nothing is left that can be, or *timeout* is over.
 
     A collection found missing is left alone for the rest of the call: nobody
-    waits for what only somebody else can mend.
+    waits for what only somebody else can mend; nor for leases that outlast the
+    call, unless they show that their drainer is alive.
 
     Raises:
         ConfigurationInvalid: The vector store is not this database's.
@@ -61,6 +65,7 @@ async def drain_now(
     problem: str | None = None
     blocked: dict[str, str] = {}
     hopeless: set[str] = set()
+    watch = _Watch(queue)
     await queue.retry_now()
     total = await queue.pending()
     while True:
@@ -94,12 +99,33 @@ async def drain_now(
         if any_taken and failure is None and left > 0:
             continue
         delivered += await courier.settle()
-        if left <= 0 or not await queue.pending(without=() if away else list(blocked)):
+        due = await queue.pending(without=() if away else list(blocked))
+        if await watch.over(due, left):
             remaining = await queue.pending()
             still = {n: why for n, why in blocked.items() if await queue.pending(n)}
-            return DrainReport(delivered, quarantined, remaining, problem, still)
+            held = (watch.seen.count, watch.seen.until)
+            return DrainReport(delivered, quarantined, remaining, problem, still, *held)
         pause = backoff(failures, min(_LONGEST_PAUSE, config.max_backoff))
         await asyncio.sleep(min(left, pause))
+
+
+class _Watch:
+    """Whether there is anything left to wait for."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self.seen = Leases()
+        self._since = lease_clock()
+
+    async def over(self, due: int, left: float) -> bool:
+        """Say so, with *due* points to deliver and *left* seconds to do it in."""
+        now = await self._queue.leases()
+        if (now.count, now.until) != (self.seen.count, self.seen.until):
+            self.seen, self._since = now, lease_clock()
+        if left <= 0 or not due:
+            return True
+        taken = now.count >= due and (now.earliest or 0.0) > left
+        return taken and lease_clock() - self._since >= _STILL
 
 
 async def _one_batch(

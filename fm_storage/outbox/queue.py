@@ -25,7 +25,7 @@ from typing import Any
 
 from fm_storage.postgres import Executor, Sql
 
-__all__ = ["Finished", "Leased", "Queue"]
+__all__ = ["Finished", "Leased", "Leases", "Queue"]
 
 
 @dataclass(slots=True)
@@ -47,6 +47,15 @@ class Leased:
     attempts: int
     due_at: datetime
     claimed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Leases:
+    """Rows on lease: how many, when the last lease ends, seconds to the first end."""
+
+    count: int = 0
+    until: datetime | None = None
+    earliest: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +213,12 @@ SELECT count(*) FROM fm_storage.vector_queue
 WHERE quarantined_at IS NULL AND NOT replay
   AND ($1::text IS NULL OR collection = $1) AND collection <> ALL ($2::text[])""")
 
+_LEASES = Sql("""
+SELECT count(*) AS count, max(due_at) AS until,
+  extract(epoch FROM min(due_at) - now())::float8 AS earliest
+FROM fm_storage.vector_queue
+WHERE leased AND due_at > now() AND quarantined_at IS NULL AND NOT replay""")
+
 _FLUSHABLE = Sql("""
 SELECT EXISTS (
   SELECT FROM fm_storage.vector_queue
@@ -308,6 +323,11 @@ class Queue:
         """Count the points that the vector store has yet to be told about."""
         count: int = await self._executor.fetchval(_PENDING, collection, list(without))
         return count
+
+    async def leases(self) -> Leases:
+        """Return what drainers have taken and not yet given back."""
+        record = await self._executor.fetchrow(_LEASES)
+        return Leases() if record is None else Leases(*record)
 
     async def flushable(self) -> bool:
         """Whether rows are due or being delivered that have not failed before."""

@@ -136,6 +136,9 @@ class DrainReport:
         problem: The last failure, if there was one.
         blocked: Why points of a collection cannot be delivered by this process
             for now, and what to do, by the collection's name.
+        leased: Of those that remain, how many another drainer has taken. If it was
+            killed, they can be delivered again once their leases end.
+        leased_until: When the last of these leases ends.
     """
 
     delivered: int
@@ -143,6 +146,8 @@ class DrainReport:
     remaining: int
     problem: str | None = None
     blocked: Mapping[str, str] = field(default_factory=dict)
+    leased: int = 0
+    leased_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

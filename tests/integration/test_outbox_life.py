@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from fm_storage.config import OutboxConfig, PostgresConfig, QdrantConfig
 from fm_storage.errors import ConfigurationInvalid, LockTimeout
 from fm_storage.hooks import ShutdownHooks
-from fm_storage.outbox import Outbox
+from fm_storage.outbox import Outbox, flush
 from fm_storage.postgres import Pool
 from fm_storage.vectors import Point, QdrantStore
 from tests.waiting import until
@@ -174,3 +175,27 @@ async def test_one_rebuild_at_a_time(pool: Pool, qdrant: QdrantStore):
     async with outbox._rebuilder._alone("things"):
         with pytest.raises(LockTimeout, match="another process is rebuilding"):
             await outbox.rebuild("things")
+
+
+async def test_drain_does_not_sit_out_the_lease_of_a_killed_drainer(
+    pool: Pool, qdrant: QdrantStore, monkeypatch: pytest.MonkeyPatch
+):
+    """It says how many points are on lease and until when; a short one it awaits."""
+    monkeypatch.setattr(flush, "_STILL", 0.3)
+    await qdrant.ensure_collection_exists("things", 2)
+    killed = Outbox(pool, qdrant, OutboxConfig(drain=False, lease=3600))
+    await killed.upsert("things", [point(1), point(2)])
+    assert len(await killed._queue.claim(10)) == 2
+    after = Outbox(pool, qdrant, OutboxConfig(drain=False))
+    await after.upsert("things", [point(3)])
+    async with asyncio.timeout(60):
+        report = await after.drain(timeout=600)
+    assert (report.delivered, report.remaining, report.leased) == (1, 2, 2)
+    assert report.leased_until is not None
+    assert report.leased_until > datetime.now(UTC) + timedelta(minutes=50)
+    await pool.execute(
+        "UPDATE fm_storage.vector_queue SET due_at = now() + interval '1 s'"
+    )
+    report = await after.drain(timeout=600)
+    assert (report.delivered, report.remaining, report.leased) == (2, 0, 0)
+    assert report.leased_until is None
