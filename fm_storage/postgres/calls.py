@@ -29,7 +29,25 @@ __all__ = ["Calls"]
 
 
 class Calls(ABC):
-    """One statement a call. See ``Executor`` for the promises."""
+    """One statement a call, on the pool, a connection or in a transaction.
+
+    ``timeout`` is in seconds and covers the whole call, waiting for a connection
+    included; None takes ``command_timeout`` and ``math.inf`` waits for ever. If a
+    call is cancelled, its statement is cancelled on the server too; whether it had
+    happened is then unknown, except in a transaction, which is rolled back.
+
+    Every verb raises:
+        QueryFailed: The server refused the statement; subclasses name the
+            condition (``DuplicateRecord``, ``LockTimeout``, …).
+        QueryTimeout: Not done in time; it was cancelled on the server.
+        InvalidRecord: A parameter does not fit its type; ``field`` is ``$n``.
+        PoolTimeout: No connection became free in time (pool only).
+        ConnectionFailed: The connection broke; a write may or may not have happened.
+        ConnectionBusy: Another task is using this connection.
+        ConnectionReleased: Used after its block.
+
+    See https://www.postgresql.org/docs/current/errcodes-appendix.html.
+    """
 
     @abstractmethod
     async def _run(
@@ -44,28 +62,60 @@ class Calls(ABC):
     async def fetch(
         self, sql: str, /, *args: Value, timeout: float | None = None
     ) -> list[Record]:
-        """Run a statement and return all its rows."""
+        """Run a statement and return all its rows.
+
+        Args:
+            sql: One statement, with ``$1`` … for values.
+            *args: The values, as the types of the statement want them.
+            timeout: Seconds for the whole call; see the class.
+
+        Raises:
+            StorageError: One of those that every verb raises; see the class.
+        """
         rows: list[Record] = await self._run(driver.fetch, sql, args, timeout)
         return rows
 
     async def fetchrow(
         self, sql: str, /, *args: Value, timeout: float | None = None
     ) -> Record | None:
-        """Run a statement and return its first row, or None."""
+        """Run a statement and return its first row, or None.
+
+        Raises:
+            StorageError: One of those that every verb raises; see the class.
+        """
         row: Record | None = await self._run(driver.fetchrow, sql, args, timeout)
         return row
 
     async def fetchval(
         self, sql: str, /, *args: Value, column: int = 0, timeout: float | None = None
     ) -> Value:
-        """Run a statement and return one value of its first row, or None."""
+        """Run a statement and return one value of its first row, or None.
+
+        None also where there is no row.
+
+        Args:
+            sql: One statement, with ``$1`` … for values.
+            *args: The values.
+            column: Which value, from 0.
+            timeout: Seconds for the whole call; see the class.
+
+        Raises:
+            StorageError: One of those that every verb raises; see the class.
+        """
         row = await self._run(driver.fetchrow, sql, args, timeout)
         return None if row is None else row[column]
 
     async def execute(
         self, sql: str, /, *args: Value, timeout: float | None = None
     ) -> str:
-        """Run a statement, or without parameters several, and return the tag."""
+        """Run a statement, or without parameters several, and return the tag.
+
+        Returns:
+            The server's command tag: ``INSERT 0 1``, ``SELECT 5``, ``CREATE TABLE``.
+
+        Raises:
+            StorageError: One of those that every verb raises; see the class.
+        """
         tag: str = await self._run(driver.execute, sql, args, timeout)
         return tag
 
@@ -77,7 +127,11 @@ class Calls(ABC):
         *,
         timeout: float | None = None,
     ) -> None:
-        """Run a statement once for each row of parameters, all or none."""
+        """Run a statement once for each row of parameters, all or none.
+
+        Raises:
+            StorageError: One of those that every verb raises; see the class.
+        """
         await self._run(driver.executemany, sql, (rows,), timeout)
 
     # Without a timeout of its own a COPY may take as long as it needs.
@@ -92,7 +146,23 @@ class Calls(ABC):
         schema: str | None = None,
         timeout: float | None = None,
     ) -> int:
-        """Write rows by COPY, all or none, and return how many."""
+        """Write rows by COPY, all or none, and return how many.
+
+        If cancelled, nothing is written.
+
+        Args:
+            table: The table.
+            columns: Its columns, in the order of each record's values.
+            records: The rows, or an async iterable of them: bounded memory.
+            schema: The table's schema, if not the search path's.
+            timeout: Seconds; None is for ever.
+
+        Raises:
+            InvalidRecord: A value does not fit its column.
+            QueryFailed: The server refused a row.
+
+        See https://www.postgresql.org/docs/current/sql-copy.html.
+        """
         job = copying.Copy(table, schema=schema, columns=columns, records=records)
         done: int = await self._run(
             job.run, job.sql, (), math.inf if timeout is None else timeout
