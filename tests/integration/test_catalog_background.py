@@ -134,6 +134,20 @@ async def test_while_the_server_is_away_all_goes_to_the_spool(queue):
     assert made.recorder.spooled()[-1] == "afterwards"
 
 
+async def test_what_cannot_be_rendered_leaves_no_file_behind(queue, caplog):
+    """A batch of nothing else: it is logged, and the queue is idle again."""
+    made = queue()
+    made.recorder.away = True
+
+    def broken():
+        raise RuntimeError("no draft")
+
+    made.queue.put(broken)
+    assert await asyncio.to_thread(made.queue.flush, 20)
+    assert "could not be rendered" in caplog.text
+    assert not made.recorder.spool.folder.exists()
+
+
 async def test_closing_ends_the_wait_and_keeps_what_waited(queue):
     """Nobody waits out a hanging statement: the rest is on disk when it returns."""
     made = queue()

@@ -128,6 +128,44 @@ async def test_lines_are_taken_from_any_iterable(errors):
     assert (await errors.ingest([])).lines == 0
 
 
+async def test_lines_that_arrive_slowly_are_stored_before_the_last_has_come(
+    errors, storage, monkeypatch
+):
+    """A stream of lines may never end; what has come is stored in batches."""
+    monkeypatch.setattr(ingest, "_ASYNC_CHUNK", 50)
+    stored = asyncio.Event()
+    done: list[int] = []
+
+    def progress(read, total):
+        assert total is None
+        done.append(read)
+        stored.set()
+
+    async def arriving():
+        for line in LINES[:400]:
+            yield line
+        await asyncio.wait_for(stored.wait(), 60)
+        assert await storage.error_entries.count() >= 100
+        for line in LINES[400:]:
+            yield line
+
+    report = await errors.ingest(arriving(), batch_size=100, progress=progress)
+    assert (report.entries, report.added, report.unparsed) == (500, 500, 0)
+    assert done[-1] == report.bytes == len("".join(LINES).encode())
+    assert len(done) >= 4
+    assert (await errors.ingest(LINES)).added == 0
+
+
+async def test_a_line_without_end_is_cut_and_counted(errors, tmp_path):
+    """A file of one line must not fill the memory; the report says what was done."""
+    path = tmp_path / "endless.log"
+    path.write_text(LINES[1].rstrip("\n") + "x" * 3_000_000 + "\n" + LINES[2])
+    report = await errors.ingest(path)
+    assert report.truncated
+    assert f"{report.truncated} lines cut" in str(report)
+    assert report.added == report.entries >= 2
+
+
 async def test_what_is_asked_for_is_kept_and_the_rest_counted(errors):
     """A least severity, a module for nameless lines."""
     report = await errors.ingest([*LINES, "ERROR:plain:x\n"], severity="error")
