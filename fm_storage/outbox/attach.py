@@ -136,10 +136,12 @@ class Attachment:
             if count:
                 _log.warning("the vector store was emptied; %d points again", count)
         elif standing is Standing.KNOWN:
+            left = await self._interrupted.exchanges()  # mended when they end
             for name in await collections_of(self._pool):
-                if await self._reconciler.short(name):
+                if name not in left and await self._reconciler.short(name):
                     report = await self._reconciler.repair(name)
-                    _log.warning("%s had lost points: %s", name, report.verification)
+                    mended = dict(report.verification.counts) or "nothing"
+                    _log.warning("%s held too few points; mended %s", name, mended)
         await self._marker.save()
 
     async def _heal(self, found: Position | None) -> None:

@@ -74,6 +74,13 @@ class Interrupted:
         self._pool = pool
         self._rebuilder = rebuilder
         self._spec_of = spec_of
+        self._hopeless: set[str] = set()  # by _end(), said once
+
+    async def exchanges(self) -> set[str]:
+        """Return the names whose exchange has begun and not ended."""
+        return {
+            one.collection for one in await unfinished(self._pool) if one.exchanging
+        }
 
     async def at_start(self) -> None:
         """End what cannot wait, and say what can.
@@ -100,6 +107,8 @@ class Interrupted:
 
         Returns whether the name means a complete collection again.
         """
+        if collection in self._hopeless:
+            return False
         for one in await unfinished(self._pool):
             if one.collection == collection and one.exchanging and not one.under_way:
                 return await self._end(one)
@@ -119,6 +128,7 @@ class Interrupted:
         except StorageError as exc:
             if exc.retryable:
                 raise
+            self._hopeless.add(one.collection)
             _log.warning(
                 "%s is not rebuilt: %s; 'fm-storage outbox rebuild %s' goes on",
                 one.collection,

@@ -126,6 +126,32 @@ async def test_drain_on_demand_ends_the_exchange_and_delivers(
     await whole(outbox, store)
 
 
+async def test_exchange_that_cannot_be_ended_is_named_and_holds_up_nobody(
+    dsn: str,
+    pool: Pool,
+    store: QdrantStore,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+):
+    """Somebody deleted the target too, and nobody knows a definition."""
+    await killed(dsn, pool, store, tmp_path, BETWEEN)
+    (target,) = await store.list_collections()
+    await store.delete_collection(target)
+    await store.ensure_collection_exists("others", 2)
+    outbox = Outbox(pool, store, QUIET)
+    await outbox.upsert("others", [Point(1, [1.0, 2.0], {})])
+    await outbox.upsert("things", [Point(5001, [1.0, 2.0], {})])
+    with caplog.at_level(logging.WARNING, "fm_storage.outbox"):
+        report = await outbox.drain(timeout=60)
+    assert (report.delivered, report.remaining) == (1, 1)
+    assert "'things' does not exist in the vector store" in report.blocked["things"]
+    assert caplog.text.count("things is not rebuilt: collection 'things'") == 1
+    spec = CollectionConfig(size=2)
+    assert (await outbox.rebuild("things", spec=spec)).resumed
+    assert (await outbox.drain(timeout=60)).remaining == 0
+    assert await store.count("things") == STABLE + 1
+
+
 class Zeros:
     """Embeds every text alike."""
 
