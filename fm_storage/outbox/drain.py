@@ -15,7 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from fm_storage.errors import ConfigurationInvalid
+from fm_storage.errors import ConfigurationInvalid, StorageError
 from fm_storage.outbox.deliver import Courier, Outcome, backoff, lease_clock, said
 from fm_storage.outbox.queue import Leased, Queue
 
@@ -126,7 +126,9 @@ class Drainer:
                 self.state = DrainerState.WAITING
                 self.problem = said(exc)
                 level = logging.DEBUG if self._failures else logging.WARNING
-                _log.log(level, "the outbox waits: %s", self.problem, exc_info=exc)
+                # Ours say what and what to do; where others came from must be shown.
+                trace = None if isinstance(exc, StorageError) else exc
+                _log.log(level, "the outbox waits: %s", self.problem, exc_info=trace)
                 pause = backoff(self._failures, self._config.max_backoff)
                 self._failures += 1
                 await asyncio.sleep(pause)
