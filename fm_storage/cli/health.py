@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["health"]
 
+_LONGEST = 400
+"""Characters of a detail: its remedy comes last, and a table folds it."""
 _STYLES = {"ok": "green", "degraded": "yellow", "down": "bold red", "off": "dim"}
 
 
@@ -69,7 +71,9 @@ def health(settings: Settings, timeout: float, *, as_json: bool) -> None:
         for part in found.parts:
             latency = "" if part.latency is None else f"{part.latency * 1000:.1f} ms"
             status = Text(part.status, style=_STYLES[part.status])
-            table.add_row(part.name, status, latency, plain(part.detail, limit=80))
+            table.add_row(
+                part.name, status, latency, plain(part.detail, limit=_LONGEST)
+            )
         console().print(table)
     if not found.ok:
         raise click.exceptions.Exit(1)

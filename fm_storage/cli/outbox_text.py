@@ -123,6 +123,13 @@ def show_drained(done: DrainReport) -> None:
     )
     for collection, why in sorted(done.blocked.items()):
         out.print(plain(f"{collection} waits: {why}"), soft_wrap=True)
+    if done.leased:
+        end = done.leased_until and f" until {done.leased_until:%H:%M:%S %Z}"
+        out.print(
+            f"{done.leased:,} of them are another drainer's{end or ''}: one that was "
+            "killed keeps what it had taken for so long (outbox.lease)",
+            soft_wrap=True,
+        )
     if done.remaining and done.problem and done.problem not in done.blocked.values():
         out.print(plain(f"last failure: {done.problem}"), soft_wrap=True)
     if done.quarantined:

@@ -257,9 +257,14 @@ class Connector:
         if isinstance(exc, (asyncpg.ClientConfigurationError, ValueError)):
             return ConfigurationInvalid("postgres.dsn", f"{exc}; correct the DSN")
         why = exc.strerror if isinstance(exc, OSError) else None
+        remedy = "is the server running, and is the address right?"
+        if self._config.embedded:
+            remedy = (
+                "the embedded server has ended; the next manager that opens on its "
+                "folder starts it again"
+            )
         return ConnectionFailed(
-            f"{self.server}: {why or str(exc) or type(exc).__name__}; is the server "
-            "running, and is the address right?"
+            f"{self.server}: {why or str(exc) or type(exc).__name__}; {remedy}"
         )
 
 

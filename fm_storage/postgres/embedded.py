@@ -261,7 +261,10 @@ class EmbeddedPostgres:
             if full
             else "choose a folder that this user may write to"
         )
-        return EmbeddedFailed(f"embedded PostgreSQL: {self.folder}: {exc}; {remedy}")
+        where = exc.filename or self.folder
+        return EmbeddedFailed(
+            f"embedded PostgreSQL: {where}: {exc.strerror or exc}; {remedy}"
+        )
 
 
 def _python() -> str | None:

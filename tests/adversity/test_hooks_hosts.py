@@ -175,7 +175,10 @@ async def test_the_loops_end_closes_a_manager_without_a_warning(
     )
     view = await process.line()
     assert await process.wait() == 0
-    assert await process.errors() == ""
+    said = await process.errors()
+    # On a busy machine the development mode tells of tasks that took long.
+    assert "Warning" not in said
+    assert "Traceback" not in said
     assert await pool.fetchval("SELECT to_regclass($1)", view) is None
 
 

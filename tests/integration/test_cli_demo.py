@@ -148,6 +148,24 @@ async def test_health_names_what_is_down_and_asks_the_rest(
     assert "s3cret" not in out
 
 
+async def test_health_shows_a_part_s_remedy_whole(
+    environment: dict[str, str], tmp_path: Path
+):
+    """A detail is folded, not cut: what to do comes last."""
+    (tmp_path / "file").write_text("in the way")
+    code, out, err = await _run(
+        "-m",
+        "fm_storage",
+        "health",
+        environment=environment | {"FM_STORAGE_POSTGRES__DSN": "embedded:file"},
+        cwd=tmp_path,
+    )
+
+    assert (code, err) == (1, "")
+    assert "Not a directory; choose a folder" in " ".join(out.split())
+    assert "…" not in out
+
+
 @pytest.mark.timeout(120)
 async def test_a_vector_store_that_is_away_is_named_within_seconds(
     environment: dict[str, str], tmp_path: Path

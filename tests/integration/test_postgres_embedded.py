@@ -13,10 +13,13 @@ import asyncpg
 import psycopg
 import pytest
 
-from fm_storage.errors import EmbeddedFailed
+from fm_storage.config import PostgresConfig
+from fm_storage.errors import ConnectionFailed, EmbeddedFailed
+from fm_storage.postgres import Pool
 from fm_storage.postgres.embedded import EmbeddedPostgres
 from fm_storage.postgres.embedded_cluster import Postmaster
 from tests.fix_process import Child
+from tests.waiting import LONG
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -160,6 +163,27 @@ async def test_server_stays_for_a_user_who_comes_back_in_time(
         await asyncio.sleep(2.5)
         assert running(folder) == pid
     assert running(folder) is None
+
+
+async def test_a_server_that_ends_under_a_pool_is_told_and_started_by_the_next(
+    embedded_folder: Path,
+) -> None:
+    """Somebody stopped it: the message says what starts it; the pool goes on then."""
+    own = PostgresConfig(dsn=f"embedded:{embedded_folder}", acquire_timeout=0.5)
+    async with EmbeddedPostgres(embedded_folder) as dsn, Pool(own, dsn=dsn) as pool:
+        assert await pool.fetchval("SELECT 1") == 1
+        server = running(embedded_folder)
+        assert server is not None
+        os.kill(server, signal.SIGINT)
+        await until(lambda: running(embedded_folder) is None, LONG)
+        said = ""
+        while "no connection" not in said:  # the first meets a line that breaks
+            with pytest.raises(ConnectionFailed) as caught:
+                await pool.fetchval("SELECT 1")
+            said = str(caught.value)
+        assert "has ended; the next manager that opens on its folder starts" in said
+        async with EmbeddedPostgres(embedded_folder):
+            assert await pool.fetchval("SELECT 1", timeout=LONG) == 1
 
 
 @pytest.mark.parametrize("left", ["killed", "pid of another process"])

@@ -155,8 +155,13 @@ def test_programs_that_fail_are_quoted_with_a_remedy(
 async def test_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
     """A file in the way, as any refusal of the system, becomes a typed error."""
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(EmbeddedFailed, match="choose a folder"):
-        await EmbeddedPostgres(tmp_path / "file" / "pg").open()
+    folder = tmp_path / "file" / "pg"
+    with pytest.raises(EmbeddedFailed) as caught:
+        await EmbeddedPostgres(folder).open()
+    assert str(caught.value) == (
+        f"embedded PostgreSQL: {folder}: Not a directory; "
+        "choose a folder that this user may write to"
+    )
 
 
 async def test_server_in_another_container_is_joined(

@@ -23,6 +23,7 @@ from fm_storage.cli.common import (
     report,
     run,
 )
+from fm_storage.cli.outbox_text import show_drained
 from fm_storage.errors import (
     CollectionNotFound,
     ConfigurationInvalid,
@@ -31,6 +32,7 @@ from fm_storage.errors import (
     RecordNotFound,
     StorageError,
 )
+from fm_storage.outbox import DrainReport
 
 HOSTILE = (
     "\x1b[31mred\x1b[0m [bold]markup[/] \x1b]0;title\x07 bell\x07 \u202eesrever \x9b"
@@ -123,6 +125,20 @@ def test_json_understands_what_commands_print(capsys: pytest.CaptureFixture[str]
     print_json({"at": datetime(2026, 1, 2, tzinfo=UTC), "path": Path("/x")})
 
     assert '"2026-01-02T00:00:00+00:00"' in capsys.readouterr().out
+
+
+def test_a_drain_says_that_the_rest_is_another_drainers(
+    capsys: pytest.CaptureFixture[str],
+):
+    """One that was killed holds its batch for as long as its lease."""
+    until = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    show_drained(DrainReport(56, 0, 64, leased=64, leased_until=until))
+    show_drained(DrainReport(1, 0, 0))
+
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "56 delivered, 0 set aside, 64 left"
+    assert said[1].startswith("64 of them are another drainer's until 03:04:05 UTC: ")
+    assert said[2:] == ["1 delivered, 0 set aside, 0 left"]
 
 
 def test_settings_come_from_where_the_command_line_says(tmp_path: Path):
