@@ -99,11 +99,18 @@ class ConnectionBusy(StorageError):
 
 
 class WrongLoop(StorageError):
-    """An object was used from an event loop other than the one it opened on."""
+    """An object was used from an event loop other than the one it opened on.
 
-    def __init__(self, owner: str) -> None:
+    Or opened where no event loop of asyncio runs, as under trio.
+    """
+
+    def __init__(self, owner: str, *, none_runs: bool = False) -> None:
         super().__init__(
-            f"{owner}: it was opened on another event loop; open one per loop, "
+            f"{owner}: no event loop of asyncio runs here; open it under "
+            "asyncio.run(), uvloop.run() or anyio's asyncio backend (trio is not "
+            "supported)"
+            if none_runs
+            else f"{owner}: it was opened on another event loop; open one per loop, "
             "or hand the call over with asyncio.run_coroutine_threadsafe()"
         )
 

@@ -91,7 +91,10 @@ class ManagerLife(Opened, Hosted):
             )
         if self._pid != os.getpid():
             raise ForkedProcess("storage manager")
-        self._loop = asyncio.get_running_loop()
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise WrongLoop("storage manager", none_runs=True) from None
         self._life = _Life.OPENING
         self.hooks.arm(self._close_quietly)
         try:

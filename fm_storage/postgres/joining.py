@@ -6,8 +6,11 @@ perhaps its own transaction, and leaves exactly as it came.
 
 from __future__ import annotations
 
+import math
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import asyncpg
 
 from fm_storage.errors import ConfigurationInvalid
 from fm_storage.postgres.codecs import foreign_codecs
@@ -23,13 +26,34 @@ from fm_storage.postgres.transaction import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    import asyncpg
-
     from fm_storage.config import PostgresConfig
 
-__all__ = ["join"]
+__all__ = ["adopted", "join"]
 
 T = TypeVar("T", bound=Transaction)
+
+
+def adopted(made: object, *, purpose: str) -> Connection:
+    """Return what a function of the caller's gave, as a connection to be closed.
+
+    Raises:
+        ConfigurationInvalid: It is no connection.
+    """
+    if isinstance(made, Connection):
+        return made
+    raw = getattr(made, "_con", made)  # what the driver's pool hands out is a proxy
+    if not isinstance(raw, asyncpg.Connection):
+        raise ConfigurationInvalid(
+            "provider",
+            f"it gave a {type(made).__name__}; return a connection, of "
+            "asyncpg.connect() or Pool.connect()",
+        )
+    return Connection(
+        Link(raw, generation=0, expires=math.inf),
+        owner=purpose,
+        command_timeout=60.0,
+        dedicated=True,
+    )
 
 
 @asynccontextmanager

@@ -6,14 +6,15 @@ way to get a dedicated one.
 
 from __future__ import annotations
 
-import math
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
-from fm_storage.errors import ConfigurationInvalid
+from fm_storage.errors import ConfigurationInvalid, ConnectionFailed
 from fm_storage.postgres import Connection, Pool
-from fm_storage.postgres.link import Link
+from fm_storage.postgres.errors import translate
+from fm_storage.postgres.joining import adopted
 
 __all__ = ["Provider", "Source", "source_of"]
 
@@ -78,15 +79,26 @@ class _FromFunction:
 
     async def dedicated(self, purpose: str, dsn: str | None) -> Connection:
         del dsn
-        made = await self._make()
-        if isinstance(made, Connection):
-            return made
-        return Connection(
-            Link(made, generation=0, expires=math.inf),
-            owner=purpose,
-            command_timeout=60.0,
-            dedicated=True,
-        )
+        waiting: object = self._make()
+        if not inspect.isawaitable(waiting):
+            raise ConfigurationInvalid(
+                "provider",
+                f"it returned a {type(waiting).__name__}, not an awaitable; give an "
+                "async function that returns a connection",
+            )
+        try:
+            made = await waiting
+        except OSError as exc:
+            raise ConnectionFailed(
+                f"session provider: it made no connection ({exc}); is the server "
+                "running, and is the address right?"
+            ) from exc
+        except Exception as exc:  # the driver's own become ours
+            error = translate(exc, owner="session provider")
+            if error is exc:
+                raise
+            raise error from exc
+        return adopted(made, purpose=purpose)
 
 
 def source_of(provider: Provider) -> Source:

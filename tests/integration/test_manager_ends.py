@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fm_storage import StorageClosed, StorageConfig, StorageManager
+from fm_storage import StorageClosed, StorageConfig, StorageManager, WrongLoop
 from fm_storage.manager import Health, PartHealth
 from fm_storage.manager.health import probe
 from tests.fix_process import Child
@@ -193,3 +193,10 @@ async def test_a_failing_hook_hides_nothing_that_ended_the_block(
     with pytest.raises(ExceptionGroup) as caught:
         await storage.aclose()
     assert caught.group_contains(ValueError, match="of the hook")
+
+
+def test_without_a_loop_of_asyncio_it_says_so():
+    """As under trio: what is missing, and what to run it with."""
+    opening = StorageManager(StorageConfig(data_dir=Path("unused"))).__aenter__()
+    with pytest.raises(WrongLoop, match="trio is not supported"):
+        opening.send(None)

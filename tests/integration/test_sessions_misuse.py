@@ -6,14 +6,19 @@ import asyncio
 import os
 import warnings
 from collections.abc import Awaitable, Callable
+from functools import partial
 
+import asyncpg
 import pytest
 
+from fm_storage.config import SessionConfig
 from fm_storage.errors import (
     ConfigurationInvalid,
+    ConnectionFailed,
     ForkedProcess,
     InvalidName,
     InvalidRecord,
+    StorageError,
     WrongLoop,
 )
 from fm_storage.postgres import Pool
@@ -73,6 +78,45 @@ async def test_a_forked_child_drops_nothing(pool: Pool):
         assert os.waitstatus_to_exitcode(status) == 7
         assert session.get_session_views() == [str(view)]
         assert await pool.fetchval(f"SELECT one FROM {view}") == 1  # noqa: S608 - ours
+
+
+async def _gives(made: object) -> object:
+    return made
+
+
+async def _refused() -> object:
+    raise ConnectionRefusedError(111, "refused")
+
+
+@pytest.mark.parametrize(
+    ("provider", "error", "said"),
+    [
+        (lambda: 7, ConfigurationInvalid, "returned a int, not an awaitable"),
+        (partial(_gives, 7), ConfigurationInvalid, "gave a int"),
+        (partial(_gives, None), ConfigurationInvalid, "gave a NoneType"),
+        (_refused, ConnectionFailed, "made no connection .*refused"),
+        (partial(asyncpg.connect, "http://no"), StorageError, "session provider"),
+    ],
+    ids=["not async", "a number", "nothing", "refused", "the driver's"],
+)
+async def test_what_gives_no_connection_is_named(provider, error, said):
+    """A provider's failures are typed, and the session still closes."""
+    config = SessionConfig(reap_interval=0)
+    session = PostgresSessionManager(provider, config=config)
+    with pytest.raises(error, match=said):
+        await session.create_view("SELECT 1 AS one")
+    await session.aclose()
+
+
+async def test_a_connection_of_the_drivers_pool_will_do(dsn):
+    """Its proxy is looked through."""
+    async with (
+        asyncpg.create_pool(dsn) as lender,
+        PostgresSessionManager(lender.acquire) as session,
+    ):
+        view = await session.create_view("SELECT $1::int AS one", 1)
+        assert session.get_session_views() == [str(view)]
+        assert await session.cleanup_session_views() == 1
 
 
 @pytest.mark.parametrize("name", ["", "a\0b", "x" * 64, 5], ids=repr)
