@@ -194,7 +194,7 @@ class Background:
     async def _stored(self, errors: Sequence[Draft | Prepared]) -> None:
         try:
             await self._store(errors)
-        except BaseException:
+        except BaseException:  # kept on disk, then passed on
             # Closing, or cancelled at the loop's end: the disk is still there.
             await asyncio.to_thread(self._spool, errors, sync=True)
             raise
