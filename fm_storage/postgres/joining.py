@@ -71,9 +71,19 @@ async def join(
 
     If the block fails and the rollback does too, *raw* is closed: it could
     otherwise go on inside a transaction that its owner believes to be over.
+
+    Raises:
+        ConfigurationInvalid: *raw* is no connection of the driver's, or is in a
+            transaction already and options of one were given.
     """
     begin = begin_sql(isolation=isolation, readonly=readonly, deferrable=deferrable)
     raw = getattr(raw, "_con", raw)  # what the driver's pool hands out is a proxy
+    if not isinstance(raw, asyncpg.Connection):
+        raise ConfigurationInvalid(
+            "connection",
+            f"is a {type(raw).__name__}; give a connection of asyncpg's, or leave it "
+            "out to borrow one of the pool's",
+        )
     link = Link(raw, foreign=True)
     outer = Connection(
         link,

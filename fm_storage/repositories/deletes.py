@@ -10,9 +10,15 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from fm_storage.errors import ConfigurationInvalid, RecordNotFound, StaleRecord
+from fm_storage.errors import (
+    ConfigurationInvalid,
+    InvalidRecord,
+    RecordNotFound,
+    StaleRecord,
+)
 from fm_storage.repositories.changes import Change
 from fm_storage.repositories.entity import Stored
+from fm_storage.repositories.filters import Filter
 from fm_storage.repositories.updates import Updates
 from fm_storage.repositories.writer import one
 
@@ -83,9 +89,15 @@ class Deletes(Updates[M]):
         With ``deleted=`` they stay and can be restored, as by ``delete()``.
 
         Raises:
-            InvalidRecord: A key cannot be one of this table; nothing was sent.
+            InvalidRecord: A key cannot be one of this table, or a filter was given
+                in place of keys; nothing was sent.
             ForeignKeyViolated: Other rows refer to one of them; none is deleted.
         """
+        if isinstance(keys, Filter):
+            raise InvalidRecord(
+                f"{self.entity.name}: delete_many() takes keys, not a filter; give "
+                "those of the records that find_many() returns"
+            )
         wanted = list(keys)
         if not wanted:
             return 0

@@ -334,9 +334,19 @@ def where(field: str) -> Field:
 def where_sql(
     entity: Entity[Any], filters: Sequence[Filter], parameters: Parameters
 ) -> str:
-    """Return ``WHERE``, or nothing for no filters."""
+    """Return ``WHERE``, or nothing for no filters.
+
+    Raises:
+        InvalidRecord: One of them is no filter, but SQL perhaps.
+    """
     if not filters:
         return ""
+    for item in filters:
+        if not isinstance(item, Filter):
+            raise InvalidRecord(
+                f"{entity.name}: {item!r} is no filter; write one as "
+                "where('field') == value"
+            )
     return " WHERE " + " AND ".join(item.sql(entity, parameters) for item in filters)
 
 

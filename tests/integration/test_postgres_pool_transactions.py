@@ -268,3 +268,10 @@ async def test_a_borrowed_asyncpg_connection_is_joined(pool, empty_dsn):
         ):
             await tx.execute("INSERT INTO t VALUES (4)")
         assert await ids(pool) == [1, 3, 4]
+
+
+async def test_what_is_no_connection_cannot_be_joined(pool):
+    """The refusal names what was given, before anything is sent."""
+    with pytest.raises(ConfigurationInvalid, match="connection: is a int"):
+        async with pool.transaction(connection=5):
+            pass

@@ -317,3 +317,17 @@ def test_importing_the_room_loads_no_model_library_but_its_own():
     """Msgspec is recognised without being imported."""
     module = sys.modules["fm_storage.repositories.models"]
     assert "msgspec" not in vars(module)
+
+
+async def test_sql_in_place_of_a_filter_is_refused(products):
+    """The refusal shows how a filter is written."""
+    for asks in (products.find_many, products.count, products.exists):
+        with pytest.raises(InvalidRecord, match="where"):
+            await asks("price = 3")
+
+
+async def test_delete_many_takes_keys_not_a_filter(products):
+    """A filter in their place says so, and deletes nothing."""
+    with pytest.raises(InvalidRecord, match="takes keys, not a filter"):
+        await products.delete_many(where("price") == 1)
+    assert await products.count() == 2
