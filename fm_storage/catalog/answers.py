@@ -28,7 +28,7 @@ from fm_storage.catalog.similarity import (
 )
 from fm_storage.catalog.store import CatalogStore
 from fm_storage.catalog.tail import tail_errors
-from fm_storage.errors import CollectionNotFound, StorageError
+from fm_storage.errors import CollectionNotFound, InvalidRecord, StorageError
 from fm_storage.repositories import ErrorEntry, Severity
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ class Answers(ABC):
             order: ``count``, ``last_seen`` or ``first_seen`` (newest first).
         """
         self._opened_store()
+        _refuse_unclear(limit, since=since, until=until)
         return await fetch_groups(
             self.storage.pool,
             limit=limit,
@@ -170,10 +171,12 @@ class Answers(ABC):
             since: Only errors from then on.
 
         Raises:
+            InvalidRecord: *limit* is below one, or *since* has no zone.
             ConfigurationInvalid: Vectors are switched off (``qdrant=None``).
             VectorStoreUnavailable: The vector store does not answer.
         """
         catalogue = self._opened_store()
+        _refuse_unclear(limit, since=since)
         vectorizer, collection = self._recorder.vectors()
         await self._recorder.wait_fresh()
         text, own = question_of(error.entry if isinstance(error, Recorded) else error)
@@ -226,6 +229,7 @@ class Answers(ABC):
             limit: Groups in each part.
         """
         self._opened_store()
+        _refuse_unclear(limit, since=since, until=until)
         with_vectors = self.storage.config.qdrant is not None
         return await make_report(
             self._analyzer,
@@ -297,3 +301,16 @@ class Answers(ABC):
             progress=progress,
             delivered=self._recorder.written,
         )
+
+
+def _refuse_unclear(limit: int, **times: datetime | None) -> None:
+    """Refuse a number that asks for nothing, and a time of no known zone."""
+    if limit < 1:
+        raise InvalidRecord(f"limit is {limit}; give an integer from 1", field="limit")
+    for name, moment in times.items():
+        if moment is not None and moment.tzinfo is None:
+            raise InvalidRecord(
+                f"{name} is {moment}, without a zone; give a time with one "
+                "(datetime.now(UTC) - timedelta(days=7))",
+                field=name,
+            )

@@ -17,12 +17,7 @@ from fm_storage.catalog.groups import hex_of, number_of
 from fm_storage.catalog.prepared import prepare
 from fm_storage.catalog.store import CatalogStore
 from fm_storage.config import StorageConfig
-from fm_storage.errors import (
-    ConfigurationInvalid,
-    InvalidRecord,
-    StorageClosed,
-    WrongLoop,
-)
+from fm_storage.errors import ConfigurationInvalid, InvalidRecord, StorageClosed
 from fm_storage.manager import StorageManager
 from fm_storage.repositories import ErrorEntry, Severity
 
@@ -286,25 +281,6 @@ async def test_a_manager_is_used_between_open_and_close(storage):
     await errors.aclose()
     with pytest.raises(StorageClosed, match="closed"):
         await errors.record("y", module="m")
-
-
-async def test_a_manager_is_closed_on_its_own_loop(errors):
-    """From another one it was marked as closed, and what ran went on running."""
-    await errors.record("x", module="m")
-
-    def elsewhere():
-        asyncio.run(errors.aclose())
-
-    with pytest.raises(WrongLoop, match="error manager"):
-        await asyncio.to_thread(elsewhere)
-    assert (await errors.record("y", module="m")).durable
-
-
-@pytest.mark.parametrize("storage", [None, 5, "postgresql://localhost"])
-def test_an_error_manager_says_what_it_needs(storage):
-    """It was an AttributeError about something inside."""
-    with pytest.raises(ConfigurationInvalid, match="give a StorageManager"):
-        ErrorManager(storage)
 
 
 async def test_purge_takes_rows_groups_and_vectors(errors, storage):
