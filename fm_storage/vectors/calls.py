@@ -55,9 +55,11 @@ class Life(Enum):
 class StoreCalls:
     """State of a store, and how one public call is run."""
 
-    def __init__(self, config: QdrantConfig, *, folder: Path | None = None) -> None:
+    def __init__(
+        self, config: QdrantConfig, *, folder: str | os.PathLike[str] | None = None
+    ) -> None:
         self.config = config
-        self.folder = folder
+        self.folder = None if folder is None else Path(folder)
         # Changed by open() and aclose() only.
         self._life = Life.NEW
         self._loop: asyncio.AbstractEventLoop | None = None

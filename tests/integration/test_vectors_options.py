@@ -100,7 +100,7 @@ async def test_several_rows_are_no_vector(qdrant: QdrantStore) -> None:
 
 async def test_store_opens_once_and_closes_twice(vector_folder: Path) -> None:
     """Opening an open store and closing a closed one change nothing."""
-    store = QdrantStore(FAST, folder=vector_folder)
+    store = QdrantStore(FAST, folder=str(vector_folder))  # text is a path, too
     await store.open()
     await store.open()
     assert store.native is None
