@@ -22,6 +22,8 @@ from fm_storage.catalog.grouping import group_ungrouped
 from fm_storage.catalog.groups import ErrorGroup, Order, fetch_groups, hex_of, number_of
 from fm_storage.catalog.prepared import RANKS
 from fm_storage.catalog.store import SEVERITY_OF_RANK
+from fm_storage.catalog.unclear import refuse_unclear, span_of
+from fm_storage.errors import InvalidRecord
 from fm_storage.repositories import ErrorEntry, Severity
 
 if TYPE_CHECKING:
@@ -42,14 +44,16 @@ class Analyzer:
     """Counts, timelines and relations of errors; ``ErrorManager.analyzer``.
 
     Every method takes ``since`` (from then on) and ``until`` (before then), both
-    aware, and ``severity`` (at least so bad).
+    aware, and ``severity`` (at least so bad); a time without a zone, a limit below
+    one or a span of nothing is ``InvalidRecord``. Spans may be given in seconds.
     """
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
-    async def _pool(self) -> Pool:
+    async def _pool(self, limit: int = 1, **times: datetime | None) -> Pool:
         """Return the pool, once everything in the catalogue has its group."""
+        refuse_unclear(limit, **times)
         await group_ungrouped(self._storage.pool)
         return self._storage.pool
 
@@ -61,7 +65,7 @@ class Analyzer:
         severity: Severity | None = None,
     ) -> Totals:
         """Return how many errors and groups there are, and their period."""
-        row = await (await self._pool()).fetchrow(
+        row = await (await self._pool(since=since, until=until)).fetchrow(
             questions.TOTALS, since, until, _rank(severity), timeout=_SCAN_TIMEOUT
         )
         assert row is not None  # noqa: S101 - an aggregate has one row
@@ -76,7 +80,7 @@ class Analyzer:
         severity: Severity | None = None,
     ) -> list[Pattern]:
         """Return the commonest messages, without their variable parts."""
-        rows = await (await self._pool()).fetch(
+        rows = await (await self._pool(limit, since=since, until=until)).fetch(
             questions.PATTERNS,
             since,
             until,
@@ -114,8 +118,11 @@ class Analyzer:
         Names come commonest first; severities, hours (00 to 23, UTC) and weekdays
         (1 is Monday) in their order.
         """
-        statement = questions.BY_NAME.get(by) or questions.BY_PART[by]
-        rows = await (await self._pool()).fetch(
+        statement = questions.BY_NAME.get(by) or questions.BY_PART.get(by)
+        if statement is None:
+            names = ", ".join([*questions.BY_NAME, *questions.BY_PART])
+            raise InvalidRecord(f"by is {by!r}; give one of {names}", field="by")
+        rows = await (await self._pool(limit, since=since, until=until)).fetch(
             statement, since, until, _rank(severity), limit, timeout=_SCAN_TIMEOUT
         )
         name = {"severity": _name_of_rank, "hour": "{:02}".format}.get(by, str)
@@ -141,7 +148,7 @@ class Analyzer:
         if totals.first is None or totals.last is None:
             return []
         width = bucket or _width(totals.last - totals.first)
-        rows = await (await self._pool()).fetch(
+        rows = await (await self._pool(since=since, until=until)).fetch(
             questions.TIMELINE,
             since,
             until,
@@ -194,7 +201,7 @@ class Analyzer:
         severity: Severity | None = None,
     ) -> dict[str, list[int]]:
         """Return the errors of each hour of the day (UTC), of the commonest modules."""
-        rows = await (await self._pool()).fetch(
+        rows = await (await self._pool(limit, since=since, until=until)).fetch(
             questions.HEAT, since, until, _rank(severity), limit, timeout=_SCAN_TIMEOUT
         )
         found: dict[str, list[int]] = {}
@@ -214,7 +221,7 @@ class Analyzer:
 
         With *severity*, groups that had never been so bad before.
         """
-        pool = await self._pool()
+        pool = await self._pool(limit, moment=moment, until=until)
         rows = await pool.fetch(
             questions.NEW,
             moment,
@@ -240,7 +247,7 @@ class Analyzer:
         severity: Severity | None = None,
     ) -> int:
         """Return how many groups ``new_since()`` would have without a limit."""
-        found: int = await (await self._pool()).fetchval(
+        found: int = await (await self._pool(moment=moment, until=until)).fetchval(
             questions.NEW_COUNT,
             moment,
             until,
@@ -270,15 +277,15 @@ class Analyzer:
 
     async def growing(
         self,
-        window: timedelta,
+        window: timedelta | float,
         *,
         until: datetime | None = None,
         limit: int = 10,
         severity: Severity | None = None,
     ) -> list[Growth]:
         """Return groups more frequent in the last *window* than in the one before."""
-        end = until or datetime.now(UTC)
-        rows = await (await self._pool()).fetch(
+        end, window = until or datetime.now(UTC), span_of(window, "window")
+        rows = await (await self._pool(limit, until=until)).fetch(
             questions.GROWTH,
             end - 2 * window,
             end - window,
@@ -302,7 +309,7 @@ class Analyzer:
 
     async def correlations(
         self,
-        window: timedelta = timedelta(minutes=1),
+        window: timedelta | float = timedelta(minutes=1),
         *,
         limit: int = 20,
         since: datetime | None = None,
@@ -314,12 +321,12 @@ class Analyzer:
         Time is cut into slots of *window*; the forty groups that occur in most
         slots are compared, however many errors they have.
         """
-        rows = await (await self._pool()).fetch(
+        rows = await (await self._pool(limit, since=since, until=until)).fetch(
             questions.CORRELATIONS,
             since,
             until,
             _rank(severity),
-            window.total_seconds(),
+            span_of(window, "window").total_seconds(),
             limit,
             timeout=_SCAN_TIMEOUT,
         )

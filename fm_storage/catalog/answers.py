@@ -28,7 +28,8 @@ from fm_storage.catalog.similarity import (
 )
 from fm_storage.catalog.store import CatalogStore
 from fm_storage.catalog.tail import tail_errors
-from fm_storage.errors import CollectionNotFound, InvalidRecord, StorageError
+from fm_storage.catalog.unclear import refuse_unclear, span_of
+from fm_storage.errors import CollectionNotFound, StorageError
 from fm_storage.repositories import ErrorEntry, Severity
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class Answers(ABC):
             order: ``count``, ``last_seen`` or ``first_seen`` (newest first).
         """
         self._opened_store()
-        _refuse_unclear(limit, since=since, until=until)
+        refuse_unclear(limit, since=since, until=until)
         return await fetch_groups(
             self.storage.pool,
             limit=limit,
@@ -176,7 +177,7 @@ class Answers(ABC):
             VectorStoreUnavailable: The vector store does not answer.
         """
         catalogue = self._opened_store()
-        _refuse_unclear(limit, since=since)
+        refuse_unclear(limit, since=since)
         vectorizer, collection = self._recorder.vectors()
         await self._recorder.wait_fresh()
         text, own = question_of(error.entry if isinstance(error, Recorded) else error)
@@ -211,7 +212,7 @@ class Answers(ABC):
         title: str = "Errors",
         since: datetime | None = None,
         until: datetime | None = None,
-        window: timedelta | None = None,
+        window: timedelta | float | None = None,
         severity: Severity | str | None = None,
         limit: int = 12,
     ) -> Report:
@@ -224,12 +225,13 @@ class Answers(ABC):
             title: Title of the page.
             since: Only errors from then on.
             until: Only errors before then.
-            window: What counts as lately; by default a tenth of the period.
+            window: What counts as lately, a span or seconds; by default a tenth
+                of the period.
             severity: Only errors at least so bad.
             limit: Groups in each part.
         """
         self._opened_store()
-        _refuse_unclear(limit, since=since, until=until)
+        refuse_unclear(limit, since=since, until=until)
         with_vectors = self.storage.config.qdrant is not None
         return await make_report(
             self._analyzer,
@@ -237,7 +239,7 @@ class Answers(ABC):
             title=title,
             since=since,
             until=until,
-            window=window,
+            window=None if window is None else span_of(window, "window"),
             severity=severity_from(severity),
             limit=limit,
         )
@@ -301,16 +303,3 @@ class Answers(ABC):
             progress=progress,
             delivered=self._recorder.written,
         )
-
-
-def _refuse_unclear(limit: int, **times: datetime | None) -> None:
-    """Refuse a number that asks for nothing, and a time of no known zone."""
-    if limit < 1:
-        raise InvalidRecord(f"limit is {limit}; give an integer from 1", field="limit")
-    for name, moment in times.items():
-        if moment is not None and moment.tzinfo is None:
-            raise InvalidRecord(
-                f"{name} is {moment}, without a zone; give a time with one "
-                "(datetime.now(UTC) - timedelta(days=7))",
-                field=name,
-            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -53,3 +53,31 @@ async def test_a_question_that_asks_for_nothing_or_no_known_time_is_refused(
     with pytest.raises(InvalidRecord, match="since is 2024-01-02") as caught:
         await question(*given, since=datetime(2024, 1, 2))  # noqa: DTZ001 - the fault
     assert caught.value.field == "since"
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda a: a.patterns(limit=0), "limit is 0; give"),
+        (lambda a: a.timeline(since=datetime(2026, 1, 1)), "since is 2026"),  # noqa: DTZ001 - no zone on purpose
+        (lambda a: a.new_since(datetime(2026, 1, 1)), "moment is 2026"),  # noqa: DTZ001 - no zone on purpose
+        (lambda a: a.growing(timedelta()), "window is .* above 0"),
+        (lambda a: a.correlations("a minute"), "window is 'a minute'"),
+        (lambda a: a.frequencies("colour"), "by is 'colour'; give one of module"),
+    ],
+    ids=["limit", "since", "moment", "window", "span", "by"],
+)
+async def test_the_analyzer_says_what_is_unclear(errors, ask, said):
+    """Each was an empty answer, or an error about something inside."""
+    with pytest.raises(InvalidRecord, match=said):
+        await ask(errors.analyzer)
+
+
+async def test_spans_are_given_in_seconds_too(errors):
+    """As every other duration of the library."""
+    for _ in range(5):
+        await errors.record("x", module="m")
+    assert await errors.analyzer.correlations(60.0) == []
+    assert [one.now for one in await errors.analyzer.growing(60)] == [5]
+    report = await errors.report(window=60)
+    assert report.window == timedelta(minutes=1)

@@ -1,0 +1,47 @@
+"""What a question to the catalogue may not be unclear about.
+
+Apart because every question takes a limit, a span or times, and all refuse the
+same things with the same words.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from fm_storage.errors import InvalidRecord
+
+__all__ = ["refuse_unclear", "span_of"]
+
+
+def refuse_unclear(limit: int = 1, **times: datetime | None) -> None:
+    """Refuse a number that asks for nothing, and a time of no known zone.
+
+    Raises:
+        InvalidRecord: Naming which, and what to give.
+    """
+    if limit < 1:
+        raise InvalidRecord(f"limit is {limit}; give an integer from 1", field="limit")
+    for name, moment in times.items():
+        if moment is not None and moment.tzinfo is None:
+            raise InvalidRecord(
+                f"{name} is {moment}, without a zone; give a time with one "
+                "(datetime.now(UTC) - timedelta(days=7))",
+                field=name,
+            )
+
+
+def span_of(given: timedelta | float, name: str) -> timedelta:
+    """Return a span that may be given in seconds.
+
+    Raises:
+        InvalidRecord: It is none, or not longer than nothing.
+    """
+    try:
+        span = given if isinstance(given, timedelta) else timedelta(seconds=given)
+    except (TypeError, ValueError, OverflowError):
+        span = timedelta()
+    if span <= timedelta():
+        raise InvalidRecord(
+            f"{name} is {given!r}; give a timedelta or seconds, above 0", field=name
+        )
+    return span
