@@ -274,7 +274,10 @@ async def test_a_full_queue_spills_to_the_spool_and_nothing_is_dropped(
     """A burst beyond the queue lies on disk, then in the database: all of it, once."""
     handler = errors.handler()
     errors._background = Background(
-        errors._recorder, errors._store_handed_in, asyncio.get_running_loop(), capacity=50
+        errors._recorder,
+        errors._store_handed_in,
+        asyncio.get_running_loop(),
+        capacity=50,
     )
     log.addHandler(handler)
     for n in range(2000):
