@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fm_storage.errors import PoolClosed
 from fm_storage.postgres.lender import Life
+from fm_storage.postgres.mending import drop
 from fm_storage.postgres.statistics import PoolStatistics
 
 if TYPE_CHECKING:
@@ -48,12 +49,13 @@ async def close(lender: Lender, limit: float) -> None:
             link.raw.terminate()
             lender.lent.discard(link)
             lender.size -= 1
-    for task in lender.tasks:
-        task.cancel()
-    if lender.tasks:
-        await asyncio.wait(lender.tasks, timeout=_LAST_MOMENT)
+    last = monotonic() + _LAST_MOMENT
+    while lender.tasks and (left := last - monotonic()) > 0:
+        for task in lender.tasks:  # one that ends may have begun another
+            task.cancel()
+        await asyncio.wait(lender.tasks, timeout=left)
     for link in [*lender.mending]:
-        link.raw.terminate()
+        drop(lender, link)  # cancelled before its first step, nothing else did
     lender.life = Life.CLOSED
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fm_storage.postgres.lender import Lender
     from fm_storage.postgres.link import Link
 
-__all__ = ["mend", "say_goodbye"]
+__all__ = ["drop", "mend", "say_goodbye"]
 
 _GOODBYE = 1.0
 
@@ -26,10 +26,10 @@ async def mend(lender: Lender, link: Link) -> None:
     try:
         await _clean(link, lender)
     except asyncio.CancelledError:
-        _drop(lender, link)
+        drop(lender, link)
         raise
     except Exception:  # noqa: BLE001 - whatever is wrong, it is not lent again
-        _drop(lender, link)
+        drop(lender, link)
         return
     lender.mending.discard(link)
     lender.settle(link)
@@ -60,9 +60,11 @@ async def _clean(link: Link, lender: Lender) -> None:
             lender.renew("the server accepts no more writes")
 
 
-def _drop(lender: Lender, link: Link) -> None:
+def drop(lender: Lender, link: Link) -> None:
+    """End *link* now and free its slot, once."""
     link.raw.terminate()
-    lender.forget(link)
+    if link in lender.mending:
+        lender.forget(link)
 
 
 async def say_goodbye(lender: Lender, link: Link) -> None:
@@ -75,4 +77,4 @@ async def say_goodbye(lender: Lender, link: Link) -> None:
     except Exception:  # noqa: BLE001, S110 - it is being thrown away
         pass
     finally:
-        _drop(lender, link)
+        drop(lender, link)

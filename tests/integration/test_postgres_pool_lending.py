@@ -391,6 +391,16 @@ async def test_closing_finishes_although_it_is_cancelled(empty_dsn):
         await pool.fetchval("SELECT 1")
 
 
+async def test_closing_while_the_pool_still_grows_frees_every_slot(empty_dsn):
+    """A connection that arrives late is ended too; its slot used to stay taken."""
+    for turn in range(30):
+        pool = pool_on(empty_dsn, min_size=3)
+        await pool.open()
+        await asyncio.sleep(turn * 0.0007)
+        await pool.aclose()
+        assert pool.statistics().size == 0
+
+
 async def test_a_statement_past_its_timeout_is_cancelled_on_the_server(empty_dsn):
     """QueryTimeout at the deadline; the connection is used again afterwards."""
     async with pool_on(empty_dsn, max_size=1) as pool:
