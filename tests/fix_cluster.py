@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import pytest
 
-from fm_storage.postgres.embedded_cluster import Cluster
+from fm_storage.postgres.embedded.cluster import Cluster
 from tests.fix_postgres import make_base, server_programs, test_account
 from tests.fix_proxy import free_port
 

@@ -18,8 +18,8 @@ import pytest
 
 from fm_storage.config import MigrationsConfig
 from fm_storage.migrate import Migrator, Progress
-from fm_storage.postgres.embedded_cluster import Cluster
-from fm_storage.postgres.embedded_server import Server
+from fm_storage.postgres.embedded.cluster import Cluster
+from fm_storage.postgres.embedded.programs import Server
 from tests.fix_postgres import (
     THROW_AWAY,
     TestServer,

@@ -27,8 +27,8 @@ import pytest
 from psycopg import sql
 
 from fm_storage.config import MigrationsConfig, PostgresConfig
-from fm_storage.postgres.embedded_cluster import Cluster
-from fm_storage.postgres.embedded_server import (
+from fm_storage.postgres.embedded.cluster import Cluster
+from fm_storage.postgres.embedded.programs import (
     Server,
     ServiceUser,
     installed_server,

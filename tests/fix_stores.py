@@ -40,7 +40,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="module")
 def engine_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Give a folder whose embedded engine lives as long as the module's tests."""
-    from fm_storage.vectors import launch  # noqa: PLC0415 - only where used
+    from fm_storage.vectors.embedded import launch  # noqa: PLC0415 - only where used
 
     folder = tmp_path_factory.mktemp("engine")
     home = folder / "qdrant"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fm_storage.catalog.analyzer import Analyzer
-from fm_storage.catalog.capture import CatalogMiddleware
 from fm_storage.catalog.error_manager import ErrorManager, Recorded
-from fm_storage.catalog.groups import ErrorGroup
-from fm_storage.catalog.ingest_report import IngestReport
-from fm_storage.catalog.internal import spool_failed_start
-from fm_storage.catalog.report import Report
-from fm_storage.catalog.similarity import SimilarEntry
+from fm_storage.catalog.logs.ingest_report import IngestReport
+from fm_storage.catalog.query.analyzer import Analyzer
+from fm_storage.catalog.query.groups import ErrorGroup
+from fm_storage.catalog.query.similarity import SimilarEntry
+from fm_storage.catalog.record.capture import CatalogMiddleware
+from fm_storage.catalog.record.internal import spool_failed_start
+from fm_storage.catalog.report.report import Report
 
 __all__ = [
     "Analyzer",

@@ -15,24 +15,25 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from fm_storage.catalog.answers import Answers
-from fm_storage.catalog.background import Background
-from fm_storage.catalog.capture import Capture
-from fm_storage.catalog.drafts import Draft, draft_of
-from fm_storage.catalog.handler import CatalogHandler, level_from
-from fm_storage.catalog.internal import InternalFailures
-from fm_storage.catalog.prepared import Prepared
-from fm_storage.catalog.record_hooks import PostHook, PreHook, RecordHooks
-from fm_storage.catalog.recorded import Recorded, recorded_of
-from fm_storage.catalog.recorder import Recorder
-from fm_storage.catalog.store import CatalogStore
-from fm_storage.catalog.structlog_processor import CatalogProcessor
+from fm_storage.catalog.queries import Answers
+from fm_storage.catalog.record.capture import Capture
+from fm_storage.catalog.record.drafts import Draft, draft_of
+from fm_storage.catalog.record.hooks import PostHook, PreHook, RecordHooks
+from fm_storage.catalog.record.internal import InternalFailures
+from fm_storage.catalog.record.logging_handler import CatalogHandler, level_from
+from fm_storage.catalog.record.queue import Background
+from fm_storage.catalog.record.recorded import Recorded, recorded_of
+from fm_storage.catalog.record.recorder import Recorder
+from fm_storage.catalog.record.row import Prepared
+from fm_storage.catalog.record.store import CatalogStore
+from fm_storage.catalog.record.structlog_processor import CatalogProcessor
+from fm_storage.concurrency.lifecycle import Lifecycle
+from fm_storage.concurrency.shield import shielded
 from fm_storage.errors import ConfigurationInvalid, StorageError, WrongLoop
-from fm_storage.hooks import Opened, outlast
 from fm_storage.repositories import ErrorEntry, Severity
 
 if TYPE_CHECKING:
-    from fm_storage.catalog.needs import Storage
+    from fm_storage.catalog.ports import Storage
     from fm_storage.vectors import Vectorizer
 
 __all__ = ["ErrorManager", "Recorded"]
@@ -41,7 +42,7 @@ Pre = TypeVar("Pre", bound=PreHook)
 Post = TypeVar("Post", bound=PostHook)
 
 
-class ErrorManager(Opened, Answers):
+class ErrorManager(Lifecycle, Answers):
     """Records errors in PostgreSQL and Qdrant, and answers questions about them.
 
     Usable as soon as *storage* is open; ``await ErrorManager(storage)`` and
@@ -125,11 +126,11 @@ class ErrorManager(Opened, Answers):
             raise WrongLoop("error manager")
         if self._loop is not None:
             self.storage.hooks.unregister(self._before_closing)
-        await outlast(self._end, timeout=self._recorder.timeout * 3)
+        await shielded(self._end, timeout=self._recorder.timeout * 3)
 
     async def _before_closing(self) -> None:
         """Run as a shutdown hook, while the parts still work."""
-        await outlast(self._end, timeout=self._recorder.timeout * 3)
+        await shielded(self._end, timeout=self._recorder.timeout * 3)
 
     async def _end(self) -> None:
         self._internal.unwatch()

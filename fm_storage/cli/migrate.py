@@ -236,7 +236,7 @@ def _with_migrator(
         postgres = _postgres(config)
         if not postgres.embedded:
             return await job(Migrator.for_server(postgres, migrations, progress=tell))
-        from fm_storage.postgres.embedded import (  # noqa: PLC0415 - lazy
+        from fm_storage.postgres.embedded.embedded import (  # noqa: PLC0415 - lazy
             EmbeddedPostgres,
         )
 

@@ -1,6 +1,6 @@
 """``fm-storage outbox``: the vectors on their way to Qdrant, and both stores' peace.
 
-Opened without the background drainer, so that ``status`` shows the queue as it
+Lifecycle without the background drainer, so that ``status`` shows the queue as it
 is and only ``drain`` delivers.
 """
 

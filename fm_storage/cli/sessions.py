@@ -1,6 +1,6 @@
 """``fm-storage sessions``: who has temporary views, and dropping what is orphaned.
 
-Opened without the background reaper, which would otherwise do what ``--dry-run``
+Lifecycle without the background reaper, which would otherwise do what ``--dry-run``
 only shows.
 """
 

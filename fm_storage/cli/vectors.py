@@ -321,12 +321,12 @@ def export(
 
     async def job(store: QdrantStore, report: Report) -> int:
         if output.suffix == _PARQUET:
-            from fm_storage.vectors.parquet import export_parquet  # noqa: PLC0415 - heavy
+            from fm_storage.vectors.transfer.parquet import export_parquet  # noqa: PLC0415 - heavy
 
             return await export_parquet(
                 store, collection, output, filter=wanted, progress=report
             )
-        from fm_storage.vectors.transfer import export_points  # noqa: PLC0415 - heavy
+        from fm_storage.vectors.transfer.jsonl import export_points  # noqa: PLC0415 - heavy
 
         # Lazy: a mistake must not empty the file that is there.
         with click.open_file(str(output), "wb", lazy=True) as file:
@@ -358,12 +358,12 @@ def import_(settings: Settings, *, file: Path, collection: str | None) -> None:
 
     async def job(store: QdrantStore, report: Report) -> int:
         if file.suffix == _PARQUET:
-            from fm_storage.vectors.parquet import import_parquet  # noqa: PLC0415 - heavy
+            from fm_storage.vectors.transfer.parquet import import_parquet  # noqa: PLC0415 - heavy
 
             return await import_parquet(
                 store, file, collection=collection, progress=report
             )
-        from fm_storage.vectors.transfer import import_points  # noqa: PLC0415 - heavy
+        from fm_storage.vectors.transfer.jsonl import import_points  # noqa: PLC0415 - heavy
 
         with click.open_file(str(file), "rb") as lines:
             return await import_points(

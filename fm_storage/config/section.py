@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from fm_storage.config.wording import broken_json, placed, refused
+from fm_storage.config.messages import broken_json, placed, refused
 from fm_storage.errors import ConfigurationInvalid
 
 __all__ = [

@@ -21,10 +21,10 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
+from fm_storage.concurrency.shield import abandon, shielded
 from fm_storage.errors import StorageClosed, WrongLoop
-from fm_storage.hooks import ladder
+from fm_storage.hooks import triggers
 from fm_storage.hooks.hosts import Hosted
-from fm_storage.hooks.outlast import abandon, outlast
 from fm_storage.hooks.signals import SignalGuard, held
 
 __all__ = ["ShutdownHooks"]
@@ -144,14 +144,14 @@ class ShutdownHooks(Hosted):
         themselves at the first registration inside a loop.
         """
         self.disarm()
-        ladder.arm(closer)
+        triggers.arm(closer)
         self._closer = closer
         self._loop = asyncio.get_running_loop()
 
     def disarm(self) -> None:
         """Take back what ``arm()`` and ``handle_signals()`` did."""
         if self._closer is not None:
-            ladder.disarm(self._closer)
+            triggers.disarm(self._closer)
             self._closer = self._loop = None
         self._signals.give_back()
 
@@ -233,7 +233,7 @@ class ShutdownHooks(Hosted):
         if own not in (None, asyncio.get_running_loop()) and not own.is_closed():
             raise WrongLoop("shutdown hooks")
         # A little more than the run allows itself: it always ends by itself.
-        return await outlast(self._joined, timeout=self._total_timeout * 2 + 5)
+        return await shielded(self._joined, timeout=self._total_timeout * 2 + 5)
 
     async def aclose(self) -> None:
         """Run every hook, then raise what failed, together.

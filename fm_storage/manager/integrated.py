@@ -9,8 +9,8 @@ import asyncio
 from typing import TYPE_CHECKING, Self
 
 from fm_storage.catalog import ErrorManager, spool_failed_start
+from fm_storage.concurrency.lifecycle import Lifecycle
 from fm_storage.errors import StorageClosed
-from fm_storage.hooks import Opened
 from fm_storage.manager.storage import StorageManager
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["IntegratedManager"]
 
 
-class IntegratedManager(Opened):
+class IntegratedManager(Lifecycle):
     """Open ConfigManager → StorageManager → ErrorManager; close in reverse.
 
     Await it, or use it in ``async with``. The settings come from *config_manager*

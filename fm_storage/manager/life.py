@@ -13,6 +13,8 @@ import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self
 
+from fm_storage.concurrency.lifecycle import Lifecycle
+from fm_storage.concurrency.shield import shielded
 from fm_storage.config import PostgresConfig, QdrantConfig, StorageConfig
 from fm_storage.errors import (
     ConfigurationInvalid,
@@ -20,12 +22,12 @@ from fm_storage.errors import (
     StorageClosed,
     WrongLoop,
 )
-from fm_storage.hooks import Hosted, Opened, ShutdownHooks, outlast
+from fm_storage.hooks import Hosted, ShutdownHooks
 from fm_storage.migrate import Migrator
 from fm_storage.migrate import Progress as MigrationProgress
 from fm_storage.outbox import Outbox
 from fm_storage.postgres import Pool, Transaction
-from fm_storage.postgres.embedded import EmbeddedPostgres
+from fm_storage.postgres.embedded.embedded import EmbeddedPostgres
 from fm_storage.repositories import ErrorEntryRepository, Repository
 from fm_storage.sessions import SessionService
 from fm_storage.vectors import QdrantStore
@@ -47,7 +49,7 @@ class _Life(enum.Enum):
     CLOSED = "closed"
 
 
-class ManagerLife(Opened, Hosted):
+class ManagerLife(Lifecycle, Hosted):
     """Opens and closes the parts of a ``StorageManager``; see there."""
 
     def __init__(self, config: StorageConfig | None = None) -> None:
@@ -100,7 +102,7 @@ class ManagerLife(Opened, Hosted):
         try:
             await self._open_parts()
         except BaseException:  # close what was opened, then pass it on
-            await outlast(self._close_quietly)
+            await shielded(self._close_quietly)
             raise
         self._life = _Life.OPEN
         return self
@@ -193,7 +195,7 @@ class ManagerLife(Opened, Hosted):
         self._check_loop()
         if self.hooks.running_here:
             return  # a hook of ours: the close it wants is under way
-        await outlast(self._joined)
+        await shielded(self._joined)
         failures, self._failures = self._failures, []
         if failures:
             raise ExceptionGroup("storage manager: closing failed in part", failures)

@@ -84,7 +84,7 @@ class MigrationFile:
 
 def project_folder() -> Path:
     """Folder of the toolkit's own migrations: in the wheel, or the checkout."""
-    for folder in (_ROOM / "files", _ROOM.parents[1] / "migrations"):
+    for folder in (_ROOM / "sql", _ROOM.parents[1] / "migrations"):
         if folder.is_dir():
             return folder
     message = (

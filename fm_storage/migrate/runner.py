@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from fm_storage.concurrency.threads import run_beside_the_loop
 from fm_storage.config import MigrationsConfig, PostgresConfig, mask_dsn
 from fm_storage.errors import (
     ConfigurationInvalid,
@@ -33,7 +34,6 @@ from fm_storage.migrate.drift import (
 )
 from fm_storage.migrate.files import MigrationFile, Source, find_sources, read_files
 from fm_storage.migrate.planned import PlannedMigration, Progress
-from fm_storage.migrate.worker import run_beside_the_loop
 
 if TYPE_CHECKING:
     from pydantic import SecretStr

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fm_storage.errors import ConfigurationInvalid
-from fm_storage.outbox.drain import DrainerState
+from fm_storage.outbox.delivery.drainer import DrainerState
 from fm_storage.outbox.results import (
     DrainReport,
     Quarantined,
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
     from fm_storage._typing import Progress
     from fm_storage.config import CollectionConfig
-    from fm_storage.outbox.attach import Attachment
-    from fm_storage.outbox.drain import Drainer
-    from fm_storage.outbox.embed import Embedder
-    from fm_storage.outbox.quarantine import Quarantine
-    from fm_storage.outbox.rebuild import Rebuilder
-    from fm_storage.outbox.reconcile import Reconciler
+    from fm_storage.outbox.agreement.rebuild import Rebuilder
+    from fm_storage.outbox.agreement.reconcile import Reconciler
+    from fm_storage.outbox.agreement.store_check import Attachment
+    from fm_storage.outbox.delivery.drainer import Drainer
+    from fm_storage.outbox.delivery.embed import Embedder
+    from fm_storage.outbox.delivery.quarantine import Quarantine
     from fm_storage.vector_state import Shapes
     from fm_storage.vectors import QdrantStore
 

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Self
 
 from fm_storage.errors import StorageError
 from fm_storage.outbox.agreeing import AgreeingCalls
-from fm_storage.outbox.attach import Attachment
-from fm_storage.outbox.bell import Bell
-from fm_storage.outbox.counters import Counters
-from fm_storage.outbox.deliver import Courier, lease_clock
-from fm_storage.outbox.drain import Drainer
-from fm_storage.outbox.embed import Embedder, TextOf
-from fm_storage.outbox.flush import drain_now, wait_synced, within
-from fm_storage.outbox.interrupted import Interrupted
-from fm_storage.outbox.quarantine import Quarantine
-from fm_storage.outbox.queue import Queue
-from fm_storage.outbox.rebuild import Rebuilder
-from fm_storage.outbox.reconcile import Reconciler, collections_of
+from fm_storage.outbox.agreement.interrupted import Interrupted
+from fm_storage.outbox.agreement.rebuild import Rebuilder
+from fm_storage.outbox.agreement.reconcile import Reconciler, collections_of
+from fm_storage.outbox.agreement.store_check import Attachment
+from fm_storage.outbox.delivery.counters import Counters
+from fm_storage.outbox.delivery.delivery import Delivery, lease_clock
+from fm_storage.outbox.delivery.drainer import Drainer
+from fm_storage.outbox.delivery.embed import Embedder, TextOf
+from fm_storage.outbox.delivery.quarantine import Quarantine
+from fm_storage.outbox.delivery.queue import Queue
+from fm_storage.outbox.drain_now import drain_now, wait_synced, within
+from fm_storage.outbox.notify import Notifier
 from fm_storage.outbox.results import DrainReport, OutboxStatistics, OutboxStatus
 from fm_storage.outbox.status import read_health, read_status
 from fm_storage.outbox.writer import BoundOutbox, PointLike
@@ -81,10 +81,10 @@ class Outbox(AgreeingCalls):
         self._quarantine = Quarantine(pool)
         self.shapes = Shapes(store.config.collections if store is not None else None)
         self._drainer: Drainer | None = None  # by open() and aclose()
-        self._bell = Bell(pool, interval=config.notify_interval)
+        self._bell = Notifier(pool, interval=config.notify_interval)
         if store is not None:
             store.when_defined(self.shapes.relearn)
-            self._courier = Courier(
+            self._courier = Delivery(
                 self._queue,
                 store,
                 self._embedder,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fm_storage.errors import StorageError
-from fm_storage.outbox.interrupted import unfinished
+from fm_storage.outbox.agreement.interrupted import unfinished
 from fm_storage.outbox.results import (
     CollectionBacklog,
     OutboxStatistics,
@@ -18,7 +18,7 @@ from fm_storage.outbox.results import (
 from fm_storage.postgres import Executor, Sql
 
 if TYPE_CHECKING:
-    from fm_storage.outbox.drain import Drainer
+    from fm_storage.outbox.delivery.drainer import Drainer
 
 __all__ = ["read_health", "read_status"]
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     )
     from contextlib import AbstractAsyncContextManager
 
-    from fm_storage.postgres.files import CopyProgress, Format, Source, Target
-    from fm_storage.postgres.transaction import Transaction
+    from fm_storage.postgres.connection.transaction import Transaction
+    from fm_storage.postgres.copy.files import CopyProgress, Format, Source, Target
 
 __all__ = ["Executor", "Record", "Value"]
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from fm_storage.repositories.changes import Change
 from fm_storage.repositories.error_entries import (
     ErrorEntry,
     ErrorEntryRepository,
     Severity,
 )
-from fm_storage.repositories.filters import Filter, where
 from fm_storage.repositories.identifiers import uuid7
-from fm_storage.repositories.models import Column
-from fm_storage.repositories.ordering import Order, asc, desc
-from fm_storage.repositories.paging import Page
+from fm_storage.repositories.model.declaration import Column
+from fm_storage.repositories.query.filters import Filter, where
+from fm_storage.repositories.query.ordering import Order, asc, desc
+from fm_storage.repositories.query.paging import Page
 from fm_storage.repositories.repository import Repository
+from fm_storage.repositories.rows.hooks import Change
 
 __all__ = [
     "Change",

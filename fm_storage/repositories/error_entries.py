@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 from fm_storage.postgres.sql import Sql
-from fm_storage.repositories.entity import Entity
-from fm_storage.repositories.filters import (
+from fm_storage.repositories.identifiers import uuid7
+from fm_storage.repositories.model.declaration import Column
+from fm_storage.repositories.model.entity import Entity
+from fm_storage.repositories.query.filters import (
     Filter,
     Parameters,
     where,
     where_sql,
 )
-from fm_storage.repositories.identifiers import uuid7
-from fm_storage.repositories.models import Column
-from fm_storage.repositories.ordering import Order
+from fm_storage.repositories.query.ordering import Order
 from fm_storage.repositories.repository import Repository
 
 if TYPE_CHECKING:

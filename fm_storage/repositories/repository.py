@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from fm_storage.repositories.bulk import Bulk
-from fm_storage.repositories.changes import (
+from fm_storage.repositories.model.entity import Entity
+from fm_storage.repositories.query.point_statements import Points
+from fm_storage.repositories.query.statements import statements_of
+from fm_storage.repositories.rows.batches import Bulk
+from fm_storage.repositories.rows.hooks import (
     Hook,
     HookTable,
     Operation,
     known_operations,
 )
-from fm_storage.repositories.entity import Entity
-from fm_storage.repositories.points import Points
-from fm_storage.repositories.statements import statements_of
 
 if TYPE_CHECKING:
     from fm_storage.postgres.executor import Executor
-    from fm_storage.repositories.models import Column
+    from fm_storage.repositories.model.declaration import Column
     from fm_storage.vector_state import Shapes
 
 __all__ = ["Repository"]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 
+from fm_storage.concurrency.shield import shielded
 from fm_storage.errors import InvalidName, PermissionDenied, StorageClosed
-from fm_storage.hooks import outlast
 from fm_storage.postgres import quote_qualified
 from fm_storage.sessions import registry
 from fm_storage.sessions.names import Kind, TempView
@@ -163,7 +163,7 @@ class SeedMethods(TrackedViews):
             return 0
         try:
             report = await self._cleanup()
-            await outlast(self._drop_schema, timeout=5.0)
+            await shielded(self._drop_schema, timeout=5.0)
         except TimeoutError:
             return len(self.last_cleanup.dropped)
         finally:

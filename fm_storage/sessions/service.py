@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Literal
 
+from fm_storage.concurrency.shield import shielded
 from fm_storage.config import SessionConfig
 from fm_storage.errors import ForkedProcess, StorageClosed, StorageError, WrongLoop
-from fm_storage.hooks import outlast
 from fm_storage.postgres import Connection
 from fm_storage.sessions.lease import Lease, LeaseState
 from fm_storage.sessions.listing import listed
@@ -125,7 +125,7 @@ class SessionService:
         if self._state == "closed" or not self.at_home():
             return
         self._state = "closed"
-        await outlast(self._close)
+        await shielded(self._close)
 
     async def _close(self) -> None:
         task, self._task = self._task, None

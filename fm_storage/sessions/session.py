@@ -14,12 +14,12 @@ from collections.abc import Callable, Hashable, Sequence
 from time import monotonic
 from typing import Any, Self
 
+from fm_storage.concurrency.shield import shielded
 from fm_storage.errors import (
     DuplicateRecord,
     InvalidName,
     QueryFailed,
 )
-from fm_storage.hooks import outlast
 from fm_storage.sessions import registry
 from fm_storage.sessions.creating import (
     CreateProgress,
@@ -94,7 +94,7 @@ class PostgresSessionManager(SeedMethods):
             if self._auto_cleanup_enabled:
                 await self.cleanup_on_close()
             elif self._touched:
-                await outlast(self._release, timeout=self._config.cleanup_timeout)
+                await shielded(self._release, timeout=self._config.cleanup_timeout)
         except TimeoutError:
             logger.warning("session: %s not released in time", self.id)
         finally:

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from fm_storage.errors import ConfigurationInvalid, ConnectionFailed
 from fm_storage.postgres import Connection, Pool
+from fm_storage.postgres.connection.joining import adopted
 from fm_storage.postgres.errors import translate
-from fm_storage.postgres.joining import adopted
 
 __all__ = ["Provider", "Source", "source_of"]
 

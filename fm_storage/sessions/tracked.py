@@ -12,6 +12,8 @@ import logging
 import uuid
 from collections.abc import Hashable
 
+from fm_storage.concurrency.lifecycle import Lifecycle
+from fm_storage.concurrency.shield import shielded
 from fm_storage.config import SessionConfig
 from fm_storage.errors import (
     ForkedProcess,
@@ -19,7 +21,6 @@ from fm_storage.errors import (
     StorageClosed,
     StorageError,
 )
-from fm_storage.hooks import Opened, outlast
 from fm_storage.postgres import quote_ident
 from fm_storage.sessions import registry
 from fm_storage.sessions.dropping import Claim, drop_all
@@ -38,7 +39,7 @@ Key = tuple[str, str]
 """Schema and name of a view."""
 
 
-class TrackedViews(Opened):
+class TrackedViews(Lifecycle):
     """The views of one session, with the lease that keeps them alive."""
 
     def __init__(
@@ -179,7 +180,7 @@ class TrackedViews(Opened):
                 await self._drop_all(service, done)
 
         try:
-            await outlast(work, timeout=self._config.cleanup_timeout)
+            await shielded(work, timeout=self._config.cleanup_timeout)
             complete = True
         except TimeoutError:
             logger.warning(
@@ -190,7 +191,7 @@ class TrackedViews(Opened):
             logger.warning("session: clean-up failed, it is tried again: %s", exc)
         finally:
             report = CleanupReport.sum(done)
-            # Cancelled, yet done: outlast() raises only when it is.
+            # Cancelled, yet done: shielded() raises only when it is.
             complete = complete or self._done
             if not complete:
                 report += CleanupReport(complete=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fm_storage.vectors.models_of_text import MiniLmVectorizer, StaticVectorizer
 from fm_storage.vectors.points import (
     CollectionInfo,
     Point,
@@ -11,9 +10,14 @@ from fm_storage.vectors.points import (
     SparseVector,
     VectorStatistics,
 )
-from fm_storage.vectors.reindex import ReindexReport
-from fm_storage.vectors.store import QdrantStore
-from fm_storage.vectors.vectorizer import Embedding, LexicalVectorizer, Vectorizer
+from fm_storage.vectors.store.reindex import ReindexReport
+from fm_storage.vectors.store.store import QdrantStore
+from fm_storage.vectors.vectorizers.lexical import (
+    Embedding,
+    LexicalVectorizer,
+    Vectorizer,
+)
+from fm_storage.vectors.vectorizers.pretrained import MiniLmVectorizer, StaticVectorizer
 
 __all__ = [
     "CollectionInfo",

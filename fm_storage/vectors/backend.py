@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from fm_storage.config import QdrantConfig
 from fm_storage.errors import ConfigurationInvalid
-from fm_storage.vectors.encoding import Encoded
 from fm_storage.vectors.points import ScoredPoint
+from fm_storage.vectors.request.points import Encoded
 
 __all__ = ["Backend", "backend_for"]
 
@@ -147,7 +147,7 @@ def backend_for(config: QdrantConfig, folder: Path | None) -> Backend:
         ConfigurationInvalid: An embedded engine without a folder.
     """
     if config.embedded:
-        from fm_storage.vectors.embedded import EmbeddedEngine  # noqa: PLC0415 - lazy
+        from fm_storage.vectors.embedded.client import EmbeddedEngine  # noqa: PLC0415 - lazy
 
         named = config.url.removeprefix("embedded:")
         if folder is None and not named:
@@ -161,6 +161,6 @@ def backend_for(config: QdrantConfig, folder: Path | None) -> Backend:
             durability=config.durability,
             index_threshold=config.index_threshold,
         )
-    from fm_storage.vectors.server import ServerEngine  # noqa: PLC0415 - loads a client
+    from fm_storage.vectors.server.engine import ServerEngine  # noqa: PLC0415 - loads a client
 
     return ServerEngine(config)

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 import pytest
 
 from fm_storage.catalog import ErrorManager, spool_failed_start
-from fm_storage.catalog.prepared import prepare
-from fm_storage.catalog.spool import Spool
+from fm_storage.catalog.record.row import prepare
+from fm_storage.catalog.record.spool import Spool
 from fm_storage.config import StorageConfig
 from fm_storage.errors import ConnectionFailed, StorageError
 from fm_storage.manager import StorageManager

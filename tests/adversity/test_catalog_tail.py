@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from fm_storage.catalog import ErrorManager, tail
+from fm_storage.catalog import ErrorManager
+from fm_storage.catalog.query import tail
 from fm_storage.config import StorageConfig
 from fm_storage.errors import ConfigurationInvalid, QueryFailed
 from fm_storage.manager import StorageManager

@@ -18,7 +18,7 @@ from fm_storage.errors import CollectionNotFound
 from fm_storage.outbox import Outbox, Unembedded
 from fm_storage.testing import QdrantTestServer
 from fm_storage.vectors import Point, QdrantStore
-from fm_storage.vectors.vectorizer import Embedding
+from fm_storage.vectors.vectorizers.lexical import Embedding
 from tests.adversity.test_outbox_rebuild_kills import STABLE, rebuilder, stable
 from tests.waiting import until
 

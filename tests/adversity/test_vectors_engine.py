@@ -26,7 +26,8 @@ from fm_storage.errors import (
     VectorStoreUnavailable,
     WrongLoop,
 )
-from fm_storage.vectors import Point, QdrantStore, frames, launch
+from fm_storage.vectors import Point, QdrantStore
+from fm_storage.vectors.embedded import frames, launch
 from tests.fix_process import Child
 from tests.torture.vectors_kills import CLIENT, kill_engine_sweep
 

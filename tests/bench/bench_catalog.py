@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from fm_storage.catalog import ErrorManager
-from fm_storage.catalog.render import render
+from fm_storage.catalog.record.render import render
 from fm_storage.config import OutboxConfig, StorageConfig
 from fm_storage.manager import StorageManager
 from fm_storage.postgres import Sql

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from fm_storage.config import PostgresConfig
 from fm_storage.migrate import Migrator
 from fm_storage.postgres import Pool, Sql
-from fm_storage.postgres.embedded import EmbeddedPostgres
+from fm_storage.postgres.embedded.embedded import EmbeddedPostgres
 from tests.bench.harness import Peer, Table, arguments, finish, measure
 
 # The whole of a cold start: a process that opens a pool and looks, or only opens.

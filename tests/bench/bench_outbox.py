@@ -30,7 +30,7 @@ from fm_storage.config import (
 from fm_storage.migrate import Migrator
 from fm_storage.outbox import Outbox
 from fm_storage.postgres import Pool, Sql
-from fm_storage.postgres.embedded import EmbeddedPostgres
+from fm_storage.postgres.embedded.embedded import EmbeddedPostgres
 from fm_storage.repositories import uuid7
 from fm_storage.vector_state import state_row, upsert_ctes
 from fm_storage.vectors import Point, QdrantStore

@@ -32,9 +32,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from fm_storage.config import PostgresConfig
 from fm_storage.errors import StorageError
 from fm_storage.postgres import Pool, Sql
-from fm_storage.postgres.codecs import install_codecs
-from fm_storage.postgres.embedded_cluster import Cluster
-from fm_storage.postgres.embedded_server import installed_server
+from fm_storage.postgres.connect.codecs import install_codecs
+from fm_storage.postgres.embedded.cluster import Cluster
+from fm_storage.postgres.embedded.programs import installed_server
 from tests.bench.harness import Bar, Peer, Table, arguments, finish, measure
 from tests.cancelling import cancel_at_random
 from tests.fix_cluster import TestCluster

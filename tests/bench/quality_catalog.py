@@ -27,8 +27,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from fm_storage.catalog import ErrorManager
-from fm_storage.catalog.opening import open_log
-from fm_storage.catalog.reading import LogReader
+from fm_storage.catalog.logs.opening import open_log
+from fm_storage.catalog.logs.reading import LogReader
 from fm_storage.config import StorageConfig
 from fm_storage.manager import StorageManager
 from fm_storage.postgres import Pool

@@ -22,7 +22,7 @@ import orjson
 
 from fm_storage.config import PostgresConfig
 from fm_storage.postgres import Pool
-from fm_storage.postgres.embedded import EmbeddedPostgres
+from fm_storage.postgres.embedded.embedded import EmbeddedPostgres
 from fm_storage.repositories import ErrorEntry, ErrorEntryRepository, Severity
 
 __all__ = ["COLUMNS", "NAMES", "Bench", "entry", "json_row", "opened", "row"]

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from fm_storage.catalog import ErrorManager, background
-from fm_storage.catalog.background import Background
-from fm_storage.catalog.drafts import Draft, draft_of
-from fm_storage.catalog.prepared import Prepared, prepare
-from fm_storage.catalog.spool import Spool
+from fm_storage.catalog import ErrorManager
+from fm_storage.catalog.record import queue as background
+from fm_storage.catalog.record.drafts import Draft, draft_of
+from fm_storage.catalog.record.queue import Background
+from fm_storage.catalog.record.row import Prepared, prepare
+from fm_storage.catalog.record.spool import Spool
 from tests.waiting import until
 
 FOREVER = 600.0

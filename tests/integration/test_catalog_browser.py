@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from fm_storage.catalog import ErrorManager
-from fm_storage.catalog.style import STYLE
+from fm_storage.catalog.report.style import STYLE
 
 # Each starts a browser, and some a whole storage.
 pytestmark = pytest.mark.timeout(180)

@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from fm_storage.catalog import CatalogMiddleware, ErrorManager
-from fm_storage.catalog.background import Background
-from fm_storage.catalog.drafts import draft_of
+from fm_storage.catalog.record.drafts import draft_of
+from fm_storage.catalog.record.queue import Background
 from fm_storage.errors import ConfigurationInvalid
 
 # Each starts a whole storage, which takes its time on a busy machine.

@@ -9,9 +9,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from fm_storage.catalog import ErrorManager, grouping
-from fm_storage.catalog.grouping import group_ungrouped
-from fm_storage.catalog.groups import fetch_groups
+from fm_storage.catalog import ErrorManager
+from fm_storage.catalog.query import grouping
+from fm_storage.catalog.query.grouping import group_ungrouped
+from fm_storage.catalog.query.groups import fetch_groups
 from fm_storage.config import PostgresConfig
 from fm_storage.postgres import Pool
 from fm_storage.repositories import ErrorEntry, Severity

@@ -7,7 +7,8 @@ import gzip
 
 import pytest
 
-from fm_storage.catalog import ErrorManager, ingest, reading_process
+from fm_storage.catalog import ErrorManager
+from fm_storage.catalog.logs import ingest, reading_process
 from fm_storage.errors import InvalidRecord, StorageError
 
 # Each starts a whole storage, which takes its time on a busy machine.

@@ -13,9 +13,9 @@ from uuid import uuid4
 import pytest
 
 from fm_storage.catalog import ErrorManager, Recorded
-from fm_storage.catalog.groups import hex_of, number_of
-from fm_storage.catalog.prepared import prepare
-from fm_storage.catalog.store import CatalogStore
+from fm_storage.catalog.query.groups import hex_of, number_of
+from fm_storage.catalog.record.row import prepare
+from fm_storage.catalog.record.store import CatalogStore
 from fm_storage.config import StorageConfig
 from fm_storage.errors import ConfigurationInvalid, InvalidRecord, StorageClosed
 from fm_storage.manager import StorageManager

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from fm_storage.catalog import questions
+from fm_storage.catalog.query import analyzer_sql
 from fm_storage.postgres import Sql
 
 # Each starts a whole storage, which takes its time on a busy machine.
@@ -29,18 +29,18 @@ FILL = """WITH made AS (
 ) SELECT count(*) FROM made"""
 PERIOD = (None, None, 0)
 ONE_PASS = {
-    "totals": (questions.TOTALS, PERIOD),
-    "patterns": (questions.PATTERNS, (*PERIOD, 20)),
-    "timeline": (questions.TIMELINE, (*PERIOD, timedelta(minutes=5))),
-    "heat": (questions.HEAT, (*PERIOD, 10)),
+    "totals": (analyzer_sql.TOTALS, PERIOD),
+    "patterns": (analyzer_sql.PATTERNS, (*PERIOD, 20)),
+    "timeline": (analyzer_sql.TIMELINE, (*PERIOD, timedelta(minutes=5))),
+    "heat": (analyzer_sql.HEAT, (*PERIOD, 10)),
     "growing": (
-        questions.GROWTH,
+        analyzer_sql.GROWTH,
         (BEGIN, BEGIN + timedelta(hours=2), BEGIN + timedelta(hours=4), 0, 10),
     ),
-    "correlations": (questions.CORRELATIONS, (*PERIOD, 60.0, 20)),
+    "correlations": (analyzer_sql.CORRELATIONS, (*PERIOD, 60.0, 20)),
     **{
         f"by {name}": (statement, (*PERIOD, 50))
-        for name, statement in {**questions.BY_NAME, **questions.BY_PART}.items()
+        for name, statement in {**analyzer_sql.BY_NAME, **analyzer_sql.BY_PART}.items()
     },
 }
 
@@ -96,7 +96,7 @@ async def test_correlations_pair_a_bounded_number_of_groups(filled):
 
 async def test_what_is_new_costs_one_probe_a_group(filled):
     """The first error of each group comes from the index, the rest is not read."""
-    found = await explained(filled, questions.NEW, (BEGIN, None, 0, 20))
+    found = await explained(filled, analyzer_sql.NEW, (BEGIN, None, 0, 20))
     [probe] = reads(found)
     assert probe["Index Name"] == "error_fingerprints_group_idx"
     assert probe["Actual Rows"] * probe["Actual Loops"] <= 50

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from fm_storage.catalog import ErrorManager
-from fm_storage.catalog.html import document, el, join
+from fm_storage.catalog.report.html import document, el, join
 from fm_storage.config import StorageConfig
 from fm_storage.manager import StorageManager
 from fm_storage.repositories import Severity

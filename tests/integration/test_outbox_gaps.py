@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fm_storage.concurrency.slices import in_chunks
 from fm_storage.config import OutboxConfig
 from fm_storage.outbox import Outbox
-from fm_storage.outbox.points import points_of
-from fm_storage.outbox.slices import in_slices
+from fm_storage.outbox.delivery.points import points_of
 from fm_storage.vector_state import encode_vectors
 from fm_storage.vectors import Point
 
@@ -35,7 +35,7 @@ async def test_others_have_their_turn_between_the_slices():
 
     task = asyncio.create_task(other())
     seen: list[int] = []
-    async for some in in_slices(range(1000)):
+    async for some in in_chunks(range(1000)):
         seen += some
     over = True
     await task

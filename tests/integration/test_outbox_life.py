@@ -12,7 +12,7 @@ import pytest
 from fm_storage.config import OutboxConfig, PostgresConfig, QdrantConfig
 from fm_storage.errors import ConfigurationInvalid, LockTimeout
 from fm_storage.hooks import ShutdownHooks
-from fm_storage.outbox import Outbox, flush
+from fm_storage.outbox import Outbox, drain_now
 from fm_storage.postgres import Pool
 from fm_storage.vectors import Point, QdrantStore
 from tests.waiting import until
@@ -181,7 +181,7 @@ async def test_drain_does_not_sit_out_the_lease_of_a_killed_drainer(
     pool: Pool, qdrant: QdrantStore, monkeypatch: pytest.MonkeyPatch
 ):
     """It says how many points are on lease and until when; a short one it awaits."""
-    monkeypatch.setattr(flush, "_STILL", 0.3)
+    monkeypatch.setattr(drain_now, "_STILL", 0.3)
     await qdrant.ensure_collection_exists("things", 2)
     killed = Outbox(pool, qdrant, OutboxConfig(drain=False, lease=3600))
     await killed.upsert("things", [point(1), point(2)])

@@ -15,7 +15,7 @@ from fm_storage.outbox import Outbox, Unembedded
 from fm_storage.postgres import Pool
 from fm_storage.testing import QdrantTestServer, app
 from fm_storage.vectors import Point, QdrantStore
-from fm_storage.vectors.vectorizer import Embedding
+from fm_storage.vectors.vectorizers.lexical import Embedding
 from tests.waiting import until
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from fm_storage.postgres import driver
+from fm_storage.postgres.connection import driver
 
 STATEMENTS: list[tuple[str, tuple[object, ...]]] = [
     ("SELECT g, g::text FROM generate_series(1, $1::int) AS g", (5,)),

@@ -16,8 +16,8 @@ import pytest
 from fm_storage.config import PostgresConfig
 from fm_storage.errors import ConnectionFailed, EmbeddedFailed
 from fm_storage.postgres import Pool
-from fm_storage.postgres.embedded import EmbeddedPostgres
-from fm_storage.postgres.embedded_cluster import Postmaster
+from fm_storage.postgres.embedded.cluster import Postmaster
+from fm_storage.postgres.embedded.embedded import EmbeddedPostgres
 from tests.fix_process import Child
 from tests.waiting import LONG
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(120)
 
 USE = """
 import asyncio, sys
-from fm_storage.postgres.embedded import EmbeddedPostgres
+from fm_storage.postgres.embedded.embedded import EmbeddedPostgres
 
 async def main():
     async with EmbeddedPostgres(sys.argv[1]) as dsn:

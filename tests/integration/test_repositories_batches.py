@@ -13,7 +13,7 @@ import pytest
 
 from fm_storage.errors import InvalidRecord
 from fm_storage.repositories import ErrorEntry, ErrorEntryRepository, Repository, where
-from fm_storage.repositories.bulk import COPY_ABOVE
+from fm_storage.repositories.rows.batches import COPY_ABOVE
 
 SIZES = [3, COPY_ABOVE + 1]
 

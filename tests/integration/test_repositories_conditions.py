@@ -34,7 +34,7 @@ from fm_storage.repositories import (
     uuid7,
     where,
 )
-from fm_storage.repositories.entity import Entity
+from fm_storage.repositories.model.entity import Entity
 from tests.repository_models import Note, Product
 
 
@@ -315,7 +315,7 @@ def test_identifiers_are_unique_ordered_and_dated():
 
 def test_importing_the_room_loads_no_model_library_but_its_own():
     """Msgspec is recognised without being imported."""
-    module = sys.modules["fm_storage.repositories.models"]
+    module = sys.modules["fm_storage.repositories.model.declaration"]
     assert "msgspec" not in vars(module)
 
 

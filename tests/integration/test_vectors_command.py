@@ -19,7 +19,7 @@ from fm_storage.config import (
 )
 from fm_storage.errors import ConfigurationInvalid, InvalidRecord
 from fm_storage.vectors import LexicalVectorizer, Point, QdrantStore, SparseVector
-from fm_storage.vectors.transfer import export_points, import_points
+from fm_storage.vectors.transfer.jsonl import export_points, import_points
 
 Command = Callable[..., Result]
 

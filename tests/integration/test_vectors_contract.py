@@ -33,7 +33,7 @@ from fm_storage.errors import (
 from fm_storage.vectors import Point, QdrantStore, SparseVector
 
 if TYPE_CHECKING:
-    from fm_storage.vectors.vectorizer import Embedding
+    from fm_storage.vectors.vectorizers.lexical import Embedding
 
 # A loaded machine may be slow, but not wrong.
 pytestmark = pytest.mark.timeout(120)

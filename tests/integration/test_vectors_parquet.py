@@ -21,7 +21,7 @@ from fm_storage.errors import (
     InvalidRecord,
 )
 from fm_storage.vectors import Point, QdrantStore, SparseVector
-from fm_storage.vectors.parquet import export_parquet, import_parquet
+from fm_storage.vectors.transfer.parquet import export_parquet, import_parquet
 
 # A loaded machine may be slow, but not wrong.
 pytestmark = pytest.mark.timeout(120)

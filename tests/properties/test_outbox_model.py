@@ -26,8 +26,8 @@ from hypothesis.stateful import (
 from fm_storage.config import OutboxConfig, PostgresConfig, QdrantConfig
 from fm_storage.errors import VectorStoreUnavailable
 from fm_storage.outbox import Outbox
-from fm_storage.outbox.deliver import Outcome, lease_clock
-from fm_storage.outbox.queue import Leased
+from fm_storage.outbox.delivery.delivery import Outcome, lease_clock
+from fm_storage.outbox.delivery.queue import Leased
 from fm_storage.postgres import Pool
 from fm_storage.vectors import Point, QdrantStore
 

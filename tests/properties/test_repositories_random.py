@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fm_storage.postgres import Pool
 from fm_storage.repositories import Repository
-from fm_storage.repositories.compound_kinds import JsonValue
+from fm_storage.repositories.model.compound_types import JsonValue
 
 _tables = itertools.count()
 

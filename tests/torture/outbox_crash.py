@@ -26,7 +26,7 @@ from fm_storage.config import MigrationsConfig, PostgresConfig, QdrantConfig
 from fm_storage.errors import CollectionNotFound
 from fm_storage.migrate import Migrator
 from fm_storage.postgres import Pool
-from fm_storage.postgres.embedded import EmbeddedPostgres
+from fm_storage.postgres.embedded.embedded import EmbeddedPostgres
 from fm_storage.vectors import QdrantStore
 from tests.torture.outbox_recipes import COLLECTION, RECIPES, SIZE, TABLES, Ours
 

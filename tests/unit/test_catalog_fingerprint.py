@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fm_storage.catalog.fingerprint import (
+from fm_storage.catalog.record.fingerprint import (
     code_of_template,
     exception_type,
     fingerprint_of,

@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from fm_storage.catalog.formats import LineParser
-from fm_storage.catalog.levels import severity_of
-from fm_storage.catalog.opening import open_log, source_name
-from fm_storage.catalog.reading import LogReader
+from fm_storage.catalog.logs.formats import LineParser
+from fm_storage.catalog.logs.levels import severity_of
+from fm_storage.catalog.logs.opening import open_log, source_name
+from fm_storage.catalog.logs.reading import LogReader
 from fm_storage.errors import InvalidRecord
 from fm_storage.repositories import Severity
 

@@ -13,15 +13,15 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from fm_storage.catalog import reading_process
-from fm_storage.catalog.reading import LogReader
-from fm_storage.catalog.reading_process import (
+from fm_storage.catalog.logs import reading_process
+from fm_storage.catalog.logs.reading import LogReader
+from fm_storage.catalog.logs.reading_process import (
     ReadingProcess,
     Task,
     serve,
     worth_a_process,
 )
-from fm_storage.catalog.store import columns_of
+from fm_storage.catalog.record.store import columns_of
 from fm_storage.errors import InvalidRecord
 from fm_storage.repositories import Severity
 

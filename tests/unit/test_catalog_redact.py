@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fm_storage.catalog import redact
-from fm_storage.catalog.redact import (
+from fm_storage.catalog.record import redact
+from fm_storage.catalog.record.redact import (
     MAX_CONTEXT_BYTES,
     clean_context,
     is_plain,

@@ -14,10 +14,10 @@ from uuid import UUID
 
 import pytest
 
-from fm_storage.catalog.drafts import draft_of, draft_of_log, module_of
-from fm_storage.catalog.prepared import Prepared, prepare
-from fm_storage.catalog.render import render, type_name
-from fm_storage.catalog.spool import Spool, spool_folder
+from fm_storage.catalog.record.drafts import draft_of, draft_of_log, module_of
+from fm_storage.catalog.record.render import render, type_name
+from fm_storage.catalog.record.row import Prepared, prepare
+from fm_storage.catalog.record.spool import Spool, spool_folder
 from fm_storage.errors import PermissionDenied, QueryFailed
 from fm_storage.repositories import ErrorEntry, Severity
 
@@ -220,7 +220,7 @@ def test_what_a_dead_process_left_is_taken_over_and_a_living_one_is_left(tmp_pat
 
 def test_a_large_spool_is_written_in_segments(tmp_path, monkeypatch):
     """No file grows without bound, and a lost race for a new file is tried again."""
-    monkeypatch.setattr("fm_storage.catalog.spool._MAX_SEGMENT", 100)
+    monkeypatch.setattr("fm_storage.catalog.record.spool._MAX_SEGMENT", 100)
     spool = Spool(spool_folder(tmp_path, "x"))
     for n in range(3):
         spool.append([prepare(f"m{n}" + "x" * 200)], sync=False)

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from fm_storage.catalog.charts import draw_hours, draw_modules, draw_timeline
-from fm_storage.catalog.findings import TimelineBucket
-from fm_storage.catalog.wording import spell_span, spell_time
+from fm_storage.catalog.query.findings import TimelineBucket
+from fm_storage.catalog.report.charts import draw_hours, draw_modules, draw_timeline
+from fm_storage.catalog.report.wording import spell_span, spell_time
 from fm_storage.repositories import Severity
 
 MOMENT = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)

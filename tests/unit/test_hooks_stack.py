@@ -10,8 +10,9 @@ import time
 
 import pytest
 
+from fm_storage.concurrency.shield import shielded
 from fm_storage.errors import StorageClosed, WrongLoop
-from fm_storage.hooks import ShutdownHooks, ladder, outlast
+from fm_storage.hooks import ShutdownHooks, triggers
 
 
 async def test_hooks_run_last_in_first_out_with_their_arguments():
@@ -197,10 +198,10 @@ async def test_nothing_is_left_armed_after_closing():
     loop = asyncio.get_running_loop()
     hooks = ShutdownHooks()
     hooks.register(print)
-    assert loop in ladder._masters
+    assert loop in triggers._masters
     hooks.unregister(print)
     await hooks.aclose()
-    assert loop not in ladder._masters
+    assert loop not in triggers._masters
 
 
 def test_another_loop_is_refused_and_changes_nothing():
@@ -217,7 +218,7 @@ def test_another_loop_is_refused_and_changes_nothing():
         hooks.register(seen.append, 1)
         await asyncio.to_thread(asyncio.run, from_outside())
         assert seen == []
-        assert asyncio.get_running_loop() in ladder._masters
+        assert asyncio.get_running_loop() in triggers._masters
         await hooks.aclose()
 
     asyncio.run(main())
@@ -299,15 +300,15 @@ async def test_signals_are_taken_only_where_nobody_else_has_them():
 
 async def test_outlast_gives_the_result_or_the_failure():
     """Without a cancellation it is a plain await."""
-    assert await outlast(lambda: asyncio.sleep(0, 7)) == 7
+    assert await shielded(lambda: asyncio.sleep(0, 7)) == 7
 
     async def fail() -> None:
         raise KeyError
 
     with pytest.raises(KeyError):
-        await outlast(fail)
+        await shielded(fail)
     with pytest.raises(TimeoutError):
-        await outlast(lambda: asyncio.sleep(60), timeout=0.01)
+        await shielded(lambda: asyncio.sleep(60), timeout=0.01)
 
 
 async def test_outlast_starts_again_work_that_was_cancelled_from_outside():
@@ -325,6 +326,6 @@ async def test_outlast_starts_again_work_that_was_cancelled_from_outside():
         runs[0].cancel()
 
     task = asyncio.ensure_future(assassin())
-    assert await outlast(work) == "done"
+    assert await shielded(work) == "done"
     assert len(runs) == 2
     await task

@@ -7,8 +7,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fm_storage.outbox.deliver import backoff
-from fm_storage.outbox.sequence import furthest
+from fm_storage.outbox.agreement.sequence import furthest
+from fm_storage.outbox.delivery.delivery import backoff
 
 
 @given(st.integers(0, 10_000), st.floats(0.001, 3600.0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fm_storage.postgres import Sql
-from fm_storage.postgres.reset import Effect, classify, is_lean
+from fm_storage.postgres.connection.classifier import Effect, classify, is_lean
 
 READS = [
     "SELECT 1",

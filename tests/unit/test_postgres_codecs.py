@@ -7,7 +7,7 @@ import json
 import pytest
 
 from fm_storage.errors import InvalidRecord
-from fm_storage.postgres.codecs import decode_json, encode_json
+from fm_storage.postgres.connect.codecs import decode_json, encode_json
 from fm_storage.postgres.errors import explain_parameters
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from fm_storage.errors import InvalidRecord
 from fm_storage.repositories import Column
-from fm_storage.repositories.entity import Entity
+from fm_storage.repositories.model.entity import Entity
 
 
 class Colour(enum.Enum):

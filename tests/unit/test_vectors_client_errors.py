@@ -28,7 +28,7 @@ from fm_storage.errors import (
     StorageError,
     VectorStoreUnavailable,
 )
-from fm_storage.vectors.client_errors import AlreadyExists, translated
+from fm_storage.vectors.server.errors import AlreadyExists, translated
 
 
 def answer(

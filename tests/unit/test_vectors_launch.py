@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from fm_storage.errors import EmbeddedFailed
-from fm_storage.vectors import launch
-from fm_storage.vectors.catalogue import Catalogue
+from fm_storage.vectors.embedded import launch
+from fm_storage.vectors.embedded.process.manifest import Catalogue
 
 
 def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

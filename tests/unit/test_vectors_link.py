@@ -9,18 +9,18 @@ from collections.abc import AsyncIterator
 import orjson
 import pytest
 
-from fm_storage.vectors.frames import HEADER, MAX_REQUEST, pack, split_header
-from fm_storage.vectors.link import Gone, Link
+from fm_storage.vectors.embedded.connection import EngineConnection, Gone
+from fm_storage.vectors.embedded.frames import HEADER, MAX_REQUEST, pack, split_header
 from tests.waiting import until
 
 
 @pytest.fixture
-async def ends() -> AsyncIterator[tuple[Link, socket.socket]]:
+async def ends() -> AsyncIterator[tuple[EngineConnection, socket.socket]]:
     """Give a link, and the socket at its other end."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)  # noqa: FBT003 - the standard library's form
     loop = asyncio.get_running_loop()
-    _, link = await loop.create_unix_connection(Link, sock=ours)
+    _, link = await loop.create_unix_connection(EngineConnection, sock=ours)
     yield link, theirs
     link.transport.abort()
     theirs.close()
@@ -39,7 +39,9 @@ async def asked(theirs: socket.socket) -> tuple[int, dict[str, object]]:
             return number, orjson.loads(data[HEADER.size : HEADER.size + meta])
 
 
-async def test_answer_may_come_in_pieces(ends: tuple[Link, socket.socket]) -> None:
+async def test_answer_may_come_in_pieces(
+    ends: tuple[EngineConnection, socket.socket],
+) -> None:
     """Bytes one by one, two answers at once, an answer nobody waits for: all fine."""
     link, theirs = ends
     loop = asyncio.get_running_loop()
@@ -54,7 +56,7 @@ async def test_answer_may_come_in_pieces(ends: tuple[Link, socket.socket]) -> No
 
 
 async def test_large_answer_is_read_beside_the_loop(
-    ends: tuple[Link, socket.socket],
+    ends: tuple[EngineConnection, socket.socket],
 ) -> None:
     """An answer of megabytes comes through whole."""
     link, theirs = ends
@@ -67,7 +69,7 @@ async def test_large_answer_is_read_beside_the_loop(
 
 
 async def test_bytes_of_a_stranger_end_the_line(
-    ends: tuple[Link, socket.socket],
+    ends: tuple[EngineConnection, socket.socket],
 ) -> None:
     """What is no frame of ours ends the connection, and whoever waits is told."""
     link, theirs = ends
@@ -82,7 +84,7 @@ async def test_bytes_of_a_stranger_end_the_line(
 
 
 async def test_slow_reader_holds_requests_back(
-    ends: tuple[Link, socket.socket],
+    ends: tuple[EngineConnection, socket.socket],
 ) -> None:
     """Requests wait while the engine does not read, and end with the line."""
     link, theirs = ends
@@ -97,7 +99,7 @@ async def test_slow_reader_holds_requests_back(
 
 
 async def test_reader_that_catches_up_lets_requests_through(
-    ends: tuple[Link, socket.socket],
+    ends: tuple[EngineConnection, socket.socket],
 ) -> None:
     """Once the engine reads again, what was held back is sent."""
     link, theirs = ends

@@ -213,7 +213,9 @@ async def test_missing_extra_is_named(
 ) -> None:
     """Without its extra a vectorizer says which one to install."""
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.delitem(sys.modules, "fm_storage.vectors.minilm", raising=False)
+    monkeypatch.delitem(
+        sys.modules, "fm_storage.vectors.vectorizers.minilm", raising=False
+    )
     with pytest.raises(ConfigurationInvalid, match=rf"fm-storage\[{extra}\]"):
         await vectorizer.embed(["x"])
 

@@ -8,7 +8,7 @@ import pytest
 
 from fm_storage.errors import DimensionMismatch
 from fm_storage.vectors import Point
-from fm_storage.vectors.encoding import encode_points
+from fm_storage.vectors.request.points import encode_points
 
 SPEC = {"vectors": {"": {"size": 2}}, "sparse_vectors": {}}
 

@@ -10,7 +10,7 @@ from array import array
 import pytest
 
 from fm_storage.vectors import Embedding, LexicalVectorizer, SparseVector, Vectorizer
-from fm_storage.vectors.vectorizer import terms_of
+from fm_storage.vectors.vectorizers.lexical import terms_of
 
 TRACE = """Traceback (most recent call last):
   File "/srv/app/billing/card_service.py", line 88, in chargeCard
@@ -105,7 +105,7 @@ async def test_embedding_many_keeps_the_order() -> None:
 
 async def test_cache_of_terms_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Endless vocabularies do not fill the memory, and change no vector."""
-    monkeypatch.setattr("fm_storage.vectors.vectorizer._CACHE_LIMIT", 50)
+    monkeypatch.setattr("fm_storage.vectors.vectorizers.lexical._CACHE_LIMIT", 50)
     vectorizer = LexicalVectorizer()
     texts = [f"word{chr(97 + i % 26)}{chr(97 + i // 26)}x" for i in range(300)]
     made = await vectorizer.embed(texts)

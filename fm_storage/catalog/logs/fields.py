@@ -1,0 +1,129 @@
+"""Entries that name their fields: JSON lines, logfmt, journald.
+
+Apart from the formats that are told by their shape: here only names count.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from fm_storage.catalog.logs.entry import Header
+from fm_storage.catalog.logs.levels import guess_severity, severity_of
+from fm_storage.catalog.logs.timestamps import Clock
+from fm_storage.catalog.record.fingerprint import frames_of
+
+__all__ = ["header_of_fields"]
+
+_TIMES = (
+    "timestamp", "time", "@timestamp", "ts", "datetime", "date", "t", "asctime",
+    "__REALTIME_TIMESTAMP", "eventTime",
+)  # fmt: skip
+_LEVELS = (
+    "level", "severity", "levelname", "lvl", "log.level", "loglevel", "PRIORITY",
+    "severityText", "level_name",
+)  # fmt: skip
+_MESSAGES = ("message", "msg", "event", "MESSAGE", "body", "text", "error", "err")
+_MODULES = (
+    "logger", "module", "name", "logger_name", "component", "log.logger",
+    "SYSLOG_IDENTIFIER", "service.name", "service", "caller",
+)  # fmt: skip
+_JOURNAL_MODULES = (
+    "SYSLOG_IDENTIFIER", "_SYSTEMD_UNIT", "_SYSTEMD_USER_UNIT", "_COMM",
+)  # fmt: skip
+_JOURNAL_NOISE = ("_", "MESSAGE", "PRIORITY", "SYSLOG_")
+_TRACES = (
+    "stack_trace", "exc_info", "exception", "traceback", "stacktrace", "stack",
+    "error.stack_trace", "err.stack", "error.stack", "exc_text",
+)  # fmt: skip
+
+
+# Of the fields that the journal adds itself, those that help to find the place.
+_JOURNAL = frozenset({
+    "_HOSTNAME", "_PID", "_COMM", "_SYSTEMD_UNIT", "_SYSTEMD_USER_UNIT", "_TRANSPORT",
+    "_BOOT_ID", "CODE_FILE", "CODE_LINE", "CODE_FUNC", "UNIT", "ERRNO",
+})  # fmt: skip
+
+
+def header_of_journal(fields: dict[str, Any], clock: Clock) -> Header:
+    """Return what an entry of the journal says (``journalctl -o json`` or export)."""
+    # Without one it was too long for the JSON, or the entry is a mere mark.
+    message = _journal_text(fields.get("MESSAGE")) or "(no message)"
+    module = next(
+        (
+            text
+            for name in _JOURNAL_MODULES
+            if (text := _journal_text(fields.get(name)))
+        ),
+        None,
+    )
+    trace = None
+    if "\n" in message and frames_of(message):
+        trace = message
+        lines = message.splitlines()
+        begins = lines[0].startswith("Traceback (most recent")
+        message = lines[-1] if begins else lines[0]
+    at = fields.get("_SOURCE_REALTIME_TIMESTAMP") or fields["__REALTIME_TIMESTAMP"]
+    return Header(
+        clock.any(_journal_text(at)),
+        severity_of(_journal_text(fields.get("PRIORITY"))) or guess_severity(message),
+        module,
+        message,
+        trace=trace,
+        context={
+            name: _journal_text(value)
+            for name, value in fields.items()
+            if name in _JOURNAL or not name.startswith(_JOURNAL_NOISE)
+        },
+    )
+
+
+def _journal_text(value: object) -> str | None:
+    """Return a field as text: bytes come as a list of numbers, repeats as a list."""
+    if isinstance(value, list):
+        if value and all(isinstance(one, int) and 0 <= one < 256 for one in value):  # noqa: PLR2004 - bytes
+            return bytes(value).decode("utf-8", "replace")
+        return ", ".join(str(_journal_text(one)) for one in value)
+    return None if value is None else str(value)
+
+
+def header_of_fields(fields: dict[str, Any], clock: Clock) -> Header | None:
+    """Return what an object says, or None if it is no entry of a log."""
+    if "__REALTIME_TIMESTAMP" in fields:
+        return header_of_journal(fields, clock)
+    taken: set[str] = set()
+
+    def take(*names: str) -> Any:  # noqa: ANN401 - any JSON value
+        for name in names:
+            value: Any = fields
+            for part in (name,) if name in fields else name.split("."):
+                value = value.get(part) if isinstance(value, dict) else None
+            if value not in (None, ""):
+                taken.add(name.split(".")[0] if name not in fields else name)
+                return value
+        return None
+
+    at = clock.any(take(*_TIMES))
+    level = take(*_LEVELS)
+    message = take(*_MESSAGES)
+    module = take(*_MODULES)
+    trace = take(*_TRACES)
+    if message is None and trace is None:
+        return None
+    if level is None and at is None:
+        return None
+    if isinstance(message, dict):
+        message = message.get("message") or orjson.dumps(message).decode()
+    if isinstance(trace, list):
+        trace = "\n".join(map(str, trace))
+    trace = orjson.dumps(trace).decode() if isinstance(trace, dict) else trace
+    text = str(message) if message is not None else str(trace).strip().splitlines()[-1]
+    return Header(
+        at,
+        severity_of(level) or guess_severity(text),
+        str(module) if module is not None else None,
+        text,
+        trace=str(trace) if trace is not None else None,
+        context={key: value for key, value in fields.items() if key not in taken},
+    )

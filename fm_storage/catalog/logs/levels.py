@@ -1,0 +1,63 @@
+"""How bad a log line is: the levels of all logging systems, as ours.
+
+Apart from the formats, because what a level means does not depend on where in
+the line it stands.
+"""
+
+from __future__ import annotations
+
+from fm_storage.catalog.logs import patterns
+
+__all__ = ["SEVERITIES", "SYSLOG", "guess_severity", "severity_of"]
+
+SEVERITIES = {
+    "trace": "DEBUG", "verbose": "DEBUG", "debug": "DEBUG", "fine": "DEBUG",
+    "finer": "DEBUG", "finest": "DEBUG", "config": "DEBUG", "v": "DEBUG", "d": "DEBUG",
+    "info": "INFO", "information": "INFO", "informational": "INFO", "notice": "INFO",
+    "log": "INFO", "i": "INFO", "success": "INFO", "audit": "INFO", "hint": "INFO",
+    "detail": "INFO", "statement": "INFO",
+    "warn": "WARNING", "warning": "WARNING", "w": "WARNING",
+    "err": "ERROR", "error": "ERROR", "severe": "ERROR", "e": "ERROR", "eror": "ERROR",
+    "fatal": "CRITICAL", "crit": "CRITICAL", "critical": "CRITICAL", "f": "CRITICAL",
+    "alert": "CRITICAL", "emerg": "CRITICAL", "emergency": "CRITICAL",
+    "panic": "CRITICAL", "dpanic": "CRITICAL",
+}  # fmt: skip
+"""Names of levels, in lower case."""
+
+SYSLOG = (
+    "CRITICAL",
+    "CRITICAL",
+    "CRITICAL",
+    "ERROR",
+    "WARNING",
+    "INFO",
+    "INFO",
+    "DEBUG",
+)
+"""The levels of syslog by number."""
+
+_BUNYAN = ((60, "CRITICAL"), (50, "ERROR"), (40, "WARNING"), (30, "INFO"), (0, "DEBUG"))
+
+
+def severity_of(level: object) -> str | None:
+    """Return the ``Severity`` meant by the level of any logging system, or None."""
+    if isinstance(level, str):
+        known = SEVERITIES.get(level) or SEVERITIES.get(level.strip().lower())
+        if known is not None or not level.strip().isdigit():
+            return known
+        level = int(level)
+    if isinstance(level, int | float) and not isinstance(level, bool):
+        if 0 <= level < len(SYSLOG):
+            return SYSLOG[int(level)]
+        for least, name in _BUNYAN:
+            if level >= least:
+                return name
+    return None
+
+
+def guess_severity(message: str) -> str:
+    """Return a severity for a line that names none, from its words."""
+    named = patterns.IN_MESSAGE.match(message)
+    if named is not None:
+        return SEVERITIES.get(named["level"].lower(), "INFO")
+    return "ERROR" if patterns.SOUNDS_BAD.search(message[:200]) else "INFO"

@@ -1,0 +1,274 @@
+"""Lines of a log as entries of the catalogue: streaming, any size, no I/O but reading.
+
+Apart from ``ingest()``, so that a log can be read in a thread, batch by batch,
+while the batch before is being stored; and apart from the formats, which know
+one line only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, tzinfo
+from hashlib import blake2b
+from uuid import UUID
+
+from fm_storage.catalog.logs.entry import Header
+from fm_storage.catalog.logs.formats import LineParser
+from fm_storage.catalog.logs.ingest_report import IngestReport
+from fm_storage.catalog.logs.opening import MAX_LINE
+from fm_storage.catalog.record.row import Prepared, prepare
+from fm_storage.repositories import Severity
+
+__all__ = ["LogReader"]
+
+_MAX_LINES = 2000
+_SAMPLES = 5
+_MAX_BATCH = 8 * 1024 * 1024
+
+# What begins an entry of its own even where no header is, and what continues one.
+_ALWAYS_NEW = re.compile(
+    r"panic: |fatal error: |Exception in thread \"|Uncaught |thread '.*' .*panicked at"
+    r"|Exception ignored in|UnhandledPromiseRejection|Fatal Python error: "
+)
+_TRACE_START = re.compile(
+    r"(?:\s*[+|] )?(?:Traceback \(most recent call last\):|Exception Group Traceback)"
+    r"|(?:[a-z_]\w*\.)+[A-Z][\w$]*(?:Exception|Error|Throwable)\b"
+    r"|[A-Z]\w*(?:Error|Exception)(?:: |$)|Caused by:|goroutine \d+ \[|Error: \S"
+)
+_FRAME = re.compile(
+    r"\s+at \S|\s*(?:\| )*\s+File \"|Traceback \(most|\s*\.\.\. \d+ (?:more|common)"
+    r"|Caused by:|goroutine \d+ \[|panic: |[Ss]tack backtrace:|\s+[+|] .*Traceback \("
+)
+_ANSI = re.compile(r"\x1b\[[0-9;:]*[A-Za-z]")
+_TRACED = frozenset({"WARNING", "ERROR", "CRITICAL"})
+
+
+@dataclass(slots=True)
+class _Open:
+    """The entry that the lines being read belong to."""
+
+    header: Header
+    offset: int
+    line: int
+    digest: bytes
+    more: list[str] = field(default_factory=list)
+    size: int = 0
+    trace_at: int | None = None
+
+
+class LogReader:
+    """Turns lines into prepared entries, batch by batch.
+
+    Args:
+        lines: Byte lines, with their ends.
+        source: Name of the log; part of every id.
+        module: Module of entries that name none; the source's stem if None.
+        least: Entries below this severity are counted and left out.
+        zone: Time zone of timestamps that name none.
+        now: Time of entries whose log has no timestamps at all.
+    """
+
+    def __init__(
+        self,
+        lines: Iterable[bytes],
+        *,
+        source: str,
+        module: str | None = None,
+        least: Severity | None = None,
+        zone: tzinfo = UTC,
+        now: datetime | None = None,
+    ) -> None:
+        self._lines = iter(lines)
+        self._now = now or datetime.now(UTC)
+        self._parser = LineParser(zone=zone, year=self._now.astimezone(zone).year)
+        self._module = module or source.split(".", 1)[0] or source
+        self._ranks = _ranks_from(least)
+        self._identity: bytes | None = None
+        self._last: datetime | None = None
+        self._open: _Open | None = None
+        self.report = IngestReport(source=source, formats=self._parser.formats)
+
+    def batches(self, size: int) -> Iterator[list[Prepared]]:
+        """Yield batches of at most *size* entries until the log ends.
+
+        One that holds much text ends earlier, so that memory stays bounded.
+        """
+        batch: list[Prepared] = []
+        held = 0
+        for entry in self._entries():
+            batch.append(entry)
+            held += len(entry.message) + len(entry.stack_trace or "")
+            if len(batch) >= size or held > _MAX_BATCH:
+                yield batch
+                batch, held = [], 0
+        if batch:
+            yield batch
+
+    def _entries(self) -> Iterator[Prepared]:
+        yield from self.feed(self._lines, last=True)
+
+    def feed(self, lines: Iterable[bytes], *, last: bool) -> Iterator[Prepared]:
+        """Yield the entries that *lines* complete; with *last*, also the open one."""
+        report = self.report
+        for raw in lines:
+            offset = report.bytes
+            report.bytes += len(raw)
+            report.lines += 1
+            if self._identity is None:
+                self._identity = blake2b(
+                    report.source.encode() + b"\0" + raw.rstrip(b"\r\n"), digest_size=16
+                ).digest()
+            line = _decode(raw)
+            header = self._parser.parse(line)
+            if header is None:
+                done = self._continue(line, offset, raw)
+            else:
+                done = self._finish()
+                self._open = _Open(header, offset, report.lines, raw)
+                if header.timestamp is not None:
+                    self._last = header.timestamp
+            if done is not None:
+                yield done
+        if last:
+            done = self._finish()
+            if done is not None:
+                yield done
+
+    def _continue(self, line: str, offset: int, raw: bytes) -> Prepared | None:
+        """Add a line without a header to its entry, or begin one with it."""
+        current = self._open
+        report = self.report
+        if not line.strip():
+            if current is not None and current.more:
+                current.more.append("")
+            return None
+        begins = _ALWAYS_NEW.match(line) is not None
+        if not begins and _TRACE_START.match(line) is not None:
+            begins = current is None or (
+                current.header.severity not in _TRACED and not current.more
+                and not current.header.message.rstrip().endswith(":")
+            )  # fmt: skip
+        if begins:
+            done = self._finish()
+            ends = line.startswith(("panic", "fatal", "Fatal", "thread '"))
+            severity = "CRITICAL" if ends else "ERROR"
+            header = Header(None, severity, None, line.strip(), dated=False)
+            self._open = _Open(header, offset, report.lines, raw)
+            self._open.more.append(line)
+            self._open.trace_at = 0
+            return done
+        if current is None:
+            report.unparsed += 1
+            if len(report.samples) < _SAMPLES:
+                report.samples.append(line[:200])
+            return None
+        if len(current.more) >= _MAX_LINES or current.size > MAX_LINE:
+            report.truncated += 1
+            return None
+        if current.trace_at is None and (
+            _FRAME.match(line) is not None or _TRACE_START.match(line) is not None
+        ):
+            current.trace_at = len(current.more)
+        current.more.append(line)
+        current.size += len(line)
+        return None
+
+    def _finish(self) -> Prepared | None:
+        """Close the entry being read, and return it if it is wanted."""
+        current, self._open = self._open, None
+        if current is None:
+            return None
+        self.report.entries += 1
+        header = current.header
+        severity = header.severity or (
+            "ERROR" if current.trace_at is not None else "INFO"
+        )
+        if severity not in self._ranks:
+            self.report.skipped += 1
+            return None
+        message, trace = header.message, header.trace
+        if current.more:
+            at = current.trace_at
+            text = current.more if at is None else current.more[:at]
+            if text:
+                message = "\n".join([message, *text]).rstrip()
+            if at is not None:
+                trace = "\n".join(current.more[at:]).rstrip()
+                if header.message == current.more[0].strip():
+                    message = _headline(current.more) or message
+        context = header.context
+        context["source"] = self.report.source
+        context["line"] = str(current.line)
+        return prepare(
+            message or "(empty)",
+            module=header.module or self._module,
+            severity=self._ranks[severity],
+            stack_trace=trace,
+            context=context,
+            timestamp=header.timestamp or self._last or self._now,
+            entry_id=self._id(current),
+        )
+
+    def _id(self, current: _Open) -> UUID:
+        """Return an id made of source, offset and content: the same every time.
+
+        It begins with the entry's time where the line itself has one, as new ids
+        do, so that the index grows at its end.
+        """
+        assert self._identity is not None  # noqa: S101 - set by the first line
+        found = blake2b(
+            b"%d\0" % current.offset + current.digest.rstrip(b"\r\n"),
+            digest_size=16,
+            key=self._identity,
+        ).digest()
+        bits = int.from_bytes(found)
+        at = current.header.timestamp
+        if at is not None and current.header.dated and (since := at.timestamp()) > 0:
+            milliseconds = int(since * 1000) & ((1 << 48) - 1)
+            bits = milliseconds << 80 | bits & ((1 << 80) - 1)
+        bits = bits & ~(0xF << 76) | 0x8 << 76  # version 8: of our own making
+        bits = bits & ~(0x3 << 62) | 0x2 << 62
+        return UUID(int=bits)
+
+
+def _ranks_from(least: Severity | None) -> dict[str, Severity]:
+    levels = list(Severity)
+    return {
+        level.value: level for level in levels[levels.index(least) if least else 0 :]
+    }
+
+
+def _headline(lines: list[str]) -> str | None:
+    """Return the line of a trace that says what happened.
+
+    Python's last one; Rust's second one, since a panic begins with its place.
+    """
+    if lines[0].startswith("thread '"):
+        said = lines[1].strip() if lines[0].endswith(":") and lines[1:] else ""
+        return f"panicked: {said}" if said else None
+    if (
+        not lines[0]
+        .lstrip(" +|")
+        .startswith(("Traceback", "Exception Group Traceback"))
+    ):
+        return None
+    for line in reversed(lines):
+        text = line.strip(" |+-")
+        if text and not line.startswith("    ") and not text.startswith("File "):
+            return text
+    return None
+
+
+def _decode(raw: bytes) -> str:
+    if len(raw) > MAX_LINE:
+        raw = raw[:MAX_LINE]
+    try:
+        line = raw.decode()
+    except UnicodeDecodeError:
+        line = raw.decode("latin-1")
+    line = line.rstrip("\r\n")
+    if line[:1] == "\ufeff":
+        line = line[1:]
+    return _ANSI.sub("", line) if "\x1b" in line else line

@@ -1,0 +1,171 @@
+"""A large log, read, masked and fingerprinted in a process of its own.
+
+Apart because in a thread this work would share the interpreter with the loop:
+both cores are used only by two processes, and a loop that serves meanwhile is
+not kept waiting. The child inherits the open file, so that a rotation while it
+starts does not matter, and sends batches through a pipe.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime, timezone, tzinfo
+from functools import partial
+from typing import IO, Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+from fm_storage.catalog.logs.ingest_report import IngestReport
+from fm_storage.catalog.logs.opening import open_log
+from fm_storage.catalog.logs.reading import LogReader
+from fm_storage.catalog.record.store import columns_of
+from fm_storage.repositories import Severity
+
+__all__ = ["ReadingProcess", "Task", "serve", "worth_a_process"]
+
+_WORTH = 4 * 1024 * 1024
+"""Bytes from which on the start of a process (half a second) is won back."""
+
+_BOOT = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from fm_storage.catalog.logs.reading_process import main
+main()
+"""
+_READ_ONLY_FIELDS = (
+    "lines", "bytes", "entries", "skipped", "unparsed", "truncated", "samples",
+    "formats",
+)  # fmt: skip
+
+
+class Task(NamedTuple):
+    """What the child is to do; the descriptor of the log is inherited."""
+
+    descriptor: int
+    source: str
+    module: str | None
+    least: Severity | None
+    zone: tzinfo
+    now: datetime
+    size: int
+
+
+def worth_a_process(size: int, zone: tzinfo) -> bool:
+    """Say whether a file of *size* bytes is read faster by another process.
+
+    Not if the zone is an object of the application's, which a child could not
+    know; nor where there is no interpreter to start.
+    """
+    return (
+        size >= _WORTH
+        and isinstance(zone, timezone | ZoneInfo)
+        and not getattr(sys, "frozen", False)
+        and bool(sys.executable)
+        and os.name == "posix"
+    )
+
+
+class ReadingProcess:
+    """The child, and what it has sent. Every method blocks; for threads.
+
+    Args:
+        task: What to read; its descriptor stays the caller's.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.report = IngestReport(source=task.source)
+        # A session of its own: Ctrl-C at the terminal is for the parent, which
+        # ends the child. Should the parent be killed, the child's next write
+        # finds no reader and ends it.
+        self._child = subprocess.Popen(  # noqa: S603 - this interpreter, our own code
+            [sys.executable, "-c", _BOOT, json.dumps(sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=(task.descriptor,),
+            start_new_session=True,
+        )
+        assert self._child.stdin is not None  # noqa: S101 - asked for above
+        try:
+            with self._child.stdin as pipe:
+                pickle.dump(task, pipe)
+        except BrokenPipeError:
+            pass  # it has ended already; next() says so
+
+    def next(self) -> list[list[Any]] | None:
+        """Return the columns of the next batch, or None behind the last one.
+
+        Raises:
+            EOFError: The child has ended before the log did.
+            Exception: Whatever reading the log raised there.
+        """
+        assert self._child.stdout is not None  # noqa: S101 - asked for above
+        try:
+            columns, said = pickle.load(self._child.stdout)  # noqa: S301 - our own child
+        except (EOFError, pickle.UnpicklingError) as exc:
+            raise EOFError(
+                f"log {self.report.source!r}: the process that read it ended early "
+                f"(status {self._child.wait()}); ingest it again, what was stored stays"
+            ) from exc
+        if isinstance(said, BaseException):
+            raise said
+        for name, value in zip(_READ_ONLY_FIELDS, said, strict=True):
+            setattr(self.report, name, value)
+        found: list[list[Any]] | None = columns
+        return found
+
+    def close(self) -> None:
+        """End the child, whatever it is doing."""
+        self._child.kill()
+        self._child.wait()
+        assert self._child.stdout is not None  # noqa: S101 - asked for above
+        self._child.stdout.close()
+
+
+def main() -> None:
+    """Be the child: read the task from standard input, write to standard output."""
+    # Nothing that is printed by mistake may get between the batches.
+    with os.fdopen(os.dup(1), "wb") as out:
+        os.dup2(2, 1)
+        try:
+            serve(pickle.load(sys.stdin.buffer), out)  # noqa: S301 - from our parent
+        except BrokenPipeError:
+            os._exit(1)  # nobody reads: the parent has gone, or wants no more
+
+
+def serve(task: Task, out: IO[bytes]) -> None:
+    """Read the log of *task* and write its batches to *out*."""
+    send = partial(pickle.dump, file=out, protocol=pickle.HIGHEST_PROTOCOL)
+    try:
+        for columns, report in _batches(task):
+            send((columns, [getattr(report, name) for name in _READ_ONLY_FIELDS]))
+            out.flush()
+    except BrokenPipeError:
+        raise
+    except Exception as exc:  # noqa: BLE001 - raised again in the parent
+        send((None, exc))
+
+
+def _batches(task: Task) -> Iterator[tuple[list[list[Any]] | None, IngestReport]]:
+    os.lseek(task.descriptor, 0, os.SEEK_SET)  # shared with the parent's
+    log = open_log(task.descriptor)
+    try:
+        reader = LogReader(
+            log.lines(),
+            source=task.source,
+            module=task.module,
+            least=task.least,
+            zone=task.zone,
+            now=task.now,
+        )
+        for batch in reader.batches(task.size):
+            columns = columns_of(batch)
+            # As text, identities are read back in a tenth of the time.
+            columns[0] = [one.hex for one in columns[0]]
+            yield columns, reader.report
+        yield None, reader.report
+    finally:
+        log.close()

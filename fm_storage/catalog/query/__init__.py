@@ -1,0 +1,1 @@
+"""Questions to the catalogue: groups, similar entries, analysis."""

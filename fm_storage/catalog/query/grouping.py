@@ -1,0 +1,148 @@
+"""Grouping what came in without a group: by a repository, or by plain SQL.
+
+Apart from recording, which groups as it stores. A trigger would find such errors
+too, but every insert would pay for it; so whoever asks for groups looks first. Of
+an error whose text was changed a trigger on updates takes the group away
+(migration 0009), and it is found here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from time import monotonic, time
+from typing import TYPE_CHECKING
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+from fm_storage.catalog.record.fingerprint import Fingerprint, fingerprint_of
+from fm_storage.catalog.record.row import RANKS
+from fm_storage.errors import PermissionDenied, QueryFailed
+from fm_storage.postgres import Sql
+from fm_storage.repositories import Severity
+
+if TYPE_CHECKING:
+    from fm_storage.postgres import Pool, Record
+
+__all__ = ["group_ungrouped"]
+
+logger = logging.getLogger("fm_storage.catalog")
+
+_BATCH = 500
+_WHOLE_EVERY = 60.0
+_RECENT = 600.0
+_SCAN_TIMEOUT = 300.0
+_READ_ONLY = "25006"
+
+# Two narrow indexes side by side; the wide rows are not touched.
+_MISSING = Sql(
+    """SELECT e.id FROM project_errors AS e
+WHERE e.id > $1 AND e.id <= $2 AND NOT EXISTS (
+  SELECT FROM fm_storage.error_fingerprints AS f WHERE f.error_id = e.id)
+ORDER BY e.id LIMIT $3"""
+)
+# Locked against deletion, which takes the group's row with it; in order of id, so
+# that two who do the same cannot deadlock.
+_ERRORS = Sql(
+    "SELECT id, timestamp, severity, message, module, error_code, stack_trace "
+    "FROM project_errors WHERE id = ANY($1::uuid[]) ORDER BY id FOR KEY SHARE"
+)
+_GROUP = Sql(
+    """WITH src AS MATERIALIZED (
+  SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::smallint[], $4::bigint[],
+    $5::text[], $6::text[], $7::text[])
+    AS src (id, at, rank, fingerprint, module, code, template)
+), grp AS (
+  INSERT INTO fm_storage.fingerprints (fingerprint, module, error_code, template)
+  SELECT DISTINCT ON (fingerprint) fingerprint, module, code, template FROM src
+  ORDER BY fingerprint
+  ON CONFLICT (fingerprint) DO NOTHING
+), mark AS (
+  INSERT INTO fm_storage.error_fingerprints
+    (error_id, fingerprint, timestamp, severity)
+  SELECT id, fingerprint, at, rank FROM src ORDER BY id
+  ON CONFLICT (error_id) DO NOTHING RETURNING 1
+) SELECT count(*) FROM mark"""
+)
+_WHOLE = (UUID(int=0), UUID(int=(1 << 128) - 1))
+
+# When each pool's catalogue was last compared as a whole.
+_compared: WeakKeyDictionary[Pool, float] = WeakKeyDictionary()
+
+
+async def group_ungrouped(pool: Pool) -> int:
+    """Group the errors that have no group yet; return how many that were.
+
+    The first call, and then one a minute, compares the whole catalogue (a third
+    of a second for a million errors); those between look at the ids of these ten
+    minutes, which is where ids that are made now fall (UUID version 7). In
+    batches of short transactions; if cancelled, whole batches are done. Where
+    nothing may be written, nothing is, and the rest goes on.
+    """
+    now = monotonic()
+    whole = now - _compared.get(pool, -_WHOLE_EVERY) >= _WHOLE_EVERY
+    done = 0
+    after, last = _WHOLE if whole else _recent()
+    while rows := await pool.fetch(
+        _MISSING, after, last, _BATCH, timeout=_SCAN_TIMEOUT
+    ):
+        missing = [row[0] for row in rows]
+        after = missing[-1]
+        try:
+            done += await _group(missing, pool)
+        except QueryFailed as exc:
+            if not isinstance(exc, PermissionDenied) and exc.sqlstate != _READ_ONLY:
+                raise
+            logger.warning("errors without a group stay so: %s", exc)
+            break
+    if whole:
+        _compared[pool] = now
+    return done
+
+
+def _recent() -> tuple[UUID, UUID]:
+    """Return the least and the greatest id of version 7 of these minutes.
+
+    Random ids (version 4) lie between as good as never: they wait for the whole
+    comparison, and do not make this one long.
+    """
+    now = time()
+    first, last = (int((now + span) * 1000) << 80 for span in (-_RECENT, _RECENT))
+    return UUID(int=first), UUID(int=last)
+
+
+async def _group(ids: list[UUID], pool: Pool) -> int:
+    async with pool.transaction() as tx:
+        rows = await tx.fetch(_ERRORS, ids)
+        columns = await asyncio.to_thread(_columns, rows)
+        return int(await tx.fetchval(_GROUP, *columns))
+
+
+def _columns(rows: Sequence[Record]) -> list[list[object]]:
+    found: list[Fingerprint] = [
+        fingerprint_of(
+            row["message"],
+            module=row["module"],
+            error_code=row["error_code"],
+            stack_trace=row["stack_trace"],
+        )
+        for row in rows
+    ]
+    return [
+        [row["id"] for row in rows],
+        [row["timestamp"] for row in rows],
+        [_rank(row["severity"]) for row in rows],
+        [one.value for one in found],
+        [row["module"] for row in rows],
+        [row["error_code"] for row in rows],
+        [one.template for one in found],
+    ]
+
+
+def _rank(severity: str) -> int:
+    """Return the rank; a word that is none of ours counts as an error."""
+    try:
+        return RANKS[Severity(severity)]
+    except ValueError:
+        return RANKS[Severity.ERROR]

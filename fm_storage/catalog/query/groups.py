@@ -1,0 +1,169 @@
+"""Groups of equal errors: how often, since when, for example.
+
+Apart from the statements that write, because these only read, and read the
+narrow tables: the wide rows are fetched for the examples alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal
+
+from fm_storage.catalog.query.grouping import group_ungrouped
+from fm_storage.catalog.record.row import RANKS
+from fm_storage.catalog.record.store import ENTRY_COLUMNS, SEVERITY_OF_RANK, entry_of
+from fm_storage.postgres import Sql
+from fm_storage.repositories import ErrorEntry, Severity
+
+if TYPE_CHECKING:
+    from fm_storage.postgres import Pool, Record
+
+__all__ = ["ErrorGroup", "fetch_groups"]
+
+Order = Literal["count", "last_seen", "first_seen", "severity"]
+
+_ORDERS: dict[Order, str] = {
+    "count": "count DESC, last_seen DESC",
+    "last_seen": "last_seen DESC",
+    "first_seen": "first_seen DESC",
+    "severity": "severity DESC, count DESC, last_seen DESC",
+}
+
+# Counted on an index alone; only the groups that are shown meet another table.
+# The module filter is answered by the list of groups, which is short.
+_GROUPS = """WITH counted AS (
+  SELECT fingerprint, count(*) AS count, min(timestamp) AS first_seen,
+    max(timestamp) AS last_seen, max(severity) AS severity
+  FROM fm_storage.error_fingerprints
+  WHERE {where}
+  GROUP BY fingerprint
+  ORDER BY {order}, fingerprint
+  LIMIT ${limit}
+)
+SELECT {columns}, c.fingerprint, c.count, c.first_seen, c.last_seen,
+  c.severity AS rank, g.template
+FROM counted AS c
+JOIN fm_storage.fingerprints AS g USING (fingerprint)
+JOIN LATERAL (
+  SELECT error_id FROM fm_storage.error_fingerprints AS f
+  WHERE f.fingerprint = c.fingerprint AND f.severity = c.severity
+    AND f.timestamp BETWEEN c.first_seen AND c.last_seen
+  ORDER BY f.timestamp DESC LIMIT 1
+) AS worst ON TRUE
+JOIN project_errors AS e ON e.id = worst.error_id
+ORDER BY {outer}, c.fingerprint"""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorGroup:
+    """Errors with one fingerprint.
+
+    Attributes:
+        fingerprint: Sixteen hexadecimal digits, the same on every machine.
+        count: How many errors there are, within the filters.
+        first_seen: When the first of them happened.
+        last_seen: When the last of them happened.
+        module: Module of all of them.
+        error_code: Code of all of them.
+        severity: The worst among them.
+        template: The message without its variable parts.
+        example: The worst of them, and of those the latest.
+    """
+
+    fingerprint: str
+    count: int
+    first_seen: datetime
+    last_seen: datetime
+    module: str
+    error_code: str
+    severity: Severity
+    template: str
+    example: ErrorEntry
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The module, as a tuple."""
+        return (self.module,)
+
+
+async def fetch_groups(
+    pool: Pool,
+    *,
+    limit: int = 20,
+    module: str | None = None,
+    severity: Severity | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    order: Order = "count",
+    only: Sequence[int] | None = None,
+) -> list[ErrorGroup]:
+    """Return the groups of the errors that match, the foremost first.
+
+    *only* names the groups that may be returned; the rest is as in
+    ``ErrorManager.groups()``.
+    """
+    conditions: list[str] = []
+    values: list[object] = []
+
+    def condition(text: str, value: object) -> None:
+        values.append(value)
+        conditions.append(text.format(f"${len(values)}"))
+
+    if module is not None:
+        condition(
+            "fingerprint IN (SELECT fingerprint FROM fm_storage.fingerprints "
+            "WHERE module = {})",
+            module,
+        )
+    if only is not None:
+        condition("fingerprint = ANY({}::bigint[])", list(only))
+    if severity is not None:
+        condition("severity >= {}", RANKS[severity])
+    if since is not None:
+        condition("timestamp >= {}", since)
+    if until is not None:
+        condition("timestamp < {}", until)
+    statement = _GROUPS.format(
+        where=" AND ".join(conditions) or "TRUE",
+        order=_ORDERS[order],
+        outer=", ".join(f"c.{part}" for part in _ORDERS[order].split(", ")),
+        columns=ENTRY_COLUMNS,
+        limit=len(values) + 1,
+    )
+    await group_ungrouped(pool)
+    rows = await pool.fetch(Sql(statement), *values, limit)
+    return [_group_of(row) for row in rows]
+
+
+def hex_of(fingerprint: int) -> str:
+    """Return a fingerprint as people see it."""
+    return f"{fingerprint & 0xFFFF_FFFF_FFFF_FFFF:016x}"
+
+
+def number_of(fingerprint: str) -> int:
+    """Return the number behind sixteen hexadecimal digits.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    number = int(fingerprint, 16)
+    if len(fingerprint) != 16:  # noqa: PLR2004 - hexadecimal digits of 64 bits
+        raise ValueError("not sixteen hexadecimal digits")
+    return number - (1 << 64) if number >> 63 else number
+
+
+def _group_of(row: Record) -> ErrorGroup:
+    entry = entry_of(row)
+    return ErrorGroup(
+        fingerprint=hex_of(row["fingerprint"]),
+        count=row["count"],
+        first_seen=row["first_seen"],
+        last_seen=row["last_seen"],
+        module=entry.module,
+        error_code=entry.error_code,
+        severity=SEVERITY_OF_RANK[row["rank"]],
+        template=row["template"],
+        example=entry,
+    )

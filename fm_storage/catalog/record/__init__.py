@@ -1,0 +1,1 @@
+"""Recording: from an exception to a durable row."""

@@ -1,0 +1,88 @@
+"""The bridge from ``logging`` to the catalogue.
+
+Apart from the background queue, which knows nothing of log records.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+from fm_storage.catalog.record.drafts import Draft, draft_of_log
+from fm_storage.errors import ConfigurationInvalid
+
+__all__ = ["CatalogHandler", "is_own", "level_from"]
+
+_OWN = "fm_storage"
+
+
+class CatalogHandler(logging.Handler):
+    """A handler whose ``emit()`` hands the record on and returns.
+
+    Records of the loggers below ``fm_storage`` are left out: what is logged while
+    an error is being stored must not become an error to be stored.
+
+    Args:
+        hand_in: Takes a function that makes the draft, in any thread.
+        level: Records below it are left out.
+        module: Module of the entries; the logger's name if None.
+    """
+
+    def __init__(
+        self,
+        hand_in: Callable[[Callable[[], Draft]], None],
+        level: int,
+        *,
+        module: str | None = None,
+    ) -> None:
+        super().__init__(level)
+        self._hand_in = hand_in
+        self._module = module
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue *record*; never waits and never raises."""
+        if is_own(record.name):
+            return
+        try:
+            # The arguments may change after this call: the text is made now, the
+            # trace (which costs a hundred times as much) in the thread.
+            message = _message(record)
+            self._hand_in(partial(draft_of_log, record, message, module=self._module))
+        except Exception:  # noqa: BLE001 - as logging's own handlers do
+            self.handleError(record)
+
+    def createLock(self) -> None:  # noqa: N802 - logging's name
+        """Need no lock: the queue has its own, held for an append only."""
+        self.lock = None
+
+
+def level_from(level: int | str) -> int:
+    """Return the number of a level of ``logging``.
+
+    Raises:
+        ConfigurationInvalid: There is no such level.
+    """
+    if isinstance(level, int):
+        return level
+    known = logging.getLevelNamesMapping()
+    found = known.get(level.strip().upper()) if isinstance(level, str) else None
+    if found is None:
+        raise ConfigurationInvalid(
+            "level",
+            f"{level!r} is no level of logging; use one of {', '.join(known)}, "
+            "or a number",
+        )
+    return found
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # noqa: BLE001 - wrong arguments must not lose the record
+        return f"{record.msg!r} with {record.args!r}"
+
+
+def is_own(name: str) -> bool:
+    """Return whether a logger is one of this package's: those are left out."""
+    return name == _OWN or name.startswith(f"{_OWN}.")

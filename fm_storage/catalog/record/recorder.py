@@ -1,0 +1,269 @@
+"""Where prepared errors go: PostgreSQL when it answers, the spool when not.
+
+Apart from the manager, because ``record()``, the log handler, the replay and a
+decorated function in a thread all end here, and only here is decided what
+*durable* means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fm_storage.catalog.query.similarity import (
+    CatalogVectorizer,
+    collection_name,
+    text_of_entries,
+)
+from fm_storage.catalog.query.tail import CHANNEL
+from fm_storage.catalog.record.replay import Replayer
+from fm_storage.catalog.record.row import Prepared
+from fm_storage.catalog.record.spool import Spool, spool_folder
+from fm_storage.catalog.record.store import CatalogStore
+from fm_storage.concurrency.shield import shielded
+from fm_storage.errors import (
+    ConfigurationInvalid,
+    ForkedProcess,
+    StorageClosed,
+    StorageError,
+    WrongLoop,
+)
+from fm_storage.postgres import Sql
+
+if TYPE_CHECKING:
+    from fm_storage.catalog.ports import Storage
+    from fm_storage.config import StorageConfig
+    from fm_storage.vectors import Vectorizer
+
+__all__ = ["Recorder", "spool_of"]
+
+logger = logging.getLogger("fm_storage.catalog")
+
+# Mistakes of the caller: spooling would hide them.
+_MISUSE = (StorageClosed, WrongLoop, ForkedProcess, ConfigurationInvalid)
+_BULK = 6  # times the timeout of one record
+_NOTIFY_INTERVAL = 0.1
+# There is nothing to be kept here, so nobody waits for the disk.
+_NOTIFY = Sql(
+    f"SELECT pg_notify('{CHANNEL}', ''), "
+    "pg_catalog.set_config('synchronous_commit', 'off', TRUE)"
+)
+
+
+def spool_of(config: StorageConfig) -> Spool:
+    """Return the spool of the database that *config* names."""
+    address = config.postgres.safe_dsn if config.postgres is not None else ""
+    return Spool(spool_folder(config.data_dir, address))
+
+
+class Recorder:
+    """Stores rows of the catalogue, durably or in the spool.
+
+    Lifecycle at its first use inside the loop; every method is for that loop, but
+    for ``spool``, whose methods block and are for threads.
+
+    Args:
+        storage: A storage manager, open at the latest at first use.
+        vectorizer: Makes vectors of texts; None is the lexical one.
+        timeout: Seconds after which a record goes to the spool instead.
+        freshness: Seconds that ``wait_fresh()`` waits at most.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        vectorizer: Vectorizer | None,
+        *,
+        timeout: float,
+        freshness: float,
+    ) -> None:
+        self.storage = storage
+        self.timeout = timeout
+        self.spool = spool_of(storage.config)
+        self._given = vectorizer
+        self._freshness = freshness
+        self._replayer = Replayer(self.spool, self._write_replayed)
+        # Set once by open(), at the first call inside the loop.
+        self._vectorizer: CatalogVectorizer | None = None
+        self._store: CatalogStore | None = None
+        self._closed = False
+        self._writes = 0
+        self._notifying: asyncio.Task[None] | None = None
+        self._fresh = True  # whether all our entries are known to be delivered
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more can be recorded."""
+        return self._closed
+
+    @property
+    def away(self) -> bool:
+        """Whether PostgreSQL did not take the latest error it was given."""
+        return self._replayer.away
+
+    @property
+    def behind(self) -> bool:
+        """Whether PostgreSQL has not taken all that is spooled."""
+        return self._replayer.pending
+
+    def open(self) -> CatalogStore:
+        """Make the parts on first use; begin to replay what the spool holds."""
+        if self._store is not None:
+            return self._store
+        if self._closed:
+            raise StorageClosed(
+                "error manager: it is closed; make a new ErrorManager(storage)"
+            )
+        pool = self.storage.pool  # says at once when the storage is not open
+        del pool
+        collection: str | None = None
+        if self.storage.config.qdrant is not None:
+            self._vectorizer = CatalogVectorizer(self._given or _default_vectorizer())
+            collection = collection_name(self._vectorizer)
+            self.storage.outbox.register_vectorizer(
+                collection, self._vectorizer, text_of=text_of_entries
+            )
+        self._store = CatalogStore(collection)
+        if self.spool.has_any():
+            self._replayer.wake()
+        return self._store
+
+    def vectors(self) -> tuple[CatalogVectorizer, str]:
+        """Return the vectorizer and its collection.
+
+        Raises:
+            ConfigurationInvalid: Vectors are switched off.
+        """
+        store = self.open()
+        if self._vectorizer is None or store.collection is None:
+            raise ConfigurationInvalid(
+                "qdrant",
+                "is switched off; leave out qdrant=None to search by similarity",
+            )
+        return self._vectorizer, store.collection
+
+    async def store(self, row: Prepared) -> bool:
+        """Store one row in one round trip, or spool it; say whether it is durable.
+
+        Raises:
+            StorageError: Misuse, or neither place could take it.
+        """
+        return await self._kept([row], single=True)
+
+    async def store_many(self, rows: Sequence[Prepared]) -> bool:
+        """Store rows in one statement, or spool them; say whether they are durable."""
+        return await self._kept(rows, single=False)
+
+    async def _kept(self, rows: Sequence[Prepared], *, single: bool) -> bool:
+        store = self.open()
+        failure: Exception | None = None
+        # While the server is away, new errors join those in the spool: no caller
+        # waits out a timeout to learn again what is known.
+        if not self._replayer.away:
+            pool = self.storage.pool
+            try:
+                if single:
+                    await store.write(pool, rows[0], timeout=self.timeout)
+                else:
+                    await store.write_many(pool, rows, timeout=self.timeout * _BULK)
+            except _MISUSE:
+                raise
+            except (StorageError, OSError) as exc:
+                failure = exc
+            else:
+                self.written()
+                return True
+        await self._spooled(rows, failure)
+        return False
+
+    async def _spooled(self, rows: Sequence[Prepared], cause: Exception | None) -> None:
+        """Keep rows on disk and begin to replay."""
+        if cause is not None:
+            logger.warning(
+                "PostgreSQL did not take %d error(s); spooled (%s)", len(rows), cause
+            )
+        spool = self.spool
+        try:
+            await shielded(lambda: asyncio.to_thread(spool.append, rows))
+        except (OSError, StorageError) as exc:
+            if cause is None:
+                raise
+            raise cause from exc
+        self._replayer.wake(refused=cause is not None)
+
+    def wake_replay(self) -> None:
+        """Replay what a thread has spooled."""
+        if not self._closed:
+            self._replayer.wake()
+
+    def written(self) -> None:
+        """Note that rows were committed; let the drainer deliver their vectors."""
+        if self._vectorizer is not None:
+            self._writes += 1
+            self._fresh = False
+            self.storage.outbox.wake()
+        if self._notifying is None or self._notifying.done():
+            self._notifying = asyncio.create_task(
+                self._notify(), name="fm_storage notify errors"
+            )
+
+    async def _notify(self) -> None:
+        """Tell those who follow that there is something new, seldom.
+
+        NOTIFY takes a lock of the whole cluster at commit, so it never goes with
+        an error: one statement of its own speaks for all of the last moment.
+        """
+        await asyncio.sleep(_NOTIFY_INTERVAL)
+        try:
+            await self.storage.pool.execute(_NOTIFY)
+        except (StorageError, OSError) as exc:
+            logger.debug("followers were not notified (%s)", exc)
+
+    async def _write_replayed(self, rows: Sequence[Prepared]) -> int:
+        added = await self.open().write_many(
+            self.storage.pool, rows, timeout=self.timeout * _BULK
+        )
+        self.written()
+        return added
+
+    async def wait_fresh(self) -> None:
+        """Wait, for a bounded time, until our own entries are in the vector store."""
+        if self._fresh or self._store is None:
+            return
+        written = self._writes
+        deadline = time.monotonic() + self._freshness
+        pool = self.storage.pool
+        mark = await self._store.watermark(pool)
+        pause = 0.005
+        while not await self._store.delivered(pool, mark):
+            if time.monotonic() > deadline:
+                logger.info("find_similar: the newest entries are still on their way")
+                return
+            self.storage.outbox.wake()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 0.1)
+        self._fresh = self._writes == written
+
+    async def flush(self, timeout: float) -> None:
+        """Wait for the replay, for at most *timeout* seconds."""
+        if self._replayer.pending:
+            await self._replayer.wait_empty(timeout)
+
+    async def aclose(self) -> None:
+        """End the replay; what is left stays on disk for the next start."""
+        self._closed = True
+        self._store = None
+        if self._notifying is not None:
+            self._notifying.cancel()
+            await asyncio.gather(self._notifying, return_exceptions=True)
+        await self._replayer.aclose()
+        await asyncio.to_thread(self.spool.close)
+
+
+def _default_vectorizer() -> Vectorizer:
+    from fm_storage.vectors import LexicalVectorizer  # noqa: PLC0415 - loads numpy
+
+    return LexicalVectorizer()

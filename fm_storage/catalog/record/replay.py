@@ -1,0 +1,153 @@
+"""Bringing spooled errors into the database once it answers again.
+
+Apart from the spool, which knows files only, and from the manager, which goes on
+recording meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+from fm_storage.catalog.record.row import Prepared
+from fm_storage.catalog.record.spool import Segment, Spool
+from fm_storage.errors import QueryFailed, StorageClosed, StorageError
+
+__all__ = ["Replayer"]
+
+logger = logging.getLogger("fm_storage.catalog")
+
+_BATCH = 500
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
+Write = Callable[[Sequence[Prepared]], Awaitable[int]]
+
+
+class Replayer:
+    """Writes what the spool holds, again and again until it is empty.
+
+    Entries are written by id, so that one which had arrived before is not
+    doubled. A file goes only when all of it is in the database.
+
+    Args:
+        spool: Where the entries are.
+        write: Stores entries by id, returning how many were new.
+    """
+
+    def __init__(self, spool: Spool, write: Write) -> None:
+        self._spool = spool
+        self._write = write
+        self._task: asyncio.Task[None] | None = None
+        self._refused = False  # the database did not take the latest
+        self.replayed = 0
+        self.rejected = 0
+
+    @property
+    def pending(self) -> bool:
+        """Whether entries wait for the database."""
+        return self._task is not None and not self._task.done()
+
+    @property
+    def away(self) -> bool:
+        """Whether the database did not take the latest entry it was given.
+
+        Not merely because entries wait: a burst of log records fills the spool
+        while the database is well.
+        """
+        return self._refused and self.pending
+
+    def wake(self, *, refused: bool = False) -> None:
+        """Begin to replay, unless that is under way.
+
+        Args:
+            refused: The database has just failed to take an entry.
+        """
+        self._refused = self._refused or refused
+        if not self.pending:
+            self._task = asyncio.create_task(
+                self._run(), name="fm_storage spool replay"
+            )
+
+    async def wait_empty(self, timeout: float | None = None) -> bool:
+        """Wait until everything is replayed; say whether it is."""
+        task = self._task
+        if task is not None:
+            await asyncio.wait({task}, timeout=timeout)
+        return not self.pending
+
+    async def aclose(self) -> None:
+        """Stop; what is not replayed stays on disk for the next start."""
+        task, self._task = self._task, None
+        if task is not None and not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                await self.replay_once()
+            except StorageClosed:
+                return
+            except (StorageError, OSError) as exc:
+                self._refused = True
+                logger.info("spool: replay waits %.1f s (%s)", pause, exc)
+            else:
+                self._refused = False
+                if not self._spool.has_own():
+                    return
+                pause = _FIRST_PAUSE
+            await asyncio.sleep(pause)
+            pause = min(_LONGEST_PAUSE, pause * 2)
+
+    async def replay_once(self) -> int:
+        """Replay every file that nobody writes to; return how many entries were new.
+
+        Raises:
+            StorageError: The database does not take them now; nothing is lost.
+        """
+        added = 0
+        segments = await asyncio.to_thread(lambda: list(self._spool.take()))
+        try:
+            while segments:
+                segment = segments[-1]
+                added += await self._replay(segment)
+                await asyncio.to_thread(segment.remove)
+                segments.pop()
+        finally:
+            for segment in segments:
+                segment.close()
+        return added
+
+    async def _replay(self, segment: Segment) -> int:
+        rows = await asyncio.to_thread(segment.entries)
+        added = 0
+        for start in range(0, len(rows), _BATCH):
+            added += await self._write_some(rows[start : start + _BATCH])
+        self.replayed += added
+        if added:
+            logger.info("spool: %d error(s) brought into the database", added)
+        return added
+
+    async def _write_some(self, rows: Sequence[Prepared]) -> int:
+        """Write a batch; halve it on refusal, so that one bad entry stops no other."""
+        try:
+            added = await self._write(rows)
+        except QueryFailed as exc:
+            if exc.retryable or not _blames_values(exc):
+                raise
+            if len(rows) == 1:
+                path = await asyncio.to_thread(self._spool.reject, rows[0], str(exc))
+                self.rejected += 1
+                logger.warning("spool: entry %s set aside in %s", rows[0].id, path)
+                return 0
+        else:
+            self._refused = False
+            return added
+        half = len(rows) // 2
+        return await self._write_some(rows[:half]) + await self._write_some(rows[half:])
+
+
+def _blames_values(exc: QueryFailed) -> bool:
+    """Say whether the server refused the data itself (classes 22, 23, 54)."""
+    return (exc.sqlstate or "")[:2] in {"22", "23", "54"}

@@ -1,0 +1,315 @@
+"""``fm-storage errors``: look at the catalogue, and put logs into it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import click
+from rich.text import Text
+
+from fm_storage.cli.common import (
+    Settings,
+    json_option,
+    plain,
+    print_json,
+    with_storage,
+)
+from fm_storage.cli.errors.long_running import ingest, purge, report, tail
+from fm_storage.cli.errors.options import filters, severity_text
+from fm_storage.cli.errors.tables import (
+    Row,
+    latest_row,
+    print_entry,
+    print_rows,
+    say_nothing,
+    when,
+)
+
+if TYPE_CHECKING:
+    from fm_storage.catalog import ErrorGroup, SimilarEntry
+    from fm_storage.manager import StorageManager
+    from fm_storage.repositories import ErrorEntry
+
+__all__ = ["errors"]
+
+_EQUAL = 500
+"""Hits asked for where one of a group is shown: equal errors come together."""
+
+_EPILOG = """\b
+Examples:
+  fm-storage errors ingest server.log        put a log into the catalogue
+  fm-storage errors groups --since 1d        what happened most since yesterday
+  fm-storage errors similar 'read timeout'   errors that look like this text
+  fm-storage errors list --group 25b9c7e2…   the errors of one group
+  fm-storage errors show 01a1ffd8            one error, with its trace
+  fm-storage errors tail -f --severity error new errors, as they happen
+  fm-storage errors report errors.html       one page for a colleague
+  fm-storage errors purge --older-than 90d   forget what is old
+"""
+
+
+@click.group(epilog=_EPILOG)
+def errors() -> None:
+    """List, show, ingest, group and compare recorded errors."""
+
+
+for _command in (ingest, purge, report, tail):
+    errors.add_command(_command)
+
+
+@errors.command("list")
+@filters
+@click.option("--group", metavar="GROUP", help="Only this group (see 'errors groups').")
+@json_option
+@click.pass_obj
+def list_errors(
+    settings: Settings,
+    *,
+    module: str | None,
+    severity: str | None,
+    since: datetime | None,
+    limit: int,
+    group: str | None,
+    as_json: bool,
+) -> None:
+    """List the latest errors, newest first."""
+    if group is not None and not _is_group(group):
+        raise click.BadParameter(
+            "a group has sixteen hexadecimal digits; 'fm-storage errors groups' "
+            "shows them",
+            param_hint="--group",
+        )
+
+    async def job(storage: StorageManager) -> list[ErrorEntry]:
+        from fm_storage.catalog.query.latest import fetch_latest  # noqa: PLC0415 - lazy
+
+        return await fetch_latest(
+            storage.pool,
+            limit=limit,
+            module=module,
+            severity=severity,
+            since=since,
+            group=group,
+        )
+
+    found = with_storage(settings, job, qdrant=None)
+    if as_json:
+        print_json([dataclasses.asdict(entry) for entry in found])
+    elif found:
+        titles = ("when", "severity", "module", "message", "id")
+        print_rows(titles, map(latest_row, found), whole=True)
+    else:
+        say_nothing(filtered=_filtered(module, severity, since, group))
+
+
+@errors.command()
+@click.argument("error_id", metavar="ID")
+@json_option
+@click.pass_obj
+def show(
+    settings: Settings,
+    *,
+    error_id: str,
+    as_json: bool,
+) -> None:
+    """Show one error with its context and trace.
+
+    ID is the id of an error or its beginning, or a group: of that the worst error
+    is shown.
+    """
+
+    async def job(storage: StorageManager) -> list[ErrorEntry]:
+        from fm_storage.catalog.query.groups import fetch_groups, number_of  # noqa: PLC0415 - lazy
+        from fm_storage.catalog.query.latest import fetch_by_prefix  # noqa: PLC0415 - lazy
+
+        found = await fetch_by_prefix(storage.pool, error_id)
+        if not found and _is_group(error_id):
+            only = [number_of(error_id)]
+            groups = await fetch_groups(storage.pool, only=only)
+            found = [group.example for group in groups]
+        return found
+
+    try:
+        found = with_storage(settings, job, qdrant=None)
+    except ValueError:
+        raise click.BadParameter(
+            f"{error_id!r} is no id, nor four digits or more of its beginning; "
+            "'fm-storage errors list' shows ids",
+            param_hint="ID",
+        ) from None
+    if not found:
+        raise click.ClickException(
+            f"no error has the id {error_id}; 'fm-storage errors list' shows ids"
+        )
+    if len(found) > 1:
+        ids = ", ".join(str(entry.id) for entry in found)
+        raise click.ClickException(
+            f"the id {error_id} is not clear, give more of it: {ids}, …"
+        )
+    if as_json:
+        print_json(dataclasses.asdict(found[0]))
+        return
+    print_entry(found[0])
+
+
+@errors.command()
+@filters
+@click.option(
+    "--order",
+    type=click.Choice(("count", "severity", "last_seen", "first_seen")),
+    default="count",
+    show_default=True,
+    help="Commonest, worst, or newest first.",
+)
+@json_option
+@click.pass_obj
+def groups(
+    settings: Settings,
+    *,
+    module: str | None,
+    severity: str | None,
+    since: datetime | None,
+    limit: int,
+    order: Any,  # noqa: ANN401 - one of the choices
+    as_json: bool,
+) -> None:
+    """List groups of equal errors, the commonest first.
+
+    'errors list --group GROUP' lists the errors of one, 'errors show GROUP' shows
+    its worst.
+    """
+
+    async def job(storage: StorageManager) -> list[ErrorGroup]:
+        from fm_storage.catalog import ErrorManager  # noqa: PLC0415 - heavy
+
+        async with ErrorManager(storage) as manager:
+            return await manager.groups(
+                module=module, severity=severity, since=since, limit=limit, order=order
+            )
+
+    found = with_storage(settings, job, qdrant=None)
+    if as_json:
+        print_json([dataclasses.asdict(group) for group in found])
+        return
+    if not found:
+        say_nothing(filtered=_filtered(module, severity, since))
+        return
+    widest = max(len(f"{group.count}") for group in found)
+    rows: list[Row] = [
+        (
+            Text(f"{group.count:>{widest}}"),
+            severity_text(group.severity),
+            plain(group.module),
+            plain(group.template),
+            Text(f"{group.fingerprint}  {when(group.last_seen)}"),
+        )
+        for group in found
+    ]
+    print_rows(("count", "severity", "module", "message", "group, last"), rows)
+
+
+@errors.command()
+@click.argument("text")
+@filters
+@click.option("--each", is_flag=True, help="Every error, not one of a group.")
+@json_option
+@click.pass_obj
+def similar(
+    settings: Settings,
+    *,
+    text: str,
+    module: str | None,
+    severity: str | None,
+    since: datetime | None,
+    limit: int,
+    each: bool,
+    as_json: bool,
+) -> None:
+    """List errors like TEXT, which may also be the id of an error.
+
+    Of equal ones (a group) the most similar is shown, with --each all of them.
+    """
+    each = each or as_json
+    if not text.strip():
+        raise click.BadParameter("say what to look for", param_hint="TEXT")
+
+    async def job(storage: StorageManager) -> tuple[list[SimilarEntry], int]:
+        from fm_storage.catalog import ErrorManager  # noqa: PLC0415 - heavy
+
+        question: ErrorEntry | str | None = text
+        if _is_uuid(text):
+            question = await storage.error_entries.find_by_id(UUID(text))
+        if question is None:
+            raise click.ClickException(
+                f"no error has the id {text}; 'fm-storage errors list' shows ids"
+            )
+        async with ErrorManager(storage) as manager:
+            hits = await manager.find_similar(
+                question,
+                limit if each else max(limit, _EQUAL),
+                module=module,
+                severity=severity,
+                since=since,
+            )
+            kept = hits if each else _one_a_group(hits)[:limit]
+            return kept, await storage.outbox.pending()
+
+    found, pending = with_storage(settings, job)
+    if pending:
+        click.echo(
+            f"{pending} errors are not searchable yet; run 'fm-storage outbox drain'",
+            err=True,
+        )
+    if as_json:
+        print_json([dataclasses.asdict(hit) for hit in found])
+        return
+    if not found:
+        say_nothing(filtered=_filtered(module, severity, since) or bool(pending))
+        return
+    rows: list[Row] = [
+        (
+            Text(f"{hit.score:.3f}"),
+            severity_text(hit.entry.severity),
+            plain(hit.entry.module),
+            plain(hit.entry.message),
+            Text(str(hit.entry.id)),
+        )
+        for hit in found
+    ]
+    print_rows(("score", "severity", "module", "message", "id"), rows, whole=True)
+
+
+def _one_a_group(hits: list[SimilarEntry]) -> list[SimilarEntry]:
+    from fm_storage.catalog.record.fingerprint import fingerprint_of  # noqa: PLC0415 - heavy
+
+    found: dict[int, SimilarEntry] = {}
+    for hit in hits:
+        one = hit.entry
+        group = fingerprint_of(
+            one.message,
+            module=one.module,
+            error_code=one.error_code,
+            stack_trace=one.stack_trace,
+        )
+        found.setdefault(group.value, hit)
+    return list(found.values())
+
+
+def _filtered(*filters: object) -> bool:
+    return any(one is not None for one in filters)
+
+
+def _is_group(text: str) -> bool:
+    return re.fullmatch("[0-9a-f]{16}", text) is not None
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True

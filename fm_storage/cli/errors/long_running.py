@@ -1,0 +1,356 @@
+"""The commands of ``fm-storage errors`` that work for a while.
+
+Apart from those that only look: they show progress, and may be interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import orjson
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+)
+from rich.text import Text
+
+from fm_storage.cli.common import (
+    Settings,
+    console,
+    json_option,
+    plain,
+    print_json,
+    with_storage,
+)
+from fm_storage.cli.errors.options import MOMENT, SEVERITIES, severity_text
+from fm_storage.cli.errors.stdin import read_stdin
+from fm_storage.cli.errors.tables import say_nothing
+
+if TYPE_CHECKING:
+    from fm_storage.catalog import IngestReport, Report
+    from fm_storage.manager import StorageManager
+    from fm_storage.repositories import ErrorEntry
+
+__all__ = ["ingest", "purge", "report", "tail"]
+
+_STDOUT = Path("-")
+_SLICE = 5.0
+"""Seconds without a delivery after which the rest is left to the drainer."""
+
+
+@click.command()
+@click.argument("log", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("--source", help="Name of the log; by default its file's, or stdin.")
+@click.option("--module", help="Module of entries that name none.")
+@click.option(
+    "--severity",
+    type=click.Choice(SEVERITIES, case_sensitive=False),
+    help="Leave out entries that are less bad.",
+)
+@json_option
+@click.pass_obj
+def ingest(
+    settings: Settings,
+    *,
+    log: str,
+    source: str | None,
+    module: str | None,
+    severity: str | None,
+    as_json: bool,
+) -> None:
+    """Put the entries of LOG (- is standard input) into the catalogue.
+
+    The same log again adds nothing. Timestamped lines of the common formats,
+    multi-line traces, JSON lines, syslog; packed with gzip, bzip2 or xz if you like.
+    Interrupted, it keeps what it has. At the end the entries are made searchable by
+    similarity.
+    """
+
+    async def job(storage: StorageManager) -> None:
+        from fm_storage.catalog import ErrorManager  # noqa: PLC0415 - heavy
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+        with _progress(*columns, quiet=as_json) as bar:
+            task = bar.add_task("reading", total=None)
+
+            def progress(done: int, total: int | None) -> None:
+                bar.update(task, completed=done, total=total)
+
+            async with ErrorManager(storage) as manager:
+                done = await manager.ingest(
+                    await read_stdin() if log == "-" else log,
+                    source=source or ("stdin" if log == "-" else None),
+                    module=module,
+                    severity=severity,
+                    progress=progress,
+                )
+        _print_report(done, as_json=as_json)
+        await _drain(storage, quiet=as_json)
+
+    with_storage(settings, job)
+
+
+def _progress(*columns: ProgressColumn, quiet: bool = False) -> Progress:
+    """Return a bar that is drawn on a terminal only."""
+    out = console()
+    return Progress(
+        *columns, console=out, transient=True, disable=quiet or not out.is_terminal
+    )
+
+
+def _print_report(report: IngestReport, *, as_json: bool) -> None:
+    if as_json:
+        print_json({**dataclasses.asdict(report), "duplicates": report.duplicates})
+        return
+    out = console()
+    out.print(plain(report), soft_wrap=True)
+    if report.samples:
+        out.print(Text("not recognised, for example:", style="dim"))
+        for sample in report.samples:
+            out.print(Text("  ") + plain(sample, limit=100))
+
+
+async def _drain(storage: StorageManager, *, quiet: bool) -> None:
+    """Make what was ingested searchable; Ctrl-C leaves that to later."""
+    if storage.config.qdrant is None:
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with _progress(*columns, quiet=quiet) as bar:
+        task = bar.add_task("making searchable", total=None)
+
+        def progress(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total)
+
+        try:
+            while (
+                await storage.outbox.drain(timeout=_SLICE, progress=progress)
+            ).delivered:
+                if not await storage.outbox.pending():
+                    return
+            left = await storage.outbox.pending()
+            if left:
+                click.echo(
+                    f"{left} vectors wait; 'fm-storage outbox status' says for what",
+                    err=True,
+                )
+        except asyncio.CancelledError:
+            click.echo(
+                "interrupted; the rest becomes searchable with "
+                "'fm-storage outbox drain'",
+                err=True,
+            )
+            raise
+
+
+@click.command()
+@click.option("-f", "--follow", is_flag=True, help="Go on as new errors happen.")
+@click.option(
+    "--lines",
+    "-n",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Earlier errors.",
+)
+@click.option(
+    "--severity",
+    type=click.Choice(SEVERITIES, case_sensitive=False),
+    help="At least so bad.",
+)
+@click.option("--module", help="Only this module.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.pass_obj
+def tail(
+    settings: Settings,
+    *,
+    follow: bool,
+    lines: int,
+    severity: str | None,
+    module: str | None,
+    as_json: bool,
+) -> None:
+    """Show the latest errors, and with -f every new one as it happens.
+
+    Ctrl-C ends it. A server that restarts does not: what was recorded meanwhile is
+    shown when it is back.
+    """
+    show = _print_json_line if as_json else _print_line
+
+    async def job(storage: StorageManager) -> None:
+        from fm_storage.catalog import ErrorManager  # noqa: PLC0415 - heavy
+        from fm_storage.catalog.query.latest import fetch_latest  # noqa: PLC0415 - lazy
+
+        found = await fetch_latest(
+            storage.pool, limit=lines, module=module, severity=severity
+        )
+        for entry in reversed(found):
+            show(entry)
+        if not follow:
+            if lines and not found:
+                say_nothing(filtered=bool(module or severity))
+            return
+        async with (
+            ErrorManager(storage) as manager,
+            manager.tail(module=module, severity=severity) as entries,
+        ):
+            async for entry in entries:
+                show(entry)
+
+    with suppress(KeyboardInterrupt):
+        with_storage(settings, job, qdrant=None)
+
+
+def _print_line(entry: ErrorEntry) -> None:
+    line = Text(f"{entry.timestamp:%Y-%m-%d %H:%M:%S} ", style="dim")
+    line += severity_text(f"{entry.severity:<8} ")
+    line += plain(entry.module, limit=32) + Text(" ")
+    console().print(line + plain(entry.message, limit=200), soft_wrap=True)
+
+
+def _print_json_line(entry: ErrorEntry) -> None:
+    click.echo(orjson.dumps(dataclasses.asdict(entry), default=str))
+
+
+@click.command()
+@click.argument(
+    "page",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    required=False,
+)
+@click.option("--title", default="Errors", show_default=True)
+@click.option("--since", type=MOMENT, help="2h, 7d, or a time.")
+@click.option("--until", type=MOMENT, help="2h, 7d, or a time.")
+@click.option(
+    "--severity",
+    type=click.Choice(SEVERITIES, case_sensitive=False),
+    help="At least so bad.",
+)
+@json_option
+@click.pass_obj
+def report(
+    settings: Settings,
+    *,
+    page: Path | None,
+    title: str,
+    since: datetime | None,
+    until: datetime | None,
+    severity: str | None,
+    as_json: bool,
+) -> None:
+    """Write a report as one self-contained HTML PAGE (- is standard output).
+
+    What is new, what grows, a timeline, what happens together, similar groups.
+    The page loads nothing and runs nothing; send it to anyone.
+    """
+    if page is None and not as_json:
+        raise click.UsageError("name the PAGE to write (errors.html), or give --json")
+    if since is not None and until is not None and until <= since:
+        raise click.UsageError("--until must be later than --since")
+    if page is not None:
+        _check_writable(page)
+
+    async def job(storage: StorageManager) -> Report:
+        from fm_storage.catalog import ErrorManager  # noqa: PLC0415 - heavy
+
+        async with ErrorManager(storage) as manager:
+            return await manager.report(
+                title=title, since=since, until=until, severity=severity
+            )
+
+    made = with_storage(settings, job)
+    if as_json:
+        click.echo(made.to_json())
+    if page == _STDOUT:
+        click.echo(made.to_html())
+    elif page is not None:
+        page.write_text(made.to_html(), encoding="utf-8")
+        if not made.totals.errors:
+            say_nothing(filtered=bool(since or until or severity))
+        click.echo(
+            f"{page}: {made.totals.errors} errors in {made.totals.groups} groups",
+            err=as_json,
+        )
+
+
+def _check_writable(page: Path) -> None:
+    """Refuse a page that cannot be written before the work for it is done."""
+    if page == _STDOUT:
+        return
+    folder = page.parent
+    if not folder.is_dir():
+        raise click.BadParameter(
+            f"the folder {str(folder)!r} does not exist; create it, or name a page "
+            "elsewhere",
+            param_hint="PAGE",
+        )
+    if not os.access(page if page.exists() else folder, os.W_OK):
+        raise click.BadParameter(
+            f"{str(page)!r} may not be written; name a page elsewhere",
+            param_hint="PAGE",
+        )
+
+
+@click.command()
+@click.option(
+    "--older-than",
+    type=MOMENT,
+    required=True,
+    metavar="AGE",
+    help="Delete errors older than this: 90d, 4w, or a time.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def purge(settings: Settings, *, older_than: datetime, yes: bool) -> None:
+    """Delete old errors from both stores, in small batches."""
+    if not yes:
+        _confirm(settings, older_than)
+
+    async def job(storage: StorageManager) -> int:
+        from fm_storage.catalog import ErrorManager  # noqa: PLC0415 - heavy
+
+        columns = (TextColumn("{task.description}"), TextColumn("{task.completed}"))
+        with _progress(*columns) as bar:
+            task = bar.add_task("deleting", total=None)
+
+            def progress(done: int, total: int | None) -> None:
+                bar.update(task, completed=done, total=total)
+
+            async with ErrorManager(storage) as manager:
+                return await manager.purge(older_than, progress=progress)
+
+    click.echo(f"{with_storage(settings, job):,} errors deleted")
+
+
+def _confirm(settings: Settings, older_than: datetime) -> None:
+    """Ask before anything is deleted, with the number of errors that would go."""
+
+    async def job(storage: StorageManager) -> int:
+        from fm_storage.catalog.query.retention import count_older  # noqa: PLC0415 - lazy
+
+        return await count_older(storage.pool, older_than)
+
+    count = with_storage(settings, job, qdrant=None)
+    before = f"{older_than:%Y-%m-%d %H:%M}"
+    if not count:
+        click.echo(f"no error is from before {before}; nothing is deleted")
+        raise click.exceptions.Exit(0)
+    try:
+        sure = click.confirm(f"Delete {count:,} errors from before {before}?")
+    except click.Abort as exc:
+        if isinstance(exc.__context__, EOFError):
+            raise click.UsageError("nobody answered; --yes deletes unasked") from None
+        raise
+    if not sure:
+        click.echo("nothing is deleted")
+        raise click.exceptions.Exit(1)

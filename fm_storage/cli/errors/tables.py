@@ -1,0 +1,107 @@
+"""How errors are listed: a table on a wide terminal, else one below the other.
+
+Apart from the commands, because every one of them shows errors, and a table of
+five columns on a narrow terminal shows nothing. A program gets lines: whole texts,
+tabs between them, so that grep, cut and sort find what they look for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from fm_storage.cli.common import ago, console, plain
+from fm_storage.cli.errors.options import severity_text
+from fm_storage.repositories import ErrorEntry
+
+__all__ = ["Row", "latest_row", "print_entry", "print_rows", "say_nothing", "when"]
+
+_WIDE = 100
+_MODULE, _TEXT = 28, 44
+"""Characters of a module and of a message in a table."""
+_OLD = timedelta(days=60)
+_BREAK = re.compile(r"[\t\n]+")
+
+Row = tuple[Text, Text, Text, Text, Text]
+"""What it is called first (a count, a time), severity, module, text, id or age."""
+
+
+def print_rows(
+    titles: Sequence[str], rows: Iterable[Row], *, whole: bool = False
+) -> None:
+    """Print rows under *titles*; *whole*: the last column is never broken."""
+    out = console()
+    if not out.is_terminal:
+        for row in rows:
+            cells = (_BREAK.sub(" ", cell.plain).strip() for cell in row)
+            click.echo("\t".join(cells))
+        return
+    if out.width < _WIDE:
+        for first, severity, module, text, last in rows:
+            head = Text(" ").join((first, severity, module))
+            out.print(head, soft_wrap=True)
+            out.print(Text("  ") + text, soft_wrap=True)
+            out.print(Text("  ") + last, style="dim", soft_wrap=True)
+        return
+    table = Table(*titles[:4], box=None)
+    table.add_column(titles[4], no_wrap=True, min_width=36 if whole else None)
+    for first, severity, module, text, last in rows:
+        table.add_row(
+            first,
+            severity,
+            plain(module, limit=_MODULE),
+            plain(text, limit=_TEXT),
+            last,
+        )
+    out.print(table)
+
+
+def latest_row(entry: ErrorEntry) -> Row:
+    """Return the row of one error, with its id."""
+    return (
+        Text(f"{entry.timestamp:%Y-%m-%d %H:%M:%S}"),
+        severity_text(entry.severity),
+        plain(entry.module),
+        plain(entry.message),
+        Text(str(entry.id)),
+    )
+
+
+def print_entry(entry: ErrorEntry) -> None:
+    """Print one error with its context and trace."""
+    out = console()
+    for name in ("id", "timestamp", "severity", "module", "error_code"):
+        out.print(
+            Text(f"{name:<11}", style="dim") + plain(getattr(entry, name)),
+            soft_wrap=True,
+        )
+    out.print()
+    out.print(plain(entry.message), soft_wrap=True)
+    for key, value in (entry.manager_context or {}).items():
+        out.print(Text("  ") + plain(key) + Text(" = ") + plain(value), soft_wrap=True)
+    if entry.stack_trace:
+        out.print()
+        out.print(plain(entry.stack_trace), soft_wrap=True)
+
+
+def say_nothing(*, filtered: bool) -> None:
+    """Say on standard error why nothing is shown, and what would show something."""
+    if filtered:
+        said = "no error matches; fewer or wider filters show more"
+    else:
+        said = (
+            "the catalogue is empty; 'fm-storage errors ingest LOG' puts a log into it"
+        )
+    click.echo(said, err=True)
+
+
+def when(moment: datetime) -> str:
+    """Say how long ago *moment* was, or its date where that says more."""
+    if datetime.now(UTC) - moment > _OLD:
+        return f"{moment:%Y-%m-%d}"
+    return ago(moment)

@@ -1,0 +1,1 @@
+"""Concurrency tools below every room: shields, threads, life cycles, pauses."""

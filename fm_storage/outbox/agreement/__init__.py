@@ -1,0 +1,1 @@
+"""Agreement: comparing, repairing and rebuilding both stores."""

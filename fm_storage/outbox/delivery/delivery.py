@@ -1,0 +1,379 @@
+"""Delivering one batch of leased rows, whatever the vector store answers.
+
+Apart from the drainer, which decides when: here is decided what a failure
+means. An outage puts rows off, a missing collection puts off its own rows only,
+and a batch that is refused is halved until the point that is refused alone has
+been found and set aside; its neighbours land. No number of attempts drops one.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+from uuid import UUID
+
+from fm_storage.concurrency.slices import in_chunks
+from fm_storage.errors import (
+    CollectionMismatch,
+    CollectionNotFound,
+    EmbeddedFailed,
+    InvalidRecord,
+    InvalidVector,
+    StorageClosed,
+    StorageError,
+    VectorStoreUnavailable,
+)
+from fm_storage.outbox.delivery.counters import Counters
+from fm_storage.outbox.delivery.embed import Embedder
+from fm_storage.outbox.delivery.points import points_of
+from fm_storage.outbox.delivery.queue import Leased, Queue
+from fm_storage.vector_state import (
+    VERSION_KEY,
+    decode_id,
+    payload_digest,
+)
+
+if TYPE_CHECKING:
+    from fm_storage.vectors import QdrantStore
+
+_Failed: TypeAlias = "list[tuple[Leased, Exception]]"
+
+__all__ = [
+    "Delivery",
+    "Outcome",
+    "absent",
+    "backoff",
+    "lease_clock",
+    "said",
+    "unserved",
+]
+
+_log = logging.getLogger("fm_storage.outbox")
+
+_OUTAGES = (VectorStoreUnavailable, EmbeddedFailed, StorageClosed)
+_FIRST_PAUSE = 0.05
+_MAX_DOUBLINGS = 16
+_SHOWN = 500
+"""Characters of an error kept with a row."""
+
+
+def lease_clock() -> float:
+    """Return seconds that go on while the process or the machine is suspended."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
+def backoff(failures: int, longest: float) -> float:
+    """Return a pause that doubles with *failures* up to *longest*, with jitter."""
+    pause = _FIRST_PAUSE * 2.0 ** min(failures, _MAX_DOUBLINGS)
+    return float(min(pause, longest) * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a batch.
+
+    Attributes:
+        outage: The failure that concerns the whole store, if there was one.
+        blocked: Failures that concern one collection, by its name.
+        unserved: Collections with points that this process has no vectorizer for.
+        created: Collections that were missing and could be created.
+        delivered: Points whose delivery was recorded.
+        quarantined: Points set aside.
+        greatest: Greatest version delivered.
+    """
+
+    outage: BaseException | None = None
+    blocked: dict[str, BaseException] = field(default_factory=dict)
+    unserved: set[str] = field(default_factory=set)
+    created: set[str] = field(default_factory=set)
+    delivered: int = 0
+    quarantined: int = 0
+    greatest: int = 0
+
+
+class Delivery:
+    """Sends leased rows and records what became of them.
+
+    Cancelled, a batch under way may still arrive; its rows stay on lease and
+    are delivered again afterwards, which the version makes harmless.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        store: QdrantStore,
+        embedder: Embedder,
+        counters: Counters,
+        *,
+        lease: float,
+        max_backoff: float,
+    ) -> None:
+        self._queue = queue
+        self._store = store
+        self._embedder = embedder
+        self._counters = counters
+        self._lease = lease
+        self._max_backoff = max_backoff
+        self._ensured: set[str] = set()
+        self._created: set[str] = set()
+        self._overrun: dict[str, dict[str, int]] = {}
+        self._locked: list[Leased] = []
+
+    async def deliver(self, rows: Sequence[Leased], *, taken: float) -> Outcome:
+        """Deliver rows that were taken at *taken* (``lease_clock()``).
+
+        Raises:
+            StorageError: PostgreSQL could not record the outcome; the rows come
+                back when their lease ends.
+        """
+        outcome = Outcome()
+        groups: dict[str, list[Leased]] = defaultdict(list)
+        for row in rows:
+            groups[row.collection].append(row)
+        for collection, group in groups.items():
+            if outcome.outage is not None:
+                await self._queue.postpone(group, delay=0.0, error=None)
+                continue
+            await self._deliver_one(collection, group, taken, outcome)
+        outcome.delivered += await self.settle()
+        outcome.created, self._created = self._created, set()
+        return outcome
+
+    async def settle(self) -> int:
+        """Do what had to wait: rows locked by writers, and overrun leases.
+
+        Returns how many deliveries were recorded by it.
+        """
+        recorded = 0
+        if self._locked:
+            locked, self._locked = self._locked, []
+            finished = await self._queue.finish(locked)
+            self._counters.landed(finished.lags)
+            recorded = len(finished.lags)
+            self._locked += finished.locked
+        for collection in list(self._overrun):
+            self._counters.healed += await self._queue.delete_again(
+                collection, self._overrun[collection]
+            )
+            del self._overrun[collection]
+        return recorded
+
+    async def _deliver_one(
+        self, collection: str, rows: list[Leased], taken: float, outcome: Outcome
+    ) -> None:
+        bare = [row for row in rows if row.op == "u" and row.vectors is None]
+        ready = [row for row in rows if row.op != "u" or row.vectors is not None]
+        if bare and not self._embedder.knows(collection):
+            # Another process may have the vectorizer: leave them to it.
+            outcome.unserved.add(collection)
+            await self._put_off(bare, unserved(collection))
+        elif bare:
+            filled, failed = await self._embed(collection, bare)
+            await self._judge(failed, outcome, landed=bool(filled))
+            ready += filled
+        if ready:
+            failed = await self._bisect(collection, ready, taken, outcome)
+            landed = len(failed) < len(ready)
+            if failed and not landed and not all(_is_poison(e) for _, e in failed):
+                outcome.blocked[collection] = failed[0][1]
+            await self._judge(failed, outcome, landed=landed)
+
+    async def _judge(self, failed: _Failed, outcome: Outcome, *, landed: bool) -> None:
+        """Set refused points aside, unless nothing else went through either."""
+        for row, exc in failed:
+            if landed or _is_poison(exc):
+                await self._set_aside(row, exc, outcome)
+            else:
+                await self._put_off([row], said(exc))
+
+    async def _embed(
+        self, collection: str, rows: list[Leased]
+    ) -> tuple[list[Leased], _Failed]:
+        try:
+            filled = await self._embedder.fill(collection, rows)
+        except Exception as exc:  # noqa: BLE001 - an embedder may raise anything
+            if _is_passing(exc):
+                await self._put_off(rows, said(exc))
+                return [], []
+            if len(rows) == 1:
+                return [], [(rows[0], exc)]
+            half = len(rows) // 2
+            first, failed = await self._embed(collection, rows[:half])
+            second, also = await self._embed(collection, rows[half:])
+            return first + second, failed + also
+        self._counters.embedded += len(filled)
+        kept = {row.point_id for row in filled}
+        left = [row for row in rows if row.point_id not in kept]
+        await self._queue.postpone(left, delay=0.0, error=None)
+        return filled, []
+
+    async def _bisect(
+        self, collection: str, rows: list[Leased], taken: float, outcome: Outcome
+    ) -> _Failed:
+        """Send rows, halving what is refused; return those refused alone."""
+        failed: _Failed = []
+        while rows:
+            if outcome.outage is not None or collection in outcome.blocked:
+                await self._queue.postpone(rows, delay=0.0, error=None)
+                return failed
+            if lease_clock() - taken > self._lease:
+                return failed  # the rows are someone else's by now
+            try:
+                await self._send(collection, rows)
+            except Exception as exc:  # noqa: BLE001 - judged, never swallowed
+                if await self._is_outage(collection, rows, outcome, exc):
+                    return failed
+                culprit = _named_by(exc, rows)
+                if culprit is None:
+                    half = len(rows) // 2
+                    failed += await self._bisect(
+                        collection, rows[:half], taken, outcome
+                    )
+                    rows = rows[half:]
+                else:
+                    failed.append((culprit, exc))
+                    rows = [row for row in rows if row is not culprit]
+            else:
+                await self._record(rows, outcome)
+                return failed
+            finally:
+                if lease_clock() - taken > self._lease:
+                    # Another drainer may have deleted what this call wrote late.
+                    late = {row.point_id: row.ver for row in rows if row.op == "u"}
+                    self._overrun.setdefault(collection, {}).update(late)
+        return failed
+
+    async def _record(self, rows: list[Leased], outcome: Outcome) -> None:
+        self._counters.batches += 1
+        outcome.greatest = max(outcome.greatest, *(row.ver for row in rows))
+        finished = await self._queue.finish(rows)
+        self._counters.landed(finished.lags)
+        self._locked += finished.locked
+        outcome.delivered += len(finished.lags)
+
+    async def _is_outage(
+        self, collection: str, rows: list[Leased], outcome: Outcome, exc: Exception
+    ) -> bool:
+        """Put rows off if the failure says nothing about any of them."""
+        if isinstance(exc, CollectionNotFound | CollectionMismatch):
+            outcome.blocked[collection] = exc
+            self._ensured.discard(collection)
+        elif isinstance(exc, _OUTAGES) or _is_passing(exc):
+            outcome.outage = exc
+        else:
+            return False
+        await self._put_off(rows, said(exc))
+        return True
+
+    async def _send(self, collection: str, rows: list[Leased]) -> None:
+        points = await points_of(
+            [
+                (row.point_id, row.ver, row.vectors or b"", row.payload)
+                for row in rows
+                if row.op == "u"
+            ]
+        )
+        deleted: dict[int | str | UUID, int] = {
+            decode_id(row.point_id): row.ver for row in rows if row.op == "d"
+        }
+        if points:
+            await self._ensure(collection)
+            await self._store.upsert_points(collection, points, newer_by=VERSION_KEY)
+        if deleted:
+            try:
+                await self._store.delete_points(
+                    collection, list(deleted), newer_by=VERSION_KEY, up_to=deleted
+                )
+            except CollectionNotFound:
+                _log.debug("%s is gone, and its points with it", collection)
+        unknown: dict[str, tuple[int, bytes]] = {}
+        async for some in in_chunks(rows):
+            for row in some:
+                if row.op == "u" and row.payload_hash is None:
+                    unknown[row.point_id] = (row.ver, payload_digest(row.payload))
+        if unknown:
+            await self._queue.keep_hashes(collection, unknown)
+
+    async def _ensure(self, collection: str) -> None:
+        spec = self._embedder.spec(collection)
+        if spec is not None and collection not in self._ensured:
+            if await self._store.ensure_collection_exists(collection, spec):
+                self._created.add(collection)
+            self._ensured.add(collection)
+
+    async def _put_off(self, rows: Sequence[Leased], problem: str) -> None:
+        self._counters.retried += len(rows)
+        failures = max((row.attempts for row in rows), default=0)
+        await self._queue.postpone(
+            rows, delay=backoff(failures, self._max_backoff), error=problem
+        )
+
+    async def _set_aside(
+        self, row: Leased, exc: BaseException, outcome: Outcome
+    ) -> None:
+        _log.warning(
+            "point %s of %s is refused and set aside: %s",
+            decode_id(row.point_id),
+            row.collection,
+            said(exc),
+        )
+        self._counters.quarantined += 1
+        outcome.quarantined += 1
+        await self._queue.quarantine(row, error=said(exc))
+
+
+def _named_by(exc: BaseException, rows: Sequence[Leased]) -> Leased | None:
+    """Return the row at fault, if it is alone or validation named it."""
+    if len(rows) == 1:
+        return rows[0]
+    index = getattr(exc, "index", None)
+    points = [row for row in rows if row.op == "u"]
+    if isinstance(index, int) and 0 <= index < len(points):
+        return points[index]
+    return None
+
+
+def _is_passing(exc: BaseException) -> bool:
+    """Whether the same call may succeed later."""
+    if isinstance(exc, StorageError):
+        return exc.retryable
+    return isinstance(exc, OSError | TimeoutError)
+
+
+def _is_poison(exc: BaseException) -> bool:
+    """Whether the point itself is at fault, whatever else goes through."""
+    return isinstance(
+        exc, InvalidVector | InvalidRecord | ValueError | TypeError | OverflowError
+    )
+
+
+def absent(collection: str) -> str:
+    """Say that a collection is missing, and what to do."""
+    return (
+        f"collection {collection!r} does not exist in the vector store; define it "
+        "under qdrant.collections, or create it with ensure_collection_exists()"
+    )
+
+
+def unserved(collection: str) -> str:
+    """Say that nobody here can make the vectors, and what to do."""
+    return (
+        f"points of {collection!r} have no vectors yet, and this process has no "
+        "vectorizer for them; they wait for the application that registers it"
+    )
+
+
+def said(exc: BaseException) -> str:
+    """Say what failed, in a form that PostgreSQL keeps; remedies included."""
+    if isinstance(exc, CollectionNotFound):
+        text = absent(exc.collection)
+    else:
+        text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+    return text.replace("\0", "")[:_SHOWN].encode(errors="replace").decode()

@@ -1,0 +1,112 @@
+"""Making vectors for points that were written without.
+
+Apart because it is the one place where an embedder is called: recording never
+pays for it and never fails with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from fm_storage.concurrency.slices import in_chunks
+from fm_storage.errors import InvalidVector
+from fm_storage.outbox.delivery.queue import Leased, Queue
+from fm_storage.postgres import Executor
+from fm_storage.vector_state import DELETE_MANY, decode_id, encode_vectors
+
+if TYPE_CHECKING:
+    from fm_storage.config import CollectionConfig
+    from fm_storage.vectors import Vectorizer
+
+__all__ = ["Embedder", "Registration", "TextOf"]
+
+TextOf: TypeAlias = Callable[[Executor, list[str]], Awaitable[Mapping[str, str]]]
+"""Reads the texts of points: ``await text_of(executor, ids)`` → text by id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """Which vectorizer serves a collection, and where its texts come from."""
+
+    vectorizer: Vectorizer
+    text_of: TextOf
+
+
+class Embedder:
+    """Fills in the vectors of leased rows, in one batch per collection."""
+
+    def __init__(self, executor: Executor, queue: Queue) -> None:
+        self._executor = executor
+        self._queue = queue
+        self._registered: dict[str, Registration] = {}
+
+    def register(
+        self, collection: str, vectorizer: Vectorizer, text_of: TextOf
+    ) -> None:
+        """Name the vectorizer of a collection, replacing an earlier one."""
+        self._registered[collection] = Registration(vectorizer, text_of)
+
+    def spec(self, collection: str) -> CollectionConfig | None:
+        """Return the definition that the collection's vectorizer needs, if any."""
+        found = self._registered.get(collection)
+        return None if found is None else found.vectorizer.spec
+
+    def knows(self, collection: str) -> bool:
+        """Whether a vectorizer is registered for the collection."""
+        return collection in self._registered
+
+    async def fill(self, collection: str, rows: Sequence[Leased]) -> list[Leased]:
+        """Embed rows, keep their vectors in PostgreSQL, return those still current.
+
+        A row whose text is gone belongs to a deleted record: its point becomes
+        undesired. Rows that changed meanwhile, or that a writer has locked, are
+        left out.
+
+        Raises:
+            Exception: Whatever *text_of* or the vectorizer raises; nothing was kept.
+        """
+        registration = self._registered[collection]
+        by_id = {str(decode_id(row.point_id)): row for row in rows}
+        texts = await registration.text_of(self._executor, list(by_id))
+        gone = [row.point_id for key, row in by_id.items() if key not in texts]
+        if gone:
+            await self._executor.execute(DELETE_MANY, collection, sorted(gone))
+        found = [(row, texts[key]) for key, row in by_id.items() if key in texts]
+        if not found:
+            return []
+        embeddings = await registration.vectorizer.embed([text for _, text in found])
+        spec = registration.vectorizer.spec
+        kept: dict[str, tuple[int, bytes]] = {}
+        encoded: dict[int, bytes] = {}  # by object: equal texts have one embedding
+        pairs = list(zip(found, embeddings, strict=True))
+        async for some in in_chunks(pairs):
+            for (row, _), embedding in some:
+                data = encoded.get(id(embedding))
+                if data is None:
+                    data = encoded[id(embedding)] = encode_vectors(
+                        _named(collection, spec, embedding),
+                        collection=collection,
+                        index=len(kept),
+                    )
+                row.vectors = data
+                kept[row.point_id] = (row.ver, data)
+        standing = await self._queue.keep_vectors(collection, kept)
+        return [row for row, _ in found if row.point_id in standing]
+
+
+def _named(collection: str, spec: CollectionConfig, embedding: Any) -> dict[str, Any]:  # noqa: ANN401 - Embedding, loaded lazily
+    """Give the parts of an embedding the names its collection knows them by."""
+    vectors: dict[str, Any] = {}
+    if embedding.dense is not None:
+        vectors[next(iter(spec.vectors), "")] = embedding.dense
+    if embedding.sparse is not None and spec.sparse_vectors:
+        vectors[next(iter(spec.sparse_vectors))] = embedding.sparse
+    if not vectors:
+        raise InvalidVector(
+            f"collection {collection!r}: the vectorizer gave no vector that its "
+            "own definition names; give a dense or a sparse one",
+            collection=collection,
+        )
+    return vectors

@@ -1,0 +1,1 @@
+"""Making a connection: addresses, settings, codecs."""

@@ -1,0 +1,150 @@
+"""Composite types as instances of a class: rows inside a row, typed.
+
+Apart because the driver knows a type by its number on one connection, and every
+connection that is made later must be told as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from fm_storage.errors import ConfigurationInvalid, InvalidName
+from fm_storage.postgres.sql import Sql
+
+if TYPE_CHECKING:
+    from fm_storage.postgres.executor import Executor
+    from fm_storage.postgres.pool.pool import Pool
+
+__all__ = ["Composite", "register"]
+
+_log = logging.getLogger("fm_storage.postgres")
+
+_ATTRIBUTES = Sql(
+    "SELECT a.attname::text AS name FROM pg_catalog.pg_type t"
+    " JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace"
+    " JOIN pg_catalog.pg_attribute a ON a.attrelid = t.typrelid"
+    " WHERE n.nspname = $1 AND t.typname = $2 AND t.typtype = 'c'"
+    " AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Composite:
+    """A type of the database and how it becomes an instance, and back."""
+
+    schema: str
+    name: str
+    encode: Callable[[Any], tuple[Any, ...]]
+    decode: Callable[[tuple[Any, ...]], Any]
+
+    async def install(self, raw: asyncpg.Connection[Any]) -> None:
+        """Tell a connection; a type that was changed or dropped since is left out."""
+        try:
+            await self.try_on(raw)
+        except (ValueError, asyncpg.InterfaceError) as exc:
+            _log.warning(
+                "type %s.%s: not told to a new connection: %s",
+                self.schema,
+                self.name,
+                exc,
+            )
+
+    async def try_on(self, raw: asyncpg.Connection[Any]) -> None:
+        """Tell a connection.
+
+        Raises:
+            ValueError: There is no such type; the driver's word for it.
+            asyncpg.InterfaceError: The driver cannot do this type.
+        """
+        await raw.set_type_codec(
+            self.name,
+            schema=self.schema,
+            encoder=self.encode,
+            decoder=self.decode,
+            format="tuple",
+        )
+
+
+async def register(pool: Pool, name: str, kind: type[Any], schema: str) -> Composite:
+    """Find out how *kind* and the type meet, and try it on a connection of its own.
+
+    Raises:
+        InvalidName: There is no such composite type.
+        ConfigurationInvalid: It has other fields than *kind*, or some that the
+            driver cannot read inside a row (json).
+    """
+    found = await composite_of(pool, name, kind, schema)
+    trial = await pool.connect("types")
+    try:
+        await found.try_on(trial.raw)
+    except asyncpg.InterfaceError as exc:
+        raise ConfigurationInvalid(
+            f"type {schema}.{name}",
+            f"cannot be registered ({exc}); keep json in a column of its own",
+        ) from exc
+    finally:
+        await trial.aclose()
+    return found
+
+
+async def composite_of(
+    executor: Executor, name: str, kind: type[Any], schema: str
+) -> Composite:
+    """Compare *kind* with the type of the database and return how they meet.
+
+    Raises:
+        InvalidName: There is no such composite type.
+        ConfigurationInvalid: The class has other fields than the type.
+    """
+    found = [row["name"] for row in await executor.fetch(_ATTRIBUTES, schema, name)]
+    if not found:
+        raise InvalidName(
+            f"type {schema}.{name}: there is no composite type of this name; "
+            "create it first, or name its schema"
+        )
+    fields = _fields(kind)
+    if set(fields) != set(found):
+        raise ConfigurationInvalid(
+            kind.__name__,
+            f"has the fields {', '.join(fields) or 'none'}, but type {schema}.{name} "
+            f"has {', '.join(found)}; let them be the same",
+        )
+    take = attrgetter(*found)
+    one = len(found) == 1
+
+    def encode(value: Any) -> tuple[Any, ...]:  # noqa: ANN401 - an instance, or a tuple
+        if isinstance(value, kind):
+            taken = take(value)
+            return (taken,) if one else taken
+        return tuple(value)
+
+    if tuple(fields) == tuple(found):
+
+        def decode(values: tuple[Any, ...]) -> Any:  # noqa: ANN401 - an instance
+            return kind(*values)
+
+    else:
+
+        def decode(values: tuple[Any, ...]) -> Any:  # noqa: ANN401 - an instance
+            return kind(**dict(zip(found, values, strict=True)))
+
+    return Composite(schema, name, encode, decode)
+
+
+def _fields(kind: type[Any]) -> tuple[str, ...]:
+    """Return the names that *kind* is made from, in order."""
+    if dataclasses.is_dataclass(kind):
+        return tuple(each.name for each in dataclasses.fields(kind) if each.init)
+    named = getattr(kind, "_fields", None) or getattr(kind, "__struct_fields__", None)
+    if named is None:
+        raise ConfigurationInvalid(
+            kind.__name__,
+            "is neither a dataclass nor a named tuple; make it one",
+        )
+    return tuple(named)

@@ -1,0 +1,308 @@
+"""How one connection to the server is made: address, TLS, password, set-up.
+
+Apart because the pool, the lease and the listener all connect in this one way,
+and because a pooler between us and the server is discovered here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import asyncpg
+from pydantic import SecretStr
+
+from fm_storage.config import mask_dsn
+from fm_storage.errors import (
+    ConfigurationInvalid,
+    ConnectionFailed,
+    ServerTooOld,
+    StorageError,
+)
+from fm_storage.postgres.connect.codecs import install_codecs
+from fm_storage.postgres.errors import translate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fm_storage.config import PostgresConfig
+    from fm_storage.postgres.connect.composites import Composite
+
+__all__ = ["Connector"]
+
+_log = logging.getLogger("fm_storage.postgres")
+_MINIMUM_VERSION = 14
+_REFUSED_SETTING = "08P01"
+_LIBPQ_ONLY = frozenset(
+    {
+        "connect_timeout",
+        "keepalives",
+        "keepalives_idle",
+        "keepalives_interval",
+        "keepalives_count",
+        "tcp_user_timeout",
+        "gssencmode",
+        "channel_binding",
+        "sslcompression",
+        "sslsni",
+        "load_balance_hosts",
+        "require_auth",
+        "fallback_application_name",
+    }
+)
+"""Parameters libpq acts on itself; the driver would send them to the server."""
+_KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+_LOOKS = 3
+
+
+class Connector:
+    """Makes connections; holds what was learnt from the first one.
+
+    Attributes:
+        transaction_pooler: Whether a transaction pooler stands between us and
+            the server; None until the first connection.
+        server_version: As ``180001``; 0 until the first connection.
+    """
+
+    def __init__(self, config: PostgresConfig, *, dsn: str | None = None) -> None:
+        self._config = config
+        self._dsn = _for_driver(dsn or config.dsn)
+        self._settings: Mapping[str, str] = config.server_settings
+        self.server = mask_dsn(self._dsn)
+        self.composites: list[Composite] = []  # by the pool's register_composite()
+        self.transaction_pooler: bool | None = {
+            "transaction": True,
+            "none": False,
+        }.get(config.pooler)
+        self.server_version = 0
+
+    async def connect(
+        self,
+        purpose: str = "",
+        *,
+        timeout: float | None = None,
+        dsn: str | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> asyncpg.Connection[Any]:
+        """Make one connection, within *timeout* (``connect_timeout``).
+
+        If cancelled, nothing stays open.
+
+        Raises:
+            ConfigurationInvalid: The address or the TLS settings are wrong.
+            ConnectionFailed: No server answered as it should.
+            PermissionDenied: The server refused the role or the password.
+            ServerTooOld: PostgreSQL older than 14.
+        """
+        limit = self._config.connect_timeout if timeout is None else timeout
+        try:
+            async with asyncio.timeout(limit):
+                return await self._connect(purpose, dsn, settings or {})
+        except TimeoutError as exc:
+            raise ConnectionFailed(
+                f"{self.server}: no answer within {limit:.1f} s; check the address "
+                "and the network, or raise connect_timeout"
+            ) from exc
+
+    async def _connect(
+        self, purpose: str, dsn: str | None, settings: Mapping[str, str]
+    ) -> asyncpg.Connection[Any]:
+        try:
+            raw = await self._dial(purpose, dsn, {**self._settings, **settings})
+        except asyncpg.PostgresError as exc:
+            if exc.sqlstate != _REFUSED_SETTING or not (self._settings or settings):
+                raise self._failed(exc) from exc
+            raw = await self._dial_without_settings(purpose, dsn, settings)
+        except Exception as exc:  # translated, and passed on
+            raise self._failed(exc) from exc
+        try:
+            await self._set_up(raw, foreign=dsn is not None)
+        except StorageError:
+            raw.terminate()
+            raise
+        except TimeoutError:
+            raw.terminate()
+            raise
+        except Exception as exc:  # translated, and passed on
+            raw.terminate()
+            raise self._failed(exc) from exc
+        except BaseException:  # let go of the line, then pass it on
+            raw.terminate()
+            raise
+        return raw
+
+    async def _dial_without_settings(
+        self, purpose: str, dsn: str | None, settings: Mapping[str, str]
+    ) -> asyncpg.Connection[Any]:
+        """Connect to what refuses start-up parameters, as PgBouncer does."""
+        dropped = sorted({*self._settings, *settings})
+        try:
+            raw = await self._dial(purpose, dsn, {})
+        except Exception as exc:  # translated, and passed on
+            raise self._failed(exc) from exc
+        _log.warning(
+            "%s: the pooler refuses start-up parameters, so these are not set: %s; "
+            "set them with ALTER ROLE",
+            self.server,
+            ", ".join(dropped),
+        )
+        self._settings = {}
+        return raw
+
+    async def _dial(
+        self, purpose: str, dsn: str | None, settings: Mapping[str, str]
+    ) -> asyncpg.Connection[Any]:
+        config = self._config
+        direct = self.transaction_pooler is False or dsn is not None
+        return await asyncpg.connect(
+            _for_driver(dsn) if dsn else self._dsn,
+            password=self._password(),
+            ssl=config.ssl,
+            target_session_attrs=config.target_session_attrs,  # type: ignore[arg-type]  # words are accepted
+            server_settings={
+                "application_name": _application_name(config, purpose),
+                **settings,
+            },
+            timeout=config.connect_timeout,
+            statement_cache_size=config.statement_cache_size if direct else 0,
+            max_cached_statement_lifetime=0,
+        )
+
+    async def _set_up(self, raw: asyncpg.Connection[Any], *, foreign: bool) -> None:
+        version = raw.get_server_version()
+        if version.major < _MINIMUM_VERSION:
+            raise ServerTooOld(
+                self.server,
+                version=f"{version.major}.{version.micro}",
+                minimum=str(_MINIMUM_VERSION),
+            )
+        install_codecs(raw)
+        _keep_alive(raw)
+        for composite in self.composites:
+            await composite.install(raw)
+        if foreign:
+            return
+        # Since PostgreSQL 10 the driver keeps the minor version in this field.
+        self.server_version = version.major * 10_000 + version.micro
+        if self.transaction_pooler is None:
+            self.transaction_pooler = await self._meets_transaction_pooler(raw)
+            if not self.transaction_pooler:
+                _use_statement_cache(raw, self._config.statement_cache_size)
+
+    async def _meets_transaction_pooler(self, raw: asyncpg.Connection[Any]) -> bool:
+        """Find out what answers: the server itself, or a pooler, and its mode.
+
+        A pooler invents the process number it greets with. In session mode our
+        server process stays ours; in transaction mode a second client is served
+        by the same one between our statements.
+        """
+        first = await raw.fetchval("SELECT pg_backend_pid()")
+        if first == raw.get_server_pid():
+            return False
+        other = await self._dial("", None, self._settings)
+        try:
+            for _ in range(_LOOKS):
+                theirs = await other.fetchval("SELECT pg_backend_pid()")
+                ours = await raw.fetchval("SELECT pg_backend_pid()")
+                if theirs == ours or ours != first:
+                    _log.info(
+                        "%s: a transaction pooler answers; statement cache off",
+                        self.server,
+                    )
+                    return True
+        finally:
+            other.terminate()
+        return False
+
+    def _password(self) -> Any:  # noqa: ANN401 - the driver takes a value or a callable
+        password = self._config.password
+        if password is None or isinstance(password, SecretStr):
+            return password and password.get_secret_value()
+
+        async def ask() -> str:
+            try:
+                given = password()
+                return given if isinstance(given, str) else await given
+            except Exception as exc:  # the caller's own may raise anything
+                raise ConnectionFailed(
+                    f"{self.server}: the function for the password failed "
+                    f"({type(exc).__name__}); see the cause"
+                ) from exc
+
+        return ask
+
+    def _failed(self, exc: Exception) -> BaseException:
+        """Translate a failure to connect, naming the server."""
+        if isinstance(exc, (TimeoutError, StorageError)):
+            return exc
+        if isinstance(exc, asyncpg.PostgresError):
+            found = translate(exc, owner=self.server)
+            if exc.sqlstate != "3D000":
+                return found
+            return ConnectionFailed(
+                f"{self.server}: {exc.args[0]} (3D000); create the database",
+                sqlstate="3D000",
+                retryable=False,
+            )
+        if isinstance(exc, ssl.SSLCertVerificationError):  # a ValueError as well
+            return ConnectionFailed(
+                f"{self.server}: its certificate is not trusted "
+                f"({exc.verify_message}); give the authority with sslrootcert or ssl",
+                retryable=False,
+            )
+        if isinstance(exc, (asyncpg.ClientConfigurationError, ValueError)):
+            return ConfigurationInvalid("postgres.dsn", f"{exc}; correct the DSN")
+        why = exc.strerror if isinstance(exc, OSError) else None
+        remedy = "is the server running, and is the address right?"
+        if self._config.embedded:
+            remedy = (
+                "the embedded server has ended; the next manager that opens on its "
+                "folder starts it again"
+            )
+        return ConnectionFailed(
+            f"{self.server}: {why or str(exc) or type(exc).__name__}; {remedy}"
+        )
+
+
+def _use_statement_cache(raw: asyncpg.Connection[Any], size: int) -> None:
+    """Switch the statement cache on that a first connection does without."""
+    driver: Any = raw
+    driver._stmt_cache.set_max_size(size)  # noqa: SLF001 - fixed at connect otherwise
+    driver._stmt_cache_enabled = size > 0  # noqa: SLF001 - as above
+
+
+def _keep_alive(raw: asyncpg.Connection[Any]) -> None:
+    """Let the kernel notice a peer that went away without a word."""
+    driver: Any = raw
+    sock = driver._transport.get_extra_info("socket")  # noqa: SLF001 - not offered otherwise
+    if sock is None or sock.family not in {socket.AF_INET, socket.AF_INET6}:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE:
+        option = getattr(socket, name, None)
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _application_name(config: PostgresConfig, purpose: str) -> str:
+    name = config.application_name
+    if purpose:
+        name = f"{name}/{purpose}"
+    return name.encode()[:63].decode(errors="ignore")
+
+
+def _for_driver(dsn: str) -> str:
+    """Take out of *dsn* what only libpq understands."""
+    parts = urlsplit(dsn)
+    if not parts.query:
+        return dsn
+    kept = [
+        (key, value)
+        for key, value in parse_qsl(parts.query, keep_blank_values=True)
+        if key not in _LIBPQ_ONLY
+    ]
+    return urlunsplit(parts._replace(query=urlencode(kept)))

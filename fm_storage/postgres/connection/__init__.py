@@ -1,0 +1,1 @@
+"""One connection: its entry, verbs, statements and transactions."""

@@ -1,0 +1,274 @@
+"""The verbs by name, for pool, connection and transaction alike.
+
+Apart because what a verb promises (``Executor``) does not depend on where it runs:
+how a call of the driver is run, and under which rules, is ``_run()`` of each.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from fm_storage.postgres.connection import driver
+from fm_storage.postgres.copy import files
+from fm_storage.postgres.copy.records import Copy
+
+if TYPE_CHECKING:
+    from collections.abc import (
+        AsyncIterable,
+        Awaitable,
+        Callable,
+        Iterable,
+        Sequence,
+    )
+
+    from asyncpg import Record
+
+    from fm_storage.postgres.executor import Value
+
+__all__ = ["Calls"]
+
+
+class Calls(ABC):
+    """One statement a call, on the pool, a connection or in a transaction.
+
+    ``timeout`` is in seconds and covers the whole call, waiting for a connection
+    included; None takes ``command_timeout`` and ``math.inf`` waits for ever. If a
+    call is cancelled, its statement is cancelled on the server too; whether it had
+    happened is then unknown, except in a transaction, which is rolled back.
+
+    Every verb raises:
+        QueryFailed: The server refused the statement; subclasses name the
+            condition (``DuplicateRecord``, ``LockTimeout``, …).
+        QueryTimeout: Not done in time; it was cancelled on the server.
+        InvalidRecord: A parameter does not fit its type; ``field`` is ``$n``.
+        PoolTimeout: No connection became free in time (pool only).
+        ConnectionFailed: The connection broke; a write may or may not have happened.
+        ConnectionBusy: Another task is using this connection.
+        ConnectionReleased: Used after its block.
+
+    See https://www.postgresql.org/docs/current/errcodes-appendix.html.
+    """
+
+    @abstractmethod
+    async def _run(
+        self,
+        call: Callable[..., Awaitable[Any]],
+        sql: str,
+        args: Sequence[Any],
+        timeout: float | None,
+    ) -> Any:  # noqa: ANN401 - whatever the call returns
+        """Run one call of the driver under the rules of the subclass."""
+
+    async def fetch(
+        self, sql: str, /, *args: Value, timeout: float | None = None
+    ) -> list[Record]:
+        """Run a statement and return all its rows.
+
+        Args:
+            sql: One statement, with ``$1`` … for values.
+            *args: The values, as the types of the statement want them.
+            timeout: Seconds for the whole call; see the class.
+
+        Raises:
+            StorageError: One of those that every verb raises; see the class.
+        """
+        rows: list[Record] = await self._run(driver.fetch, sql, args, timeout)
+        return rows
+
+    async def fetchrow(
+        self, sql: str, /, *args: Value, timeout: float | None = None
+    ) -> Record | None:
+        """Run a statement and return its first row, or None.
+
+        Raises:
+            StorageError: One of those that every verb raises; see the class.
+        """
+        row: Record | None = await self._run(driver.fetchrow, sql, args, timeout)
+        return row
+
+    async def fetchval(
+        self, sql: str, /, *args: Value, column: int = 0, timeout: float | None = None
+    ) -> Value:
+        """Run a statement and return one value of its first row, or None.
+
+        None also where there is no row.
+
+        Args:
+            sql: One statement, with ``$1`` … for values.
+            *args: The values.
+            column: Which value, from 0.
+            timeout: Seconds for the whole call; see the class.
+
+        Raises:
+            StorageError: One of those that every verb raises; see the class.
+        """
+        row = await self._run(driver.fetchrow, sql, args, timeout)
+        return None if row is None else row[column]
+
+    async def execute(
+        self, sql: str, /, *args: Value, timeout: float | None = None
+    ) -> str:
+        """Run a statement, or without parameters several, and return the tag.
+
+        Returns:
+            The server's command tag: ``INSERT 0 1``, ``SELECT 5``, ``CREATE TABLE``.
+
+        Raises:
+            StorageError: One of those that every verb raises; see the class.
+        """
+        tag: str = await self._run(driver.execute, sql, args, timeout)
+        return tag
+
+    async def executemany(
+        self,
+        sql: str,
+        /,
+        rows: Iterable[Sequence[Value]],
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        """Run a statement once for each row of parameters, all or none.
+
+        Raises:
+            StorageError: One of those that every verb raises; see the class.
+        """
+        await self._run(driver.executemany, sql, (rows,), timeout)
+
+    # Without a timeout of its own a COPY may take as long as it needs.
+
+    async def copy_records(
+        self,
+        table: str,
+        /,
+        *,
+        columns: Sequence[str],
+        records: Iterable[Sequence[Value]] | AsyncIterable[Sequence[Value]],
+        schema: str | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Write rows by COPY, all or none, and return how many.
+
+        If cancelled, nothing is written.
+
+        Args:
+            table: The table.
+            columns: Its columns, in the order of each record's values.
+            records: The rows, or an async iterable of them: bounded memory.
+            schema: The table's schema, if not the search path's.
+            timeout: Seconds; None is for ever.
+
+        Raises:
+            InvalidRecord: A value does not fit its column.
+            QueryFailed: The server refused a row.
+
+        See https://www.postgresql.org/docs/current/sql-copy.html.
+        """
+        job = Copy(table, schema=schema, columns=columns, records=records)
+        done: int = await self._run(
+            job.run, job.sql, (), math.inf if timeout is None else timeout
+        )
+        return done
+
+    async def copy_from(
+        self,
+        table: str,
+        source: files.Source,
+        /,
+        *,
+        columns: Sequence[str] | None = None,
+        schema: str | None = None,
+        format: files.Format = "csv",  # noqa: A002 - the server's word
+        header: bool | None = None,
+        delimiter: str | None = None,
+        null: str | None = None,
+        progress: Callable[[files.CopyProgress], object] | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Write the rows of a file into a table, all or none; return how many.
+
+        If cancelled, nothing is written.
+
+        Args:
+            table: The table.
+            source: A path, a binary file, or an async iterable of bytes, in UTF-8.
+            columns: The columns in the file's order; by default the table's.
+            schema: The table's schema, if not the search path's.
+            format: ``csv``, ``text`` or ``binary``, as the server defines them.
+            header: Whether the first line names columns and is skipped; CSV: yes.
+            delimiter: What stands between values; by default the format's.
+            null: What stands for NULL; by default the format's.
+            progress: Called on the loop as it goes on, and at the end.
+            timeout: Seconds; None is for ever.
+
+        Raises:
+            InvalidRecord: A value does not fit; ``index`` is its line.
+            OSError: The file cannot be read.
+        """
+        job = files.FileIn(
+            table,
+            source,
+            columns=columns,
+            schema=schema,
+            fmt=format,
+            header=header,
+            delimiter=delimiter,
+            null=null,
+            progress=progress,
+        )
+        return await job.copy(self._run, math.inf if timeout is None else timeout)
+
+    async def copy_to(
+        self,
+        target: files.Target,
+        /,
+        *,
+        table: str | None = None,
+        query: str | None = None,
+        args: Sequence[Value] = (),
+        columns: Sequence[str] | None = None,
+        schema: str | None = None,
+        format: files.Format = "csv",  # noqa: A002 - the server's word
+        header: bool | None = None,
+        delimiter: str | None = None,
+        null: str | None = None,
+        progress: Callable[[files.CopyProgress], object] | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Write a table, or a query's rows, into a file; return how many rows.
+
+        A path is written beside itself and renamed at the end: if the call fails or
+        is cancelled, what was there before is there still.
+
+        Args:
+            target: A path, or a binary file.
+            table: The table; or
+            query: a statement that gives rows, with ``$1`` … for
+            args: its values.
+            columns: The table's columns to write.
+            schema: The table's schema, if not the search path's.
+            format: ``csv``, ``text`` or ``binary``, as the server defines them.
+            header: Whether the first line names the columns; CSV: yes.
+            delimiter: What stands between values; by default the format's.
+            null: What stands for NULL; by default the format's.
+            progress: Called on the loop as it goes on, and at the end.
+            timeout: Seconds; None is for ever.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        job = files.FileOut(
+            target,
+            table=table,
+            query=query,
+            args=args,
+            columns=columns,
+            schema=schema,
+            fmt=format,
+            header=header,
+            delimiter=delimiter,
+            null=null,
+            progress=progress,
+        )
+        return await job.copy(self._run, math.inf if timeout is None else timeout)

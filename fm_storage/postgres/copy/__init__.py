@@ -1,0 +1,1 @@
+"""COPY: records and files."""

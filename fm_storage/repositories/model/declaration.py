@@ -1,0 +1,360 @@
+"""Reading a declaration: dataclasses, pydantic models and msgspec structs.
+
+Apart because the three describe their fields in three ways, and neither pydantic
+nor msgspec is imported to recognise them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import inspect
+import re
+import types
+import typing
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NewType, Union
+
+from fm_storage._typing import Json
+from fm_storage.errors import ConfigurationInvalid, InvalidName
+from fm_storage.repositories.model import compound_types, scalar_types, time_types
+
+__all__ = ["Column", "Declared", "Model", "read_model"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """How a field is stored, where its annotation does not say it.
+
+    Given in ``columns={"total": Column(type="numeric(12,2)")}`` or in the model:
+    ``code: Annotated[str, Column(max_length=100)]``.
+
+    Attributes:
+        name: The column's name (default: the field's).
+        type: The column's PostgreSQL type (default: from the annotation).
+        max_length: Characters that a text column holds.
+        generated: Whether the server gives the value of a new row (identity,
+            default, generated column); the model's value is not sent.
+    """
+
+    name: str | None = None
+    type: str | None = None
+    max_length: int | None = None
+    generated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """One field as the model and the caller declare it."""
+
+    field: str
+    column: str
+    kind: scalar_types.ColumnType
+    nullable: bool
+    generated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model's fields and how one is made from values in their order.
+
+    Attributes:
+        fields: In the model's order.
+        construct: Called with one value for each field, by position.
+        decodes: Whether *construct* itself turns stored values into the model's.
+    """
+
+    fields: tuple[Declared, ...]
+    construct: Callable[..., Any]
+    decodes: bool = False
+
+
+def read_model(model: type[Any], columns: Mapping[str, str | Column]) -> Model:
+    """Return what *model* declares.
+
+    Raises:
+        ConfigurationInvalid: It is none of the three, or a field cannot be stored.
+        InvalidName: *columns* names a field that the model has not.
+    """
+    if dataclasses.is_dataclass(model):
+        described, construct, decodes = _read_dataclass(model)
+    elif hasattr(model, "__pydantic_validator__"):
+        described, construct, decodes = _read_pydantic(model)
+    elif hasattr(model, "__struct_fields__"):
+        described, construct, decodes = _read_msgspec(model)
+    else:
+        raise ConfigurationInvalid(
+            getattr(model, "__name__", repr(model)),
+            "is no dataclass, pydantic model or msgspec struct; declare it as one",
+        )
+    for name in columns:
+        if name not in described:
+            known = ", ".join(described)
+            raise InvalidName(f"{model.__name__}: no field {name!r}; it has {known}")
+    fields = tuple(
+        _declared(model, name, annotation, _column(columns.get(name)))
+        for name, annotation in described.items()
+    )
+    if not fields:
+        raise ConfigurationInvalid(model.__name__, "has no fields; declare some")
+    return Model(fields, construct, decodes)
+
+
+_Described = tuple[dict[str, Any], Callable[..., Any], bool]
+
+
+def _read_dataclass(model: type[Any]) -> _Described:
+    hints = _hints(model)
+    fields = dataclasses.fields(model)
+    for field in fields:
+        if not field.init:
+            raise ConfigurationInvalid(
+                f"{model.__name__}.{field.name}",
+                "is not a parameter of __init__; drop init=False",
+            )
+    described = {field.name: hints[field.name] for field in fields}
+    if any(field.kw_only for field in fields):
+        return described, _by_keyword(model, tuple(described)), False
+    return described, model, False
+
+
+def _read_msgspec(model: type[Any]) -> _Described:
+    hints = _hints(model)
+    names: tuple[str, ...] = tuple(model.__struct_fields__)
+    described = {name: hints[name] for name in names}
+    parameters = inspect.signature(model).parameters.values()
+    if any(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters):
+        return described, _by_keyword(model, names), False
+    return described, model, False
+
+
+def _read_pydantic(model: type[Any]) -> _Described:
+    described: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        for extra in field.metadata:
+            annotation = Annotated[annotation, extra]
+        described[name] = annotation
+    names = tuple(described)
+    validate = model.__pydantic_validator__.validate_python
+
+    def construct(*values: Any) -> Any:  # noqa: ANN401 - the model
+        return validate(
+            dict(zip(names, values, strict=True)), by_alias=False, by_name=True
+        )
+
+    return described, construct, True
+
+
+def _by_keyword(model: type[Any], names: Sequence[str]) -> Callable[..., Any]:
+    def construct(*values: Any) -> Any:  # noqa: ANN401 - the model
+        return model(**dict(zip(names, values, strict=True)))
+
+    return construct
+
+
+def _hints(model: type[Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(model, include_extras=True)
+    except (NameError, TypeError) as exc:
+        raise ConfigurationInvalid(
+            model.__name__,
+            f"an annotation cannot be resolved ({exc}); declare the model at the "
+            "top of a module that imports what it names at run time",
+        ) from exc
+
+
+def _column(given: str | Column | None) -> Column:
+    if given is None:
+        return Column()
+    return Column(name=given) if isinstance(given, str) else given
+
+
+def _declared(model: type[Any], name: str, annotation: Any, column: Column) -> Declared:  # noqa: ANN401 - any annotation
+    bare, extras = _unwrap(annotation)
+    bare, nullable = _optional(bare)
+    bare, inner = _unwrap(bare)
+    extras += inner
+    for extra in extras:
+        if isinstance(extra, Column):
+            column = Column(
+                column.name or extra.name,
+                column.type or extra.type,
+                column.max_length or extra.max_length,
+                column.generated or extra.generated,
+            )
+    length = column.max_length or next(
+        (n for e in extras if isinstance(n := getattr(e, "max_length", None), int)),
+        None,
+    )
+    try:
+        kind = _typed(bare, column.type, length)
+    except TypeError as exc:
+        raise ConfigurationInvalid(
+            f"{model.__name__}.{name}",
+            f"{exc} has no column type; name one with Column(type=...)",
+        ) from None
+    return Declared(name, column.name or name, kind, nullable, column.generated)
+
+
+def _unwrap(annotation: Any) -> tuple[Any, list[Any]]:  # noqa: ANN401 - any annotation
+    """Take ``Annotated`` and ``NewType`` off, wherever ``| None`` stands."""
+    extras: list[Any] = []
+    while True:
+        if typing.get_origin(annotation) is Annotated:
+            annotation, *more = typing.get_args(annotation)
+            extras += more
+        elif isinstance(annotation, NewType):
+            annotation = annotation.__supertype__
+        elif isinstance(annotation, typing.TypeVar):
+            annotation = annotation.__bound__ or Any
+        else:
+            return annotation, extras
+
+
+def _optional(annotation: Any) -> tuple[Any, bool]:  # noqa: ANN401 - any annotation
+    """Return the annotation without ``| None``, and whether that was there."""
+    if annotation in (Any, Json):
+        return annotation, True
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        rest = [
+            part for part in typing.get_args(annotation) if part is not types.NoneType
+        ]
+        nullable = len(rest) < len(typing.get_args(annotation))
+        if len(rest) == 1:
+            return rest[0], nullable
+        return Union[tuple(rest)], nullable  # noqa: UP007 - made at run time
+    return annotation, False
+
+
+_SCALARS: Mapping[type, Callable[[], scalar_types.ColumnType]] = {
+    bool: scalar_types.Boolean,
+    int: scalar_types.Integer,
+    float: scalar_types.Float,
+    decimal.Decimal: scalar_types.Numeric,
+    bytes: scalar_types.Bytes,
+    uuid.UUID: scalar_types.Uuid,
+    dt.datetime: time_types.Timestamp,
+    dt.date: time_types.Date,
+    dt.time: time_types.Time,
+    dt.timedelta: time_types.Interval,
+}
+_INTEGERS = {"int2": 2, "smallint": 2, "int4": 4, "integer": 4, "int": 4}
+_TYPE_NAME = re.compile(r'[\w."][\w." ]*(\(\d+(,\d+)?\))?(\[\])?')
+_LENGTH = re.compile(r"(?:varchar|character varying|char|character)\((\d+)\)")
+_JSON_PARTS = frozenset({bool, int, float, str, list, dict, Any})
+
+
+def _typed(bare: Any, sql: str | None, length: int | None) -> scalar_types.ColumnType:  # noqa: ANN401 - any annotation
+    """Return the kind of an annotation.
+
+    Raises:
+        TypeError: It has none; the message is the annotation.
+    """
+    if sql is None:
+        return _inferred(bare, length)
+    sql = " ".join(sql.split()).lower() if '"' not in sql else sql
+    if not _TYPE_NAME.fullmatch(sql):
+        raise TypeError(f"Column(type={sql!r})")
+    name = sql.partition("(")[0]
+    sized = _LENGTH.fullmatch(sql)
+    if sized is not None:
+        return _inferred(bare, length or int(sized[1]))
+    if name in _INTEGERS and bare is int:
+        return scalar_types.Integer(_INTEGERS[name])
+    if name in {"timestamp", "timestamp without time zone"}:
+        return time_types.Timestamp(aware=False)
+    if name in {"json", "jsonb"}:
+        container = typing.get_origin(bare) or bare
+        kind: scalar_types.ColumnType = compound_types.JsonValue(
+            container if container in {dict, list} else None
+        )
+    else:
+        try:
+            kind = _inferred(bare, length)
+        except TypeError:
+            kind = compound_types.Other(sql)
+    kind.sql = sql
+    return kind
+
+
+def _inferred(bare: Any, length: int | None) -> scalar_types.ColumnType:  # noqa: ANN401, PLR0911 - one line a kind
+    origin = typing.get_origin(bare)
+    arguments = typing.get_args(bare)
+    if bare is str:
+        return scalar_types.Text(length)
+    if origin is Literal and all(isinstance(value, str) for value in arguments):
+        return scalar_types.Text(length, choices=frozenset(arguments))
+    if bare in _SCALARS:
+        return _SCALARS[bare]()
+    if isinstance(bare, type) and issubclass(bare, enum.Enum):
+        return compound_types.Enumeration(bare, _enum_values(bare, length))
+    if bare is dict or origin is dict or typing.is_typeddict(bare):
+        return compound_types.JsonValue(dict)
+    if origin in {list, tuple}:
+        return _sequence(origin, arguments)
+    if bare is list:
+        return compound_types.JsonValue(list)
+    if (
+        origin is Union
+        and {typing.get_origin(a) or a for a in arguments} <= _JSON_PARTS
+    ):
+        return compound_types.JsonValue()
+    if hasattr(bare, "__pydantic_validator__"):
+        nested = compound_types.JsonValue(dict, dump=_dump_pydantic)
+        nested.decode = bare.model_validate
+        return nested
+    raise TypeError(getattr(bare, "__name__", repr(bare)))
+
+
+def _enum_values(
+    members: type[enum.Enum], length: int | None
+) -> scalar_types.ColumnType:
+    values = {type(member.value) for member in members}
+    if values == {str}:
+        return scalar_types.Text(length)
+    if values == {int}:
+        return scalar_types.Integer()
+    raise TypeError(members.__name__)
+
+
+def _sequence(origin: type, arguments: tuple[Any, ...]) -> scalar_types.ColumnType:
+    """Return an array of scalars, or JSON when the elements are none."""
+    element = arguments[0] if arguments else Any
+    if origin is tuple and (len(arguments) != 2 or arguments[1] is not ...):  # noqa: PLR2004 - tuple[X, ...]
+        raise TypeError(f"tuple{list(arguments)}")
+    bare, _ = _optional(_unwrap(element)[0])
+    try:
+        kind = _inferred(bare, None)
+    except TypeError:
+        kind = compound_types.JsonValue()
+    if isinstance(kind, (compound_types.JsonValue, compound_types.Array)):
+        return _json_sequence(origin, kind)
+    return compound_types.Array(kind, origin)
+
+
+def _json_sequence(
+    origin: type, element: scalar_types.ColumnType
+) -> compound_types.JsonValue:
+    """Return a JSON array, whose elements may be models."""
+    dump, decode = getattr(element, "dump", None), element.decode
+    kind = compound_types.JsonValue(
+        list,
+        dump=None
+        if dump is None and origin is list
+        else lambda values: [dump(one) if dump else one for one in values],
+    )
+    if decode is not None:
+        kind.decode = lambda values: origin(map(decode, values))
+    elif origin is not list:
+        kind.decode = origin
+    return kind
+
+
+def _dump_pydantic(value: Any) -> Any:  # noqa: ANN401 - a pydantic model
+    dump = getattr(value, "model_dump", None)
+    return value if dump is None else dump(mode="json")

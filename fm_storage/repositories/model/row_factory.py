@@ -1,0 +1,178 @@
+"""Making records of rows, and reading their fields: code written for each model.
+
+Apart because it is the hottest code of the room. After each answer of the server
+the processor's caches are cold, so every Python frame, loop and look-up shows on
+the clock; the code of a model has none but those that its own fields need. It is
+written as text, the way ``dataclasses`` writes ``__init__``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
+from typing import Any, Generic, TypeVar
+
+__all__ = ["Decoder", "RowFactory", "reader"]
+
+M = TypeVar("M")
+
+Decoder = tuple[Callable[[Any], Any], bool]
+"""What turns a stored value into the model's, and whether NULL may stand there."""
+
+_SOURCE = """
+def one(row):
+    try:
+{one}
+    except (ValueError, TypeError) as exc:
+        raise unreadable(row, exc) from exc
+    return record
+
+def many(rows):
+    try:
+{begun}
+{many}
+    except (ValueError, TypeError):
+        return [one(row) for row in rows]  # this way names the row
+    return records
+"""
+
+
+# How a list of records begins, and what stands before and behind the lines that
+# make one. All empty records at once, then row by row: half the calls.
+_ASSIGNED: tuple[list[str], list[str], list[str]] = (
+    [
+        "records = list(map(new, repeat(model, len(rows))))",
+        "for record, row in zip(records, rows):",
+    ],
+    ["record = new(model)"],
+    [],
+)
+_CONSTRUCTED: tuple[list[str], list[str], list[str]] = (
+    ["records = []", "append = records.append", "for row in rows:"],
+    [],
+    ["append(record)"],
+)
+
+
+class RowFactory(Generic[M]):
+    """Makes a model's records.
+
+    Attributes:
+        one: Makes the record of a row, whose values stand in the fields' order.
+        many: Makes those of many rows; the first that is no record is named.
+    """
+
+    def __init__(
+        self,
+        model: type[M],
+        construct: Callable[..., M],
+        names: Sequence[str],
+        decoders: Sequence[Decoder | None],
+        unreadable: Callable[[Iterable[Any], Exception], Exception],
+    ) -> None:
+        """Write the code.
+
+        Args:
+            model: Class of the records.
+            construct: Makes one of its values, by position.
+            names: Its fields, in the order of a row.
+            decoders: For each field what its stored values need, if anything.
+            unreadable: Gives the error of a row that is no record.
+        """
+        known: dict[str, Any] = {
+            "construct": construct,
+            "model": model,
+            "new": object.__new__,
+            "repeat": repeat,
+            "unreadable": unreadable,
+        }
+        decoded: dict[int, str] = {}
+        for at, decoder in enumerate(decoders):
+            if decoder is not None:
+                decode, nullable = decoder
+                known[f"decode{at}"] = decode
+                decoded[at] = f"decode{at}(value{at})"
+                if nullable:
+                    decoded[at] = f"None if value{at} is None else {decoded[at]}"
+        if _is_assigned(model, construct, names):
+            begun, one, many = _ASSIGNED
+            lines = _assigned(names, decoded)
+        else:
+            begun, one, many = _CONSTRUCTED
+            lines = _constructed(names, decoded)
+        source = _SOURCE.format(
+            begun=_indented(begun, 8),
+            one=_indented([*one, *lines], 8),
+            many=_indented([*lines, *many], 12),
+        )
+        code = compile(source, f"<rows of {model.__name__}>", "exec")
+        exec(code, known)  # noqa: S102 - of the model's own field names, all identifiers
+        self.one: Callable[[Iterable[Any]], M] = known["one"]
+        self.many: Callable[[Sequence[Iterable[Any]]], list[M]] = known["many"]
+
+
+def reader(name: str) -> Callable[[Sequence[Any]], list[Any]]:
+    """Return a function that reads field *name* of many records.
+
+    The interpreter learns where a field stands in a record when it reads it in
+    its own code; ``map(attrgetter(name), records)`` looks it up each time.
+    """
+    code = compile(
+        f"lambda records: [record.{name} for record in records]",
+        f"<field {name}>",
+        "eval",
+    )
+    made: Callable[[Sequence[Any]], list[Any]] = eval(code, {})  # noqa: S307 - a model's own field name, an identifier
+    return made
+
+
+def _assigned(names: Sequence[str], decoded: dict[int, str]) -> list[str]:
+    """Return code that does what a dataclass's own ``__init__`` does to *record*."""
+    targets = [
+        f"value{at}" if at in decoded else f"record.{name}"
+        for at, name in enumerate(names)
+    ]
+    return [
+        f"{', '.join(targets)}, = row",
+        *(f"record.{names[at]} = {value}" for at, value in decoded.items()),
+    ]
+
+
+def _constructed(names: Sequence[str], decoded: dict[int, str]) -> list[str]:
+    """Return code that calls the model's constructor."""
+    if not decoded:
+        return ["record = construct(*row)"]
+    places = [f"value{at}" for at in range(len(names))]
+    given = [decoded.get(at, place) for at, place in enumerate(places)]
+    return [f"{', '.join(places)}, = row", f"record = construct({', '.join(given)})"]
+
+
+def _is_assigned(
+    model: type[Any], construct: Callable[..., Any], names: Sequence[str]
+) -> bool:
+    """Return whether making a *model* is nothing but setting its fields.
+
+    So it is for a dataclass whose ``__init__`` is the one that ``dataclasses``
+    wrote for just these fields, and which has no ``__post_init__()``. A frozen
+    one sets its fields in another way, which costs what the call saves.
+    """
+    made = vars(model).get("__init__")
+    code = getattr(made, "__code__", None)
+    return (
+        construct is model
+        and dataclasses.is_dataclass(model)
+        and "__dataclass_params__" in vars(model)
+        and not vars(model)["__dataclass_params__"].frozen
+        and code is not None
+        and code.co_filename == "<string>"
+        and tuple(code.co_varnames[: code.co_argcount])[1:] == tuple(names)
+        and not hasattr(model, "__post_init__")
+        and model.__new__ is object.__new__
+        and not inspect.isabstract(model)
+    )
+
+
+def _indented(lines: Sequence[str], by: int) -> str:
+    return "\n".join(" " * by + line for line in lines)

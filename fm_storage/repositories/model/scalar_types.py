@@ -1,0 +1,367 @@
+"""What may stand in a column: how a value is checked, stored, and read back.
+
+Apart because everything else in this room (statements, filters, cursors, bulk
+writes) asks one of these objects what a value may be, and nothing else knows
+Python's types. A kind refuses what the server would refuse, or worse, would
+silently change, before anything is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
+from types import NoneType
+from typing import Any, ClassVar
+from uuid import UUID
+
+__all__ = [
+    "Boolean",
+    "Bytes",
+    "ColumnType",
+    "Float",
+    "Integer",
+    "Numeric",
+    "Plain",
+    "Refused",
+    "Text",
+    "Uuid",
+    "classes",
+    "named",
+]
+
+
+class Refused(ValueError):
+    """A value that its column cannot hold; the message says why."""
+
+
+class ColumnType:
+    """One kind of value.
+
+    Attributes:
+        sql: PostgreSQL type that a bulk statement's array elements are cast to.
+        exact: Types whose values need no look at each one's class.
+        settled: Whether a value of an exact class needs no further look, and is
+            stored as it is.
+        decode: Turns a stored value into the model's, or None if they are equal.
+    """
+
+    sql: str = "text"
+    exact: frozenset[type] = frozenset()
+    settled: bool = False
+    decode: Callable[[Any], Any] | None = None
+
+    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return *value* as it is stored.
+
+        Raises:
+            Refused: It cannot be stored.
+        """
+        raise NotImplementedError
+
+    def knows(self, found: type) -> bool:
+        """Return whether ``encode()`` takes every value of exactly this class."""
+        return found in self.exact
+
+    def comparable(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return *value* as a filter compares it: it need not fit the column.
+
+        Raises:
+            Refused: It cannot be compared.
+        """
+        return self.encode(value)
+
+    def encode_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
+        """Return *values* as they are stored, None among them only if *nullable*.
+
+        Raises:
+            Refused: One cannot be stored; which one, ``encode()`` tells.
+        """
+        return self.encode_each(values, nullable=nullable)
+
+    def encode_each(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
+        """Do what ``encode_many()`` promises, one value after the other."""
+        if NoneType in set(map(type, values)):
+            if not nullable:
+                raise Refused("is None")
+            return [None if value is None else self.encode(value) for value in values]
+        return [self.encode(value) for value in values]
+
+    def copy_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
+        """Return *values*, all looked at, as ``outgoing()`` takes them.
+
+        Raises:
+            Refused: See ``encode_many()``.
+        """
+        return self.encode_many(values, nullable=nullable)
+
+    def outgoing(self, values: Iterator[Any]) -> Iterator[Any]:
+        """Return what ``copy_many()`` gave as COPY sends it, made when it is sent.
+
+        Raises:
+            InvalidRecord: A value was changed meanwhile, and cannot be stored now.
+        """
+        return values
+
+    def to_text(self, value: Any) -> str:  # noqa: ANN401 - a stored value
+        """Return a stored value as text, for a cursor or an array's element."""
+        return str(value)
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return the stored value of cursor *text* (ValueError if it is none)."""
+        raise NotImplementedError
+
+    def bulk_type(self) -> str:
+        """Return the element type of the array that carries this column."""
+        return self.sql
+
+    def bulk_expression(self, name: str) -> str:
+        """Return SQL for the column's value, from the array element *name*."""
+        return name
+
+
+def classes(values: Sequence[Any], *, nullable: bool = True) -> set[type]:
+    """Return the classes found in *values*, that of None left out.
+
+    Raises:
+        Refused: One is None, and not *nullable*.
+    """
+    found = set(map(type, values))
+    if NoneType in found:
+        if not nullable:
+            raise Refused("is None")
+        found.remove(NoneType)
+    return found
+
+
+class Text(ColumnType):
+    """Text without NUL and lone surrogates, at most *max_length* characters."""
+
+    exact = frozenset({str})
+
+    def __init__(
+        self, max_length: int | None = None, *, choices: frozenset[str] | None = None
+    ) -> None:
+        self.max_length = max_length
+        self.choices = choices
+
+    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return *value* if it is storable text."""
+        if not isinstance(value, str):
+            raise Refused(f"is {named(value)}, not text; convert it")
+        if "\0" in value:
+            raise Refused("holds a NUL, which PostgreSQL cannot store; remove it")
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise Refused("holds a lone surrogate; use valid text") from None
+        if self.max_length is not None and len(value) > self.max_length:
+            raise Refused(
+                f"has {len(value)} characters, the column holds "
+                f"{self.max_length}; shorten it"
+            )
+        if self.choices is not None and value not in self.choices:
+            raise Refused(f"is none of {', '.join(sorted(self.choices))}")
+        return value
+
+    def comparable(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return *value*, of whatever length."""
+        return _ANY_TEXT.encode(value)
+
+    def encode_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
+        """Check *values* at once, ten times faster than one by one."""
+        if self.choices is not None:
+            return self.encode_each(values, nullable=nullable)
+        present = values
+        try:
+            # Joining looks at every class, without a step of its own.
+            joined = "".join(values)
+        except TypeError:
+            if not classes(values, nullable=nullable) <= self.exact:
+                return self.encode_each(values, nullable=nullable)
+            present = [value for value in values if value is not None]
+            joined = "".join(present)
+        if "\0" in joined:
+            raise Refused("holds a NUL")
+        if not joined.isascii():
+            try:
+                joined.encode()
+            except UnicodeEncodeError:
+                raise Refused("holds a lone surrogate") from None
+            # Two lone halves side by side must not pass as one character; UTF-8
+            # refuses every surrogate, so they do not.
+        limit = self.max_length
+        if limit is not None and max(map(len, present), default=0) > limit:
+            raise Refused("is too long")
+        return values
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return *text*."""
+        return self.encode(text)
+
+
+_ANY_TEXT = Text()
+
+
+class Integer(ColumnType):
+    """Whole numbers of 2, 4 or 8 bytes."""
+
+    exact = frozenset({int})
+
+    def __init__(self, size: int = 8) -> None:
+        self.sql = f"int{size}"
+        self.high = (1 << (size * 8 - 1)) - 1
+        self.low = -self.high - 1
+
+    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return *value* if it is a whole number in range."""
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise Refused(f"is {named(value)}, not a whole number; convert it")
+        if not self.low <= value <= self.high:
+            raise Refused(f"is outside {self.low} … {self.high} ({self.sql})")
+        return value
+
+    def encode_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
+        """Check *values* by their extremes."""
+        if not classes(values, nullable=nullable) <= self.exact:
+            return self.encode_each(values, nullable=nullable)
+        present = [value for value in values if value is not None]
+        if present and not (self.low <= min(present) and max(present) <= self.high):
+            raise Refused("is out of range")
+        return values
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return the number."""
+        return self.encode(int(text))
+
+
+class Plain(ColumnType):
+    """A kind whose values are right as soon as their class is."""
+
+    accepted: ClassVar[tuple[type, ...]] = ()
+    refused: ClassVar[tuple[type, ...]] = ()
+    wanted: ClassVar[str] = ""
+
+    def knows(self, found: type) -> bool:
+        """Return whether the class is a right one (the driver has its own UUID)."""
+        return issubclass(found, self.accepted) and not issubclass(found, self.refused)
+
+    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return *value* if its class is right."""
+        if not isinstance(value, self.accepted) or isinstance(value, self.refused):
+            raise Refused(f"is {named(value)}, not {self.wanted}; convert it")
+        return value
+
+    def encode_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
+        """Look at the classes only."""
+        if all(map(self.knows, classes(values, nullable=nullable))):
+            return values
+        return self.encode_each(values, nullable=nullable)
+
+
+class Boolean(Plain):
+    """True or False."""
+
+    sql, wanted, settled = "bool", "True or False", True
+    exact, accepted = frozenset({bool}), (bool,)
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return the truth value."""
+        return {"True": True, "False": False}[text]
+
+
+class Float(Plain):
+    """Floating point numbers, NaN and infinities among them."""
+
+    sql, wanted, settled = "float8", "a number", True
+    exact, accepted, refused = frozenset({float}), (float, int), (bool,)
+
+    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return *value* as a float."""
+        try:
+            return float(super().encode(value))
+        except OverflowError:
+            raise Refused("is too large for float8") from None
+
+    def encode_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
+        """Convert whole numbers, which may be too large."""
+        if classes(values, nullable=nullable) <= self.exact:
+            return values
+        return self.encode_each(values, nullable=nullable)
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return the number."""
+        return float(text)
+
+
+class Numeric(Plain):
+    """Decimal numbers of any precision."""
+
+    sql, wanted = "numeric", "a Decimal"
+    exact, accepted, refused = frozenset({Decimal}), (Decimal, int), (bool,)
+
+    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return *value* as a Decimal."""
+        number = Decimal(super().encode(value))
+        if number.is_snan():
+            raise Refused("is a signalling NaN, which numeric cannot hold")
+        return number
+
+    def encode_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
+        """Convert one by one: whole numbers are taken too, odd ones are not."""
+        return self.encode_each(values, nullable=nullable)
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return the number."""
+        try:
+            return Decimal(text)
+        except ArithmeticError:
+            raise Refused("is not a number") from None
+
+
+class Bytes(Plain):
+    """Binary data."""
+
+    sql, wanted, settled = "bytea", "bytes", True
+    exact = frozenset({bytes})
+    accepted = (bytes, bytearray, memoryview)
+
+    def to_text(self, value: Any) -> str:  # noqa: ANN401 - a stored value
+        r"""Return *value* as PostgreSQL reads it (``\xdecafbad``)."""
+        return "\\x" + bytes(value).hex()
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return the bytes."""
+        return bytes.fromhex(text.removeprefix("\\x"))
+
+
+class Uuid(Plain):
+    """UUIDs."""
+
+    sql, wanted, settled = "uuid", "a UUID", True
+    exact, accepted = frozenset({UUID}), (UUID,)
+
+    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+        """Return the UUID."""
+        return UUID(text)
+
+
+def named(value: object) -> str:
+    """Return what a wrong value is, as a message says it."""
+    return "None" if value is None else f"of type {type(value).__name__}"

@@ -1,0 +1,1 @@
+"""Queries: filters, order, pages and their SQL."""

@@ -1,0 +1,1 @@
+"""Rows: reading and writing them."""

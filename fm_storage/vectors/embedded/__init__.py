@@ -1,0 +1,1 @@
+"""The embedded engine, as its client sees it."""

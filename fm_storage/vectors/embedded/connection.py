@@ -1,0 +1,120 @@
+"""One connection to the embedded engine: requests by number, answers as futures.
+
+Apart from the engine's calls, because here is nothing but frames in and out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, cast
+
+import orjson
+
+from fm_storage.vectors.embedded.frames import (
+    HEADER,
+    MAX_REPLY,
+    FrameError,
+    pack,
+    split_header,
+)
+
+__all__ = ["EngineConnection", "Gone"]
+
+_DECODE_IN_THREAD = 256 * 1024
+
+
+class Gone(Exception):
+    """The connection ended before the answer came."""
+
+
+class EngineConnection(asyncio.Protocol):
+    """One connection: requests by number, answers as futures."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._buffer = bytearray()
+        self._waiting: dict[int, asyncio.Future[tuple[bytes, int]]] = {}
+        self._next = 0
+        self._may_write = asyncio.Event()
+        self._may_write.set()
+        self.closed: asyncio.Future[None] = self._loop.create_future()
+        self.transport: asyncio.Transport
+        self.pid: int | None = None
+        self.identity = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember where to write."""
+        # A stream; uvloop's are no subclass of asyncio.Transport.
+        self.transport = cast("asyncio.Transport", transport)
+
+    def pause_writing(self) -> None:
+        """Hold requests back: the engine reads too slowly."""
+        self._may_write.clear()
+
+    def resume_writing(self) -> None:
+        """Let requests through again."""
+        self._may_write.set()
+
+    def data_received(self, data: bytes) -> None:
+        """Hand every whole answer to the one who waits for it."""
+        self._buffer += data
+        while len(self._buffer) >= HEADER.size:
+            try:
+                number, meta, raw = split_header(
+                    bytes(self._buffer[: HEADER.size]), MAX_REPLY
+                )
+            except FrameError:
+                self.transport.abort()
+                return
+            end = HEADER.size + meta + raw
+            if len(self._buffer) < end:
+                return
+            body = bytes(memoryview(self._buffer)[HEADER.size : end])
+            del self._buffer[:end]
+            waiter = self._waiting.pop(number, None)
+            if waiter is not None and not waiter.done():
+                waiter.set_result((body, meta))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell everybody who waits that no answer will come."""
+        del exc
+        if not self.closed.done():
+            self.closed.set_result(None)
+        self._may_write.set()
+        waiting, self._waiting = self._waiting, {}
+        for waiter in waiting.values():
+            if not waiter.done():
+                waiter.set_exception(Gone())
+
+    @property
+    def open(self) -> bool:
+        """Whether requests may be sent."""
+        return not self.closed.done()
+
+    async def call(
+        self, request: Mapping[str, Any], raw: bytes = b""
+    ) -> tuple[Any, memoryview]:
+        """Send a request; return its answer.
+
+        If cancelled, the engine may still carry the request out.
+        """
+        if not self.open:
+            raise Gone
+        self._next = (self._next + 1) % 2**32
+        number = self._next
+        waiter: asyncio.Future[tuple[bytes, int]] = self._loop.create_future()
+        self._waiting[number] = waiter
+        try:
+            await self._may_write.wait()
+            if not self.open:
+                raise Gone
+            self.transport.write(pack(number, request, raw))
+            body, meta = await waiter
+        finally:
+            self._waiting.pop(number, None)
+        if meta > _DECODE_IN_THREAD:
+            answer = await asyncio.to_thread(orjson.loads, memoryview(body)[:meta])
+        else:
+            answer = orjson.loads(memoryview(body)[:meta])
+        return answer, memoryview(body)[meta:]

@@ -1,0 +1,195 @@
+"""Starting the embedded engine and connecting to it.
+
+Apart from the client, because this is where several processes race for one
+folder: whoever connects first is served, whoever finds nobody starts one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import json
+import os
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from fm_storage.errors import EmbeddedFailed
+
+__all__ = ["connect", "prepare_folder"]
+
+_START_TIMEOUT = 45.0
+_CREDENTIALS = struct.Struct("3i")
+
+# The package's own __init__ would load pydantic and the rest of the library;
+# bare package objects let the engine import its five light files alone.
+_BOOT = """
+import json, sys, types
+folder, roots, paths = json.loads(sys.argv[1])
+sys.path.extend(path for path in paths if path not in sys.path)
+for name, root in roots.items():
+    package = types.ModuleType(name)
+    package.__path__ = [root]
+    sys.modules[name] = package
+from fm_storage.vectors.embedded.process.main import main
+main(folder)
+"""
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the data folder, closed to others; refuse one that is not ours.
+
+    Raises:
+        EmbeddedFailed: It cannot be made, is no folder, or belongs to another.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError as exc:
+        raise EmbeddedFailed(
+            f"vector engine: folder {str(folder)!r} cannot be made "
+            f"({exc.strerror}); name another with qdrant.url=embedded:PATH"
+        ) from exc
+    if not stat.S_ISDIR(found.st_mode):
+        raise EmbeddedFailed(
+            f"vector engine: {str(folder)!r} is not a folder of its own; "
+            "name another with qdrant.url=embedded:PATH"
+        )
+    if found.st_uid != os.geteuid() and os.geteuid() != 0:
+        raise EmbeddedFailed(
+            f"vector engine: folder {str(folder)!r} belongs to user "
+            f"{found.st_uid}, not {os.geteuid()}; use a folder of your own"
+        )
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        folder.chmod(0o700)
+
+
+async def connect(folder: Path) -> socket.socket:
+    """Return a connected socket; an engine is started when none answers.
+
+    Raises:
+        EmbeddedFailed: The engine cannot be started, or does not answer.
+    """
+    deadline = time.monotonic() + _START_TIMEOUT
+    while True:
+        sock = _try_connect(folder)
+        if sock is not None:
+            return sock
+        turn = _take_turn(folder)
+        if turn is not None:
+            try:
+                # Another may have started one between our two looks.
+                sock = _try_connect(folder)
+                if sock is None:
+                    await asyncio.to_thread(_start, folder)
+                    sock = _try_connect(folder)
+            finally:
+                os.close(turn)
+            if sock is not None:
+                return sock
+        if time.monotonic() > deadline:
+            raise EmbeddedFailed(
+                f"vector engine: none answered in {str(folder)!r} within "
+                f"{_START_TIMEOUT:.0f} s; see {folder / 'engine.log'}"
+            )
+        await asyncio.sleep(0.01)
+
+
+def _try_connect(folder: Path) -> socket.socket | None:
+    try:
+        path = (folder / "engine.addr").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # A Unix socket connects at once or not at all; a full backlog is EAGAIN.
+        sock.setblocking(False)  # noqa: FBT003 - the standard library's form
+        sock.connect(path)
+        _check_peer(sock, folder)
+    except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
+        sock.close()
+        return None
+    except OSError as exc:
+        sock.close()
+        # None: Python itself finds the path too long for a socket's address.
+        if exc.errno in {None, errno.ENOTDIR, errno.ENAMETOOLONG}:
+            return None
+        raise EmbeddedFailed(
+            f"vector engine: its socket {path!r} cannot be used ({exc.strerror}); "
+            "end the process that holds it"
+        ) from exc
+    except BaseException:  # let go of the socket, then pass it on
+        sock.close()
+        raise
+    return sock
+
+
+def _check_peer(sock: socket.socket, folder: Path) -> None:
+    if not hasattr(socket, "SO_PEERCRED"):
+        return  # the folder is closed to others (0700)
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, uid, _ = _CREDENTIALS.unpack(raw)
+    if uid not in {0, os.geteuid(), folder.lstat().st_uid}:
+        raise EmbeddedFailed(
+            f"vector engine: the process behind {str(folder)!r} belongs to user "
+            f"{uid}; end it, and look who may write there"
+        )
+
+
+def _take_turn(folder: Path) -> int | None:
+    """Return a handle when it is ours to start the engine."""
+    handle = os.open(folder / "start.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _start(folder: Path) -> None:
+    """Start the engine's process and wait until it says that it is ready."""
+    here = Path(__file__).resolve().parents[1]
+    roots = {"fm_storage": str(here.parent), "fm_storage.vectors": str(here)}
+    paths = [path for path in sys.path if path]
+    with (folder / "engine.log").open("ab") as log:
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and files
+            [
+                sys.executable,
+                "-I",
+                "-c",
+                _BOOT,
+                json.dumps([str(folder.resolve()), roots, paths]),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is for the application only
+            close_fds=True,
+        )
+    # The engine may outlive this process's interest in it; this thread only
+    # keeps it from staying behind as a zombie.
+    threading.Thread(
+        target=process.wait, name="fm_storage engine reaper", daemon=True
+    ).start()
+    assert process.stdout is not None  # noqa: S101 - a pipe was asked for
+    with process.stdout as out:
+        line = out.readline().decode(errors="replace").strip()
+    if line == "ready":
+        return
+    with suppress(ProcessLookupError):
+        process.kill()
+    reason = line.removeprefix("failed ") or "it ended at once"
+    hint = (
+        "; install fm-storage[embedded], or set qdrant.url to a server"
+        if "qdrant_edge" in reason
+        else f"; see {folder / 'engine.log'}"
+    )
+    raise EmbeddedFailed(f"vector engine: it did not start ({reason}){hint}")

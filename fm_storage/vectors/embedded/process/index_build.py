@@ -1,0 +1,182 @@
+"""Index builds as the engine sees them: when one begins, what it waits for.
+
+Apart from the engine's loop, because a build is a small life of its own: copy,
+index, replay, swap. Until the swap is in the catalogue the old shard counts, and
+after a crash the copy is a folder that nobody names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import qdrant_edge as edge
+
+from fm_storage.vectors.embedded.process.shard import Shard
+
+__all__ = ["Build", "touch", "wants_index"]
+
+_QUIET = 1.0
+_PATIENCE = 60.0
+_REPLAY_TURN = 0.03
+_JOURNAL_LIMIT = 512 * 1024 * 1024
+_TOUCHED = 256 * 1024 * 1024  # bytes: some 50 ms
+
+_BOOT = """
+import json, sys, types
+roots, paths, argument = json.loads(sys.argv[1])
+sys.path.extend(path for path in paths if path not in sys.path)
+for name, root in roots.items():
+    package = types.ModuleType(name)
+    package.__path__ = [root]
+    sys.modules[name] = package
+from fm_storage.vectors.embedded.process.indexer import main
+main(argument)
+"""
+
+
+def wants_index(shelf: Shard, threshold: int) -> bool:
+    """Whether enough vectors lie outside the index, and the writers are calm."""
+    if not shelf.spec["vectors"]:
+        return False
+    if shelf.outside_index() < threshold:
+        shelf.due_since = None
+        return False
+    now = time.monotonic()
+    if shelf.due_since is None:
+        shelf.due_since = now
+    # In the middle of a bulk load a build would soon be out of date.
+    return now - shelf.last_write >= _QUIET or now - shelf.due_since >= _PATIENCE
+
+
+def touch(shard: edge.EdgeShard, spec: dict[str, Any]) -> None:
+    """Look at every vector once, so that the first searches need not fault it in.
+
+    The files are in memory, but not in this process's page tables: a search by the
+    graph would take twice as long until each vector had been seen by some search.
+    Whatever is larger than a short scan's worth is left to them.
+    """
+    points = shard.info().points_count
+    for name, params in spec["vectors"].items():
+        size = params["size"]
+        if 4 * size * points > _TOUCHED:
+            continue
+        shard.query(
+            edge.QueryRequest(
+                limit=1,
+                query=edge.Query.Nearest([1.0] * size, using=name),
+                params=edge.SearchParams(exact=True),
+            )
+        )
+
+
+class Build:
+    """One index build of one collection.
+
+    Attributes:
+        paused: Whether the shard must not be written to (it is being copied).
+        out: The pipe on which the process reports; readable when it does.
+    """
+
+    def __init__(self, shelf: Shard, shards: Path) -> None:
+        self.shelf = shelf
+        self.folder = uuid.uuid4().hex
+        self.target = shards / self.folder
+        self.paused = True
+        self.ready = False
+        shelf.flush()
+        shelf.journal = []
+        shelf.journal_bytes = 0
+        self._fresh: edge.EdgeShard | None = None
+        self._process = self._start()
+        assert self._process.stdout is not None  # noqa: S101 - a pipe was asked for
+        self.out: IO[bytes] = self._process.stdout
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        here = Path(__file__).resolve().parents[2]
+        roots = {"fm_storage": str(here.parent), "fm_storage.vectors": str(here)}
+        argument = json.dumps(
+            {
+                "source": str(self.shelf.folder),
+                "target": str(self.target),
+                "spec": self.shelf.spec,
+            }
+        )
+        return subprocess.Popen(  # noqa: S603 - our own interpreter and files
+            [
+                sys.executable,
+                "-I",
+                "-c",
+                _BOOT,
+                json.dumps([roots, [p for p in sys.path if p], argument]),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "RAYON_NUM_THREADS": "1"},
+        )
+
+    def report(self) -> bool:
+        """Read what the process says; False when the build has failed."""
+        said = os.read(self.out.fileno(), 4096)
+        if not said:
+            return self.ready
+        for line in said.decode().split():
+            if line == "copied":
+                self.paused = False
+            elif line == "done":
+                self.ready = True
+        return True
+
+    def step(self, commit: Callable[[Shard, str], None]) -> bool:
+        """Replay a slice of what was written meanwhile; True once swapped.
+
+        Args:
+            commit: Puts the new folder into the catalogue, durably.
+        """
+        shelf = self.shelf
+        if self._fresh is None:
+            self._fresh = edge.EdgeShard.load(str(self.target))
+            touch(self._fresh, shelf.spec)
+        until = time.monotonic() + _REPLAY_TURN
+        journal = shelf.journal
+        assert journal is not None  # noqa: S101 - ours until the end
+        while journal and time.monotonic() < until:
+            self._fresh.update(journal.pop(0))
+        if journal:
+            return False
+        self._fresh.flush()
+        old_shard, old_folder = shelf.shard, shelf.folder
+        commit(shelf, self.folder)
+        shelf.shard, shelf.folder = self._fresh, self.target
+        shelf.journal = None
+        self._fresh = None
+        old_shard.close()
+        shutil.rmtree(old_folder, ignore_errors=True)
+        self._end()
+        return True
+
+    def too_long(self) -> bool:
+        """Whether more was written meanwhile than is kept in memory."""
+        return self.shelf.journal_bytes > _JOURNAL_LIMIT
+
+    def give_up(self) -> None:
+        """End the build and leave the collection as it is."""
+        self.shelf.journal = None
+        if self._fresh is not None:
+            self._fresh.close()
+            self._fresh = None
+        self._process.kill()
+        self._end()
+        shutil.rmtree(self.target, ignore_errors=True)
+
+    def _end(self) -> None:
+        self.out.close()
+        self._process.wait()

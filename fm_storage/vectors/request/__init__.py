@@ -1,0 +1,1 @@
+"""Requests: what an application gives, checked once."""

@@ -1,0 +1,345 @@
+"""What the application gives, checked and made ready to send.
+
+A whole batch is checked before its first byte leaves, because no engine applies
+a bad batch whole or not at all. Apart from the engines, so that each of them
+refuses the same things with the same words. Works without numpy, whose import
+costs more than starting the engine; arrays of numpy are read as buffers.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fm_storage.errors import DimensionMismatch, InvalidRecord, InvalidVector
+from fm_storage.vectors.points import to_wire_id
+from fm_storage.vectors.request.payloads import encode_payload
+
+__all__ = [
+    "Encoded",
+    "Floats",
+    "Terms",
+    "encode_point",
+    "encode_points",
+    "encode_vector",
+    "in_batches",
+]
+
+_MAX_TERM = 2**32
+
+
+class Floats:
+    """A dense vector as float32."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data) // 4
+
+    def tolist(self) -> list[float]:
+        """Return the numbers."""
+        return array("f", self.data).tolist()
+
+
+class Terms:
+    """A sparse vector: sorted term numbers as uint32 and weights as float32."""
+
+    __slots__ = ("indices", "values")
+
+    def __init__(self, indices: array[int], values: array[float]) -> None:
+        self.indices, self.values = indices, values
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+@dataclass(slots=True)
+class Encoded:
+    """One point, ready to send: the payload is JSON text already."""
+
+    id: int | str
+    vectors: dict[str, Floats | Terms]
+    payload: bytes
+    index: int
+    version: Any = None
+
+    @property
+    def size(self) -> int:
+        """Bytes it takes at most as JSON, which is the larger form."""
+        size = len(self.payload) + 64
+        for vector in self.vectors.values():
+            size += (15 if isinstance(vector, Floats) else 26) * len(vector)
+        return size
+
+
+def encode_points(
+    points: Iterable[Any],
+    spec: Mapping[str, Any],
+    collection: str,
+    *,
+    start: int = 0,
+    limit: int,
+    newer_by: str | None = None,
+) -> list[Encoded]:
+    """Check and encode points; vectors that several share are encoded once.
+
+    Raises:
+        DimensionMismatch: A vector's length is not the collection's.
+        InvalidVector: A vector is unknown, missing, or not finite.
+        InvalidRecord: An id or payload cannot be stored, or a point is larger
+            than *limit* bytes.
+    """
+    # By identity: equal errors have one embedding, and to compare vectors would
+    # take as long as to encode them. An object that is kept cannot be another's.
+    shared: dict[int, tuple[object, dict[str, Floats | Terms]]] = {}
+
+    def vectors_of(given: object, index: int) -> dict[str, Floats | Terms]:
+        known = shared.get(id(given))
+        if known is None:
+            known = given, _vectors(given, spec, collection, index)
+            shared[id(given)] = known
+        return known[1]
+
+    return [
+        encode_point(
+            point,
+            vectors_of,
+            collection,
+            index=index,
+            limit=limit,
+            newer_by=newer_by,
+        )
+        for index, point in enumerate(points, start)
+    ]
+
+
+def encode_point(
+    point: Any,  # noqa: ANN401 - a Point, or a PointStruct of the client
+    vectors_of: Callable[[object, int], dict[str, Floats | Terms]],
+    collection: str,
+    *,
+    index: int,
+    limit: int,
+    newer_by: str | None,
+) -> Encoded:
+    """Check and encode one point; raises as ``encode_points()``.
+
+    Args:
+        point: Anything with an id, a vector and a payload.
+        vectors_of: Encodes its vectors, given them and the point's index.
+        collection: For the message.
+        index: Position in a batch, for the message.
+        limit: Bytes that it may take.
+        newer_by: Payload field that must hold a number.
+    """
+    try:
+        given_id, vector, payload = point.id, point.vector, point.payload
+    except AttributeError:
+        raise InvalidRecord(
+            f"collection {collection!r}: point {index} is a "
+            f"{type(point).__name__}; give Point objects",
+            field="point",
+            index=index,
+        ) from None
+    number, mapped = to_wire_id(given_id, index=index)
+    text = encode_payload(
+        payload, collection, index=index, kept_id=given_id if mapped else None
+    )
+    made = Encoded(number, vectors_of(vector, index), text, index)
+    if newer_by is not None:
+        version = (payload or {}).get(newer_by)
+        if isinstance(version, bool) or not isinstance(version, int | float):
+            raise InvalidRecord(
+                f"collection {collection!r}: payload of point {index} has no number "
+                f"under {newer_by!r}; it is needed to tell newer from older",
+                field=f"payload.{newer_by}",
+                index=index,
+            )
+        made.version = version
+    if made.size > limit:
+        raise InvalidRecord(
+            f"collection {collection!r}: point {index} takes about {made.size} bytes, "
+            f"{limit} are allowed; shorten its payload, or raise "
+            "qdrant.max_batch_bytes",
+            field="payload",
+            index=index,
+        )
+    return made
+
+
+def _vectors(
+    given: Any,  # noqa: ANN401 - checked here
+    spec: Mapping[str, Any],
+    collection: str,
+    index: int,
+) -> dict[str, Floats | Terms]:
+    if not isinstance(given, Mapping):
+        return {"": encode_vector(given, spec, collection, name="", index=index)}
+    made = {
+        name: encode_vector(value, spec, collection, name=name, index=index)
+        for name, value in given.items()
+    }
+    if "" in spec["vectors"] and "" not in made:
+        raise InvalidVector(
+            f"collection {collection!r}: point {index} has no vector; give one",
+            collection=collection,
+            index=index,
+        )
+    return made
+
+
+def encode_vector(
+    given: Any,  # noqa: ANN401 - checked here
+    spec: Mapping[str, Any],
+    collection: str,
+    *,
+    name: str,
+    index: int | None = None,
+) -> Floats | Terms:
+    """Check and encode one vector against the collection's definition.
+
+    Raises:
+        DimensionMismatch: Its length is not the collection's.
+        InvalidVector: It is unknown, no vector, or not finite.
+    """
+    sparse = hasattr(given, "indices") and hasattr(given, "values")
+    known = spec["sparse_vectors"] if sparse else spec["vectors"]
+    where = name or "vector"
+    if name not in known:
+        other = spec["vectors"] if sparse else spec["sparse_vectors"]
+        names = sorted([*spec["vectors"], *spec["sparse_vectors"]])
+        if name in other:
+            problem = f"is {'dense' if sparse else 'sparse'}; give such a vector"
+        elif name:
+            problem = f"is not defined; defined: {', '.join(names) or 'none'}"
+        else:
+            problem = f"has no name; name one of {', '.join(names)}"
+        raise InvalidVector(
+            f"collection {collection!r}: {where}{_at(index)} {problem}",
+            collection=collection,
+            index=index,
+            field=where,
+        )
+    if sparse:
+        return _terms(given, collection, where, index)
+    data = _float32(given, collection, where, index)
+    expected = known[name]["size"]
+    if len(data) != 4 * expected:
+        raise DimensionMismatch(
+            collection,
+            expected=expected,
+            got=len(data) // 4,
+            index=index,
+            field=where,
+        )
+    _refuse_infinite(data, collection, where, index)
+    return Floats(data)
+
+
+def _float32(given: Any, collection: str, where: str, index: int | None) -> bytes:  # noqa: ANN401 - checked here
+    problem = f"is a {type(given).__name__}; give a sequence of numbers"
+    if not isinstance(given, str | bytes | bytearray | Mapping):
+        try:
+            return _packed(given)
+        except (TypeError, ValueError, OverflowError, NotImplementedError) as exc:
+            problem = f"cannot be read as one row of numbers ({exc})"
+    raise InvalidVector(
+        f"collection {collection!r}: {where}{_at(index)} {problem}",
+        collection=collection,
+        index=index,
+        field=where,
+    )
+
+
+def _packed(given: Any) -> bytes:  # noqa: ANN401 - any sequence of numbers
+    if isinstance(given, list | tuple):
+        return array("f", given).tobytes()
+    try:
+        view = memoryview(given)
+    except TypeError:
+        # No buffer: a tensor of some library, or any other iterable.
+        given = given.tolist() if hasattr(given, "tolist") else list(given)
+        return array("f", given).tobytes()
+    if view.format == "f" and view.ndim == 1:
+        return view.tobytes()
+    # numpy knows more kinds of numbers (float16) than a view can read.
+    given = given.tolist() if hasattr(given, "tolist") else view.tolist()
+    return array("f", given).tobytes()
+
+
+def _refuse_infinite(
+    data: bytes, collection: str, where: str, index: int | None
+) -> None:
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numbers = numpy.frombuffer(data, dtype="f4")
+        finite = bool(numpy.logical_and.reduce(numpy.isfinite(numbers)))
+    else:
+        # The sum of finite float32 numbers cannot overflow a double.
+        finite = math.isfinite(sum(memoryview(data).cast("f")))
+    if not finite:
+        raise InvalidVector(
+            f"collection {collection!r}: {where}{_at(index)} holds NaN or infinity; "
+            "give finite numbers of float32's range",
+            collection=collection,
+            index=index,
+            field=where,
+        )
+
+
+def _terms(given: Any, collection: str, where: str, index: int | None) -> Terms:  # noqa: ANN401 - checked here
+    indices, values = list(given.indices), list(given.values)
+    problem = ""
+    if len(indices) != len(values):
+        problem = f"has {len(indices)} indices but {len(values)} values"
+    elif len(set(indices)) != len(indices):
+        problem = "has an index twice; add up the values of equal terms"
+    else:
+        order = sorted(range(len(indices)), key=indices.__getitem__)
+        try:
+            made = Terms(
+                array("I", [int(indices[i]) for i in order]),
+                array("f", [values[i] for i in order]),
+            )
+        except (TypeError, ValueError, OverflowError) as exc:
+            problem = f"cannot be read ({exc}); indices are 0 … 2**32-1"
+        else:
+            if made.indices and made.indices[-1] >= _MAX_TERM:
+                problem = "has an index above 2**32-1"
+            else:
+                _refuse_infinite(made.values.tobytes(), collection, where, index)
+                return made
+    raise InvalidVector(
+        f"collection {collection!r}: sparse vector {where}{_at(index)} {problem}",
+        collection=collection,
+        index=index,
+        field=where,
+    )
+
+
+def in_batches(
+    points: Sequence[Encoded], *, max_points: int, max_bytes: int
+) -> Iterator[list[Encoded]]:
+    """Split by count and by bytes; no batch is empty."""
+    batch: list[Encoded] = []
+    size = 0
+    for point in points:
+        own = point.size
+        if batch and (len(batch) == max_points or size + own > max_bytes):
+            yield batch
+            batch, size = [], 0
+        batch.append(point)
+        size += own
+    if batch:
+        yield batch
+
+
+def _at(index: int | None) -> str:
+    return "" if index is None else f" of point {index}"

@@ -1,0 +1,198 @@
+"""Queries in every accepted form, checked and made one.
+
+Apart from the store, which only passes them on, and from filters, which are
+another language. Vectors inside come out encoded, ids as ``{"@id": …}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+from fm_storage.errors import InvalidRecord
+from fm_storage.vectors.points import to_wire_id
+from fm_storage.vectors.request.filters import as_json, normal_filter
+from fm_storage.vectors.request.points import encode_vector
+
+__all__ = ["ids_in", "normal_prefetch", "normal_query", "query_parameters"]
+
+_PLAIN = frozenset({"order_by", "sample", "formula", "fusion", "rrf"})
+_STRATEGIES = frozenset({"average_vector", "best_score", "sum_scores"})
+_STAGE = frozenset(
+    {"query", "using", "filter", "limit", "prefetch", "params", "score_threshold"}
+)
+
+
+def query_parameters(limit: object, offset: object) -> tuple[int, int]:
+    """Check a limit and an offset.
+
+    Raises:
+        InvalidRecord: The limit is not positive, or the offset negative.
+    """
+    for name, value, least in (("limit", limit, 1), ("offset", offset, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InvalidRecord(
+                f"query: {name} is {value!r}; give an integer from {least}",
+                field=name,
+            )
+    assert isinstance(limit, int)  # noqa: S101 - checked above
+    assert isinstance(offset, int)  # noqa: S101 - checked above
+    return limit, offset
+
+
+def normal_query(  # noqa: C901, PLR0911, PLR0912 - one branch per kind of query
+    query: Any,  # noqa: ANN401 - any query
+    fusion: str | Mapping[str, object] | None,
+    spec: Mapping[str, Any],
+    collection: str,
+    using: str,
+) -> dict[str, Any] | None:
+    """Return a query in REST form with its vectors encoded.
+
+    Raises:
+        InvalidRecord: It is no query.
+        InvalidVector: A vector in it does not fit.
+    """
+    if fusion is not None:
+        if query is not None:
+            message = "query: give either a query or a fusion, not both"
+            raise InvalidRecord(message, field="fusion")
+        if isinstance(fusion, str):
+            if fusion not in {"rrf", "dbsf"}:
+                message = f"query: fusion {fusion!r} is not known; rrf or dbsf"
+                raise InvalidRecord(message, field="fusion")
+            return {"fusion": fusion}
+        plain = as_json(fusion)
+        return plain if "rrf" in plain or "fusion" in plain else {"rrf": plain}
+    if query is None:
+        return None
+
+    def one(given: Any) -> Any:  # noqa: ANN401 - a vector or an id
+        return _vector_or_id(given, spec, collection, using)
+
+    if hasattr(query, "model_dump") and not hasattr(query, "indices"):
+        query = query.model_dump(exclude_none=True, by_alias=True)
+    if not isinstance(query, Mapping):
+        return {"nearest": one(query)}
+    if len(query) == 0:
+        message = "query: it is empty"
+        raise InvalidRecord(message, field="query")
+    name = next(iter(query))
+    if name in _PLAIN:
+        plain = as_json(query)
+        return dict(plain)
+    if name == "nearest":
+        rest = {k: as_json(v) for k, v in query.items() if k != "nearest"}
+        return {"nearest": one(query["nearest"]), **rest}
+    if name == "recommend":
+        return {"recommend": _recommend(query["recommend"], one)}
+    if name == "discover":
+        inner = query["discover"]
+        return {
+            "discover": {
+                "target": one(inner["target"]),
+                "context": _pairs(inner.get("context") or [], one),
+            }
+        }
+    if name == "context":
+        return {"context": _pairs(query["context"], one)}
+    if {"indices", "values"} <= query.keys():
+        return {"nearest": one(_Sparse(query["indices"], query["values"]))}
+    message = f"query: {name!r} is not known"
+    raise InvalidRecord(message, field="query")
+
+
+class _Sparse:
+    def __init__(self, indices: Sequence[int], values: Sequence[float]) -> None:
+        self.indices, self.values = indices, values
+
+
+def _vector_or_id(
+    given: Any,  # noqa: ANN401 - a vector or an id
+    spec: Mapping[str, Any],
+    collection: str,
+    using: str,
+) -> Any:  # noqa: ANN401 - encoded
+    if isinstance(given, str | int | UUID):
+        return {"@id": to_wire_id(given)[0]}
+    if isinstance(given, Mapping) and {"indices", "values"} <= given.keys():
+        given = _Sparse(given["indices"], given["values"])
+    return encode_vector(given, spec, collection, name=using)
+
+
+def _recommend(given: Mapping[str, Any], one: Any) -> dict[str, Any]:  # noqa: ANN401 - a function
+    positive = [one(example) for example in given.get("positive") or ()]
+    negative = [one(example) for example in given.get("negative") or ()]
+    strategy = as_json(given.get("strategy")) or "average_vector"
+    if strategy not in _STRATEGIES:
+        message = f"recommend: strategy {strategy!r}; one of {', '.join(_STRATEGIES)}"
+        raise InvalidRecord(message, field="strategy")
+    if not positive and (strategy == "average_vector" or not negative):
+        message = "recommend: there is no example; give ids or vectors"
+        raise InvalidRecord(message, field="positive")
+    return {"positive": positive, "negative": negative, "strategy": strategy}
+
+
+def _pairs(given: Any, one: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - one or several
+    many = [given] if isinstance(given, Mapping) else given
+    return [
+        {"positive": one(pair["positive"]), "negative": one(pair["negative"])}
+        for pair in many
+    ]
+
+
+def ids_in(*given: Any) -> dict[str, int | str | UUID]:  # noqa: ANN401 - any query
+    """Return ``{id as the engine knows it: id as the caller wrote it}``."""
+    found: dict[str, int | str | UUID] = {}
+    for value in given:
+        if isinstance(value, str | int | UUID) and not isinstance(value, bool):
+            with suppress(InvalidRecord):
+                found[str(to_wire_id(value)[0])] = value
+        elif hasattr(value, "model_dump"):
+            found |= ids_in(value.model_dump(exclude_none=True))
+        elif isinstance(value, Mapping):
+            found |= ids_in(*value.values())
+        elif isinstance(value, list | tuple):
+            found |= ids_in(*value)
+    return found
+
+
+def normal_prefetch(
+    prefetch: Any,  # noqa: ANN401 - one stage or several
+    spec: Mapping[str, Any],
+    collection: str,
+) -> list[dict[str, Any]] | None:
+    """Return prefetch stages in REST form with their vectors encoded.
+
+    Raises:
+        InvalidRecord: A stage is wrong.
+        InvalidVector: A vector in it does not fit.
+    """
+    if prefetch is None:
+        return None
+    if isinstance(prefetch, Mapping) or hasattr(prefetch, "model_dump"):
+        prefetch = [prefetch]
+    stages = []
+    for given in prefetch:
+        stage = given
+        if hasattr(stage, "model_dump"):
+            stage = {name: getattr(stage, name) for name in type(stage).model_fields}
+        unknown = {k for k, v in stage.items() if v is not None} - _STAGE
+        if unknown:
+            message = f"prefetch: {min(unknown)!r} is not known"
+            raise InvalidRecord(message, field="prefetch")
+        using = stage.get("using") or ""
+        limit, _ = query_parameters(stage.get("limit") or 10, 0)
+        made = {
+            "query": normal_query(stage.get("query"), None, spec, collection, using),
+            "using": using,
+            "filter": normal_filter(stage.get("filter")),
+            "limit": limit,
+            "prefetch": normal_prefetch(stage.get("prefetch"), spec, collection),
+            "params": as_json(stage.get("params")),
+            "score_threshold": stage.get("score_threshold"),
+        }
+        stages.append({k: v for k, v in made.items() if v is not None})
+    return stages

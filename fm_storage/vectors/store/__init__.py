@@ -1,0 +1,1 @@
+"""The store: its calls, and what they do."""

@@ -1,0 +1,1 @@
+"""Vectorizers: text to vectors."""
