@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
-# The fixtures' files import each other as tests.fix_…, whoever starts pytest.
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from tests import servers
+from tests.support import servers
 
 # Every fix_*.py beside this file. Their asserts are to be explained like a
 # test's own, in whatever order they import each other.

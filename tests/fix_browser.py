@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests import servers
+from tests.support import servers
 
 __all__ = ["Browser", "artefacts", "browser"]
 

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from tests import servers
 from tests.fix_postgres import TestServer, database_of, make_base, test_account
 from tests.fix_proxy import free_port, target_of
+from tests.support import servers
 
 __all__ = ["pgbouncer"]
 

@@ -34,8 +34,8 @@ from fm_storage.postgres.embedded.programs import (
     installed_server,
     service_account,
 )
-from tests import containers, servers
 from tests.fix_proxy import free_port
+from tests.support import containers, servers
 
 if TYPE_CHECKING:
     from fm_storage.postgres import Pool
@@ -140,7 +140,7 @@ def run_aside(job: Callable[[], T]) -> T:
     def work() -> None:
         try:
             outcome.append(job())
-        except BaseException as exc:  # noqa: BLE001 - raised again below
+        except BaseException as exc:
             failure.append(exc)
 
     thread = threading.Thread(target=work)
@@ -266,7 +266,7 @@ def _wait_until_up(dsn: str) -> None:
 @pytest.fixture(scope="session")
 def template(server: TestServer) -> Iterator[str]:
     """Give the name of a database with all of the project's migrations."""
-    from fm_storage.migrate import Migrator  # noqa: PLC0415 - only where used
+    from fm_storage.migrate import Migrator
 
     dsn = server.create_database()
 
@@ -297,7 +297,7 @@ def empty_dsn(server: TestServer) -> Iterator[str]:
 @pytest.fixture
 async def pool(dsn: str) -> AsyncIterator[Pool]:
     """Give an open pool on a fresh, migrated database."""
-    from fm_storage.postgres import Pool  # noqa: PLC0415 - only where used
+    from fm_storage.postgres import Pool
 
     async with Pool(PostgresConfig(dsn=dsn)) as opened:
         yield opened

@@ -6,7 +6,7 @@ import pytest
 
 from fm_storage.postgres import Pool
 from fm_storage.repositories import Repository
-from tests.repository_models import TABLES, Invoice
+from tests.support.repository_models import TABLES, Invoice
 
 __all__ = ["invoices", "tables"]
 

@@ -37,7 +37,7 @@ def storage_config(dsn: str, vector_folder: Path, tmp_path: Path) -> StorageConf
 @pytest.fixture
 async def storage(storage_config: StorageConfig) -> AsyncIterator[StorageManager]:
     """Give an open manager on real engines."""
-    from fm_storage import StorageManager  # noqa: PLC0415 - only where used
+    from fm_storage import StorageManager
 
     async with StorageManager(storage_config) as opened:
         yield opened

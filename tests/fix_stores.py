@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 
 from fm_storage.config import QdrantConfig
-from tests import servers
+from tests.support import servers
 
 if TYPE_CHECKING:
     from fm_storage.vectors import QdrantStore
@@ -40,7 +40,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="module")
 def engine_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Give a folder whose embedded engine lives as long as the module's tests."""
-    from fm_storage.vectors.embedded import launch  # noqa: PLC0415 - only where used
+    from fm_storage.vectors.embedded import launch
 
     folder = tmp_path_factory.mktemp("engine")
     home = folder / "qdrant"
@@ -63,8 +63,8 @@ async def any_store(
     request: pytest.FixtureRequest, engine_folder: Path
 ) -> AsyncIterator[QdrantStore]:
     """Give an open store on one of the engines."""
-    from fm_storage.testing import QdrantTestServer  # noqa: PLC0415 - only where used
-    from fm_storage.vectors import QdrantStore  # noqa: PLC0415 - the same
+    from fm_storage.testing import QdrantTestServer
+    from fm_storage.vectors import QdrantStore
 
     kind: str = request.param
     async with AsyncExitStack() as stack:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fm_storage.config import QdrantConfig
-from tests import containers, servers
+from tests.support import containers, servers
 
 if TYPE_CHECKING:
     from fm_storage.vectors import QdrantStore
@@ -56,7 +56,7 @@ def vector_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 async def qdrant(vector_folder: Path) -> AsyncIterator[QdrantStore]:
     """Give an open vector store on the embedded engine, empty."""
-    from fm_storage.vectors import QdrantStore  # noqa: PLC0415 - only where used
+    from fm_storage.vectors import QdrantStore
 
     # fsync is tested where it matters; everywhere else it only costs time.
     store = QdrantStore(QdrantConfig(durability="process"), folder=vector_folder)

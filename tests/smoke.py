@@ -31,7 +31,7 @@ async def use(folder: Path) -> None:
         assert found, "nothing similar was found"
         async with storage.session() as session:
             view = await session.create_view("SELECT * FROM project_errors")
-            count = await storage.pool.fetchval(f"SELECT count(*) FROM {view}")  # noqa: S608 - formats as a quoted name
+            count = await storage.pool.fetchval(f"SELECT count(*) FROM {view}")
         assert count == 1, count
         applied = await storage.pool.fetchval(
             "SELECT count(*) FROM fm_storage.migrations"
@@ -53,7 +53,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="fm-smoke-") as folder:
         Path(folder).chmod(0o755)
         asyncio.run(use(Path(folder)))
-    print(f"the wheel works: fm_storage from {package}")  # noqa: T201 - its report
+    print(f"the wheel works: fm_storage from {package}")
     return 0
 
 

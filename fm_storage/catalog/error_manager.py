@@ -304,7 +304,7 @@ class ErrorManager(Lifecycle, Answers):
             self._opened_store()
         with self._lock:
             if self._background is None:
-                assert self._loop is not None  # noqa: S101 - set by _opened_store()
+                assert self._loop is not None
                 self._background = Background(
                     self._recorder,
                     self._store_handed_in,

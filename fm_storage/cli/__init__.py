@@ -102,7 +102,7 @@ def cli(
     verbose: int,
 ) -> None:
     """Keep rows in PostgreSQL and vectors in Qdrant, and look after both."""
-    from fm_storage.cli.common import Settings, configure_logging  # noqa: PLC0415 - lazy
+    from fm_storage.cli.common import Settings, configure_logging
 
     if config_file and env_file:
         raise click.UsageError("--config and --env-file exclude each other; give one")
@@ -110,12 +110,12 @@ def cli(
     ctx.obj = Settings(config_file=config_file, env_file=env_file)
 
 
-def main(argv: list[str] | None = None) -> Any:  # noqa: ANN401 - click never returns
+def main(argv: list[str] | None = None) -> Any:
     """Run the command line and leave with its exit code.
 
     A user's mistake is one line on standard error, never a traceback.
     """
-    from fm_storage.cli.common import exit_code_of, report  # noqa: PLC0415 - lazy
+    from fm_storage.cli.common import exit_code_of, report
 
     try:
         code = cli.main(args=argv, prog_name="fm-storage", standalone_mode=False)

@@ -137,7 +137,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 async def _terminable(main: Coroutine[Any, Any, T]) -> T:
     task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - a coroutine always runs in a task
+    assert task is not None
     terminated = False
 
     def on_term() -> None:
@@ -160,7 +160,7 @@ async def _terminable(main: Coroutine[Any, Any, T]) -> T:
 def with_storage(
     settings: Settings,
     job: Callable[[StorageManager], Awaitable[T]],
-    **overrides: Any,  # noqa: ANN401 - settings of any kind
+    **overrides: Any,
 ) -> T:
     """Open a ``StorageManager``, run *job* with it, close it, return the result.
 
@@ -172,7 +172,7 @@ def with_storage(
     """
 
     async def body() -> T:
-        from fm_storage.manager import StorageManager  # noqa: PLC0415 - heavy
+        from fm_storage.manager import StorageManager
 
         config = settings.load()
         if overrides:

@@ -67,8 +67,8 @@ class _Demo:
         run(self._main())
 
     async def _main(self) -> None:
-        from fm_storage.catalog import ErrorManager  # noqa: PLC0415 - heavy
-        from fm_storage.manager import StorageManager  # noqa: PLC0415 - heavy
+        from fm_storage.catalog import ErrorManager
+        from fm_storage.manager import StorageManager
 
         with self._step("Open PostgreSQL and Qdrant, apply migrations"):
             storage = await StorageManager(self._config)
@@ -201,9 +201,9 @@ class _Demo:
                     "SELECT module, count(*) AS errors FROM project_errors GROUP BY 1",
                     materialized=True,
                 )
-                critical = await storage.pool.fetchval(f"SELECT count(*) FROM {hot}")  # noqa: S608 - a TempView quotes itself
+                critical = await storage.pool.fetchval(f"SELECT count(*) FROM {hot}")
                 top = await storage.pool.fetchrow(
-                    f"SELECT * FROM {busy} ORDER BY errors DESC LIMIT 1"  # noqa: S608 - a TempView quotes itself
+                    f"SELECT * FROM {busy} ORDER BY errors DESC LIMIT 1"
                 )
                 self._say(f"{hot} holds {critical} critical errors")
                 if top is not None:
@@ -243,7 +243,7 @@ async def _failure(
 ) -> Exception:
     try:
         await work(storage, turn)
-    except Exception as exc:  # noqa: BLE001 - any failure is what we are after
+    except Exception as exc:
         return exc
     raise AssertionError("this work cannot succeed")
 

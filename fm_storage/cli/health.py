@@ -83,8 +83,8 @@ async def _without_manager(
     settings: Settings, exc: StorageError | OSError, timeout: float
 ) -> Health:
     """Tell which part kept the manager from opening, and ask the vector store."""
-    from fm_storage.manager.health import Health, PartHealth, probe  # noqa: PLC0415 - heavy
-    from fm_storage.vectors import QdrantStore  # noqa: PLC0415 - heavy
+    from fm_storage.manager.health import Health, PartHealth, probe
+    from fm_storage.vectors import QdrantStore
 
     at_fault = "postgres"
     if isinstance(exc, MigrationFailed):

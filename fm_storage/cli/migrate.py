@@ -87,7 +87,7 @@ def migrate(
 @click.pass_obj
 def new(settings: Settings, *, name: str, folder: Path | None) -> None:
     """Write a migration and its rollback file from the template."""
-    from fm_storage.migrate import Migrator  # noqa: PLC0415 - lazy
+    from fm_storage.migrate import Migrator
 
     config = settings.load().migrations
     folders = [s for s in config.sources if not s.startswith("package:")]
@@ -106,7 +106,7 @@ def new(settings: Settings, *, name: str, folder: Path | None) -> None:
 
 def _is_source(folder: Path, configured: Sequence[str]) -> bool:
     """Whether what lies in *folder* is applied, ours or a configured one."""
-    from fm_storage.migrate.files import find_sources  # noqa: PLC0415 - lazy
+    from fm_storage.migrate.files import find_sources
 
     try:
         sources = find_sources(configured)
@@ -224,7 +224,7 @@ def _with_migrator(
     """Run *job* with a migrator on the configured server, ours or another."""
 
     async def body() -> T:
-        from fm_storage.migrate import Migrator  # noqa: PLC0415 - lazy
+        from fm_storage.migrate import Migrator
 
         config = settings.load()
         migrations = config.migrations.model_copy(
@@ -236,7 +236,7 @@ def _with_migrator(
         postgres = _postgres(config)
         if not postgres.embedded:
             return await job(Migrator.for_server(postgres, migrations, progress=tell))
-        from fm_storage.postgres.embedded.embedded import (  # noqa: PLC0415 - lazy
+        from fm_storage.postgres.embedded.embedded import (
             EmbeddedPostgres,
         )
 

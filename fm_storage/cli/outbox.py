@@ -287,7 +287,7 @@ def _with_catalogue(
     """Do as ``_with()``, able to make the vectors of recorded errors."""
 
     async def served(storage: StorageManager) -> T:
-        from fm_storage.catalog import ErrorManager  # noqa: PLC0415 - heavy
+        from fm_storage.catalog import ErrorManager
 
         async with ErrorManager(storage):
             return await job(storage)

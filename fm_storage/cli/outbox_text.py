@@ -38,7 +38,7 @@ __all__ = [
 _ASIDE = "see 'fm-storage outbox quarantine list'"
 
 
-def as_plain(value: Any) -> dict[str, Any]:  # noqa: ANN401 - any result
+def as_plain(value: Any) -> dict[str, Any]:
     """Return a result as JSON takes it; durations in seconds."""
     return {
         field.name: _json(getattr(value, field.name))
@@ -46,7 +46,7 @@ def as_plain(value: Any) -> dict[str, Any]:  # noqa: ANN401 - any result
     }
 
 
-def _json(value: Any) -> Any:  # noqa: ANN401 - any field
+def _json(value: Any) -> Any:
     if isinstance(value, timedelta):
         return value.total_seconds()
     if dataclasses.is_dataclass(value):

@@ -68,7 +68,7 @@ def vectors() -> None:
 
 def _with(settings: Settings, job: Callable[[QdrantStore], Awaitable[T]]) -> T:
     async def body() -> T:
-        from fm_storage.vectors import QdrantStore  # noqa: PLC0415 - heavy
+        from fm_storage.vectors import QdrantStore
 
         config = settings.load()
         if config.qdrant is None:
@@ -225,9 +225,9 @@ async def _by_words(
     info: CollectionInfo,
     query: str,
     limit: int,
-    wanted: Any,  # noqa: ANN401 - a filter
+    wanted: Any,
 ) -> list[ScoredPoint]:
-    from fm_storage.vectors import LexicalVectorizer  # noqa: PLC0415 - heavy
+    from fm_storage.vectors import LexicalVectorizer
 
     vectorizer = LexicalVectorizer()
     size = vectorizer.spec.vectors["dense"].size
@@ -268,7 +268,7 @@ def _check_using(info: CollectionInfo, using: str) -> None:
     raise click.UsageError(message)
 
 
-def _json(text: str | None, what: str) -> Any:  # noqa: ANN401 - JSON
+def _json(text: str | None, what: str) -> Any:
     if text is None:
         return None
     try:
@@ -321,12 +321,12 @@ def export(
 
     async def job(store: QdrantStore, report: Report) -> int:
         if output.suffix == _PARQUET:
-            from fm_storage.vectors.transfer.parquet import export_parquet  # noqa: PLC0415 - heavy
+            from fm_storage.vectors.transfer.parquet import export_parquet
 
             return await export_parquet(
                 store, collection, output, filter=wanted, progress=report
             )
-        from fm_storage.vectors.transfer.jsonl import export_points  # noqa: PLC0415 - heavy
+        from fm_storage.vectors.transfer.jsonl import export_points
 
         # Lazy: a mistake must not empty the file that is there.
         with click.open_file(str(output), "wb", lazy=True) as file:
@@ -358,12 +358,12 @@ def import_(settings: Settings, *, file: Path, collection: str | None) -> None:
 
     async def job(store: QdrantStore, report: Report) -> int:
         if file.suffix == _PARQUET:
-            from fm_storage.vectors.transfer.parquet import import_parquet  # noqa: PLC0415 - heavy
+            from fm_storage.vectors.transfer.parquet import import_parquet
 
             return await import_parquet(
                 store, file, collection=collection, progress=report
             )
-        from fm_storage.vectors.transfer.jsonl import import_points  # noqa: PLC0415 - heavy
+        from fm_storage.vectors.transfer.jsonl import import_points
 
         with click.open_file(str(file), "rb") as lines:
             return await import_points(

@@ -47,7 +47,7 @@ async def run_beside_the_loop(
         error: BaseException | None = None
         try:
             result = function()
-        except BaseException as exc:  # noqa: BLE001 - carried to the awaiting task
+        except BaseException as exc:
             error = exc
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
             loop.call_soon_threadsafe(settle, result, error)

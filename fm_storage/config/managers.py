@@ -18,7 +18,7 @@ class MappingConfigManager:
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
 
-    def get(self, key: str, default: Any = None) -> Any:  # noqa: ANN401 - any value
+    def get(self, key: str, default: Any = None) -> Any:
         """Return the value of *key*, or *default*."""
         if key in self._values:
             return self._values[key]

@@ -46,7 +46,7 @@ class Section(BaseModel):
     )
     section: ClassVar[str] = ""
 
-    def __init__(self, **values: Any) -> None:  # noqa: ANN401 - pydantic validates
+    def __init__(self, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as exc:

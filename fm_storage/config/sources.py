@@ -40,7 +40,7 @@ class ConfigManager(Protocol):
     ``StorageConfig``, dotted: ``postgres.dsn``, ``qdrant.collections``.
     """
 
-    def get(self, key: str, default: Any = None) -> Any:  # noqa: ANN401 - any value
+    def get(self, key: str, default: Any = None) -> Any:
         """Return the value of *key*, or *default*."""
         ...
 
@@ -48,7 +48,7 @@ class ConfigManager(Protocol):
 _UNSET: Any = object()
 
 
-def ask(manager: ConfigManager, model: type[BaseModel], prefix: str = "") -> Any:  # noqa: ANN401 - nested values
+def ask(manager: ConfigManager, model: type[BaseModel], prefix: str = "") -> Any:
     """Return what *manager* knows of *model*'s settings, nested.
 
     Raises:
@@ -134,10 +134,10 @@ def refuse_misspelt(
         )
 
 
-def _decoded(value: str) -> Any:  # noqa: ANN401 - JSON or text
+def _decoded(value: str) -> Any:
     """Read a JSON object or array; anything else is text, as pydantic wants it."""
     if value[:1] in "{[":
-        import json  # noqa: PLC0415 - rarely needed
+        import json
 
         try:
             return json.loads(value)

@@ -87,7 +87,7 @@ class StorageConfig(BaseSettings):
     data_dir: Path = Path(".fm_storage")
     embedded: Literal["auto", "never"] = "auto"
 
-    def __init__(self, **values: Any) -> None:  # noqa: ANN401 - pydantic validates
+    def __init__(self, **values: Any) -> None:
         if not _keywords_only.get():
             refuse_misspelt(os.environ, type(self))
         try:

@@ -39,7 +39,7 @@ class Hosted(abc.ABC):
         that the application has runs inside ours.
         """
 
-        async def wrapped(scope: Any, receive: Receive, send: Send) -> None:  # noqa: ANN401 - a server's
+        async def wrapped(scope: Any, receive: Receive, send: Send) -> None:
             if scope["type"] == "lifespan":
                 await _Lifespan(self.lifespan(app), receive, send).run(app, scope)
             else:
@@ -63,7 +63,7 @@ class _Lifespan:
         self._replayed = False
         self._told: set[str] = set()
 
-    async def run(self, app: Application, scope: Any) -> None:  # noqa: ANN401 - a server's
+    async def run(self, app: Application, scope: Any) -> None:
         """Open ours, let the application run, close ours, and tell the server."""
         self._startup = await self._receive()
         try:
@@ -77,7 +77,7 @@ class _Lifespan:
         finally:
             try:
                 await self._ours.__aexit__(None, None, None)
-            except Exception as exc:  # noqa: BLE001 - told and raised below
+            except Exception as exc:
                 failure = exc
         if failure is not None:
             await self._say("lifespan.shutdown.failed", str(failure))
@@ -85,7 +85,7 @@ class _Lifespan:
         if "lifespan.startup.failed" not in self._told:
             await self._say("lifespan.shutdown.complete")
 
-    async def _run_theirs(self, app: Application, scope: Any) -> None:  # noqa: ANN401 - a server's
+    async def _run_theirs(self, app: Application, scope: Any) -> None:
         try:
             await app(scope, self._replay, self._pass_on)
         except Exception:  # an application may raise anything at a lifespan

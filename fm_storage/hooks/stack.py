@@ -322,16 +322,16 @@ async def _outcome(hook: _Hook) -> Exception | None:
             result = await _in_thread(hook)
         if inspect.isawaitable(result):
             await result
-    except Exception as exc:  # noqa: BLE001 - returned, not lost
+    except Exception as exc:
         return exc
-    except BaseException as exc:  # noqa: BLE001 - as an error that a group can hold
+    except BaseException as exc:
         failure = RuntimeError(f"shutdown hook {hook}: it raised {exc!r}")
         failure.__cause__ = exc
         return failure
     return None
 
 
-async def _in_thread(hook: _Hook) -> Any:  # noqa: ANN401 - whatever the hook returns
+async def _in_thread(hook: _Hook) -> Any:
     """Call a sync hook in a daemon thread, which may be left behind.
 
     Not the default executor: ``asyncio.run`` waits for that one without end.
@@ -354,7 +354,7 @@ async def _in_thread(hook: _Hook) -> Any:  # noqa: ANN401 - whatever the hook re
         result, error = None, None
         try:
             result = context.run(hook.function, *hook.args, **hook.kwargs)
-        except BaseException as exc:  # noqa: BLE001 - handed to the loop
+        except BaseException as exc:
             error = exc
         try:
             loop.call_soon_threadsafe(settle, result, error)

@@ -223,7 +223,7 @@ class ManagerLife(Lifecycle, Hosted):
                 name, closer = self._closers[-1]
                 try:
                     await closer()
-                except Exception as exc:  # noqa: BLE001 - raised together at the end
+                except Exception as exc:
                     exc.add_note(f"while closing {name}")
                     self._failures.append(exc)
                 self._closers.pop()

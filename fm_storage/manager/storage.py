@@ -186,7 +186,7 @@ class StorageManager(ManagerLife):
         isolation: str | None = None,
         readonly: bool = False,
         deferrable: bool = False,
-        connection: Any = None,  # noqa: ANN401 - asyncpg's, unknown in this room
+        connection: Any = None,
     ) -> AsyncIterator[StorageTransaction]:
         """Open a transaction: commits when its block ends, else rolls back.
 

@@ -121,7 +121,7 @@ class FmStorageBackend(OneConnection):
             "operation": operation,
         }
 
-    def mark_one(self, migration: EngineMigration, log: bool = True) -> None:  # noqa: FBT001, FBT002 - yoyo's signature
+    def mark_one(self, migration: EngineMigration, log: bool = True) -> None:
         """Record a migration as applied, with its content's checksum."""
         super().mark_one(migration, log=log)
         file = file_of(migration)
@@ -165,7 +165,7 @@ class FmStorageBackend(OneConnection):
                 )
                 raise MigrationFailed(message)
             self.report("waiting", holder, 0, 0)
-            self.pause(random.uniform(0.02, 0.1))  # noqa: S311 - jitter
+            self.pause(random.uniform(0.02, 0.1))
         self._is_locked = True
         try:
             yield
@@ -208,7 +208,7 @@ class FmStorageBackend(OneConnection):
 
     # -- applying and rolling back ------------------------------------------
 
-    def to_apply(self, migrations: Any) -> Any:  # noqa: ANN401 - yoyo's MigrationList, untyped
+    def to_apply(self, migrations: Any) -> Any:
         """Return what is pending, in order, unless files and record disagree.
 
         Raises:
@@ -223,12 +223,12 @@ class FmStorageBackend(OneConnection):
         refuse_drift(compare(files, self.read_applied(), release=release))
         return super().to_apply(migrations)
 
-    def apply_migrations_only(self, migrations: Any, force: bool = False) -> None:  # noqa: ANN401, FBT001, FBT002 - yoyo's signature
+    def apply_migrations_only(self, migrations: Any, force: bool = False) -> None:
         """Apply in order; the first failure ends it (yoyo passes over some)."""
         for migration in migrations:
             self.apply_one(migration, force=force)
 
-    def rollback_migrations(self, migrations: Any, force: bool = False) -> None:  # noqa: ANN401, FBT001, FBT002 - yoyo's signature
+    def rollback_migrations(self, migrations: Any, force: bool = False) -> None:
         """Roll back in order, after a look whether every one can be."""
         for migration in migrations:
             refuse_without_rollback(file_of(migration))
@@ -238,8 +238,8 @@ class FmStorageBackend(OneConnection):
     def apply_one(
         self,
         migration: EngineMigration,
-        force: bool = False,  # noqa: FBT001, FBT002 - yoyo's signature
-        mark: bool = True,  # noqa: FBT001, FBT002 - yoyo's signature
+        force: bool = False,
+        mark: bool = True,
     ) -> None:
         """Run the steps, the log entry and the mark as one transaction.
 
@@ -261,7 +261,7 @@ class FmStorageBackend(OneConnection):
 
         self._run(migration, "apply", record)
 
-    def rollback_one(self, migration: EngineMigration, force: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002 - yoyo's signature
+    def rollback_one(self, migration: EngineMigration, force: bool = False) -> None:  # noqa: ARG002 - yoyo's signature
         """Undo the steps and remove the mark as one transaction.
 
         Raises:
@@ -308,7 +308,7 @@ class FmStorageBackend(OneConnection):
                         message, migration=what, sqlstate=exc.sqlstate
                     ) from exc
                 self.report("blocked", what, 0, 0)
-                self.pause(delay * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+                self.pause(delay * random.uniform(0.5, 1.5))
                 delay = min(delay * 2, 2.0)
 
 

@@ -76,7 +76,7 @@ class OneConnection(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is 
     has_savepoints = True
     _in_transaction: bool = False
 
-    def __init__(self, dburi: Any, migration_table: str = "") -> None:  # noqa: ANN401 - yoyo's DatabaseURI, untyped
+    def __init__(self, dburi: Any, migration_table: str = "") -> None:
         self.stop = threading.Event()
         self.report: Callable[[str, str, int, int], None] = lambda *_: None
         self.step_of: tuple[str, int] | None = None
@@ -84,7 +84,7 @@ class OneConnection(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is 
         super().__init__(dburi, migration_table)
         self.has_transactional_ddl = True
 
-    def connect(self, dburi: Any) -> psycopg.Connection[Any]:  # noqa: ANN401 - as above
+    def connect(self, dburi: Any) -> psycopg.Connection[Any]:
         """Open the one connection, in autocommit: transactions are explicit."""
         named = {
             "dbname": dburi.database or None,
@@ -207,12 +207,12 @@ class OneConnection(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is 
         else:
             super().rollback()
 
-    def savepoint(self, id: str) -> None:  # noqa: A002 - yoyo's name
+    def savepoint(self, id: str) -> None:
         """Set a savepoint; yoyo wants one around every statement."""
         if self.has_savepoints:
             super().savepoint(id)
 
-    def savepoint_rollback(self, id: str) -> None:  # noqa: A002 - yoyo's name
+    def savepoint_rollback(self, id: str) -> None:
         """Go back to a savepoint, or leave that to the end of the transaction."""
         if self.has_savepoints:
             super().savepoint_rollback(id)

@@ -220,7 +220,7 @@ class Migrator:
             raise MigrationFailed(message)
 
         def work(backend: FmStorageBackend) -> list[PlannedMigration]:
-            from fm_storage.migrate import plan  # noqa: PLC0415 - loads the engine
+            from fm_storage.migrate import plan
 
             return plan.rollback(backend, *self._read_files(), steps, dry_run=dry_run)
 
@@ -240,7 +240,7 @@ class Migrator:
         """
 
         def work(backend: FmStorageBackend) -> list[str]:
-            from fm_storage.migrate import plan  # noqa: PLC0415 - loads the engine
+            from fm_storage.migrate import plan
 
             return plan.baseline(backend, *self._read_files(), to)
 
@@ -250,7 +250,7 @@ class Migrator:
         """Return every table of the toolkit, read from the live catalogue."""
 
         def work(backend: FmStorageBackend) -> list[SchemaTable]:
-            from fm_storage.migrate.schema_page import describe  # noqa: PLC0415 - rare
+            from fm_storage.migrate.schema_page import describe
 
             return describe(backend.fetch)
 
@@ -258,7 +258,7 @@ class Migrator:
 
     async def schema_page(self) -> str:
         """Return the schema as a Markdown page, read from the live catalogue."""
-        from fm_storage.migrate.schema_page import render  # noqa: PLC0415 - rare
+        from fm_storage.migrate.schema_page import render
 
         return render(await self.schema())
 
@@ -268,7 +268,7 @@ class Migrator:
         Raises:
             MigrationFailed: The name is no name, or the folder no folder.
         """
-        from fm_storage.migrate.template import write  # noqa: PLC0415 - rare
+        from fm_storage.migrate.template import write
 
         return write(name, Path(folder))
 
@@ -282,7 +282,7 @@ class Migrator:
         self, *, to: str | None = None, dry_run: bool = False, tolerant: bool = False
     ) -> list[PlannedMigration]:
         def work(backend: FmStorageBackend) -> list[PlannedMigration]:
-            from fm_storage.migrate import plan  # noqa: PLC0415 - loads the engine
+            from fm_storage.migrate import plan
 
             check: plan.Check = tolerating_the_end if tolerant else list
             return plan.apply(
@@ -315,8 +315,8 @@ class Migrator:
 
         def body() -> T:
             # Imported here: this loads the engine and the driver.
-            from fm_storage.migrate import connection  # noqa: PLC0415 - see above
-            from fm_storage.migrate.backend import (  # noqa: PLC0415 - see above
+            from fm_storage.migrate import connection
+            from fm_storage.migrate.backend import (
                 FmStorageBackend,
             )
 
@@ -363,7 +363,7 @@ class Migrator:
 
 async def _read_through(executor: Executor) -> list[ledger.Applied]:
     # Loaded already by whoever has an executor.
-    from fm_storage.postgres import Sql  # noqa: PLC0415 - see above
+    from fm_storage.postgres import Sql
 
     try:
         rows = await executor.fetch(Sql(ledger.READ_LEDGER))
@@ -379,6 +379,6 @@ def _pending(statuses: Sequence[MigrationStatus]) -> list[str]:
 
 
 def _release() -> str:
-    from importlib import metadata  # noqa: PLC0415 - ten milliseconds, rarely needed
+    from importlib import metadata
 
     return metadata.version("fm-storage")

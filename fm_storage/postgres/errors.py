@@ -226,7 +226,7 @@ def explain_parameters(args: Sequence[Any]) -> InvalidRecord | None:
     return None
 
 
-def _texts(value: Any) -> list[str]:  # noqa: ANN401 - any parameter
+def _texts(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, (list, tuple)):

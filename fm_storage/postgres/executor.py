@@ -96,7 +96,7 @@ class Executor(Protocol):
         *,
         columns: Sequence[str] | None = None,
         schema: str | None = None,
-        format: Format = "csv",  # noqa: A002 - the server's word
+        format: Format = "csv",
         header: bool | None = None,
         delimiter: str | None = None,
         null: str | None = None,
@@ -116,7 +116,7 @@ class Executor(Protocol):
         args: Sequence[Value] = (),
         columns: Sequence[str] | None = None,
         schema: str | None = None,
-        format: Format = "csv",  # noqa: A002 - the server's word
+        format: Format = "csv",
         header: bool | None = None,
         delimiter: str | None = None,
         null: str | None = None,

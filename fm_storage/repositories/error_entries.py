@@ -171,7 +171,7 @@ class ErrorEntryRepository(Repository[ErrorEntry]):
         condition = where_sql(_ENTITY, _range(since, until), parameters)
         rows = await self.executor.fetch(
             Sql(
-                "SELECT date_trunc('hour', timestamp, 'UTC') AS hour, count(*) "  # noqa: S608 - constant
+                "SELECT date_trunc('hour', timestamp, 'UTC') AS hour, count(*) "
                 f"FROM {_ENTITY.quoted}{condition} GROUP BY 1 ORDER BY 1"
             ),
             *parameters.values,
@@ -186,7 +186,7 @@ class ErrorEntryRepository(Repository[ErrorEntry]):
         name = _ENTITY.field(field_name).quoted
         rows = await self.executor.fetch(
             Sql(
-                f"SELECT {name}, count(*) FROM {_ENTITY.quoted}{condition} "  # noqa: S608 - quoted
+                f"SELECT {name}, count(*) FROM {_ENTITY.quoted}{condition} "
                 "GROUP BY 1 ORDER BY 2 DESC, 1"
             ),
             *parameters.values,

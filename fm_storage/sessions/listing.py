@@ -3,8 +3,6 @@
 Apart because it reads the server's catalogue widely and changes nothing.
 """
 
-# ruff: noqa: S608 - the SQL is put together from constants of this room
-
 from __future__ import annotations
 
 import uuid
@@ -80,7 +78,7 @@ async def _fetch(connection: Connection) -> list[Record]:
         return await connection.fetch(Sql(_LIST.format(size=_UNKNOWN)))
 
 
-def _standing(row: Record, is_own: Callable[[Record], bool]) -> Any:  # noqa: ANN401 - one of four words
+def _standing(row: Record, is_own: Callable[[Record], bool]) -> Any:
     if is_own(row) and not row["released"]:
         return "own"
     if row["keep"] and (row["released"] or not row["alive"]):
@@ -88,7 +86,7 @@ def _standing(row: Record, is_own: Callable[[Record], bool]) -> Any:  # noqa: AN
     return "other" if row["alive"] else "orphaned"
 
 
-def _view(row: Record, standing: Any) -> ViewInfo:  # noqa: ANN401 - one of four words
+def _view(row: Record, standing: Any) -> ViewInfo:
     return ViewInfo(
         schema=row["schema"],
         name=row["name"],

@@ -7,8 +7,6 @@ the owner's row is locked (a CREATE in flight makes that impossible: next time),
 and the owner is condemned, which an owner that comes back finds out.
 """
 
-# ruff: noqa: S608 - the SQL is put together from constants of this room
-
 from __future__ import annotations
 
 import asyncio

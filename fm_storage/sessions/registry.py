@@ -6,8 +6,6 @@ the owner's row (FOR KEY SHARE) until that transaction ends, which is what keeps
 a reaper's FOR UPDATE SKIP LOCKED away from a CREATE that is still under way.
 """
 
-# ruff: noqa: S608 - the SQL is put together from constants of this room
-
 from __future__ import annotations
 
 import hashlib

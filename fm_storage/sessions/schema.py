@@ -5,8 +5,6 @@ and removing it is left to ``DROP SCHEMA … RESTRICT``, never to a look beforeh
 and CASCADE, which would destroy what came in between.
 """
 
-# ruff: noqa: S608 - the SQL is put together from constants of this room
-
 from __future__ import annotations
 
 import hashlib

@@ -26,7 +26,7 @@ _RELKINDS: dict[str, Kind] = {"v": "view", "m": "materialized view"}
 class SeedMethods(TrackedViews):
     """Registering, cleaning up, and the schema."""
 
-    async def toggle_auto_cleanup(self, enabled: bool) -> None:  # noqa: FBT001 - the seed's signature
+    async def toggle_auto_cleanup(self, enabled: bool) -> None:
         """Switch whether closing drops the views.
 
         Off, their rows are marked *keep*: reapers leave them alone until somebody

@@ -154,7 +154,7 @@ class SessionService:
             schema: Where its views live; the configured schema if None.
             auto_cleanup: Whether closing drops the views.
         """
-        from fm_storage.sessions.session import (  # noqa: PLC0415 - each needs the other
+        from fm_storage.sessions.session import (
             PostgresSessionManager,
         )
 
@@ -176,7 +176,7 @@ class SessionService:
             SchemaOutOfDate: The registry's tables are missing.
             StorageError: The server could not be asked.
         """
-        from fm_storage.sessions import registry  # noqa: PLC0415 - rarely needed
+        from fm_storage.sessions import registry
 
         # A reaper of its own: its looks must not be mixed with the background's.
         reaper = Reaper(self.source, self.config, self._own)

@@ -107,7 +107,7 @@ class PostgresSessionManager(SeedMethods):
         self,
         sql: str,
         /,
-        *args: Any,  # noqa: ANN401 - values of any SQL type
+        *args: Any,
         name: str | None = None,
         materialized: bool = False,
         indexes: Sequence[str] = (),
@@ -151,7 +151,7 @@ class PostgresSessionManager(SeedMethods):
         self,
         sql: str,
         /,
-        *args: Any,  # noqa: ANN401 - values of any SQL type
+        *args: Any,
         name: str | None = None,
         indexes: Sequence[str] = (),
         with_data: bool = True,

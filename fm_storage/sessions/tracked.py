@@ -256,7 +256,7 @@ class TrackedViews(Lifecycle):
         if self._service is None:
             return
         async with self._service.source.acquire() as connection:
-            await connection.execute(registry.SET_KEEP, self.id, True)  # noqa: FBT003 - a parameter of SQL
+            await connection.execute(registry.SET_KEEP, self.id, True)
             await connection.execute(registry.RELEASE, self.id)
 
     async def _drop_schema(self) -> None:

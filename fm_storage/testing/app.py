@@ -87,7 +87,7 @@ class QdrantApp:
     async def _answer(
         self, handler: Handler, found: re.Match[str], body: bytes, began: float
     ) -> Reply:
-        from pydantic import ValidationError  # noqa: PLC0415 - beside the client
+        from pydantic import ValidationError
 
         names = [unquote(part) for part in found.groups()]
         try:
@@ -100,7 +100,7 @@ class QdrantApp:
             return _error(400, text, began)
         except orjson.JSONDecodeError as exc:
             return _error(400, f"Format error in JSON body: {exc}", began)
-        except Exception as exc:  # noqa: BLE001 - becomes the answer
+        except Exception as exc:
             refusal = refusal_for(exc)
             return _error(refusal.status, str(refusal), began)
         answer = {
@@ -110,7 +110,7 @@ class QdrantApp:
         }
         return 200, _JSON, orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
-    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI's callables
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Serve one ASGI request."""
         if scope["type"] == "lifespan":
             while True:
@@ -163,7 +163,7 @@ class QdrantApp:
 
     # Collections
 
-    async def _list(self, _body: bytes) -> Any:  # noqa: ANN401 - a model
+    async def _list(self, _body: bytes) -> Any:
         return await self.client.get_collections()
 
     async def _info(self, _body: bytes, name: str) -> dict[str, Any]:
@@ -178,10 +178,10 @@ class QdrantApp:
     async def _exists(self, _body: bytes, name: str) -> dict[str, bool]:
         return {"exists": await self.client.collection_exists(name)}
 
-    async def _aliases(self, _body: bytes) -> Any:  # noqa: ANN401 - a model
+    async def _aliases(self, _body: bytes) -> Any:
         return await self.client.get_aliases()
 
-    async def _aliases_of(self, _body: bytes, name: str) -> Any:  # noqa: ANN401 - a model
+    async def _aliases_of(self, _body: bytes, name: str) -> Any:
         return await self.client.get_collection_aliases(name)
 
     async def _change_aliases(self, body: bytes) -> bool:
@@ -212,10 +212,10 @@ class QdrantApp:
         await self.client.batch_update_points(name, update_operations=given.operations)
         return [_DONE] * len(given.operations)
 
-    async def _retrieve(self, body: bytes, name: str) -> Any:  # noqa: ANN401 - models
+    async def _retrieve(self, body: bytes, name: str) -> Any:
         return await self.double.retrieve(name, _parsed("PointRequest", body))
 
-    async def _one(self, _body: bytes, name: str, number: str) -> Any:  # noqa: ANN401 - a model
+    async def _one(self, _body: bytes, name: str, number: str) -> Any:
         found = await self.client.retrieve(
             name, ids=[int(number) if number.isdigit() else number], with_vectors=True
         )
@@ -256,11 +256,11 @@ class QdrantApp:
         )
         return {"points": found, "next_page_offset": following}
 
-    async def _count(self, body: bytes, name: str) -> Any:  # noqa: ANN401 - a model
+    async def _count(self, body: bytes, name: str) -> Any:
         given = _parsed("CountRequest", body)
         return await self.client.count(name, count_filter=given.filter)
 
-    async def _query(self, body: bytes, name: str) -> Any:  # noqa: ANN401 - a model
+    async def _query(self, body: bytes, name: str) -> Any:
         return await self.double.query(name, _parsed("QueryRequest", body))
 
     async def _query_batch(self, body: bytes, name: str) -> list[Any]:
@@ -273,10 +273,10 @@ def _error(status: int, text: str, began: float) -> Reply:
     return status, _JSON, orjson.dumps(answer)
 
 
-def _parsed(kind: str, body: bytes) -> Any:  # noqa: ANN401 - an object of that kind
+def _parsed(kind: str, body: bytes) -> Any:
     """Return a body as an object of ``qdrant_client.models``."""
-    from pydantic import TypeAdapter  # noqa: PLC0415 - beside the client
-    from qdrant_client import models  # noqa: PLC0415 - loads a second
+    from pydantic import TypeAdapter
+    from qdrant_client import models
 
     adapter = _ADAPTERS.get(kind)
     if adapter is None:
@@ -287,5 +287,5 @@ def _parsed(kind: str, body: bytes) -> Any:  # noqa: ANN401 - an object of that 
 _ADAPTERS: dict[str, Any] = {}
 
 
-def _chosen(given: Any) -> Any:  # noqa: ANN401 - ids or a filter
+def _chosen(given: Any) -> Any:
     return given.points if given.filter is None else given.filter

@@ -68,7 +68,7 @@ class Double:
     def client(self) -> AsyncQdrantClient:
         """The local mode below."""
         if self._client is None:
-            from qdrant_client import AsyncQdrantClient  # noqa: PLC0415 - loads a second
+            from qdrant_client import AsyncQdrantClient
 
             self._client = AsyncQdrantClient(":memory:")
         return self._client
@@ -111,7 +111,7 @@ class Double:
         self._indexes.pop(name, None)
         return bool(await self.client.delete_collection(name))
 
-    async def create_index(self, name: str, field: str, schema: Any) -> None:  # noqa: ANN401 - text or a model
+    async def create_index(self, name: str, field: str, schema: Any) -> None:
         """Remember a payload index."""
         await self.client.get_collection(name)
         indexes = self._indexes.setdefault(await self.resolve(name), {})
@@ -132,7 +132,7 @@ class Double:
             return {vector: given.size for vector, given in params.items()}
         return {"": params.size}
 
-    async def check_points(self, name: str, given: Any) -> None:  # noqa: ANN401 - a model
+    async def check_points(self, name: str, given: Any) -> None:
         """Refuse what local mode would answer with the text of numpy."""
         sizes = await self._sizes(name)
         for point in getattr(given, "points", None) or ():
@@ -148,7 +148,7 @@ class Double:
                     )
                 _check_size(sizes[vector], value)
 
-    async def upsert(self, name: str, given: Any) -> None:  # noqa: ANN401 - either list of points
+    async def upsert(self, name: str, given: Any) -> None:
         """Write points, conditionally where a filter is given."""
         await self.check_points(name, given)
         batch = getattr(given, "batch", None)
@@ -159,7 +159,7 @@ class Double:
             update_mode=given.update_mode,
         )
 
-    async def retrieve(self, name: str, given: models.PointRequest) -> Any:  # noqa: ANN401 - models
+    async def retrieve(self, name: str, given: models.PointRequest) -> Any:
         """Return points by id."""
         return await self.client.retrieve(
             name,
@@ -187,9 +187,9 @@ class Double:
             with_vectors=given.with_vector or False,
         )
 
-    async def query(self, name: str, given: models.QueryRequest) -> Any:  # noqa: ANN401 - models
+    async def query(self, name: str, given: models.QueryRequest) -> Any:
         """Answer a query."""
-        from qdrant_client import models  # noqa: PLC0415 - loads a second
+        from qdrant_client import models
 
         sizes = await self._sizes(name)
         vector: Any = given.query
@@ -221,7 +221,7 @@ def _check_size(expected: int, vector: list[Any]) -> None:
         )
 
 
-def _echo(config: dict[str, Any], given: Any) -> None:  # noqa: ANN401 - a model
+def _echo(config: dict[str, Any], given: Any) -> None:
     """Tell the options of a collection as a server would."""
     if given is None:
         return
@@ -232,11 +232,11 @@ def _echo(config: dict[str, Any], given: Any) -> None:  # noqa: ANN401 - a model
         config["quantization_config"] = asked["quantization_config"]
 
 
-def _type_of(schema: Any) -> str:  # noqa: ANN401 - text or object
+def _type_of(schema: Any) -> str:
     return schema["type"] if isinstance(schema, Mapping) else str(schema or "keyword")
 
 
-def jsonable(value: Any) -> Any:  # noqa: ANN401 - any result
+def jsonable(value: Any) -> Any:
     """Return a result in the form of JSON."""
     dump = getattr(value, "model_dump", None)
     if dump is not None:

@@ -44,7 +44,7 @@ class Fault:
             return cls("status", 429)
         if retry_after == "date":
             soon = datetime.now(UTC) + timedelta(seconds=1)
-            return cls("status", 429, (("Retry-After", format_datetime(soon, True)),))  # noqa: FBT003 - HTTP's form
+            return cls("status", 429, (("Retry-After", format_datetime(soon, True)),))
         return cls("status", 429, (("Retry-After", str(retry_after)),))
 
     @classmethod

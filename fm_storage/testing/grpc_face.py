@@ -80,7 +80,7 @@ class GrpcFace:
             "/qdrant.Points/QueryBatch": self._query_batch,
         }
 
-    async def answer(self, method: str, request: Any) -> Any:  # noqa: ANN401 - messages
+    async def answer(self, method: str, request: Any) -> Any:
         """Answer one message.
 
         Raises:
@@ -94,21 +94,21 @@ class GrpcFace:
             warnings.simplefilter("ignore")  # local mode has no payload indexes
             return await handler(request)
 
-    async def _health(self, _request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _health(self, _request: Any) -> Any:
         return messages.HealthCheckReply(
             title="qdrant - vector search engine", version=self._version()
         )
 
     # Collections
 
-    async def _info(self, request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _info(self, request: Any) -> Any:
         plain = await self.double.info(request.collection_name)
         info = models.CollectionInfo.model_validate(plain)
         return messages.GetCollectionInfoResponse(
             result=RestToGrpc.convert_collection_info(info)
         )
 
-    async def _list(self, _request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _list(self, _request: Any) -> Any:
         found = await self.double.client.get_collections()
         return messages.ListCollectionsResponse(
             collections=[
@@ -117,7 +117,7 @@ class GrpcFace:
             ]
         )
 
-    async def _create(self, request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _create(self, request: Any) -> Any:
         converted = {
             "vectors": ("vectors_config", GrpcToRest.convert_vectors_config),
             "sparse_vectors": (
@@ -150,30 +150,30 @@ class GrpcFace:
         )
         return messages.CollectionOperationResponse(result=made)
 
-    async def _delete(self, request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _delete(self, request: Any) -> Any:
         gone = await self.double.drop(request.collection_name)
         return messages.CollectionOperationResponse(result=gone)
 
-    async def _change_aliases(self, request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _change_aliases(self, request: Any) -> Any:
         done = await self.double.client.update_collection_aliases(
             [GrpcToRest.convert_alias_operations(item) for item in request.actions]
         )
         return messages.CollectionOperationResponse(result=bool(done))
 
-    async def _aliases(self, _request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _aliases(self, _request: Any) -> Any:
         return _alias_list(await self.double.client.get_aliases())
 
-    async def _aliases_of(self, request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _aliases_of(self, request: Any) -> Any:
         name = request.collection_name
         return _alias_list(await self.double.client.get_collection_aliases(name))
 
-    async def _exists(self, request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _exists(self, request: Any) -> Any:
         there = await self.double.client.collection_exists(request.collection_name)
         return messages.CollectionExistsResponse(
             result=messages.CollectionExists(exists=there)
         )
 
-    async def _create_index(self, request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _create_index(self, request: Any) -> Any:
         kind = messages.FieldType.Name(request.field_type)
         schema: Any = kind.removeprefix("FieldType").lower()
         if request.HasField("field_index_params"):
@@ -184,13 +184,13 @@ class GrpcFace:
         )
         return _done()
 
-    async def _delete_index(self, request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _delete_index(self, request: Any) -> Any:
         await self.double.delete_index(request.collection_name, request.field_name)
         return _done()
 
     # Points
 
-    async def _upsert(self, request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _upsert(self, request: Any) -> Any:
         given = models.PointsList(
             points=[GrpcToRest.convert_point_struct(point) for point in request.points],
             update_filter=_filter(request, "update_filter"),
@@ -201,12 +201,12 @@ class GrpcFace:
         await self.double.upsert(request.collection_name, given)
         return _done()
 
-    async def _delete_points(self, request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _delete_points(self, request: Any) -> Any:
         chosen = GrpcToRest.convert_points_selector(request.points)
         await self.double.client.delete(request.collection_name, chosen)
         return _done()
 
-    async def _set_payload(self, request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _set_payload(self, request: Any) -> Any:
         await self.double.client.set_payload(
             request.collection_name,
             payload=GrpcToRest.convert_payload(request.payload),
@@ -215,7 +215,7 @@ class GrpcFace:
         )
         return _done()
 
-    async def _overwrite_payload(self, request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _overwrite_payload(self, request: Any) -> Any:
         await self.double.client.overwrite_payload(
             request.collection_name,
             payload=GrpcToRest.convert_payload(request.payload),
@@ -223,7 +223,7 @@ class GrpcFace:
         )
         return _done()
 
-    async def _delete_payload(self, request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _delete_payload(self, request: Any) -> Any:
         await self.double.client.delete_payload(
             request.collection_name,
             keys=list(request.keys),
@@ -231,12 +231,12 @@ class GrpcFace:
         )
         return _done()
 
-    async def _clear_payload(self, request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _clear_payload(self, request: Any) -> Any:
         chosen = GrpcToRest.convert_points_selector(request.points)
         await self.double.client.clear_payload(request.collection_name, chosen)
         return _done()
 
-    async def _retrieve(self, request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _retrieve(self, request: Any) -> Any:
         given = models.PointRequest(
             ids=[GrpcToRest.convert_point_id(point) for point in request.ids],
             with_payload=_payload_wish(request),
@@ -245,7 +245,7 @@ class GrpcFace:
         found = await self.double.retrieve(request.collection_name, given)
         return messages.GetResponse(result=_records(found))
 
-    async def _scroll(self, request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _scroll(self, request: Any) -> Any:
         given = models.ScrollRequest(
             filter=_filter(request, "filter"),
             limit=request.limit if request.HasField("limit") else None,
@@ -266,16 +266,16 @@ class GrpcFace:
             else RestToGrpc.convert_extended_point_id(following),
         )
 
-    async def _count(self, request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _count(self, request: Any) -> Any:
         found = await self.double.client.count(
             request.collection_name, count_filter=_filter(request, "filter")
         )
         return messages.CountResponse(result=messages.CountResult(count=found.count))
 
-    async def _query(self, request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _query(self, request: Any) -> Any:
         return messages.QueryResponse(result=await self._found(request))
 
-    async def _query_batch(self, request: Any) -> Any:  # noqa: ANN401 - messages
+    async def _query_batch(self, request: Any) -> Any:
         return messages.QueryBatchResponse(
             result=[
                 messages.BatchResult(result=await self._found(query))
@@ -283,17 +283,17 @@ class GrpcFace:
             ]
         )
 
-    async def _found(self, request: Any) -> list[Any]:  # noqa: ANN401 - messages
+    async def _found(self, request: Any) -> list[Any]:
         given = GrpcToRest.convert_query_points(request)
         found = await self.double.query(request.collection_name, given)
         return [RestToGrpc.convert_scored_point(hit) for hit in found.points]
 
 
-def _same(value: Any) -> Any:  # noqa: ANN401 - a number or bool
+def _same(value: Any) -> Any:
     return value
 
 
-def _done() -> Any:  # noqa: ANN401 - a message
+def _done() -> Any:
     return messages.PointsOperationResponse(
         result=messages.UpdateResult(
             operation_id=0, status=messages.UpdateStatus.Completed
@@ -301,25 +301,25 @@ def _done() -> Any:  # noqa: ANN401 - a message
     )
 
 
-def _alias_list(found: Any) -> Any:  # noqa: ANN401 - messages
+def _alias_list(found: Any) -> Any:
     return messages.ListAliasesResponse(
         aliases=[RestToGrpc.convert_alias_description(item) for item in found.aliases]
     )
 
 
-def _filter(request: Any, field: str) -> Any:  # noqa: ANN401 - a filter or None
+def _filter(request: Any, field: str) -> Any:
     if not request.HasField(field):
         return None
     return GrpcToRest.convert_filter(getattr(request, field))
 
 
-def _payload_wish(request: Any) -> Any:  # noqa: ANN401 - a selector or None
+def _payload_wish(request: Any) -> Any:
     if not request.HasField("with_payload"):
         return None
     return GrpcToRest.convert_with_payload_selector(request.with_payload)
 
 
-def _vector_wish(request: Any) -> Any:  # noqa: ANN401 - a selector or None
+def _vector_wish(request: Any) -> Any:
     if not request.HasField("with_vectors"):
         return None
     return GrpcToRest.convert_with_vectors_selector(request.with_vectors)

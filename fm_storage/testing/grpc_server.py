@@ -103,17 +103,17 @@ class QdrantGrpcServer:
         await self.aclose()
 
     def _handler(self, path: str) -> Callable[[Any, Any], Awaitable[Any]]:
-        async def handle(request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
+        async def handle(request: Any, context: Any) -> Any:
             return await self._one(path, request, context)
 
         return handle
 
-    async def _one(  # noqa: PLR0911 - one line per way to end
+    async def _one(
         self,
         path: str,
-        request: Any,  # noqa: ANN401 - a message
-        context: Any,  # noqa: ANN401 - gRPC's own
-    ) -> Any:  # noqa: ANN401 - a message
+        request: Any,
+        context: Any,
+    ) -> Any:
         size = request.ByteSize()
         peer = context.peer()
         fault = self.faults.next("POST", path)
@@ -135,7 +135,7 @@ class QdrantGrpcServer:
             return await context.abort(
                 grpc.StatusCode.UNIMPLEMENTED, f"no method {path}"
             )
-        except Exception as exc:  # noqa: BLE001 - becomes the answer
+        except Exception as exc:
             refusal = refusal_for(exc)
             refused = Fault("status", refusal.status, text=str(refusal))
             return await self._fail(path, size, peer, context, refused)
@@ -149,17 +149,17 @@ class QdrantGrpcServer:
         path: str,
         size: int,
         peer: str,
-        context: Any,  # noqa: ANN401 - gRPC's own
+        context: Any,
         fault: Fault,
-    ) -> Any:  # noqa: ANN401 - never returns
+    ) -> Any:
         self._note(path, size, fault.status, peer)
         trailer = tuple((name.lower(), value) for name, value in fault.headers)
         code = _CODES.get(fault.status, grpc.StatusCode.INTERNAL)
-        too_large = fault.status == 413  # noqa: PLR2004 - HTTP
+        too_large = fault.status == 413
         text = f"Received message larger than max ({size})" if too_large else fault.text
         await context.abort(code, text, trailer)
 
-    async def _cut(self, path: str, size: int, peer: str, context: Any) -> Any:  # noqa: ANN401 - gRPC's own
+    async def _cut(self, path: str, size: int, peer: str, context: Any) -> Any:
         self._note(path, size, 0, peer)
         self._forwarder.reset(peer)
         await context.abort(grpc.StatusCode.UNAVAILABLE, "the line was cut")
@@ -189,7 +189,7 @@ class _Forwarder:
     async def aclose(self) -> None:
         """Stop, and cut every line."""
         server, self._server = self._server, None
-        assert server is not None  # noqa: S101 - opened by its owner
+        assert server is not None
         server.close()
         for writer, _ in list(self._lines.values()):
             writer.transport.abort()
@@ -213,7 +213,7 @@ class _Forwarder:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a stream's callback is a task
+        assert task is not None
         self._tasks.add(task)
         self._count += 1
         try:

@@ -82,7 +82,7 @@ class QdrantTestServer:
         self._closing.clear()
         if self._with_grpc:
             if self._grpc is None:
-                from fm_storage.testing.grpc_server import (  # noqa: PLC0415 - loads a client
+                from fm_storage.testing.grpc_server import (
                     QdrantGrpcServer,
                 )
 
@@ -120,7 +120,7 @@ class QdrantTestServer:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a stream's callback is a task
+        assert task is not None
         self._tasks.add(task)
         self._connections.add(writer)
         self._count += 1

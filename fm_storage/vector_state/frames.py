@@ -118,14 +118,14 @@ def decode_vectors(data: bytes) -> DecodedVectors:
     return found
 
 
-def _dense(name: str, vector: Any) -> tuple[tuple[bytes, ...], int]:  # noqa: ANN401 - checked here
+def _dense(name: str, vector: Any) -> tuple[tuple[bytes, ...], int]:
     numbers = _floats(vector)
     _refuse_infinite(numbers)
     label, count = _label(name), len(numbers) // 4
     return (_FRAME.pack(_DENSE, len(label), count), label, numbers), count
 
 
-def _sparse(name: str, vector: Any) -> tuple[tuple[bytes, ...], int]:  # noqa: ANN401 - checked here
+def _sparse(name: str, vector: Any) -> tuple[tuple[bytes, ...], int]:
     terms, weights = array("I", vector.indices), _floats(vector.values)
     if 4 * len(terms) != len(weights):
         raise ValueError("it has not as many values as indices")
@@ -151,7 +151,7 @@ def _refuse_infinite(data: bytes) -> None:
         raise ValueError("it holds NaN or infinity")
 
 
-def _floats(values: Any) -> bytes:  # noqa: ANN401 - any sequence of numbers
+def _floats(values: Any) -> bytes:
     """Return numbers as little-endian float32; numpy arrays without a copy by item."""
     if hasattr(values, "astype"):
         if values.ndim != 1:

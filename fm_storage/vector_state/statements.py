@@ -134,7 +134,7 @@ def _turned(collection: str, point_id: str, source: str, *, to: str, when: str) 
   FROM {source}
   WHERE s.collection = {collection}::text AND s.point_id = {point_id} AND {when}
   RETURNING s.collection, s.point_id, s.ver
-){_FM_QUEUE}"""  # noqa: S608 - expressions, as above
+){_FM_QUEUE}"""
 
 
 UPSERT_MANY = Sql(

@@ -79,7 +79,7 @@ class Backend(Protocol):
     async def exchange(self, name: str, target: str, retired: str) -> None:
         """Let a name mean *target*; a collection of that name becomes *retired*."""
 
-    async def create_index(self, collection: str, field: str, schema: Any) -> None:  # noqa: ANN401 - text or object
+    async def create_index(self, collection: str, field: str, schema: Any) -> None:
         """Index a payload field."""
 
     async def delete_index(self, collection: str, field: str) -> None:
@@ -147,7 +147,7 @@ def backend_for(config: QdrantConfig, folder: Path | None) -> Backend:
         ConfigurationInvalid: An embedded engine without a folder.
     """
     if config.embedded:
-        from fm_storage.vectors.embedded.client import EmbeddedEngine  # noqa: PLC0415 - lazy
+        from fm_storage.vectors.embedded.client import EmbeddedEngine
 
         named = config.url.removeprefix("embedded:")
         if folder is None and not named:
@@ -161,6 +161,6 @@ def backend_for(config: QdrantConfig, folder: Path | None) -> Backend:
             durability=config.durability,
             index_threshold=config.index_threshold,
         )
-    from fm_storage.vectors.server.engine import ServerEngine  # noqa: PLC0415 - loads a client
+    from fm_storage.vectors.server.engine import ServerEngine
 
     return ServerEngine(config)

@@ -85,9 +85,7 @@ class Retry:
             except VectorStoreUnavailable as exc:
                 if not active or not exc.retryable:
                     raise
-                pause = random.uniform(  # noqa: S311 - spreads load, hides nothing
-                    0, min(_CEILING, _BASE * 2**failures)
-                )
+                pause = random.uniform(0, min(_CEILING, _BASE * 2**failures))
                 if isinstance(exc, RateLimited) and exc.retry_after is not None:
                     pause = exc.retry_after + pause / 10
                 scope = _scope.get()

@@ -29,7 +29,7 @@ def span(
 
 @contextmanager
 def _span(
-    trace: Any,  # noqa: ANN401 - an optional module
+    trace: Any,
     operation: str,
     collection: str | None,
     engine: str,

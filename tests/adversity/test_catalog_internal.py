@@ -9,7 +9,7 @@ import pytest
 
 from fm_storage import IntegratedManager, MappingConfigManager
 from fm_storage.errors import ConnectionFailed
-from tests.waiting import until
+from tests.support.waiting import until
 
 # Each starts a whole storage, which takes its time on a busy machine.
 pytestmark = pytest.mark.timeout(120)
@@ -85,7 +85,7 @@ async def test_a_drain_that_fails_is_catalogued(start):
 
 async def test_a_reap_that_fails_is_catalogued(start, monkeypatch):
     """A reaper that stumbles over a fault of its own goes on; the fault is kept."""
-    from fm_storage.sessions.reaper import Reaper  # noqa: PLC0415 - here only
+    from fm_storage.sessions.reaper import Reaper
 
     async def broken(self):
         del self

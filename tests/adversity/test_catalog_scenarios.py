@@ -18,7 +18,7 @@ from fm_storage.config import StorageConfig
 from fm_storage.errors import StorageError
 from fm_storage.manager import StorageManager
 from fm_storage.testing import QdrantTestServer
-from tests.waiting import until
+from tests.support.waiting import until
 
 # Each starts a whole storage, which takes its time on a busy machine.
 pytestmark = pytest.mark.timeout(240)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.catalog_outages import play_kill, play_outage
+from tests.support.catalog_outages import play_kill, play_outage
 
 # A cluster of its own is started and stopped twice.
 pytestmark = pytest.mark.timeout(180)

@@ -13,7 +13,7 @@ from fm_storage.catalog.query import tail
 from fm_storage.config import StorageConfig
 from fm_storage.errors import ConfigurationInvalid, QueryFailed
 from fm_storage.manager import StorageManager
-from tests.waiting import until
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(240)
 

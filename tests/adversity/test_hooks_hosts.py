@@ -15,7 +15,7 @@ import pytest
 
 from fm_storage.postgres import Pool
 from tests.fix_process import Child
-from tests.waiting import LONG
+from tests.support.waiting import LONG
 
 # h4 hangs and swallows cancellation, h3 is fine, h2 fails, h1 is fine.
 HOST = """

@@ -19,7 +19,7 @@ from fm_storage.postgres import Pool
 from fm_storage.sessions import SessionService
 from tests.fix_process import Child
 from tests.fix_proxy import free_port
-from tests.waiting import locks_held
+from tests.support.waiting import locks_held
 
 # Python processes that import everything: slow to start on a busy machine.
 pytestmark = pytest.mark.timeout(120)

@@ -14,7 +14,7 @@ from fm_storage.migrate import Migrator, Progress
 from fm_storage.migrate.ledger import LOCK_KEY
 from tests.fix_migrations import MigrationFolder, ask
 from tests.fix_process import Child
-from tests.waiting import LONG
+from tests.support.waiting import LONG
 
 _APPLY = """
 import asyncio, sys

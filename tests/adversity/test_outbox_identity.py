@@ -186,7 +186,7 @@ async def test_emptied_store_in_the_same_place_is_filled_again(
             pid = store.statistics().engine_pid
         assert pid is not None
         async with asyncio.timeout(60):
-            while _lives(pid):  # noqa: ASYNC110 - not our child, it signals nothing
+            while _lives(pid):
                 await asyncio.sleep(0.02)
         await asyncio.to_thread(shutil.rmtree, vector_folder / "qdrant")
 

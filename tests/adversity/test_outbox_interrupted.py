@@ -20,7 +20,7 @@ from fm_storage.testing import QdrantTestServer
 from fm_storage.vectors import Point, QdrantStore
 from fm_storage.vectors.vectorizers.lexical import Embedding
 from tests.adversity.test_outbox_rebuild_kills import STABLE, rebuilder, stable
-from tests.waiting import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from fm_storage.postgres import Executor, Pool

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(120)  # a busy machine is slow, not wrong
 
 PINNED = Sql(
-    "WITH rec AS (INSERT INTO notes (id) VALUES ($1) RETURNING id), "  # noqa: S608 - constant text
+    "WITH rec AS (INSERT INTO notes (id) VALUES ($1) RETURNING id), "
     + upsert_ctes(
         collection="'notes'",
         point_id="rec.id::text",
@@ -44,7 +44,7 @@ async def test_killed_process_loses_nothing_and_leaves_both_stores_equal(
     dsn: str, vector_folder: Path, tmp_path: Path
 ):
     """Writers and drainer in one process, SIGKILLed; a new one goes on."""
-    dice = random.Random(3)  # noqa: S311 - repeatable
+    dice = random.Random(3)
     for _ in range(2):
         found = await trial("ours", dsn, vector_folder, tmp_path / "ledger", dice)
         assert not found.diverged, found

@@ -99,7 +99,7 @@ async def killed_and_resumed(
     async with Outbox(pool, store, OutboxConfig(lease=5, max_backoff=0.2)) as outbox:
         await outbox.upsert("things", stable())
         async with asyncio.timeout(60):
-            while await outbox.pending():  # noqa: ASYNC110 - wait_synced() is for one
+            while await outbox.pending():
                 await asyncio.sleep(0.02)
         async with busy(outbox, store):
             end, _ = await rebuilder(dsn, store.config.url, folder, point)

@@ -16,8 +16,8 @@ from fm_storage.errors import (
     StorageError,
 )
 from fm_storage.postgres import Pool
-from tests.cancelling import cancel_at_random
-from tests.waiting import until
+from tests.support.cancelling import cancel_at_random
+from tests.support.waiting import until
 
 SLACK = 5.0
 """What a bounded call may take beyond its deadline on a busy machine.

@@ -1,7 +1,5 @@
 """Clean-up under every kind of cancellation, and under a deadline."""
 
-# ruff: noqa: S311, S608 - random moments; the names of views are our own
-
 from __future__ import annotations
 
 import asyncio
@@ -45,7 +43,7 @@ async def timed(work: Work, when: When) -> None:
         await when()
         timeout.reschedule(loop.time())
 
-    with pytest.raises(TimeoutError):  # noqa: PT012 - a block is what is tested
+    with pytest.raises(TimeoutError):
         async with asyncio.timeout(None) as timeout:
             expiry = asyncio.ensure_future(expire())
             await work()
@@ -59,7 +57,7 @@ async def sibling(work: Work, when: When) -> None:
         await when()
         raise KeyError
 
-    with pytest.raises(ExceptionGroup):  # noqa: PT012 - a block is what is tested
+    with pytest.raises(ExceptionGroup):
         async with asyncio.TaskGroup() as group:
             group.create_task(work())  # type: ignore[arg-type]  # an async function's
             group.create_task(fail())
@@ -184,7 +182,7 @@ async def test_cleanup_is_bounded_and_the_rest_is_retried(pool: Pool):
         assert not session.last_cleanup.complete
         await reader.execute("ROLLBACK")
     rows = "SELECT count(*) FROM fm_storage.session_objects"
-    while await pool.fetchval(rows):  # noqa: ASYNC110 - the server has no event
+    while await pool.fetchval(rows):
         await asyncio.sleep(0.05)
     await service.aclose()
     assert await pool.fetchval(COUNT) == 0

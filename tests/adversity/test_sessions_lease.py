@@ -1,7 +1,5 @@
 """A lease that is lost: regained in time, or lost for good; poolers."""
 
-# ruff: noqa: S608 - the names of views are made by the library under test
-
 from __future__ import annotations
 
 import asyncio
@@ -27,7 +25,7 @@ from fm_storage.sessions.lease import Lease
 from tests.fix_cluster import TestCluster
 from tests.fix_postgres import TestServer
 from tests.fix_proxy import TcpProxy
-from tests.waiting import LONG, locks_held, until
+from tests.support.waiting import LONG, locks_held, until
 
 QUIET = SessionConfig(reap_interval=0)
 FAST = SessionConfig(grace=0.3, reap_interval=0.05)
@@ -271,9 +269,7 @@ async def test_a_dead_owner_has_the_long_grace_after_a_restart(pool: Pool):
     service = SessionService(pool, config)
     await service.open()
     began = monotonic()
-    while await pool.fetchval(  # noqa: ASYNC110 - no event
-        "SELECT count(*) FROM fm_storage.session_owners"
-    ):
+    while await pool.fetchval("SELECT count(*) FROM fm_storage.session_owners"):
         await asyncio.sleep(0.02)
     assert monotonic() - began > 0.6
     await service.aclose()

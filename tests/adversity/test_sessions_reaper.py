@@ -1,7 +1,5 @@
 """What a killed process leaves, what a live one keeps, and whom nobody touches."""
 
-# ruff: noqa: S608 - the names of views are made by the library under test
-
 from __future__ import annotations
 
 import asyncio
@@ -15,7 +13,7 @@ from fm_storage.config import PostgresConfig, SessionConfig
 from fm_storage.postgres import Pool
 from fm_storage.sessions import PostgresSessionManager, SessionService
 from tests.fix_process import Child
-from tests.waiting import LONG, locks_held, until
+from tests.support.waiting import LONG, locks_held, until
 
 FAST = SessionConfig(grace=0.3, reap_interval=0.05)
 

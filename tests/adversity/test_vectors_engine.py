@@ -79,7 +79,7 @@ async def test_engine_loads_nothing_heavy(
     start = launch._BOOT.replace(
         "main(folder)", f"print(sorted({heavy} & set(sys.modules)), flush=True)"
     )
-    here = Path(launch.__file__).parent
+    here = Path(launch.__file__).parents[1]
     roots = {"fm_storage": str(here.parent), "fm_storage.vectors": str(here)}
     process = await child(start, orjson.dumps(["nowhere", roots, []]).decode())
     assert await process.line(60) == "[]"
@@ -514,7 +514,7 @@ async def test_collection_may_go_while_it_is_indexed(vector_folder: Path) -> Non
             await store.ensure_collection_exists("a", 4)
             await store.upsert_points("a", points)
             async with asyncio.timeout(60):
-                while (await store.collection_info("a")).status != "yellow":  # noqa: ASYNC110 - another process
+                while (await store.collection_info("a")).status != "yellow":
                     await asyncio.sleep(0.02)
             if turn % 2:
                 await store.ensure_collection_exists(f"b{turn}", 4)

@@ -36,10 +36,10 @@ from fm_storage.postgres.connect.codecs import install_codecs
 from fm_storage.postgres.embedded.cluster import Cluster
 from fm_storage.postgres.embedded.programs import installed_server
 from tests.bench.harness import Bar, Peer, Table, arguments, finish, measure
-from tests.cancelling import cancel_at_random
 from tests.fix_cluster import TestCluster
 from tests.fix_postgres import make_base, test_account
 from tests.fix_proxy import TcpProxy, target_of
+from tests.support.cancelling import cancel_at_random
 
 BY_ID = "SELECT id, moment, message, data FROM bench WHERE id = $1"
 BY_ID_PSYCOPG = BY_ID.replace("$1", "%s")
@@ -252,7 +252,7 @@ async def outage(cluster: TestCluster, _options: argparse.Namespace) -> list[Tab
                     try:
                         await run("SELECT 1 FROM pg_sleep(0.005)")
                         good.append(time.monotonic())
-                    except Exception as exc:  # noqa: BLE001 - counted
+                    except Exception as exc:
                         errors.append(exc)
                         await asyncio.sleep(0.01)
 

@@ -35,13 +35,13 @@ from tests.bench.repositories_data import (
 if TYPE_CHECKING:
     from tests.bench.peers import Library
 
-INSERT = f"INSERT INTO project_errors ({NAMES}) VALUES ($1,$2,$3,$4,$5,$6,$7,$8)"  # noqa: S608 - constants
-GET = f"SELECT {NAMES} FROM project_errors WHERE id = $1"  # noqa: S608 - constants
+INSERT = f"INSERT INTO project_errors ({NAMES}) VALUES ($1,$2,$3,$4,$5,$6,$7,$8)"
+GET = f"SELECT {NAMES} FROM project_errors WHERE id = $1"
 RECENT = (
-    f"SELECT {NAMES} FROM project_errors ORDER BY timestamp DESC, id DESC LIMIT 1000"  # noqa: S608 - constants
+    f"SELECT {NAMES} FROM project_errors ORDER BY timestamp DESC, id DESC LIMIT 1000"
 )
 UPSERT = (
-    f"INSERT INTO project_errors ({NAMES}) "  # noqa: S608 - constants
+    f"INSERT INTO project_errors ({NAMES}) "
     "SELECT c1, c2, c3, c4, c5, c6::jsonb, c7, c8 "
     "FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], "
     "$6::text[], $7::timestamptz[], $8::uuid[]) AS u (c1, c2, c3, c4, c5, c6, c7, c8) "
@@ -266,7 +266,7 @@ async def large(bench: Bench) -> list[Table]:
 
     async def offset() -> None:
         await bench.raw.fetch(
-            f"SELECT {NAMES} FROM project_errors ORDER BY timestamp DESC, id DESC "  # noqa: S608 - constants
+            f"SELECT {NAMES} FROM project_errors ORDER BY timestamp DESC, id DESC "
             "LIMIT $1 OFFSET $2",
             size,
             (len(cursors) - 1) * size,
@@ -291,7 +291,7 @@ async def streams(bench: Bench, count: int) -> Table:
     """Compare a stream with fetching all, and say what memory it takes."""
 
     async def all_at_once() -> None:
-        rows = await bench.raw.fetch(f"SELECT {NAMES} FROM project_errors")  # noqa: S608 - constants
+        rows = await bench.raw.fetch(f"SELECT {NAMES} FROM project_errors")
         assert len([ErrorEntry(*values) for values in rows]) == count
 
     async def streamed() -> None:

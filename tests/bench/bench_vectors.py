@@ -42,8 +42,8 @@ from tests.bench.vectors_data import (  # noqa: E402 - the same
 
 async def ours(folder: Path, points: int, size: int, *, wait: float) -> dict[str, Any]:
     """Measure the embedded engine, first exact, then indexed."""
-    from fm_storage.config import QdrantConfig  # noqa: PLC0415 - its own process
-    from fm_storage.vectors import Point, QdrantStore  # noqa: PLC0415 - the same
+    from fm_storage.config import QdrantConfig
+    from fm_storage.vectors import Point, QdrantStore
 
     vectors, probes, payloads = data(points, size)
     result: dict[str, Any] = {}
@@ -110,8 +110,8 @@ async def ours(folder: Path, points: int, size: int, *, wait: float) -> dict[str
 
 async def again(folder: Path, points: int, size: int, *, wait: float) -> dict[str, Any]:
     """Tell the memory of what ``ours()`` left, beside no data of the measurement."""
-    from fm_storage.config import QdrantConfig  # noqa: PLC0415 - its own process
-    from fm_storage.vectors import QdrantStore  # noqa: PLC0415 - the same
+    from fm_storage.config import QdrantConfig
+    from fm_storage.vectors import QdrantStore
 
     del points, wait
     probes = np.random.default_rng(8).normal(size=(PROBES, size)).astype("f4")
@@ -126,7 +126,7 @@ async def again(folder: Path, points: int, size: int, *, wait: float) -> dict[st
 
 async def local(folder: Path, points: int, size: int, *, wait: float) -> dict[str, Any]:
     """Measure the client's local mode with its ``path=``."""
-    from qdrant_client import AsyncQdrantClient, models  # noqa: PLC0415 - its own process
+    from qdrant_client import AsyncQdrantClient, models
 
     warnings.simplefilter("ignore")
     del wait
@@ -185,11 +185,11 @@ async def local(folder: Path, points: int, size: int, *, wait: float) -> dict[st
 
 async def rest(folder: Path, points: int, size: int, *, wait: float) -> dict[str, Any]:
     """Compare a call through the store with the raw client's, over REST."""
-    import httpx  # noqa: PLC0415 - its own process
-    from qdrant_client import AsyncQdrantClient, models  # noqa: PLC0415 - the same
+    import httpx
+    from qdrant_client import AsyncQdrantClient, models
 
-    from fm_storage.config import QdrantConfig  # noqa: PLC0415 - the same
-    from fm_storage.vectors import Point, QdrantStore  # noqa: PLC0415 - the same
+    from fm_storage.config import QdrantConfig
+    from fm_storage.vectors import Point, QdrantStore
 
     del folder, points, wait
     server = await asyncio.create_subprocess_exec(
@@ -285,16 +285,16 @@ def table(mine: dict[str, Any], theirs: dict[str, Any], raw: dict[str, Any]) -> 
         met = ratio >= bar
         missed += not met
         verdict = "met" if met else "MISSED"
-        print(f"{what:<32}{ours_:>14}{other:>14}{ratio:>9.1f}×  ≥ {bar:g}× {verdict}")  # noqa: T201 - a table
+        print(f"{what:<32}{ours_:>14}{other:>14}{ratio:>9.1f}×  ≥ {bar:g}× {verdict}")
 
     def bound(what: str, value: float, bar: float, unit: str, *, least: bool) -> None:
         nonlocal missed
         met = value >= bar if least else value <= bar
         missed += not met
         sign, verdict = "≥" if least else "≤", "met" if met else "MISSED"
-        print(f"{what:<32}{value:>14.3f} {unit:<22} {sign} {bar:g} {verdict}")  # noqa: T201 - a table
+        print(f"{what:<32}{value:>14.3f} {unit:<22} {sign} {bar:g} {verdict}")
 
-    print(f"{'':<32}{'ours':>14}{'local path=':>14}{'ratio':>10}")  # noqa: T201 - a table
+    print(f"{'':<32}{'ours':>14}{'local path=':>14}{'ratio':>10}")
     line(
         "ingest, fsync a batch (points/s)",
         f"{mine['ingest']:.0f}",
@@ -324,7 +324,7 @@ def table(mine: dict[str, Any], theirs: dict[str, Any], raw: dict[str, Any]) -> 
         bound("search p95 during build", mine["during"]["p95"], 100, "ms", least=False)
     for name, ratio in raw.items():
         bound(f"REST {name}, to raw client", ratio, 1.05, "×", least=False)
-    print(f"indexed: {mine['indexed']}; engine alone {mine['engine_memory']:.0f} MB")  # noqa: T201 - a table
+    print(f"indexed: {mine['indexed']}; engine alone {mine['engine_memory']:.0f} MB")
     return missed
 
 
@@ -344,7 +344,7 @@ def main() -> int:
         found = asyncio.run(
             side(options.folder, options.points, options.size, wait=options.wait)
         )
-        print(json.dumps(found))  # noqa: T201 - read by the other process
+        print(json.dumps(found))
         return 0
     arguments = (options.points, options.size, options.wait)
     mine = measured(["ours", "again"], *arguments)

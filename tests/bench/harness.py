@@ -124,7 +124,7 @@ async def measure(
     if baseline not in peers:
         raise ValueError(f"harness: no peer {baseline!r}")
     order = list(peers)
-    shuffle = random.Random(seed).shuffle  # noqa: S311 - an order, not a secret
+    shuffle = random.Random(seed).shuffle
     walls: dict[str, list[float]] = {name: [] for name in peers}
     cpus: dict[str, list[float]] = {name: [] for name in peers}
     for cycle in range(warmup + cycles):

@@ -27,8 +27,7 @@ class Psycopg:
     async def create(self, one: ErrorEntry) -> object:
         """Write one row."""
         return await self._connection.execute(
-            f"INSERT INTO project_errors ({NAMES}) "  # noqa: S608 - constants
-            "VALUES (%s,%s,%s,%s,%s,%s,%s,%s)",
+            f"INSERT INTO project_errors ({NAMES}) VALUES (%s,%s,%s,%s,%s,%s,%s,%s)",
             (
                 one.message,
                 one.module,
@@ -47,7 +46,7 @@ class Psycopg:
             binary=True, row_factory=class_row(ErrorEntry)
         ) as cursor:
             await cursor.execute(
-                f"SELECT {NAMES} FROM project_errors WHERE id = %s",  # noqa: S608 - constants
+                f"SELECT {NAMES} FROM project_errors WHERE id = %s",
                 (key,),
             )
             return await cursor.fetchone()
@@ -58,7 +57,7 @@ class Psycopg:
             binary=True, row_factory=class_row(ErrorEntry)
         ) as cursor:
             await cursor.execute(
-                f"SELECT {NAMES} FROM project_errors "  # noqa: S608 - constants
+                f"SELECT {NAMES} FROM project_errors "
                 "ORDER BY timestamp DESC, id DESC LIMIT 1000"
             )
             return await cursor.fetchall()

@@ -16,12 +16,11 @@ from tests.bench.peers import NAMES
 __all__ = ["opened"]
 
 _INSERT = (
-    f"INSERT INTO project_errors ({NAMES}) "  # noqa: S608 - constants
-    "VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
+    f"INSERT INTO project_errors ({NAMES}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
 )
-_GET = f"SELECT {NAMES} FROM project_errors WHERE id = $1"  # noqa: S608 - constants
+_GET = f"SELECT {NAMES} FROM project_errors WHERE id = $1"
 _RECENT = (
-    f"SELECT {NAMES} FROM project_errors ORDER BY timestamp DESC, id DESC LIMIT 1000"  # noqa: S608 - constants
+    f"SELECT {NAMES} FROM project_errors ORDER BY timestamp DESC, id DESC LIMIT 1000"
 )
 
 

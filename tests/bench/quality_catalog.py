@@ -127,7 +127,7 @@ async def measure(name: str, entries: list[ErrorEntry], count: int) -> None:
     by_label: defaultdict[int, list[ErrorEntry]] = defaultdict(list)
     for entry in able:
         by_label[labels[str(entry.id)]].append(entry)
-    chance = random.Random(7)  # noqa: S311 - a sample, repeatable
+    chance = random.Random(7)
     # Every template is asked for equally often, or the commonest decides all.
     each = max(1, count // max(1, len(by_label)))
     questions = [
@@ -153,13 +153,13 @@ async def measure(name: str, entries: list[ErrorEntry], count: int) -> None:
                 "pg_trgm": _sql(pool, _TRIGRAM),
                 "full text": _sql(pool, _FULL_TEXT),
             }
-            print(  # noqa: T201 - the result
+            print(
                 f"{name}: {len(entries)} messages, {len(by_label)} templates with "
                 f"two or more, {len(questions)} questions"
             )
             for way, ask in ways.items():
                 recall, ranks = await judge(ask, questions, labels)
-                print(f"  {way:<16} recall@5 {recall:.3f}   MRR {ranks:.3f}")  # noqa: T201 - the result
+                print(f"  {way:<16} recall@5 {recall:.3f}   MRR {ranks:.3f}")
 
 
 def _sql(pool: Pool, statement: str) -> Ask:

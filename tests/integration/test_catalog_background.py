@@ -15,7 +15,7 @@ from fm_storage.catalog.record.drafts import Draft, draft_of
 from fm_storage.catalog.record.queue import Background
 from fm_storage.catalog.record.row import Prepared, prepare
 from fm_storage.catalog.record.spool import Spool
-from tests.waiting import until
+from tests.support.waiting import until
 
 FOREVER = 600.0
 

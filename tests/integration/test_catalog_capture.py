@@ -1,7 +1,6 @@
 """Capture, logging and the middleware: every error passes, none waits or is lost."""
 
 # Raising and catching is what is tested here.
-# ruff: noqa: TRY301
 
 from __future__ import annotations
 
@@ -142,7 +141,7 @@ async def test_a_failure_to_record_does_not_hide_the_error(storage, caplog):
 
 async def test_a_plain_function_before_the_storage_opens_is_spooled(storage_config):
     """A decorator works at import time; what it catches is replayed at the start."""
-    from fm_storage.manager import StorageManager  # noqa: PLC0415 - opened late
+    from fm_storage.manager import StorageManager
 
     storage = StorageManager(storage_config)
     errors = ErrorManager(storage)
@@ -315,7 +314,7 @@ async def test_handing_in_never_stalls_the_loop(errors, storage, log):
 
 async def test_what_is_queued_is_stored_before_the_storage_closes(storage_config, log):
     """The shutdown hook flushes, also without closing the error manager."""
-    from fm_storage.manager import StorageManager  # noqa: PLC0415 - opened twice
+    from fm_storage.manager import StorageManager
 
     async with StorageManager(storage_config) as storage:
         errors = ErrorManager(storage)

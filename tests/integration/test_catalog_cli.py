@@ -236,8 +236,8 @@ def test_ages_and_times_are_understood():
 
 async def test_tail_follows_until_it_is_interrupted(child, dsn, tmp_path, pool):
     """With -f new errors appear as they are committed; Ctrl-C ends it quietly."""
-    from fm_storage.catalog.record.row import prepare  # noqa: PLC0415 - here only
-    from fm_storage.catalog.record.store import CatalogStore  # noqa: PLC0415 - here only
+    from fm_storage.catalog.record.row import prepare
+    from fm_storage.catalog.record.store import CatalogStore
 
     tail = await child(
         "from fm_storage.cli import main; print('ready'); "

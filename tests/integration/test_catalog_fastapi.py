@@ -38,7 +38,7 @@ async def test_a_fastapi_application_catalogues_and_reports_its_errors(
     config = uvicorn.Config(module.app, port=0, log_level="critical", ws="none")
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - uvicorn offers nothing to wait for
+    while not server.started:
         await asyncio.sleep(0.02)
     [listener] = server.servers[0].sockets
     base = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -1,7 +1,6 @@
 """The error manager on real engines: what is recorded is kept, grouped and found."""
 
 # Raising and catching is what is tested here.
-# ruff: noqa: BLE001, TRY301
 
 from __future__ import annotations
 
@@ -118,7 +117,7 @@ async def test_whatever_an_error_holds_is_stored_and_the_repairs_are_named(
         error_code="c" * 200,
         severity="dreadful",
         context={"x": Hostile(), "nan": float("nan"), "big": "y" * 200_000},
-        timestamp=datetime(2024, 1, 2),  # noqa: DTZ001 - naive on purpose
+        timestamp=datetime(2024, 1, 2),
     )
     assert recorded.durable
     text = " ".join(recorded.repairs)
@@ -168,7 +167,7 @@ async def test_record_state_and_group_are_one_statement(errors, storage):
         "fm_storage.error_fingerprints",
         "fm_storage.vector_state",
     ):
-        count = f"SELECT count(*) FROM {table}"  # noqa: S608 - constant names
+        count = f"SELECT count(*) FROM {table}"
         assert await storage.pool.fetchval(count) == 0
 
 
@@ -268,7 +267,7 @@ async def test_without_vectors_everything_but_similarity_works(dsn, tmp_path):
         with pytest.raises(ConfigurationInvalid, match="qdrant"):
             await errors.find_similar("x")
         with pytest.raises(InvalidRecord, match="older_than"):
-            await errors.purge(datetime(2020, 1, 1))  # noqa: DTZ001 - that is the fault
+            await errors.purge(datetime(2020, 1, 1))
         assert await errors.purge(timedelta(days=1)) == 0
         assert await errors.purge(datetime.now(UTC) + timedelta(days=1)) == 1
 

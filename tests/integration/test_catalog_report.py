@@ -145,7 +145,7 @@ async def test_the_page_loads_nothing_runs_nothing_and_escapes_everything(errors
     """Hostile text in message, module, trace and code stays text."""
     hostile = "<script>alert(1)</script><img src=x onerror=alert(2)> \x1b[31m \u202e"
     try:
-        raise ValueError(hostile)  # noqa: TRY301 - with a trace
+        raise ValueError(hostile)
     except ValueError as exc:
         await errors.record(exc, module=hostile, error_code=hostile)
     report = await errors.report(title=hostile, until=None, since=BEGIN)
@@ -187,7 +187,7 @@ async def test_a_long_timeline_is_drawn_in_bounded_width(errors):
         await errors.record("x", module="m", timestamp=at, severity="DEBUG")
     report = await errors.report()
     assert report.to_html().count("<rect") < 1500
-    from dataclasses import replace  # noqa: PLC0415 - here only
+    from dataclasses import replace
 
     wide = await errors.analyzer.timeline(
         bucket=timedelta(minutes=1), since=BEGIN, until=BEGIN + timedelta(days=1)
@@ -222,7 +222,7 @@ async def test_the_worst_stand_apart_from_the_commonest(errors):
 
 async def test_parts_that_are_missing_are_left_out_of_the_page(errors):
     """No example, no template, a trace of a megabyte: the page stands."""
-    from dataclasses import replace  # noqa: PLC0415 - here only
+    from dataclasses import replace
 
     report = await errors.report()
     group = report.groups[0]

@@ -1,7 +1,7 @@
 """Errors that an application writes with structlog, in the catalogue."""
 
 # How an application logs is what is tested here.
-# ruff: noqa: LOG014, TRY301, TRY400
+# ruff: noqa: LOG014, TRY400
 
 from __future__ import annotations
 

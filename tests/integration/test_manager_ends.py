@@ -72,7 +72,7 @@ async def test_a_cancelled_opening_closes_what_was_open(
         with pytest.raises((asyncio.CancelledError, StorageClosed)):
             (await opening).pool  # noqa: B018 - raises
     async with asyncio.timeout(20):
-        while await storage.pool.fetchval(  # noqa: ASYNC110 - the server tells nobody
+        while await storage.pool.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE $1",
             f"{name}%",
         ):
@@ -179,7 +179,7 @@ async def test_a_failing_hook_hides_nothing_that_ended_the_block(
     def fails() -> None:
         raise ValueError("of the hook")
 
-    with pytest.raises(KeyError):  # noqa: PT012 - a block is what is tested
+    with pytest.raises(KeyError):
         async with StorageManager(storage_config) as storage:
             storage.hooks.register(fails)
             raise KeyError

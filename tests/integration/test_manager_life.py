@@ -333,7 +333,7 @@ async def test_a_failed_start_is_catalogued_by_the_next(empty_dsn: str, tmp_path
     async with IntegratedManager(MappingConfigManager(values)) as integrated:
         entries = integrated.storage.error_entries
         async with asyncio.timeout(10):
-            while not (found := await entries.get_recent_errors(limit=5)):  # noqa: ASYNC110 - replayed in the background
+            while not (found := await entries.get_recent_errors(limit=5)):
                 await asyncio.sleep(0.02)
 
     assert found[0].severity == "CRITICAL"

@@ -62,6 +62,6 @@ async def test_processes_share_one_embedded_folder(child: Start, tmp_path: Path)
         ]
         orphan = said[0].split()[1]
         async with asyncio.timeout(20):
-            while await storage.pool.fetchval("SELECT to_regclass($1)", orphan):  # noqa: ASYNC110 - the server tells nobody
+            while await storage.pool.fetchval("SELECT to_regclass($1)", orphan):
                 await asyncio.sleep(0.1)
         assert (await storage.health()).ok

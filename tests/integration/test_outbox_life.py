@@ -15,7 +15,7 @@ from fm_storage.hooks import ShutdownHooks
 from fm_storage.outbox import Outbox, drain_now
 from fm_storage.postgres import Pool
 from fm_storage.vectors import Point, QdrantStore
-from tests.waiting import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,7 +76,7 @@ async def test_wake_before_the_commit_is_enough(pool: Pool, qdrant: QdrantStore)
             await outbox.bind(tx).upsert("things", [point(1)])
             await asyncio.sleep(0.1)
         async with asyncio.timeout(15):
-            while await outbox.pending():  # noqa: ASYNC110 - wait_synced() would wake
+            while await outbox.pending():
                 await asyncio.sleep(0.01)
 
 

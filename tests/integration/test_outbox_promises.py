@@ -16,7 +16,7 @@ from fm_storage.postgres import Pool
 from fm_storage.testing import QdrantTestServer, app
 from fm_storage.vectors import Point, QdrantStore
 from fm_storage.vectors.vectorizers.lexical import Embedding
-from tests.waiting import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from fm_storage.postgres import Executor

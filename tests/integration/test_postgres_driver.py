@@ -78,7 +78,7 @@ async def test_both_ways_fail_alike(raw: asyncpg.Connection[Any]):
 async def test_a_changed_table_is_prepared_anew(raw: asyncpg.Connection[Any]):
     """Outside a transaction a changed result type is nobody's error."""
     for call in (driver.fetch, driver.fetchrow, driver.execute):
-        sql = f"SELECT *, $1::int AS {call.__name__} FROM pair"  # noqa: S608 - our own names
+        sql = f"SELECT *, $1::int AS {call.__name__} FROM pair"
         await call(raw, sql, 1, timeout=None)
         await raw.execute(f"ALTER TABLE pair ADD COLUMN {call.__name__}_x int")
         await call(raw, sql, 1, timeout=None)

@@ -19,7 +19,7 @@ from fm_storage.postgres import Pool
 from fm_storage.postgres.embedded.cluster import Postmaster
 from fm_storage.postgres.embedded.embedded import EmbeddedPostgres
 from tests.fix_process import Child
-from tests.waiting import LONG
+from tests.support.waiting import LONG
 
 pytestmark = pytest.mark.timeout(120)
 

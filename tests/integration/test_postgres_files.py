@@ -15,7 +15,7 @@ from fm_storage.errors import (
     QueryFailed,
 )
 from fm_storage.postgres import CopyProgress, Executor, Pool
-from tests.waiting import until
+from tests.support.waiting import until
 
 ROWS = [(1, "plain"), (2, 'with "quotes", comma\nand line'), (3, None), (4, "Zoë")]
 

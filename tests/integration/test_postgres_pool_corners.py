@@ -180,7 +180,7 @@ async def test_a_stream_used_after_its_block_is_refused(pool):
 
 async def test_a_stream_whose_connection_dies_says_so(pool):
     """ConnectionFailed while reading; the pool is whole afterwards."""
-    with pytest.raises(ConnectionFailed):  # noqa: PT012 - the block is the subject
+    with pytest.raises(ConnectionFailed):
         async with pool.stream(
             "SELECT pg_backend_pid(), generate_series(1, 50000)", prefetch=10
         ) as rows:

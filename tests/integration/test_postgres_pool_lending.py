@@ -25,7 +25,7 @@ from fm_storage.errors import (
     WrongLoop,
 )
 from fm_storage.postgres import Connection, Executor, Pool, Record, Sql
-from tests.waiting import until
+from tests.support.waiting import until
 
 
 def pool_on(dsn, **settings):

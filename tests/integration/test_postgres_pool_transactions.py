@@ -56,7 +56,7 @@ async def test_a_block_commits_and_its_handle_ends(pool):
 @pytest.mark.parametrize("error", [RuntimeError, asyncio.CancelledError])
 async def test_an_error_rolls_back_and_comes_out(pool, error):
     """Nothing of the block stays."""
-    with pytest.raises(error):  # noqa: PT012 - the block is the subject
+    with pytest.raises(error):
         async with pool.transaction() as tx:
             await tx.execute("INSERT INTO t VALUES (1)")
             raise error
@@ -82,7 +82,7 @@ async def test_a_cancelled_statement_rolls_the_transaction_back(pool):
 
 async def test_a_statement_past_its_timeout_ends_the_transaction(pool):
     """QueryTimeout leaves the block at once; the row is gone."""
-    with pytest.raises(QueryTimeout):  # noqa: PT012 - the block is the subject
+    with pytest.raises(QueryTimeout):
         async with pool.transaction() as tx:
             await tx.execute("INSERT INTO t VALUES (1)")
             await tx.execute("SELECT pg_sleep(10)", timeout=0.1)
@@ -93,7 +93,7 @@ async def test_a_savepoint_undoes_only_itself(pool):
     """An error inside a savepoint leaves the outer transaction usable."""
     async with pool.transaction() as tx:
         await tx.execute("INSERT INTO t VALUES (1)")
-        with pytest.raises(DuplicateRecord):  # noqa: PT012 - the block is the subject
+        with pytest.raises(DuplicateRecord):
             async with tx.savepoint() as inner:
                 await inner.execute("INSERT INTO t VALUES (2)")
                 await inner.execute("INSERT INTO t VALUES (1)")
@@ -119,7 +119,7 @@ async def test_the_options_reach_the_server(pool):
 
 async def test_a_commit_that_rolled_back_is_an_error(pool):
     """Swallowing a failed statement must not look like success."""
-    with pytest.raises(QueryFailed, match="rolled it back") as caught:  # noqa: PT012 - the block is the subject
+    with pytest.raises(QueryFailed, match="rolled it back") as caught:
         async with pool.transaction() as tx:
             await tx.execute("INSERT INTO t VALUES (1)")
             with pytest.raises(QueryFailed):
@@ -131,7 +131,7 @@ async def test_a_connections_transaction_inside_its_transaction_is_a_savepoint(p
     """connection.transaction() nests."""
     async with pool.acquire() as connection:
         async with connection.transaction():
-            with pytest.raises(RuntimeError):  # noqa: PT012 - the block is the subject
+            with pytest.raises(RuntimeError):
                 async with connection.transaction():
                     await connection.execute("INSERT INTO t VALUES (1)")
                     raise RuntimeError
@@ -230,7 +230,7 @@ async def test_a_changed_table_never_surfaces_as_a_stale_plan(pool):
             return await tx.fetch("SELECT * FROM t")
 
         await asyncio.gather(*(pool.run_in_transaction(body) for _ in range(4)))
-    with pytest.raises(QueryFailed) as caught:  # noqa: PT012 - the block is the subject
+    with pytest.raises(QueryFailed) as caught:
         async with pool.transaction() as tx:
             await tx.fetch("SELECT * FROM t")
             await tx.execute("ALTER TABLE t ADD COLUMN last text")
@@ -249,7 +249,7 @@ async def test_a_borrowed_asyncpg_connection_is_joined(pool, empty_dsn):
         assert await ids(pool) == [1]
         assert await theirs.fetchval("""SELECT '{"a": 1}'::jsonb""") == '{"a": 1}'
         async with theirs.transaction():
-            with pytest.raises(RuntimeError):  # noqa: PT012 - the block is the subject
+            with pytest.raises(RuntimeError):
                 async with pool.transaction(connection=theirs) as tx:
                     await tx.execute("INSERT INTO t VALUES (2)")
                     raise RuntimeError

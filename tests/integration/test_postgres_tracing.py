@@ -17,7 +17,7 @@ from fm_storage.config import PostgresConfig
 from fm_storage.errors import PoolTimeout, QueryFailed, QueryTimeout
 from fm_storage.postgres import Pool, Sql
 from fm_storage.postgres.telemetry import metrics, tracing
-from tests.waiting import until
+from tests.support.waiting import until
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from fm_storage.config import PostgresConfig
 from fm_storage.errors import InvalidRecord
 from fm_storage.postgres import Pool
-from tests.waiting import until
+from tests.support.waiting import until
 
 NOW = dt.datetime(2026, 2, 3, 4, 5, 6, 789, tzinfo=dt.UTC)
 VALUES = [

@@ -35,7 +35,7 @@ from fm_storage.repositories import (
     where,
 )
 from fm_storage.repositories.model.entity import Entity
-from tests.repository_models import Note, Product
+from tests.support.repository_models import Note, Product
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from fm_storage.errors import (
 )
 from fm_storage.repositories import Change, Repository, uuid7, where
 from fm_storage.vector_state import Shapes
-from tests.vector_states import states
+from tests.support.vector_states import states
 
 
 @dataclass(slots=True)
@@ -242,7 +242,7 @@ async def test_erased_rows_and_their_points_are_gone_for_good(tables, articles):
     with pytest.raises(RecordNotFound):
         await articles.restore(purged.id)
     with pytest.raises(InvalidRecord, match="time zone"):
-        await articles.purge(datetime(2020, 1, 1))  # noqa: DTZ001 - that is the fault
+        await articles.purge(datetime(2020, 1, 1))
 
 
 async def test_without_points_all_goes_the_same_way(leaves):

@@ -7,7 +7,7 @@ import pytest
 from fm_storage.errors import DuplicateRecord, InvalidName, InvalidRecord
 from fm_storage.postgres import Pool
 from fm_storage.repositories import Change, Repository
-from tests.repository_models import Note, Product
+from tests.support.repository_models import Note, Product
 
 
 async def test_hooks_see_each_change_before_and_after(tables):

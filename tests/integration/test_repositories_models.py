@@ -24,7 +24,7 @@ from fm_storage.errors import (
     StaleRecord,
 )
 from fm_storage.repositories import Repository, uuid7, where
-from tests.repository_models import (
+from tests.support.repository_models import (
     Account,
     Colour,
     Everything,
@@ -44,7 +44,7 @@ EVERYTHING = Everything(
     amount=Decimal("123456789012345678901234567890.123456789"),
     data=b"\x00\xff",
     moment=dt.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=dt.UTC),
-    naive=dt.datetime(2026, 1, 2, 3, 4, 5, 678901),  # noqa: DTZ001 - a naive column
+    naive=dt.datetime(2026, 1, 2, 3, 4, 5, 678901),
     day=dt.date(2026, 1, 2),
     hour=dt.time(23, 59, 59, 999999),
     span=dt.timedelta(days=-3, seconds=7, microseconds=1),

@@ -15,7 +15,7 @@ from fm_storage.errors import (
     StaleRecord,
 )
 from fm_storage.repositories import Repository, uuid7
-from tests.repository_models import (
+from tests.support.repository_models import (
     Invoice,
     Line,
     Note,
@@ -23,7 +23,7 @@ from tests.repository_models import (
     Ticket,
     invoice,
 )
-from tests.vector_states import states
+from tests.support.vector_states import states
 
 
 @pytest.fixture

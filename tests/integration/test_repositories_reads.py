@@ -17,7 +17,7 @@ from fm_storage.repositories import (
     desc,
     where,
 )
-from tests.repository_models import Everything, Note, Product
+from tests.support.repository_models import Everything, Note, Product
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 

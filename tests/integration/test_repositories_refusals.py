@@ -23,7 +23,7 @@ from fm_storage.config import CollectionConfig, PostgresConfig
 from fm_storage.postgres import Pool
 from fm_storage.repositories import Repository, where
 from fm_storage.vector_state import Shapes
-from tests.repository_models import TABLES, Invoice, Product
+from tests.support.repository_models import TABLES, Invoice, Product
 
 TEA = Product(sku="tea", price=3)
 POT = Product(sku="pot", price=20)

@@ -14,7 +14,7 @@ from fm_storage.errors import (
     SerializationFailed,
 )
 from fm_storage.repositories import Repository
-from tests.repository_models import Product, Ticket, invoice
+from tests.support.repository_models import Product, Ticket, invoice
 
 
 async def test_upsert_says_whether_it_created(invoices):

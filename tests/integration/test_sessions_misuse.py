@@ -48,7 +48,7 @@ async def test_another_loop_is_refused_and_nothing_happens(pool: Pool, method):
         await asyncio.to_thread(asyncio.run, asyncio.wait_for(elsewhere(), 5))
 
         assert session.get_session_views() == [str(view)]
-        assert await pool.fetchval(f"SELECT one FROM {view}") == 1  # noqa: S608 - ours
+        assert await pool.fetchval(f"SELECT one FROM {view}") == 1
         assert await session.cleanup_session_views() == 1
 
 
@@ -77,7 +77,7 @@ async def test_a_forked_child_drops_nothing(pool: Pool):
         _, status = await asyncio.to_thread(os.waitpid, child, 0)
         assert os.waitstatus_to_exitcode(status) == 7
         assert session.get_session_views() == [str(view)]
-        assert await pool.fetchval(f"SELECT one FROM {view}") == 1  # noqa: S608 - ours
+        assert await pool.fetchval(f"SELECT one FROM {view}") == 1
 
 
 async def _gives(made: object) -> object:

@@ -1,7 +1,5 @@
 """The seed's three scenarios, on a real server, and its methods one by one."""
 
-# ruff: noqa: FBT003, S608 - the seed's signature; names made by the library
-
 from __future__ import annotations
 
 import pytest

@@ -1,7 +1,5 @@
 """The service of a process: its statistics, its cost, its lists, its commands."""
 
-# ruff: noqa: S608 - the names of views are made by the library under test
-
 from __future__ import annotations
 
 import asyncio

@@ -1,7 +1,5 @@
 """Unlogged tables of a session: written by everyone, gone with it."""
 
-# ruff: noqa: S608 - the names of tables are made by the library under test
-
 from __future__ import annotations
 
 import pytest
@@ -16,7 +14,7 @@ from fm_storage.errors import (
 from fm_storage.migrate import Migrator
 from fm_storage.postgres import Pool
 from fm_storage.sessions import CreateProgress, PostgresSessionManager, SessionService
-from tests.waiting import locks_held
+from tests.support.waiting import locks_held
 
 FAST = SessionConfig(grace=0.05, reap_interval=0)
 

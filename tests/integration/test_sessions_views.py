@@ -1,7 +1,5 @@
 """Views of a session: values, names, indexes, refreshing, dropping."""
 
-# ruff: noqa: S608 - the names of views are made by the library under test
-
 from __future__ import annotations
 
 import asyncio
@@ -23,7 +21,7 @@ from fm_storage.errors import (
 )
 from fm_storage.postgres import Pool
 from fm_storage.sessions import CreateProgress, PostgresSessionManager
-from tests.waiting import until
+from tests.support.waiting import until
 
 NOW = dt.datetime(2026, 3, 29, 1, 30, 0, 123456, tzinfo=dt.UTC)
 
@@ -367,7 +365,7 @@ async def test_views_on_views_are_dropped_in_order(pool: Pool):
 
 async def test_a_function_may_give_the_connections(dsn: str, pool: Pool):
     """An async function that returns an asyncpg connection is a provider."""
-    import asyncpg  # noqa: PLC0415 - as an application would
+    import asyncpg
 
     async with PostgresSessionManager(lambda: asyncpg.connect(dsn)) as session:
         view = await session.create_view("SELECT $1::int AS n", 3)

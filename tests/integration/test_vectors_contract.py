@@ -295,7 +295,7 @@ async def test_filters_of_the_client_are_accepted(
     any_store: QdrantStore, name: str
 ) -> None:
     """A ``Filter`` of ``qdrant_client.models`` works as its plain form does."""
-    from qdrant_client import models  # noqa: PLC0415 - it loads for a second
+    from qdrant_client import models
 
     await fill(any_store, name)
     chosen = models.Filter(
@@ -354,7 +354,7 @@ async def test_filter_values_of_python_are_accepted(
         pytest.param({"must": [{"key": "s", "equals": 1}]}, id="unknown_match"),
         pytest.param({"n": float("nan")}, id="nan"),
         pytest.param({"n": object()}, id="object"),
-        pytest.param({"ts": {"gte": datetime(2026, 1, 1)}}, id="naive"),  # noqa: DTZ001 - what is refused
+        pytest.param({"ts": {"gte": datetime(2026, 1, 1)}}, id="naive"),
         pytest.param({"has_id": [-1]}, id="bad_id"),
         pytest.param({"s": {"any": "a"}}, id="any_no_list"),
         pytest.param({"must": [{"key": "s", "match": {"lookslike": 1}}]}, id="match"),
@@ -832,7 +832,7 @@ async def test_hybrid_search_takes_an_embedding(
     any_store: QdrantStore, name: str
 ) -> None:
     """Dense and sparse part are fused; one part alone will do."""
-    from fm_storage.vectors import Embedding  # noqa: PLC0415 - beside its type
+    from fm_storage.vectors import Embedding
 
     await fill_hybrid(any_store, name)
     both = Embedding(dense=unit(4), sparse=SparseVector([14], [1.0]))
@@ -976,7 +976,7 @@ async def test_queries_of_the_client_are_accepted(
     any_store: QdrantStore, name: str
 ) -> None:
     """Objects of ``qdrant_client.models`` mean what their plain form does."""
-    from qdrant_client import models  # noqa: PLC0415 - it loads for a second
+    from qdrant_client import models
 
     await fill(any_store, name)
     pair = models.ContextPair(positive=4, negative=20)
@@ -1111,7 +1111,7 @@ async def test_formula_takes_scores_defaults_and_the_client_s_form(
     any_store: QdrantStore, name: str
 ) -> None:
     """``$score`` is the prefetch's; a missing field takes its default."""
-    from qdrant_client import models  # noqa: PLC0415 - it loads for a second
+    from qdrant_client import models
 
     await fill(any_store, name)
     stage = [{"query": unit(3), "limit": 5}]
@@ -1195,7 +1195,7 @@ async def test_upsert_takes_any_iterable(any_store: QdrantStore, name: str) -> N
 
 async def test_client_points_are_accepted(any_store: QdrantStore, name: str) -> None:
     """``PointStruct`` of ``qdrant_client.models`` may be given instead."""
-    from qdrant_client import models  # noqa: PLC0415 - it loads for a second
+    from qdrant_client import models
 
     await any_store.ensure_collection_exists(name, 3)
     point = models.PointStruct(id=3, vector=unit(3), payload={"a": 1})

@@ -127,7 +127,7 @@ async def test_configured_collection_that_differs_closes_the_store(
 
 def test_embedded_engine_needs_a_folder() -> None:
     """Without a folder the setting that names one is told."""
-    from fm_storage.vectors.backend import backend_for  # noqa: PLC0415 - inner
+    from fm_storage.vectors.backend import backend_for
 
     with pytest.raises(ConfigurationInvalid, match="embedded:PATH"):
         backend_for(QdrantConfig(url="embedded:"), None)

@@ -108,7 +108,7 @@ class Traffic:
 
     async def write(self, number: int) -> None:
         """Change rows until the end, each writer its own: none waits for another."""
-        rng = random.Random(f"{self.seed} {number}")  # noqa: S311 - a choice
+        rng = random.Random(f"{self.seed} {number}")
         own = [key for key in range(1, ROWS, 2) if key // 2 % WRITERS == number]
         # Before all others, between them and behind them.
         fresh = itertools.chain.from_iterable(

@@ -45,8 +45,8 @@ json_values = st.recursive(
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 days = st.dates(dt.date(1, 1, 1), dt.date(9999, 12, 31))
 instants = st.datetimes(
-    dt.datetime(1900, 1, 1),  # noqa: DTZ001 - hypothesis adds the zone
-    dt.datetime(2100, 1, 1),  # noqa: DTZ001 - hypothesis adds the zone
+    dt.datetime(1900, 1, 1),
+    dt.datetime(2100, 1, 1),
     timezones=st.just(dt.UTC),
 )
 KINDS: list[tuple[Any, st.SearchStrategy[Any]]] = [

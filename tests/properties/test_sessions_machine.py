@@ -4,8 +4,6 @@ The model is a set of names; the server is asked after every step. Rules create,
 refresh, drop, have a DROP refused, cancel, close, kill and reap, in any order.
 """
 
-# ruff: noqa: S608 - the names of views are made by the library under test
-
 from __future__ import annotations
 
 import asyncio

@@ -136,7 +136,7 @@ SPEC = CollectionConfig(
 @pytest.fixture
 async def pair(vector_folder: Path) -> AsyncIterator[Pair]:
     """Give both stores, filled alike."""
-    rng = random.Random(11)  # noqa: S311 - repeatable
+    rng = random.Random(11)
     points = [
         Point(
             i,
@@ -170,7 +170,7 @@ async def ids(store: QdrantStore, chosen: Json) -> list[int | str]:
 async def test_six_hundred_filters_choose_alike(pair: Pair) -> None:
     """Every kind of condition, alone and nested, chooses the same points."""
     one, two = pair
-    rng = random.Random(23)  # noqa: S311 - repeatable
+    rng = random.Random(23)
     filters = [{"must": [leaf(rng)]} for _ in range(300)]
     filters += [compound(rng) for _ in range(320)]
     for chosen in filters:
@@ -194,7 +194,7 @@ async def test_payload_indexes_change_no_answer(pair: Pair) -> None:
         "o.deep.x": "keyword",
     }.items():
         await one.create_payload_index("d", field, schema)
-    rng = random.Random(29)  # noqa: S311 - repeatable
+    rng = random.Random(29)
     for _ in range(250):
         chosen = compound(rng)
         assert await ids(one, chosen) == await ids(two, chosen), chosen
@@ -205,7 +205,7 @@ async def test_payload_indexes_change_no_answer(pair: Pair) -> None:
 async def test_searches_rank_alike(pair: Pair) -> None:
     """Dense and sparse searches, filtered or not: the same order, the same scores."""
     one, two = pair
-    rng = random.Random(31)  # noqa: S311 - repeatable
+    rng = random.Random(31)
     for turn in range(150):
         probe: Any = vector(rng, 8)
         using = "v"
@@ -231,7 +231,7 @@ async def test_searches_rank_alike(pair: Pair) -> None:
 async def test_fusions_agree(pair: Pair) -> None:
     """RRF of dense and sparse gives the same scores."""
     one, two = pair
-    rng = random.Random(37)  # noqa: S311 - repeatable
+    rng = random.Random(37)
     for _ in range(100):
         stages = [
             {"query": vector(rng, 8), "using": "v", "limit": 20},
@@ -249,7 +249,7 @@ async def test_fusions_agree(pair: Pair) -> None:
 async def test_random_writes_leave_the_same_points(pair: Pair) -> None:
     """Upserts, conditional upserts, deletes and payload changes, step by step."""
     one, two = pair
-    rng = random.Random(41)  # noqa: S311 - repeatable
+    rng = random.Random(41)
     for step in range(60):
         some = rng.sample(range(COUNT + 40), 12)
         kind = rng.randrange(5)

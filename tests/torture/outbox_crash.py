@@ -183,7 +183,7 @@ async def trial(
         await victim.start(dice.random())
         # By work, not by the clock: a busy machine would kill before anything is done.
         enough = dice.randrange(80, 400)
-        while Ledger(ledger).acknowledged() < enough:  # noqa: ASYNC110 - a file
+        while Ledger(ledger).acknowledged() < enough:
             await asyncio.sleep(dice.uniform(0.005, 0.05))
         await victim.kill()
         # The restart: what is left is delivered by a process that knows nothing.
@@ -211,7 +211,7 @@ async def table(base: Path, trials: int, seed: int) -> int:
     async with EmbeddedPostgres(base / "data") as dsn:
         await Migrator(dsn, MigrationsConfig()).apply()
         for name, recipe in RECIPES.items():
-            dice = random.Random(seed)  # noqa: S311 - repeatable
+            dice = random.Random(seed)
             folder = base / f"vectors-{name}"
             results = [
                 await trial(name, dsn, folder, base / "ledger", dice)

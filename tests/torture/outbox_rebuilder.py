@@ -64,7 +64,7 @@ async def main() -> None:
     ):
         outbox = Outbox(pool, store, OutboxConfig(drain=False))
         report = await outbox.rebuild(collection)
-        print(report.copied, report.resumed)  # noqa: T201 - the parent reads it
+        print(report.copied, report.resumed)
 
 
 if __name__ == "__main__":

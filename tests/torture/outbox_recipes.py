@@ -62,9 +62,9 @@ class SlowStore(QdrantStore):
         )
 
     async def _slowly(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        await asyncio.sleep(random.uniform(0, DELAY))  # noqa: S311 - no secret
+        await asyncio.sleep(random.uniform(0, DELAY))
         result = await call()
-        await asyncio.sleep(random.uniform(0, DELAY))  # noqa: S311 - no secret
+        await asyncio.sleep(random.uniform(0, DELAY))
         return result
 
 
@@ -103,7 +103,7 @@ class Ours:
 
     name = "fm_storage"
     _write = Sql(
-        f"WITH rec AS ({_UPSERT_NOTE} RETURNING id), "  # noqa: S608 - constant text
+        f"WITH rec AS ({_UPSERT_NOTE} RETURNING id), "
         + upsert_ctes(
             collection="$4",
             point_id="rec.id::text",
@@ -116,7 +116,7 @@ class Ours:
         + " SELECT ver FROM fm_state"
     )
     _remove = Sql(
-        "WITH rec AS (DELETE FROM notes WHERE id = $1 RETURNING id), "  # noqa: S608 - constant text
+        "WITH rec AS (DELETE FROM notes WHERE id = $1 RETURNING id), "
         + delete_ctes(
             collection="$2", point_id="rec.id::text", source="rec", durable=True
         )
@@ -226,7 +226,7 @@ class Guide:
                 snapshot: list[float] = payload["vector"]  # type: ignore[assignment]  # JSON of ours
                 point = Point(note, snapshot, {"rev": payload["rev"]})
                 await self._store.upsert_points(COLLECTION, [point])
-        except Exception as exc:  # noqa: BLE001 - the recipe retries whatever happened
+        except Exception as exc:
             await self._pool.execute(
                 "UPDATE sync_outbox SET last_error = $2, status = CASE WHEN "
                 "attempts >= max_attempts THEN 'failed' ELSE 'pending' END "

@@ -50,7 +50,7 @@ async def write(recipe: Recipe, ledger: int, part: int, dice: random.Random) -> 
 async def main() -> None:
     """Do what the arguments say until killed."""
     name, roles, dsn, folder, ledger, seed = sys.argv[1:]
-    dice = random.Random(seed)  # noqa: S311 - repeatable
+    dice = random.Random(seed)
     postgres = PostgresConfig(dsn=dsn, connect_timeout=2)
     vectors = QdrantConfig(durability="process", timeout=1.5)
     async with (
@@ -63,11 +63,11 @@ async def main() -> None:
             file = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             for part in range(WRITERS):
                 tasks.create_task(
-                    write(recipe, file, part, random.Random(dice.random()))  # noqa: S311 - repeatable
+                    write(recipe, file, part, random.Random(dice.random()))
                 )
         if "drain" in roles:
             tasks.create_task(recipe.work())
-        print("up", flush=True)  # noqa: T201 - the parent waits for it
+        print("up", flush=True)
 
 
 if __name__ == "__main__":

@@ -75,4 +75,4 @@ async def test_a_log_of_200_megabytes_is_read_with_bounded_memory(storage, tmp_p
         assert report.added == lines // 40
         assert most["here"] < 150 * MEGABYTE
         assert 0 < most["there"] < 250 * MEGABYTE
-        print(f"{lines / report.seconds:,.0f} lines/s, {most}")  # noqa: T201 - a figure
+        print(f"{lines / report.seconds:,.0f} lines/s, {most}")

@@ -76,7 +76,7 @@ async def test_every_answer_about_a_million_errors_takes_seconds(storage):
         report = await errors.report()
         spent["report"] = time.perf_counter() - begin
         for name, seconds in spent.items():
-            print(f"{name}: {seconds:.2f} s")  # noqa: T201 - figures for the reader
+            print(f"{name}: {seconds:.2f} s")
         assert report.totals.errors == 1_000_000
         assert spent.pop("report") < 15
         assert max(spent.values()) < 5, spent
@@ -119,7 +119,7 @@ async def test_purging_holds_nobody_up(storage):
         tenth = max(len(steps) // 10, 1)
         first = sum(seconds for _, seconds in steps[:tenth]) / tenth
         last = sum(seconds for _, seconds in steps[-tenth:]) / tenth
-        print(  # noqa: T201 - figures for the reader
+        print(
             f"{len(steps)} batches, {first * 1000:.0f} ms each at first, "
             f"{last * 1000:.0f} ms at last; a record took "
             f"{sorted(waits)[len(waits) // 2] * 1000:.1f} ms, at most "

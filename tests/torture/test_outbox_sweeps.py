@@ -40,7 +40,7 @@ async def test_fifty_kills_and_five_immediate_stops_lose_nothing(
     """
     await cluster.restart(synchronous_commit="off")
     await Migrator(cluster.dsn, MigrationsConfig()).apply()
-    dice = random.Random(8)  # noqa: S311 - repeatable
+    dice = random.Random(8)
     ledger = tmp_path / "ledger"
     blows = ["kill"] * KILLS + ["stop"] * STOPS + ["engine"] * ENGINE_KILLS
     dice.shuffle(blows)
@@ -85,7 +85,7 @@ async def test_zombies_leave_no_divergence(
     dsn: str, vector_folder: Path, tmp_path: Path, seed: int
 ):
     """Four drainers whose calls outlive their leases, one of them stopped at times."""
-    dice = random.Random(seed)  # noqa: S311 - repeatable
+    dice = random.Random(seed)
     ledger = tmp_path / "ledger"
     environment = {
         "FM_TORTURE_LEASE": "0.05",
@@ -155,7 +155,5 @@ FOR EACH ROW EXECUTE FUNCTION witness()"""
 
 async def _emptied(pool: Pool) -> None:
     """Return when no row is queued, tombstones included."""
-    while await pool.fetchval(  # noqa: ASYNC110 - another process empties it
-        "SELECT count(*) FROM fm_storage.vector_queue"
-    ):
+    while await pool.fetchval("SELECT count(*) FROM fm_storage.vector_queue"):
         await asyncio.sleep(0.1)

@@ -35,7 +35,7 @@ async def test_a_demoted_primary_costs_one_error_at_most(cluster):
         write = Sql("INSERT INTO t VALUES (1)")
         await pool.execute(write)
         async with asyncio.timeout(10):
-            while not await _has_table(standby.tcp_dsn):  # noqa: ASYNC110 - a number, not an event
+            while not await _has_table(standby.tcp_dsn):
                 await asyncio.sleep(0.05)
         async with pool.acquire() as held:
             await standby.promote()
@@ -73,7 +73,7 @@ async def test_a_server_demoted_in_place_is_left(cluster):
         with pytest.raises(QueryFailed):
             await pool.execute(Sql("CREATE TABLE u (n int)"))
         async with asyncio.timeout(3):
-            while pool.statistics().generation == 0:  # noqa: ASYNC110 - a number, not an event
+            while pool.statistics().generation == 0:
                 await asyncio.sleep(0.01)
         assert await pool.fetchval("SELECT 1") == 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cancelling import cancel_at_random
+from tests.support.cancelling import cancel_at_random
 
 
 @pytest.mark.timeout(300)

@@ -1,7 +1,5 @@
 """The bars of sessions at full size; the normal suite runs a short form of each."""
 
-# ruff: noqa: S311, S608 - random moments; names of views made by the library
-
 from __future__ import annotations
 
 import asyncio
@@ -107,7 +105,7 @@ async def test_twelve_thousand_views(cluster: TestCluster, how: str):
             await lease._connection.aclose()
             done = await SessionService(pool, settings).reap()
         took = monotonic() - began
-        print(f"\n12,000 views, {how}: {took:.1f} s")  # noqa: T201 - a measurement
+        print(f"\n12,000 views, {how}: {took:.1f} s")
         assert len(done.dropped) == 12_000
         assert done.refused == ()
         assert took < 30
@@ -136,7 +134,7 @@ async def kills(
             await asyncio.sleep(random.uniform(0.05, 0.3))
             await victim.kill()
         slowest = max(slowest, await wait_until_left(pool, (0, 0, 0, 0), 5.0))
-    print(f"\n{volleys * size} kills: all gone after {slowest:.1f} s at most")  # noqa: T201 - a measurement
+    print(f"\n{volleys * size} kills: all gone after {slowest:.1f} s at most")
     await reaper.aclose()
 
 
@@ -170,7 +168,7 @@ async def test_blocked_owners_lose_nothing(dsn: str, pool: Pool, child: Starter)
 async def test_a_thousand_cancelled_sessions(pool: Pool):
     """1,000 sessions cancelled in every way: 0 left when the block returns."""
     wall, cpu = await storm(pool, 1000)
-    print(f"\nclean-up: {cpu / wall:.3f} s of CPU per second")  # noqa: T201 - a measurement
+    print(f"\nclean-up: {cpu / wall:.3f} s of CPU per second")
 
 
 @pytest.mark.timeout(1800)

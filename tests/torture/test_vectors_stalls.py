@@ -67,7 +67,7 @@ async def smooth(work: Callable[[], Awaitable[object]]) -> float:
         finally:
             gc.unfreeze()
         longest.append(ticker.longest)
-        print(f"longest pause: {1000 * ticker.longest:.1f} ms")  # noqa: T201 - shown by -s
+        print(f"longest pause: {1000 * ticker.longest:.1f} ms")
         if longest[-1] <= LIMIT:
             break
     return min(longest)
@@ -99,7 +99,7 @@ async def test_loop_never_waits_for_the_engine(vector_folder: Path) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("by_grpc", [False, True], ids=["rest", "grpc"])
 async def test_loop_never_waits_for_a_large_upsert(
-    by_grpc: bool,  # noqa: FBT001 - a parameter of the test
+    by_grpc: bool,
 ) -> None:
     """1000 × 1536 floats as lists: encoded and sent without a long pause."""
     server = await asyncio.create_subprocess_exec(

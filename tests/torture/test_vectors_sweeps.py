@@ -35,7 +35,7 @@ async def test_fifty_kills_of_the_client_lose_nothing(
     vector_folder: Path, child: Callable[..., Awaitable[Child]]
 ) -> None:
     """Whatever the dying client had been told is there when the next one looks."""
-    rng = random.Random(3)  # noqa: S311 - repeatable
+    rng = random.Random(3)
     acked: dict[int, bool] = {}
     first = 1
     for _ in range(50):
@@ -71,7 +71,7 @@ async def test_fifty_kills_of_the_client_lose_nothing(
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("by_grpc", [False, True], ids=["rest", "grpc"])
 async def test_hundred_thousand_points_pass_a_faulty_server_once(
-    by_grpc: bool,  # noqa: FBT001 - a parameter of the test
+    by_grpc: bool,
 ) -> None:
     """All stored, once, ≤ 4 MiB a request, in time; a refusal is said once."""
     async with QdrantTestServer(grpc=by_grpc) as server:

@@ -55,7 +55,7 @@ class Ledger:
 async def _work(
     store: QdrantStore, ledger: Ledger, number: int, until: asyncio.Event
 ) -> int:
-    rng = random.Random(number)  # noqa: S311 - repeatable
+    rng = random.Random(number)
     first = number * _PER_WORKER
     done = 0
     while not until.is_set():
@@ -85,7 +85,7 @@ async def kill_engine_sweep(
 
     The index threshold is so low that most kills fall near a build.
     """
-    rng = random.Random(seed)  # noqa: S311 - repeatable
+    rng = random.Random(seed)
     config = QdrantConfig(durability=durability, index_threshold=40)
     ledger = Ledger()
     over = asyncio.Event()

@@ -25,7 +25,7 @@ from fm_storage.repositories import (
     desc,
     where,
 )
-from tests.repository_models import Invoice, Note, Product
+from tests.support.repository_models import Invoice, Note, Product
 
 __all__: list[str] = []
 
@@ -104,6 +104,6 @@ async def the_catalogue_is_typed(executor: Executor) -> None:
     assert_type(entry.severity, Severity)
     assert_type(errors.bind(executor), ErrorEntryRepository)
     assert_type(await errors.find_by_module("m", limit=3), list[ErrorEntry])
-    assert_type(await errors.get_recent_errors(since=datetime.now()), list[ErrorEntry])  # noqa: DTZ005 - never run
+    assert_type(await errors.get_recent_errors(since=datetime.now()), list[ErrorEntry])
     assert_type(await errors.count_by_severity(), dict[Severity, int])
     assert_type(await errors.count_by_hour(), dict[datetime, int])

@@ -1,7 +1,7 @@
 """Exceptions as text, however hostile; drafts of everything; the spool's files."""
 
 # Raising and catching is what is tested here.
-# ruff: noqa: BLE001, PT017, TRY301
+# ruff: noqa: PT017
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ async def test_the_block_raises_its_own_error_first(caplog: pytest.LogCaptureFix
     def fail() -> None:
         raise ValueError("hook")
 
-    with pytest.raises(KeyError):  # noqa: PT012 - a block is what is tested
+    with pytest.raises(KeyError):
         async with ShutdownHooks() as hooks:
             hooks.register(fail)
             raise KeyError

@@ -19,7 +19,7 @@ _WHEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 def _file(name: str, checksum: str = "", source: str = "app") -> MigrationFile:
     path = Path(os.devnull)
-    return MigrationFile(name, path, source, checksum or name, (), True)  # noqa: FBT003 - as in the file
+    return MigrationFile(name, path, source, checksum or name, (), True)
 
 
 def _row(

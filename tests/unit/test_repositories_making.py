@@ -83,7 +83,7 @@ class Own:
     colour: Colour
     other: Colour | None = None
 
-    def __init__(self, id: int, colour: Colour, other: Colour | None = None) -> None:  # noqa: A002 - the field's name
+    def __init__(self, id: int, colour: Colour, other: Colour | None = None) -> None:
         self.id = id * 10
         self.colour = colour
         self.other = other

@@ -134,7 +134,7 @@ CASES: list[tuple[str, Exception, type[Exception], bool | None]] = [
 def test_exception_of_the_client_becomes_ours(
     raised: Exception,
     expected: type[Exception],
-    retryable: bool | None,  # noqa: FBT001 - a parameter of the test
+    retryable: bool | None,
 ) -> None:
     """Type, retryability and cause are right; the client's type never leaks."""
     with pytest.raises((StorageError, AlreadyExists)) as caught, translated("op", "a"):

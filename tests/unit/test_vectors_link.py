@@ -11,14 +11,14 @@ import pytest
 
 from fm_storage.vectors.embedded.connection import EngineConnection, Gone
 from fm_storage.vectors.embedded.frames import HEADER, MAX_REQUEST, pack, split_header
-from tests.waiting import until
+from tests.support.waiting import until
 
 
 @pytest.fixture
 async def ends() -> AsyncIterator[tuple[EngineConnection, socket.socket]]:
     """Give a link, and the socket at its other end."""
     ours, theirs = socket.socketpair()
-    theirs.setblocking(False)  # noqa: FBT003 - the standard library's form
+    theirs.setblocking(False)
     loop = asyncio.get_running_loop()
     _, link = await loop.create_unix_connection(EngineConnection, sock=ours)
     yield link, theirs

@@ -82,7 +82,7 @@ def header_of_journal(fields: dict[str, Any], clock: Clock) -> Header:
 def _journal_text(value: object) -> str | None:
     """Return a field as text: bytes come as a list of numbers, repeats as a list."""
     if isinstance(value, list):
-        if value and all(isinstance(one, int) and 0 <= one < 256 for one in value):  # noqa: PLR2004 - bytes
+        if value and all(isinstance(one, int) and 0 <= one < 256 for one in value):
             return bytes(value).decode("utf-8", "replace")
         return ", ".join(str(_journal_text(one)) for one in value)
     return None if value is None else str(value)
@@ -94,7 +94,7 @@ def header_of_fields(fields: dict[str, Any], clock: Clock) -> Header | None:
         return header_of_journal(fields, clock)
     taken: set[str] = set()
 
-    def take(*names: str) -> Any:  # noqa: ANN401 - any JSON value
+    def take(*names: str) -> Any:
         for name in names:
             value: Any = fields
             for part in (name,) if name in fields else name.split("."):

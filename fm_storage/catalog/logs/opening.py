@@ -143,7 +143,7 @@ def _refuse(shown: str, problem: str, cause: BaseException | None = None) -> NoR
 
 
 def _refuse_binary(shown: str, head: bytes) -> None:
-    controls = sum(byte < 32 and byte not in _TEXT_CONTROLS for byte in head)  # noqa: PLR2004 - the controls
+    controls = sum(byte < 32 and byte not in _TEXT_CONTROLS for byte in head)
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head)
         valid = True

@@ -217,7 +217,7 @@ class LogReader:
         It begins with the entry's time where the line itself has one, as new ids
         do, so that the index grows at its end.
         """
-        assert self._identity is not None  # noqa: S101 - set by the first line
+        assert self._identity is not None
         found = blake2b(
             b"%d\0" % current.offset + current.digest.rstrip(b"\r\n"),
             digest_size=16,

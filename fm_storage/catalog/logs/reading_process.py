@@ -81,14 +81,14 @@ class ReadingProcess:
         # A session of its own: Ctrl-C at the terminal is for the parent, which
         # ends the child. Should the parent be killed, the child's next write
         # finds no reader and ends it.
-        self._child = subprocess.Popen(  # noqa: S603 - this interpreter, our own code
+        self._child = subprocess.Popen(
             [sys.executable, "-c", _BOOT, json.dumps(sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=(task.descriptor,),
             start_new_session=True,
         )
-        assert self._child.stdin is not None  # noqa: S101 - asked for above
+        assert self._child.stdin is not None
         try:
             with self._child.stdin as pipe:
                 pickle.dump(task, pipe)
@@ -102,7 +102,7 @@ class ReadingProcess:
             EOFError: The child has ended before the log did.
             Exception: Whatever reading the log raised there.
         """
-        assert self._child.stdout is not None  # noqa: S101 - asked for above
+        assert self._child.stdout is not None
         try:
             columns, said = pickle.load(self._child.stdout)  # noqa: S301 - our own child
         except (EOFError, pickle.UnpicklingError) as exc:
@@ -121,7 +121,7 @@ class ReadingProcess:
         """End the child, whatever it is doing."""
         self._child.kill()
         self._child.wait()
-        assert self._child.stdout is not None  # noqa: S101 - asked for above
+        assert self._child.stdout is not None
         self._child.stdout.close()
 
 
@@ -145,7 +145,7 @@ def serve(task: Task, out: IO[bytes]) -> None:
             out.flush()
     except BrokenPipeError:
         raise
-    except Exception as exc:  # noqa: BLE001 - raised again in the parent
+    except Exception as exc:
         send((None, exc))
 
 

@@ -74,7 +74,7 @@ class Analyzer:
         row = await (await self._pool(since=since, until=until)).fetchrow(
             analyzer_sql.TOTALS, since, until, _rank(severity), timeout=_SCAN_TIMEOUT
         )
-        assert row is not None  # noqa: S101 - an aggregate has one row
+        assert row is not None
         return Totals(*row)
 
     async def patterns(

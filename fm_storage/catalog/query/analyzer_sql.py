@@ -28,13 +28,13 @@ _RANGE = """($1::timestamptz IS NULL OR timestamp >= $1)
 TOTALS = Sql(
     f"""SELECT count(*) AS errors, count(DISTINCT fingerprint) AS groups,
   min(timestamp) AS first, max(timestamp) AS last
-FROM fm_storage.error_fingerprints WHERE {_RANGE}"""  # noqa: S608 - constant text
+FROM fm_storage.error_fingerprints WHERE {_RANGE}"""
 )
 _COUNTED = f"""WITH counted AS (
   SELECT fingerprint, count(*) AS count, max(severity) AS severity,
     min(timestamp) AS first_seen, max(timestamp) AS last_seen
   FROM fm_storage.error_fingerprints WHERE {_RANGE} GROUP BY fingerprint
-)"""  # noqa: S608 - constant text
+)"""
 PATTERNS = Sql(
     _COUNTED
     + """ SELECT c.*, g.module, g.error_code, g.template,
@@ -49,7 +49,7 @@ BY_NAME = {
         _COUNTED
         + f""" SELECT g.{name} AS key, sum(c.count)::bigint AS count
 FROM counted AS c JOIN fm_storage.fingerprints AS g USING (fingerprint)
-GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT $4"""  # noqa: S608 - constant text
+GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT $4"""
     )
     for name in ("module", "error_code")
 }
@@ -62,7 +62,7 @@ BY_PART = {
     name: Sql(
         f"""SELECT {part} AS key, count(*) AS count
 FROM fm_storage.error_fingerprints WHERE {_RANGE}
-GROUP BY 1 ORDER BY 1 LIMIT $4"""  # noqa: S608 - constant text
+GROUP BY 1 ORDER BY 1 LIMIT $4"""
     )
     for name, part in _PARTS.items()
 }
@@ -70,7 +70,7 @@ TIMELINE = Sql(
     f"""SELECT date_bin($4::interval, timestamp, '2000-01-01T00:00Z') AS start,
   severity, count(*) AS count
 FROM fm_storage.error_fingerprints WHERE {_RANGE}
-GROUP BY 1, 2 ORDER BY 1"""  # noqa: S608 - constant text
+GROUP BY 1, 2 ORDER BY 1"""
 )
 HEAT = Sql(
     f"""WITH counted AS (
@@ -84,7 +84,7 @@ HEAT = Sql(
 ), ranked AS (
   SELECT *, dense_rank() OVER (ORDER BY total DESC, module) AS place FROM named
 )
-SELECT module, hour, count FROM ranked WHERE place <= $4 ORDER BY place, hour"""  # noqa: S608 - constant text
+SELECT module, hour, count FROM ranked WHERE place <= $4 ORDER BY place, hour"""
 )
 # One probe of an index per group finds its first error; errors are not counted.
 _FIRST = """FROM fm_storage.fingerprints AS g
@@ -145,5 +145,5 @@ JOIN fm_storage.fingerprints AS gb ON gb.fingerprint = p.second
 WHERE p.together * s.total > a.slots * b.slots * 1.1
 ORDER BY p.together / (a.slots + b.slots - p.together) * ln(p.together + 1) DESC,
   p.first, p.second
-LIMIT $5"""  # noqa: S608 - constant text
+LIMIT $5"""
 )

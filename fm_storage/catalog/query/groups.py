@@ -149,7 +149,7 @@ def number_of(fingerprint: str) -> int:
         ValueError: It is something else.
     """
     number = int(fingerprint, 16)
-    if len(fingerprint) != 16:  # noqa: PLR2004 - hexadecimal digits of 64 bits
+    if len(fingerprint) != 16:
         raise ValueError("not sixteen hexadecimal digits")
     return number - (1 << 64) if number >> 63 else number
 

@@ -27,7 +27,7 @@ WHERE ($1::text IS NULL OR e.module = $1)
   AND ($2::text[] IS NULL OR e.severity = ANY($2))
   AND ($3::timestamptz IS NULL OR e.timestamp >= $3)
 ORDER BY e.timestamp DESC, e.id DESC
-LIMIT $4"""  # noqa: S608 - constant text
+LIMIT $4"""
 )
 # A group's errors are found by the index of its fingerprint, however old they are.
 _OF_GROUP = Sql(
@@ -38,10 +38,10 @@ WHERE f.fingerprint = $5
   AND ($2::text[] IS NULL OR e.severity = ANY($2))
   AND ($3::timestamptz IS NULL OR f.timestamp >= $3)
 ORDER BY f.timestamp DESC, e.id DESC
-LIMIT $4"""  # noqa: S608 - constant text
+LIMIT $4"""
 )
 _BETWEEN = Sql(
-    f"SELECT {ENTRY_COLUMNS} FROM project_errors AS e "  # noqa: S608 - constant text
+    f"SELECT {ENTRY_COLUMNS} FROM project_errors AS e "
     "WHERE e.id BETWEEN $1 AND $2 ORDER BY e.id LIMIT $3"
 )
 _PREFIX = re.compile(r"[0-9a-f]{4,32}")

@@ -72,7 +72,7 @@ async def purge_older(
         else:
             row = await pool.fetchrow(_PURGE_WITH_VECTORS, *values, collection)
             delivered()
-        assert row is not None  # noqa: S101 - an aggregate has one row
+        assert row is not None
         deleted += row["gone"]
         if progress is not None:
             progress(deleted, None)

@@ -50,7 +50,7 @@ WHERE timestamp >= $1 AND severity >= $2
 ORDER BY timestamp, error_id"""
 )
 _ENTRIES = Sql(
-    f"SELECT {ENTRY_COLUMNS} FROM project_errors AS e "  # noqa: S608 - constant text
+    f"SELECT {ENTRY_COLUMNS} FROM project_errors AS e "
     "WHERE e.id = ANY($1::uuid[]) ORDER BY e.timestamp, e.id"
 )
 

@@ -38,7 +38,7 @@ def _is_new(exc: BaseException) -> bool:
         return False
     try:
         setattr(exc, _SEEN, True)
-    except Exception:  # noqa: BLE001 - slots, or a hostile __setattr__
+    except Exception:
         logger.debug("%s cannot be marked as recorded", type(exc))
     return True
 
@@ -83,7 +83,7 @@ class Capture:
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
-            async def in_loop(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as wrapped
+            async def in_loop(*args: Any, **kwargs: Any) -> Any:
                 async with self:
                     return await function(*args, **kwargs)
 
@@ -91,7 +91,7 @@ class Capture:
         if inspect.isasyncgenfunction(function):
 
             @functools.wraps(function)
-            async def generating(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as wrapped
+            async def generating(*args: Any, **kwargs: Any) -> Any:
                 async with self:
                     async for item in function(*args, **kwargs):
                         yield item
@@ -99,7 +99,7 @@ class Capture:
             return cast("Function", generating)
 
         @functools.wraps(function)
-        def plain(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as wrapped
+        def plain(*args: Any, **kwargs: Any) -> Any:
             try:
                 return function(*args, **kwargs)
             except BaseException as exc:  # seen, and passed on

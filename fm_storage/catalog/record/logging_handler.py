@@ -49,7 +49,7 @@ class CatalogHandler(logging.Handler):
             # trace (which costs a hundred times as much) in the thread.
             message = _message(record)
             self._hand_in(partial(draft_of_log, record, message, module=self._module))
-        except Exception:  # noqa: BLE001 - as logging's own handlers do
+        except Exception:
             self.handleError(record)
 
     def createLock(self) -> None:  # noqa: N802 - logging's name
@@ -79,7 +79,7 @@ def level_from(level: int | str) -> int:
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception:  # noqa: BLE001 - wrong arguments must not lose the record
+    except Exception:
         return f"{record.msg!r} with {record.args!r}"
 
 

@@ -264,6 +264,6 @@ class Recorder:
 
 
 def _default_vectorizer() -> Vectorizer:
-    from fm_storage.vectors import LexicalVectorizer  # noqa: PLC0415 - loads numpy
+    from fm_storage.vectors import LexicalVectorizer
 
     return LexicalVectorizer()

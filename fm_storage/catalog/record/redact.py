@@ -107,8 +107,7 @@ _FOLDED = str.maketrans({"\u017f": "s", "\u0130": "i", "\u0131": "i", "\u212a": 
 _DIGITS = re.compile(r"\d[\d -]{11,}")
 # What may stand in a run of digits; beyond ASCII too much is better than too little.
 _RUNS = bytes(
-    48 if code in b"0123456789 -" or code >= 0x80 else 120  # noqa: PLR2004 - ASCII's end
-    for code in range(256)
+    48 if code in b"0123456789 -" or code >= 0x80 else 120 for code in range(256)
 )
 _RUN = b"0" * 12
 _NUMERALS = b"0123456789"
@@ -221,7 +220,7 @@ def _mask_pair(match: re.Match[str]) -> str:
 
 def _mask_card(match: re.Match[str]) -> str:
     digits = [int(c) for c in match[0] if c.isdigit()]
-    doubled = [d * 2 - 9 * (d > 4) for d in digits[-2::-2]]  # noqa: PLR2004 - Luhn
+    doubled = [d * 2 - 9 * (d > 4) for d in digits[-2::-2]]
     return MASK if (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0 else match[0]
 
 
@@ -267,7 +266,7 @@ def repair_text(text: str, *, limit: int = MAX_TEXT) -> tuple[str, tuple[str, ..
 
 def _escape(match: re.Match[str]) -> str:
     code = ord(match[0])
-    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"  # noqa: PLR2004
+    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"
 
 
 def repair_context(
@@ -317,7 +316,7 @@ _SCALARS: dict[type, Callable[[Any], str]] = {
 }
 
 
-def _plain(value: object, done: set[str], limit: int, depth: int) -> Json:  # noqa: C901, PLR0911, PLR0912 - one branch per kind of value
+def _plain(value: object, done: set[str], limit: int, depth: int) -> Json:  # noqa: C901, PLR0912 - one branch per kind of value
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, Enum):
@@ -358,14 +357,14 @@ def _plain(value: object, done: set[str], limit: int, depth: int) -> Json:  # no
             return [
                 _plain(item, done, limit, depth + 1) for item in _first(value, done)
             ]
-    except Exception:  # noqa: BLE001 - hostile containers must not lose the error
+    except Exception:
         done.add("context: unreadable value replaced")
         return f"<unreadable {type(value).__name__}>"
     done.add("context: unserialisable value kept as text")
     return _text_of(value, done, limit)
 
 
-def _first(items: Any, done: set[str]) -> Any:  # noqa: ANN401 - any iterable
+def _first(items: Any, done: set[str]) -> Any:
     for at, item in enumerate(items):
         if at >= _MAX_ITEMS:
             done.add(f"context: only the first {_MAX_ITEMS} items kept")
@@ -385,7 +384,7 @@ def _key(key: object, done: set[str]) -> str:
 def _text_of(value: object, done: set[str], limit: int) -> str:
     try:
         text = str(value) if isinstance(value, int) else repr(value)
-    except Exception:  # noqa: BLE001 - a repr may do anything
+    except Exception:
         done.add("context: unreadable value replaced")
         return f"<unreadable {type(value).__name__}>"
     return repair_text(text, limit=limit)[0]

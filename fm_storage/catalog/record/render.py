@@ -57,7 +57,7 @@ def _message(exc: BaseException) -> str:
 def _str(exc: BaseException) -> str:
     try:
         return str(exc)
-    except Exception:  # noqa: BLE001 - str() of an exception may do anything
+    except Exception:
         return f"<unprintable {type_name(exc)}>"
 
 
@@ -66,7 +66,7 @@ def _trace(exc: BaseException) -> str:
         found = traceback.TracebackException.from_exception(exc, lookup_lines=False)
         _shorten(found)
         return "".join(found.format()).rstrip("\n")
-    except Exception:  # noqa: BLE001 - a broken __str__ or loader must not lose the error
+    except Exception:
         lines = traceback.format_tb(exc.__traceback__)[-_MAX_FRAMES:]
         return "".join(
             [
@@ -133,5 +133,5 @@ def _leaves(
 def _attribute(exc: BaseException, name: str) -> object:
     try:
         return getattr(exc, name, None)
-    except Exception:  # noqa: BLE001 - a property may do anything
+    except Exception:
         return None

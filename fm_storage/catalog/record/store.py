@@ -47,7 +47,7 @@ _ONE = f"""WITH rec AS (
   INSERT INTO fm_storage.fingerprints (fingerprint, module, error_code, template)
   SELECT $9::bigint, $5::text, $6::text, $10::text FROM rec
   ON CONFLICT (fingerprint) DO NOTHING
-)"""  # noqa: S608 - constant text
+)"""
 _ONE_MARK = """
   INSERT INTO fm_storage.error_fingerprints
     (error_id, fingerprint, timestamp, severity)
@@ -76,7 +76,7 @@ _MANY = f"""WITH src AS MATERIALIZED (
   INSERT INTO fm_storage.error_fingerprints
     (error_id, fingerprint, timestamp, severity)
   SELECT id, fingerprint, at, rank FROM src JOIN rec USING (id)
-)"""  # noqa: S608 - constant text
+)"""
 
 _PAYLOAD = """jsonb_build_object('module', {module}, 'severity', {rank},
     'at', extract(epoch FROM {at}), 'fingerprint', {fingerprint}::text)"""
@@ -114,7 +114,7 @@ _RECORD_MANY_WITH_VECTORS = Sql(
     + _ANSWER
 )
 _ENTRIES = Sql(
-    f"SELECT {ENTRY_COLUMNS} FROM project_errors AS e WHERE e.id = ANY($1::uuid[])"  # noqa: S608 - constant text
+    f"SELECT {ENTRY_COLUMNS} FROM project_errors AS e WHERE e.id = ANY($1::uuid[])"
 )
 _WATERMARK = Sql("SELECT last_value FROM fm_storage.vector_version")
 _WAITING = Sql(

@@ -94,7 +94,7 @@ class Report:
 
     def to_html(self) -> str:
         """Return the report as one page that loads nothing and runs nothing."""
-        from fm_storage.catalog.report.page import draw  # noqa: PLC0415 - only for the page
+        from fm_storage.catalog.report.page import draw
 
         return draw(self)
 

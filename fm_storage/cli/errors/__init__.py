@@ -85,7 +85,7 @@ def list_errors(
         )
 
     async def job(storage: StorageManager) -> list[ErrorEntry]:
-        from fm_storage.catalog.query.latest import fetch_latest  # noqa: PLC0415 - lazy
+        from fm_storage.catalog.query.latest import fetch_latest
 
         return await fetch_latest(
             storage.pool,
@@ -123,8 +123,8 @@ def show(
     """
 
     async def job(storage: StorageManager) -> list[ErrorEntry]:
-        from fm_storage.catalog.query.groups import fetch_groups, number_of  # noqa: PLC0415 - lazy
-        from fm_storage.catalog.query.latest import fetch_by_prefix  # noqa: PLC0415 - lazy
+        from fm_storage.catalog.query.groups import fetch_groups, number_of
+        from fm_storage.catalog.query.latest import fetch_by_prefix
 
         found = await fetch_by_prefix(storage.pool, error_id)
         if not found and _is_group(error_id):
@@ -174,7 +174,7 @@ def groups(
     severity: str | None,
     since: datetime | None,
     limit: int,
-    order: Any,  # noqa: ANN401 - one of the choices
+    order: Any,
     as_json: bool,
 ) -> None:
     """List groups of equal errors, the commonest first.
@@ -184,7 +184,7 @@ def groups(
     """
 
     async def job(storage: StorageManager) -> list[ErrorGroup]:
-        from fm_storage.catalog import ErrorManager  # noqa: PLC0415 - heavy
+        from fm_storage.catalog import ErrorManager
 
         async with ErrorManager(storage) as manager:
             return await manager.groups(
@@ -238,7 +238,7 @@ def similar(
         raise click.BadParameter("say what to look for", param_hint="TEXT")
 
     async def job(storage: StorageManager) -> tuple[list[SimilarEntry], int]:
-        from fm_storage.catalog import ErrorManager  # noqa: PLC0415 - heavy
+        from fm_storage.catalog import ErrorManager
 
         question: ErrorEntry | str | None = text
         if _is_uuid(text):
@@ -284,7 +284,7 @@ def similar(
 
 
 def _one_a_group(hits: list[SimilarEntry]) -> list[SimilarEntry]:
-    from fm_storage.catalog.record.fingerprint import fingerprint_of  # noqa: PLC0415 - heavy
+    from fm_storage.catalog.record.fingerprint import fingerprint_of
 
     found: dict[int, SimilarEntry] = {}
     for hit in hits:

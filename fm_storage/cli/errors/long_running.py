@@ -78,7 +78,7 @@ def ingest(
     """
 
     async def job(storage: StorageManager) -> None:
-        from fm_storage.catalog import ErrorManager  # noqa: PLC0415 - heavy
+        from fm_storage.catalog import ErrorManager
 
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
         with _progress(*columns, quiet=as_json) as bar:
@@ -188,8 +188,8 @@ def tail(
     show = _print_json_line if as_json else _print_line
 
     async def job(storage: StorageManager) -> None:
-        from fm_storage.catalog import ErrorManager  # noqa: PLC0415 - heavy
-        from fm_storage.catalog.query.latest import fetch_latest  # noqa: PLC0415 - lazy
+        from fm_storage.catalog import ErrorManager
+        from fm_storage.catalog.query.latest import fetch_latest
 
         found = await fetch_latest(
             storage.pool, limit=lines, module=module, severity=severity
@@ -261,7 +261,7 @@ def report(
         _check_writable(page)
 
     async def job(storage: StorageManager) -> Report:
-        from fm_storage.catalog import ErrorManager  # noqa: PLC0415 - heavy
+        from fm_storage.catalog import ErrorManager
 
         async with ErrorManager(storage) as manager:
             return await manager.report(
@@ -317,7 +317,7 @@ def purge(settings: Settings, *, older_than: datetime, yes: bool) -> None:
         _confirm(settings, older_than)
 
     async def job(storage: StorageManager) -> int:
-        from fm_storage.catalog import ErrorManager  # noqa: PLC0415 - heavy
+        from fm_storage.catalog import ErrorManager
 
         columns = (TextColumn("{task.description}"), TextColumn("{task.completed}"))
         with _progress(*columns) as bar:
@@ -336,7 +336,7 @@ def _confirm(settings: Settings, older_than: datetime) -> None:
     """Ask before anything is deleted, with the number of errors that would go."""
 
     async def job(storage: StorageManager) -> int:
-        from fm_storage.catalog.query.retention import count_older  # noqa: PLC0415 - lazy
+        from fm_storage.catalog.query.retention import count_older
 
         return await count_older(storage.pool, older_than)
 

@@ -25,7 +25,7 @@ class _Moment(click.ParamType[datetime]):
 
     def convert(
         self,
-        value: Any,  # noqa: ANN401 - as click calls it
+        value: Any,
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> datetime:

@@ -91,7 +91,7 @@ class Pair:
             return "impossible"
         if not desired:
             return "orphan"
-        assert known.ver is not None  # noqa: S101 - every row has one
+        assert known.ver is not None
         version = self.version or 0
         if version != known.ver:
             return "stale" if version < known.ver else "ahead"

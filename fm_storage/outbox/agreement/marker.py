@@ -188,7 +188,7 @@ async def marked_version(store: QdrantStore) -> int:
     return 0 if found is None else found.version
 
 
-def _read(marker: Any) -> Position | None:  # noqa: ANN401 - JSON of the vector store
+def _read(marker: Any) -> Position | None:
     """Return what a marker says; one that cannot be ours says nothing."""
     if not marker:
         return None

@@ -166,7 +166,7 @@ class Rebuilder:
             record = await self._pool.fetchrow(
                 _BEGIN, collection, f"{collection}__{suffix}"
             )
-            assert record is not None  # noqa: S101 - RETURNING after an upsert
+            assert record is not None
             run = _Run(collection, *record)
             resumed = not run.target.endswith(suffix)
             present = await self._present(collection)

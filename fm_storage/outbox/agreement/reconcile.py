@@ -70,7 +70,7 @@ SET ver = EXCLUDED.ver, attempts = 0, last_error = NULL, quarantined_at = NULL,
   replay = FALSE, due_at = CASE WHEN q.leased THEN q.due_at ELSE now() END""")
 
 _FORGET_UNKNOWN = Sql(
-    "WITH "  # noqa: S608 - constant text
+    "WITH "
     + delete_ctes(
         collection="$1",
         point_id="rec.id",

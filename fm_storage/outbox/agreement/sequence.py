@@ -68,9 +68,7 @@ async def outlast_writers(executor: Executor, timeout: float) -> None:
     before: int = await executor.fetchval(_NEXT_TRANSACTION)
     try:
         async with asyncio.timeout(timeout):
-            while (  # noqa: ASYNC110 - other processes' transactions signal nothing
-                await executor.fetchval(_OLDEST_TRANSACTION) < before
-            ):
+            while await executor.fetchval(_OLDEST_TRANSACTION) < before:
                 await asyncio.sleep(_BETWEEN_LOOKS)
     except TimeoutError:
         _log.warning("a transaction from before the comparison goes on; verify later")

@@ -72,7 +72,7 @@ def lease_clock() -> float:
 def backoff(failures: int, longest: float) -> float:
     """Return a pause that doubles with *failures* up to *longest*, with jitter."""
     pause = _FIRST_PAUSE * 2.0 ** min(failures, _MAX_DOUBLINGS)
-    return float(min(pause, longest) * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+    return float(min(pause, longest) * random.uniform(0.5, 1.0))
 
 
 @dataclass(slots=True)
@@ -198,7 +198,7 @@ class Delivery:
     ) -> tuple[list[Leased], _Failed]:
         try:
             filled = await self._embedder.fill(collection, rows)
-        except Exception as exc:  # noqa: BLE001 - an embedder may raise anything
+        except Exception as exc:
             if _is_passing(exc):
                 await self._put_off(rows, said(exc))
                 return [], []
@@ -227,7 +227,7 @@ class Delivery:
                 return failed  # the rows are someone else's by now
             try:
                 await self._send(collection, rows)
-            except Exception as exc:  # noqa: BLE001 - judged, never swallowed
+            except Exception as exc:
                 if await self._is_outage(collection, rows, outcome, exc):
                     return failed
                 culprit = _named_by(exc, rows)

@@ -128,7 +128,7 @@ class Drainer:
                 _log.error("the outbox does not drain: %s", exc)
                 self.progress.set()
                 return
-            except Exception as exc:  # noqa: BLE001 - a drainer outlives any failure
+            except Exception as exc:
                 self.state = DrainerState.WAITING
                 self.problem = said(exc)
                 level = logging.DEBUG if self._failures else logging.WARNING

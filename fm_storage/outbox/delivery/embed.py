@@ -96,7 +96,7 @@ class Embedder:
         return [row for row, _ in found if row.point_id in standing]
 
 
-def _named(collection: str, spec: CollectionConfig, embedding: Any) -> dict[str, Any]:  # noqa: ANN401 - Embedding, loaded lazily
+def _named(collection: str, spec: CollectionConfig, embedding: Any) -> dict[str, Any]:
     """Give the parts of an embedding the names its collection knows them by."""
     vectors: dict[str, Any] = {}
     if embedding.dense is not None:

@@ -28,7 +28,7 @@ async def points_of(states: Sequence[State]) -> list[Point]:
     The loop has its turns meanwhile. Points with equal vectors share them: a burst
     of one error is one text, and so one vector, many times.
     """
-    from fm_storage.vectors import Point  # noqa: PLC0415 - loaded late
+    from fm_storage.vectors import Point
 
     shared: dict[bytes, Any] = {}
     points: list[Point] = []
@@ -42,8 +42,8 @@ async def points_of(states: Sequence[State]) -> list[Point]:
     return points
 
 
-def _decoded(data: bytes) -> Any:  # noqa: ANN401 - one vector, or several by name
-    from fm_storage.vectors import SparseVector  # noqa: PLC0415 - loaded late
+def _decoded(data: bytes) -> Any:
+    from fm_storage.vectors import SparseVector
 
     named: dict[str, Any] = {
         name: SparseVector(*found) if isinstance(found, tuple) else found

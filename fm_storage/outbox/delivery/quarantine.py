@@ -18,17 +18,17 @@ _CHOSEN = """q.quarantined_at IS NOT NULL
   AND ($2::text[] IS NULL OR q.point_id = ANY ($2))"""
 
 _LIST = Sql(
-    "SELECT q.collection, q.point_id, q.ver, q.last_error, q.attempts, q.since, "  # noqa: S608 - constant text
+    "SELECT q.collection, q.point_id, q.ver, q.last_error, q.attempts, q.since, "
     f"q.quarantined_at FROM fm_storage.vector_queue AS q WHERE {_CHOSEN} "
     "ORDER BY q.quarantined_at, q.point_id LIMIT $3"
 )
 _RETRY = Sql(
-    "WITH tried AS (UPDATE fm_storage.vector_queue AS q "  # noqa: S608 - constant text
+    "WITH tried AS (UPDATE fm_storage.vector_queue AS q "
     "SET quarantined_at = NULL, due_at = now(), leased = FALSE "
     f"WHERE {_CHOSEN} RETURNING 1) SELECT count(*) FROM tried"
 )
 _DISCARD = Sql(
-    f"WITH chosen AS (SELECT q.collection, q.point_id FROM fm_storage.vector_queue AS q WHERE {_CHOSEN} ORDER BY 1, 2 FOR UPDATE), "  # noqa: E501, S608 - constant text
+    f"WITH chosen AS (SELECT q.collection, q.point_id FROM fm_storage.vector_queue AS q WHERE {_CHOSEN} ORDER BY 1, 2 FOR UPDATE), "  # noqa: E501 - constant text
     + delete_ctes(
         collection="rec.collection", point_id="rec.point_id", source="chosen AS rec"
     )

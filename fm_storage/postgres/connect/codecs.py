@@ -32,7 +32,7 @@ _OIDS = ((114, "json"), (3802, "jsonb"))
 _OPTIONS = orjson.OPT_NON_STR_KEYS
 
 
-def encode_json(value: Any) -> str:  # noqa: ANN401 - any JSON value
+def encode_json(value: Any) -> str:
     """Return *value* as JSON text.
 
     Raises:
@@ -65,7 +65,7 @@ def is_plain_json(values: Sequence[Any]) -> bool:
     return b"null" not in data and (b"\\" not in data or b"\\u0000" not in data)
 
 
-def _encode_slowly(value: Any, cause: TypeError) -> str:  # noqa: ANN401 - any value
+def _encode_slowly(value: Any, cause: TypeError) -> str:
     """Encode what orjson refuses: integers beyond 64 bits, which jsonb keeps."""
     _refuse_unstorable(value)
     try:
@@ -74,7 +74,7 @@ def _encode_slowly(value: Any, cause: TypeError) -> str:  # noqa: ANN401 - any v
         raise InvalidRecord(f"JSON value: {cause}; use JSON types") from cause
 
 
-def _refuse_unstorable(value: Any) -> None:  # noqa: ANN401 - any JSON value
+def _refuse_unstorable(value: Any) -> None:
     """Refuse NaN, infinities, NUL and lone surrogates, wherever they are."""
     open_values = [value]
     seen = 0
@@ -131,7 +131,7 @@ def foreign_codecs(raw: asyncpg.Connection[Any]) -> Iterator[None]:
     missing = [
         (oid, name)
         for oid, name in _OIDS
-        if settings.get_data_codec(oid, -1) is settings.get_data_codec(oid, -1, True)  # noqa: FBT003 - positional in C
+        if settings.get_data_codec(oid, -1) is settings.get_data_codec(oid, -1, True)
     ]
     for oid, name in missing:
         settings.add_python_codec(

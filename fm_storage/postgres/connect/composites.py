@@ -118,7 +118,7 @@ async def composite_of(
     take = attrgetter(*found)
     one = len(found) == 1
 
-    def encode(value: Any) -> tuple[Any, ...]:  # noqa: ANN401 - an instance, or a tuple
+    def encode(value: Any) -> tuple[Any, ...]:
         if isinstance(value, kind):
             taken = take(value)
             return (taken,) if one else taken
@@ -126,12 +126,12 @@ async def composite_of(
 
     if tuple(fields) == tuple(found):
 
-        def decode(values: tuple[Any, ...]) -> Any:  # noqa: ANN401 - an instance
+        def decode(values: tuple[Any, ...]) -> Any:
             return kind(*values)
 
     else:
 
-        def decode(values: tuple[Any, ...]) -> Any:  # noqa: ANN401 - an instance
+        def decode(values: tuple[Any, ...]) -> Any:
             return kind(**dict(zip(found, values, strict=True)))
 
     return Composite(schema, name, encode, decode)

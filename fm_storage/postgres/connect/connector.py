@@ -218,7 +218,7 @@ class Connector:
             other.terminate()
         return False
 
-    def _password(self) -> Any:  # noqa: ANN401 - the driver takes a value or a callable
+    def _password(self) -> Any:
         password = self._config.password
         if password is None or isinstance(password, SecretStr):
             return password and password.get_secret_value()

@@ -116,7 +116,7 @@ class Connection(Verbs):
         try:
             async with asyncio.timeout(timeout):
                 await link.raw.close()
-        except Exception:  # noqa: BLE001, S110 - it is being thrown away
+        except Exception:  # noqa: S110 - it is being thrown away
             pass
         finally:
             link.raw.terminate()

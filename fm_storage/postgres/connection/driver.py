@@ -37,7 +37,7 @@ _ROWS, _STATUS = False, True
 
 
 async def fetch(
-    raw: Any,  # noqa: ANN401 - private parts of the driver are used
+    raw: Any,
     sql: str,
     *args: Value,
     timeout: float | None,
@@ -59,7 +59,7 @@ async def fetch(
 
 
 async def fetchrow(
-    raw: Any,  # noqa: ANN401 - private parts of the driver are used
+    raw: Any,
     sql: str,
     *args: Value,
     timeout: float | None,
@@ -80,7 +80,7 @@ async def fetchrow(
 
 
 async def execute(
-    raw: Any,  # noqa: ANN401 - private parts of the driver are used
+    raw: Any,
     sql: str,
     *args: Value,
     timeout: float | None,
@@ -104,7 +104,7 @@ async def execute(
 
 
 async def executemany(
-    raw: Any,  # noqa: ANN401 - private parts of the driver are used
+    raw: Any,
     sql: str,
     rows: Iterable[Sequence[Value]],
     *,
@@ -114,7 +114,7 @@ async def executemany(
     await raw.executemany(sql, rows, timeout=timeout)
 
 
-def was_unsent(raw: Any, exc: BaseException) -> bool:  # noqa: ANN401 - see above
+def was_unsent(raw: Any, exc: BaseException) -> bool:
     """Whether *exc* says that *raw* had ended before a byte was sent.
 
     The driver raises this, and drops the connection, when it finds before
@@ -129,9 +129,9 @@ def was_unsent(raw: Any, exc: BaseException) -> bool:  # noqa: ANN401 - see abov
 
 
 async def _forget(
-    raw: Any,  # noqa: ANN401 - see above
+    raw: Any,
     sql: str,
-    statement: Any,  # noqa: ANN401 - see above
+    statement: Any,
     exc: Exception,
     timeout: float | None,
 ) -> None:
@@ -161,9 +161,9 @@ async def _forget(
 
 
 async def _is_outdated(
-    raw: Any,  # noqa: ANN401 - see above
+    raw: Any,
     sql: str,
-    statement: Any,  # noqa: ANN401 - see above
+    statement: Any,
     timeout: float | None,
 ) -> bool:
     """Ask the server whether the parameters of *sql* have other types by now."""
@@ -176,5 +176,5 @@ async def _is_outdated(
     return bool(_types(fresh) != _types(statement))
 
 
-def _types(statement: Any) -> list[int]:  # noqa: ANN401 - see above
+def _types(statement: Any) -> list[int]:
     return [parameter.oid for parameter in statement._get_parameters()]  # noqa: SLF001 - see the module

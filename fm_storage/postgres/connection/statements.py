@@ -77,7 +77,7 @@ class Verbs(Calls):
         sql: str,
         args: Sequence[Any],
         timeout: float | None,
-    ) -> Any:  # noqa: ANN401 - whatever the call returns
+    ) -> Any:
         """Run one call of the driver under the rules of this room."""
         link = self._enter(sql)
         started = monotonic()

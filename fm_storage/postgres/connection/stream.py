@@ -96,24 +96,24 @@ class Stream:
             if not work.done() or work.cancelled() or work.exception() is not None:
                 link.doubtful = True
             raise
-        except Exception:  # noqa: BLE001 - the block's own error matters more
+        except Exception:
             link.doubtful = True
 
-    async def _end(self, cursor: Any) -> None:  # noqa: ANN401 - a driver's cursor
+    async def _end(self, cursor: Any) -> None:
         if self._own_transaction:
             await self._verbs.execute(_ROLLBACK, timeout=_GOODBYE)
         elif cursor is not None:
             await self._verbs._run(_close_cursor, Sql("CLOSE"), (cursor,), _GOODBYE)  # noqa: SLF001 - same room
 
 
-async def _open_cursor(raw: Any, sql: str, *args: Any, timeout: float | None) -> Any:  # noqa: ANN401 - the driver's
+async def _open_cursor(raw: Any, sql: str, *args: Any, timeout: float | None) -> Any:
     return await raw.cursor(plain(sql), *args, timeout=timeout)
 
 
 async def _fetch_more(
-    _raw: Any,  # noqa: ANN401 - the driver's
+    _raw: Any,
     _sql: str,
-    cursor: Any,  # noqa: ANN401 - the driver's
+    cursor: Any,
     count: int,
     *,
     timeout: float | None,
@@ -123,9 +123,9 @@ async def _fetch_more(
 
 
 async def _close_cursor(
-    raw: Any,  # noqa: ANN401 - the driver's
+    raw: Any,
     _sql: str,
-    cursor: Any,  # noqa: ANN401 - the driver's
+    cursor: Any,
     *,
     timeout: float | None,
 ) -> None:

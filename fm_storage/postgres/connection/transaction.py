@@ -166,7 +166,7 @@ async def _undo(verbs: Verbs, link: PoolEntry, sql: str) -> None:
         if not work.done() or work.cancelled() or work.exception() is not None:
             _give_up(link)
         raise
-    except Exception:  # noqa: BLE001 - see the docstring
+    except Exception:
         _give_up(link)
 
 

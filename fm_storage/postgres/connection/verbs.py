@@ -58,7 +58,7 @@ class Calls(ABC):
         sql: str,
         args: Sequence[Any],
         timeout: float | None,
-    ) -> Any:  # noqa: ANN401 - whatever the call returns
+    ) -> Any:
         """Run one call of the driver under the rules of the subclass."""
 
     async def fetch(
@@ -179,7 +179,7 @@ class Calls(ABC):
         *,
         columns: Sequence[str] | None = None,
         schema: str | None = None,
-        format: files.Format = "csv",  # noqa: A002 - the server's word
+        format: files.Format = "csv",
         header: bool | None = None,
         delimiter: str | None = None,
         null: str | None = None,
@@ -229,7 +229,7 @@ class Calls(ABC):
         args: Sequence[Value] = (),
         columns: Sequence[str] | None = None,
         schema: str | None = None,
-        format: files.Format = "csv",  # noqa: A002 - the server's word
+        format: files.Format = "csv",
         header: bool | None = None,
         delimiter: str | None = None,
         null: str | None = None,

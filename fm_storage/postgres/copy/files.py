@@ -284,7 +284,7 @@ class FileOut(_FileJob):
         """Write the file and return how many rows it has."""
         if self._args:
             # COPY takes no parameters: the server writes them as literals.
-            from asyncpg import utils  # noqa: PLC0415 - rare
+            from asyncpg import utils
 
             text = await utils._mogrify(raw, self._query or "", self._args)  # noqa: SLF001 - as the driver's own does
             sql = f"COPY ({text}){self._end}"

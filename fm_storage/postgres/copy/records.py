@@ -28,11 +28,11 @@ _ROOM = 1 << 20
 _ENUMS = "SELECT oid FROM pg_type WHERE oid = ANY($1::oid[]) AND typtype = 'e'"
 
 
-def _jsonb(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
+def _jsonb(value: Any) -> bytes:
     return b"\x01" + encode_json(value).encode()
 
 
-def _json(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
+def _json(value: Any) -> bytes:
     return encode_json(value).encode()
 
 
@@ -127,7 +127,7 @@ class Copy:
 
     async def _describe(
         self,
-        driver: Any,  # noqa: ANN401 - private parts are used
+        driver: Any,
         timeout: float | None,
     ) -> tuple[Any, dict[int, Encoder]]:
         """Return a statement with the columns' types, and what to encode first.
@@ -157,26 +157,26 @@ class Copy:
 
     async def _prepare(
         self,
-        driver: Any,  # noqa: ANN401 - private parts are used
+        driver: Any,
         columns: Sequence[str],
         timeout: float | None,
         *,
         ignore_custom_codec: bool = False,
-    ) -> Any:  # noqa: ANN401 - as above
+    ) -> Any:
         """Return a statement that knows the columns' types as they are now.
 
         Not from the driver's cache: the binary form of what a column was before
         ALTER TABLE would be refused, or worse, taken for something else.
         """
         return await driver._get_statement(  # noqa: SLF001 - as the driver's own COPY does
-            f"SELECT {', '.join(columns)} FROM {self._target} LIMIT 0",  # noqa: S608 - quoted
+            f"SELECT {', '.join(columns)} FROM {self._target} LIMIT 0",
             timeout,
             use_cache=False,
             ignore_custom_codec=ignore_custom_codec,
         )
 
 
-def _widen(connected: Any) -> None:  # noqa: ANN401 - a loop's view of a socket
+def _widen(connected: Any) -> None:
     """Let a local socket hold what the driver sends at a time.
 
     The driver encodes half a megabyte, sends it, and while it encodes the next

@@ -60,8 +60,8 @@ class Postmaster:
             pid, port = int(lines[0]), int(lines[3])
         except (IndexError, ValueError):
             return None
-        socket_folder = lines[4] if len(lines) > 4 else ""  # noqa: PLR2004 - line 5
-        status = lines[7].strip() if len(lines) > 7 else "starting"  # noqa: PLR2004 - line 8
+        socket_folder = lines[4] if len(lines) > 4 else ""
+        status = lines[7].strip() if len(lines) > 7 else "starting"
         return cls(pid, port, Path(socket_folder), status)
 
     def takes_connections(self) -> bool:
@@ -326,7 +326,7 @@ class Cluster:
     def _run(self, command: list[str], folder: Path, *, typed: str = "") -> None:
         with self._spawn(command, folder) as program:
             if typed:
-                assert program.stdin is not None  # noqa: S101 - PIPE was asked for
+                assert program.stdin is not None
                 program.stdin.write(typed)
                 program.stdin.close()
                 program.stdin = None
@@ -345,7 +345,7 @@ class Cluster:
     def _spawn(self, command: list[str], folder: Path) -> subprocess.Popen[str]:
         kept = ("PATH", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
         # A session of its own: Ctrl-C in the terminal is not the server's signal.
-        return subprocess.Popen(  # noqa: S603 - our own programs
+        return subprocess.Popen(
             command,
             cwd=folder,
             stdin=subprocess.PIPE,
@@ -361,7 +361,7 @@ class Cluster:
             extra_groups=None if self.user.is_us else [],
         )
 
-    def _explained(self, output: str, full: bool = False) -> EmbeddedFailed:  # noqa: FBT001, FBT002 - known from errno
+    def _explained(self, output: str, full: bool = False) -> EmbeddedFailed:
         if full or "No space left on device" in output:
             remedy = "the disk is full; free some space and try again"
         elif "could not lock" in output or "could not access" in output:

@@ -245,7 +245,7 @@ class EmbeddedPostgres:
         command = [python, "-I", str(_KEEPER), str(self.folder)]
         command += [str(cluster.data), cluster.server.program("pg_ctl")]
         command += [] if user.is_us else [str(user.uid), str(user.gid)]
-        return subprocess.Popen(  # noqa: S603 - our own program
+        return subprocess.Popen(
             command,
             cwd="/",
             stdin=subprocess.DEVNULL,
@@ -313,7 +313,7 @@ def _in_thread(job: Callable[[], T]) -> asyncio.Future[T]:
         failure: BaseException | None = None
         try:
             outcome = job()
-        except BaseException as exc:  # noqa: BLE001 - raised again in the loop
+        except BaseException as exc:
             failure = exc
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
             loop.call_soon_threadsafe(settle, outcome, failure)

@@ -65,7 +65,7 @@ def _try_lock(fd: int) -> bool:
 def _stop(data: str, pg_ctl: str, account: list[int]) -> None:
     command = [pg_ctl, "stop", "-D", ".", "-m", "fast", "-w", "-s"]
     if account:
-        subprocess.run(  # noqa: S603 - our own wheel's program
+        subprocess.run(
             command,
             cwd=data,
             check=False,
@@ -74,7 +74,7 @@ def _stop(data: str, pg_ctl: str, account: list[int]) -> None:
             extra_groups=[],
         )
     else:
-        subprocess.run(command, cwd=data, check=False)  # noqa: S603 - as above
+        subprocess.run(command, cwd=data, check=False)
 
 
 if __name__ == "__main__":

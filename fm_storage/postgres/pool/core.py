@@ -232,7 +232,7 @@ class PoolCore:
         except asyncio.CancelledError:
             self.give(link)
             raise
-        except Exception as exc:  # noqa: BLE001 - whatever is wrong, it is not lent
+        except Exception as exc:
             self.counters.checks_failed += 1
             self.lent.discard(link)
             link.raw.terminate()

@@ -143,7 +143,7 @@ class Growth:
         self._usual = monotonic() - started
         lender.counters.connects += 1
         metrics.connected(lender.name, self._usual)
-        lifetime = lender.config.max_lifetime * random.uniform(0.9, 1.0)  # noqa: S311 - jitter, no secret
+        lifetime = lender.config.max_lifetime * random.uniform(0.9, 1.0)
         link = PoolEntry(
             raw,
             lender=lender,
@@ -167,7 +167,7 @@ class Growth:
         since = self._failing_since
         outage = 0.0 if since is None else monotonic() - since
         pause = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, _SHARE * outage))
-        return pause * random.uniform(0.8, 1.0)  # noqa: S311 - jitter, no secret
+        return pause * random.uniform(0.8, 1.0)
 
     def _patience(self) -> float:
         """Return how long one attempt may take.

@@ -28,7 +28,7 @@ async def mend(lender: PoolCore, link: PoolEntry) -> None:
     except asyncio.CancelledError:
         drop(lender, link)
         raise
-    except Exception:  # noqa: BLE001 - whatever is wrong, it is not lent again
+    except Exception:
         drop(lender, link)
         return
     lender.mending.discard(link)
@@ -74,7 +74,7 @@ async def say_goodbye(lender: PoolCore, link: PoolEntry) -> None:
             await link.raw.close()
     except TimeoutError:
         pass
-    except Exception:  # noqa: BLE001, S110 - it is being thrown away
+    except Exception:  # noqa: S110 - it is being thrown away
         pass
     finally:
         drop(lender, link)

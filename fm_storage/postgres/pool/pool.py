@@ -268,7 +268,7 @@ class Pool(PoolVerbs):
             else:
                 return result
             pause = min(_LONGEST_PAUSE, 0.002 * 2**attempt)
-            await asyncio.sleep(pause * random.random())  # noqa: S311 - jitter, no secret
+            await asyncio.sleep(pause * random.random())
         raise AssertionError  # the last attempt returned or raised
 
     async def connect(

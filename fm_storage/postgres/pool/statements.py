@@ -67,7 +67,7 @@ class PoolVerbs(Calls):
         sql: str,
         args: Sequence[Any],
         timeout: float | None,
-    ) -> Any:  # noqa: ANN401 - whatever the call returns
+    ) -> Any:
         lender = self._lender
         dirty = lender.always_reset
         if type(sql) is Sql:
@@ -92,7 +92,7 @@ class PoolVerbs(Calls):
             call = tracing.traced(call)
         try:
             result = await call(link.raw, text, *args, timeout=limit)
-        except BaseException as exc:  # noqa: BLE001 - raised there
+        except BaseException as exc:
             return await self._recover(link, exc, call, sql, args, limit)
         lender.give_clean(link)
         if monotonic() - link.taken_at > self._slow_query:
@@ -115,7 +115,7 @@ class PoolVerbs(Calls):
         sql: str,
         args: Sequence[Any],
         limit: float | None,
-    ) -> Any:  # noqa: ANN401 - whatever the call returns
+    ) -> Any:
         """Give *link* back, then repeat what may be repeated, or raise ours."""
         lender = self._lender
         patience = math.inf if limit is None else limit
@@ -140,7 +140,7 @@ class PoolVerbs(Calls):
             left = max(0.001, deadline - monotonic())
             try:
                 result = await call(link.raw, text, *args, timeout=left)
-            except BaseException as again:  # noqa: BLE001 - raised above
+            except BaseException as again:
                 exc = again
             else:
                 lender.give(link)

@@ -134,7 +134,7 @@ def switch_on() -> bool:
     """
     global active, _provider, _observation, _operation, _wait, _create  # noqa: PLW0603 - process-wide, like the provider itself
     try:
-        from opentelemetry import metrics  # noqa: PLC0415 - an extra
+        from opentelemetry import metrics
     except ImportError:
         return False
     provider = metrics.get_meter_provider()
@@ -166,7 +166,7 @@ def switch_on() -> bool:
     return True
 
 
-def _histogram(meter: Any, name: str, what: str) -> Any:  # noqa: ANN401 - an extra's
+def _histogram(meter: Any, name: str, what: str) -> Any:
     return meter.create_histogram(
         name,
         unit="s",

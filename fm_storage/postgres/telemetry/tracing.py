@@ -38,7 +38,7 @@ def switch_on() -> bool:
     measured = metrics.switch_on()
     _tracer = None
     try:
-        from opentelemetry import trace  # noqa: PLC0415 - an extra
+        from opentelemetry import trace
     except ImportError:
         return False
     provider = trace.get_tracer_provider()
@@ -104,7 +104,7 @@ class Observed:
 def traced(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     """Return *call*, observed."""
 
-    async def run(raw: Any, sql: str, *args: Any, timeout: float | None) -> Any:  # noqa: ANN401 - the driver's
+    async def run(raw: Any, sql: str, *args: Any, timeout: float | None) -> Any:
         observed = Observed(sql, raw)
         try:
             return await call(raw, sql, *args, timeout=timeout)

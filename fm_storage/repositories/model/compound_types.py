@@ -30,7 +30,7 @@ class _Ready(str):
     __slots__ = ()
 
 
-def _late(value: Any) -> str | None:  # noqa: ANN401 - any JSON value
+def _late(value: Any) -> str | None:
     """Return the text of a value that was looked at, or already is its text."""
     return value if value is None or type(value) is _Ready else encode_json(value)
 
@@ -51,7 +51,7 @@ class JsonValue(ColumnType):
         if container is not None and dump is None:
             self.exact, self.settled = frozenset({container}), True
 
-    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+    def encode(self, value: Any) -> Any:
         """Return *value* for the JSON codec, which looks inside it."""
         if self.dump is not None:
             value = self.dump(value)
@@ -60,7 +60,7 @@ class JsonValue(ColumnType):
             raise Refused(f"is {named(value)}, not {wanted}; wrap it")
         return value
 
-    def encode_text(self, value: Any) -> str:  # noqa: ANN401 - any value
+    def encode_text(self, value: Any) -> str:
         """Return *value* as JSON text, looked at inside."""
         try:
             return encode_json(self.encode(value))
@@ -116,7 +116,7 @@ class _Members(dict[Any, enum.Enum]):
 
     members: type[enum.Enum]
 
-    def __missing__(self, value: Any) -> enum.Enum:  # noqa: ANN401 - any value
+    def __missing__(self, value: Any) -> enum.Enum:
         # The enum's own ValueError says what is wrong, unless _missing_() helps.
         return self.members(value)
 
@@ -137,7 +137,7 @@ class Enumeration(ColumnType):
         by_value.members = members
         self.decode = by_value.__getitem__
 
-    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+    def encode(self, value: Any) -> Any:
         """Return the value of a member, or of the member with this value."""
         try:
             return self._stored[value]
@@ -154,7 +154,7 @@ class Enumeration(ColumnType):
         except (KeyError, TypeError):
             return self.encode_each(values, nullable=nullable)
 
-    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+    def from_text(self, text: str) -> Any:
         """Return the member's value."""
         return self.encode(self.inner.from_text(text))
 
@@ -172,7 +172,7 @@ class Array(ColumnType):
         elif container is not list:
             self.decode = container
 
-    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+    def encode(self, value: Any) -> Any:
         """Return a list of stored elements."""
         if not isinstance(value, (list, tuple)):
             raise Refused(f"is {named(value)}, not a list; convert it")
@@ -208,7 +208,7 @@ class Array(ColumnType):
     def bulk_expression(self, name: str) -> str:
         """Return the array, built from its JSON text."""
         return (
-            f"CASE WHEN {name} IS NULL THEN NULL ELSE ARRAY(SELECT "  # noqa: S608 - our own names
+            f"CASE WHEN {name} IS NULL THEN NULL ELSE ARRAY(SELECT "
             f"e::{self.element.sql} FROM jsonb_array_elements_text({name}::jsonb) "
             f"WITH ORDINALITY AS j(e, n) ORDER BY n) END"
         )
@@ -220,16 +220,16 @@ class Other(ColumnType):
     def __init__(self, sql: str) -> None:
         self.sql = sql
 
-    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+    def encode(self, value: Any) -> Any:
         """Return *value*."""
         return value
 
-    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+    def from_text(self, text: str) -> Any:
         """Return *text*."""
         return text
 
 
 def _decode_array(
     container: type, inner: Callable[[Any], Any], values: Sequence[Any]
-) -> Any:  # noqa: ANN401 - list or tuple
+) -> Any:
     return container(None if value is None else inner(value) for value in values)

@@ -142,7 +142,7 @@ def _read_pydantic(model: type[Any]) -> _Described:
     names = tuple(described)
     validate = model.__pydantic_validator__.validate_python
 
-    def construct(*values: Any) -> Any:  # noqa: ANN401 - the model
+    def construct(*values: Any) -> Any:
         return validate(
             dict(zip(names, values, strict=True)), by_alias=False, by_name=True
         )
@@ -151,7 +151,7 @@ def _read_pydantic(model: type[Any]) -> _Described:
 
 
 def _by_keyword(model: type[Any], names: Sequence[str]) -> Callable[..., Any]:
-    def construct(*values: Any) -> Any:  # noqa: ANN401 - the model
+    def construct(*values: Any) -> Any:
         return model(**dict(zip(names, values, strict=True)))
 
     return construct
@@ -174,7 +174,7 @@ def _column(given: str | Column | None) -> Column:
     return Column(name=given) if isinstance(given, str) else given
 
 
-def _declared(model: type[Any], name: str, annotation: Any, column: Column) -> Declared:  # noqa: ANN401 - any annotation
+def _declared(model: type[Any], name: str, annotation: Any, column: Column) -> Declared:
     bare, extras = _unwrap(annotation)
     bare, nullable = _optional(bare)
     bare, inner = _unwrap(bare)
@@ -201,7 +201,7 @@ def _declared(model: type[Any], name: str, annotation: Any, column: Column) -> D
     return Declared(name, column.name or name, kind, nullable, column.generated)
 
 
-def _unwrap(annotation: Any) -> tuple[Any, list[Any]]:  # noqa: ANN401 - any annotation
+def _unwrap(annotation: Any) -> tuple[Any, list[Any]]:
     """Take ``Annotated`` and ``NewType`` off, wherever ``| None`` stands."""
     extras: list[Any] = []
     while True:
@@ -216,7 +216,7 @@ def _unwrap(annotation: Any) -> tuple[Any, list[Any]]:  # noqa: ANN401 - any ann
             return annotation, extras
 
 
-def _optional(annotation: Any) -> tuple[Any, bool]:  # noqa: ANN401 - any annotation
+def _optional(annotation: Any) -> tuple[Any, bool]:
     """Return the annotation without ``| None``, and whether that was there."""
     if annotation in (Any, Json):
         return annotation, True
@@ -249,7 +249,7 @@ _LENGTH = re.compile(r"(?:varchar|character varying|char|character)\((\d+)\)")
 _JSON_PARTS = frozenset({bool, int, float, str, list, dict, Any})
 
 
-def _typed(bare: Any, sql: str | None, length: int | None) -> scalar_types.ColumnType:  # noqa: ANN401 - any annotation
+def _typed(bare: Any, sql: str | None, length: int | None) -> scalar_types.ColumnType:
     """Return the kind of an annotation.
 
     Raises:
@@ -282,7 +282,7 @@ def _typed(bare: Any, sql: str | None, length: int | None) -> scalar_types.Colum
     return kind
 
 
-def _inferred(bare: Any, length: int | None) -> scalar_types.ColumnType:  # noqa: ANN401, PLR0911 - one line a kind
+def _inferred(bare: Any, length: int | None) -> scalar_types.ColumnType:
     origin = typing.get_origin(bare)
     arguments = typing.get_args(bare)
     if bare is str:
@@ -325,7 +325,7 @@ def _enum_values(
 def _sequence(origin: type, arguments: tuple[Any, ...]) -> scalar_types.ColumnType:
     """Return an array of scalars, or JSON when the elements are none."""
     element = arguments[0] if arguments else Any
-    if origin is tuple and (len(arguments) != 2 or arguments[1] is not ...):  # noqa: PLR2004 - tuple[X, ...]
+    if origin is tuple and (len(arguments) != 2 or arguments[1] is not ...):
         raise TypeError(f"tuple{list(arguments)}")
     bare, _ = _optional(_unwrap(element)[0])
     try:
@@ -355,6 +355,6 @@ def _json_sequence(
     return kind
 
 
-def _dump_pydantic(value: Any) -> Any:  # noqa: ANN401 - a pydantic model
+def _dump_pydantic(value: Any) -> Any:
     dump = getattr(value, "model_dump", None)
     return value if dump is None else dump(mode="json")

@@ -55,7 +55,7 @@ class Stored:
     nullable: bool
     generated: bool
 
-    def encode(self, value: Any, index: int | None = None) -> Any:  # noqa: ANN401 - any value
+    def encode(self, value: Any, index: int | None = None) -> Any:
         """Return *value* as it is stored.
 
         Raises:
@@ -307,7 +307,7 @@ def _plain_key(key: Sequence[Stored]) -> type:
     return UUID if len(key) == 1 and isinstance(key[0].kind, Uuid) else _Nothing
 
 
-def _key_value(item: Stored, value: object) -> Any:  # noqa: ANN401 - any key
+def _key_value(item: Stored, value: object) -> Any:
     if type(value) in item.kind.exact and not isinstance(value, str):
         return value
     if isinstance(value, str) and str not in item.kind.exact:

@@ -50,7 +50,7 @@ class ColumnType:
     settled: bool = False
     decode: Callable[[Any], Any] | None = None
 
-    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+    def encode(self, value: Any) -> Any:
         """Return *value* as it is stored.
 
         Raises:
@@ -62,7 +62,7 @@ class ColumnType:
         """Return whether ``encode()`` takes every value of exactly this class."""
         return found in self.exact
 
-    def comparable(self, value: Any) -> Any:  # noqa: ANN401 - any value
+    def comparable(self, value: Any) -> Any:
         """Return *value* as a filter compares it: it need not fit the column.
 
         Raises:
@@ -108,11 +108,11 @@ class ColumnType:
         """
         return values
 
-    def to_text(self, value: Any) -> str:  # noqa: ANN401 - a stored value
+    def to_text(self, value: Any) -> str:
         """Return a stored value as text, for a cursor or an array's element."""
         return str(value)
 
-    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+    def from_text(self, text: str) -> Any:
         """Return the stored value of cursor *text* (ValueError if it is none)."""
         raise NotImplementedError
 
@@ -150,7 +150,7 @@ class Text(ColumnType):
         self.max_length = max_length
         self.choices = choices
 
-    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+    def encode(self, value: Any) -> Any:
         """Return *value* if it is storable text."""
         if not isinstance(value, str):
             raise Refused(f"is {named(value)}, not text; convert it")
@@ -170,7 +170,7 @@ class Text(ColumnType):
             raise Refused(f"is none of {', '.join(sorted(self.choices))}")
         return value
 
-    def comparable(self, value: Any) -> Any:  # noqa: ANN401 - any value
+    def comparable(self, value: Any) -> Any:
         """Return *value*, of whatever length."""
         return _ANY_TEXT.encode(value)
 
@@ -203,7 +203,7 @@ class Text(ColumnType):
             raise Refused("is too long")
         return values
 
-    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+    def from_text(self, text: str) -> Any:
         """Return *text*."""
         return self.encode(text)
 
@@ -221,7 +221,7 @@ class Integer(ColumnType):
         self.high = (1 << (size * 8 - 1)) - 1
         self.low = -self.high - 1
 
-    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+    def encode(self, value: Any) -> Any:
         """Return *value* if it is a whole number in range."""
         if not isinstance(value, int) or isinstance(value, bool):
             raise Refused(f"is {named(value)}, not a whole number; convert it")
@@ -240,7 +240,7 @@ class Integer(ColumnType):
             raise Refused("is out of range")
         return values
 
-    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+    def from_text(self, text: str) -> Any:
         """Return the number."""
         return self.encode(int(text))
 
@@ -256,7 +256,7 @@ class Plain(ColumnType):
         """Return whether the class is a right one (the driver has its own UUID)."""
         return issubclass(found, self.accepted) and not issubclass(found, self.refused)
 
-    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+    def encode(self, value: Any) -> Any:
         """Return *value* if its class is right."""
         if not isinstance(value, self.accepted) or isinstance(value, self.refused):
             raise Refused(f"is {named(value)}, not {self.wanted}; convert it")
@@ -277,7 +277,7 @@ class Boolean(Plain):
     sql, wanted, settled = "bool", "True or False", True
     exact, accepted = frozenset({bool}), (bool,)
 
-    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+    def from_text(self, text: str) -> Any:
         """Return the truth value."""
         return {"True": True, "False": False}[text]
 
@@ -288,7 +288,7 @@ class Float(Plain):
     sql, wanted, settled = "float8", "a number", True
     exact, accepted, refused = frozenset({float}), (float, int), (bool,)
 
-    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+    def encode(self, value: Any) -> Any:
         """Return *value* as a float."""
         try:
             return float(super().encode(value))
@@ -303,7 +303,7 @@ class Float(Plain):
             return values
         return self.encode_each(values, nullable=nullable)
 
-    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+    def from_text(self, text: str) -> Any:
         """Return the number."""
         return float(text)
 
@@ -314,7 +314,7 @@ class Numeric(Plain):
     sql, wanted = "numeric", "a Decimal"
     exact, accepted, refused = frozenset({Decimal}), (Decimal, int), (bool,)
 
-    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+    def encode(self, value: Any) -> Any:
         """Return *value* as a Decimal."""
         number = Decimal(super().encode(value))
         if number.is_snan():
@@ -327,7 +327,7 @@ class Numeric(Plain):
         """Convert one by one: whole numbers are taken too, odd ones are not."""
         return self.encode_each(values, nullable=nullable)
 
-    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+    def from_text(self, text: str) -> Any:
         """Return the number."""
         try:
             return Decimal(text)
@@ -342,11 +342,11 @@ class Bytes(Plain):
     exact = frozenset({bytes})
     accepted = (bytes, bytearray, memoryview)
 
-    def to_text(self, value: Any) -> str:  # noqa: ANN401 - a stored value
+    def to_text(self, value: Any) -> str:
         r"""Return *value* as PostgreSQL reads it (``\xdecafbad``)."""
         return "\\x" + bytes(value).hex()
 
-    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+    def from_text(self, text: str) -> Any:
         """Return the bytes."""
         return bytes.fromhex(text.removeprefix("\\x"))
 
@@ -357,7 +357,7 @@ class Uuid(Plain):
     sql, wanted, settled = "uuid", "a UUID", True
     exact, accepted = frozenset({UUID}), (UUID,)
 
-    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+    def from_text(self, text: str) -> Any:
         """Return the UUID."""
         return UUID(text)
 

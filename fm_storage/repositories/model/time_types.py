@@ -30,7 +30,7 @@ class Timestamp(Plain):
         self.aware = aware
         self.sql = "timestamptz" if aware else "timestamp"
 
-    def encode(self, value: Any) -> Any:  # noqa: ANN401 - any value
+    def encode(self, value: Any) -> Any:
         """Return *value* if it says its time zone, or may not."""
         if (
             self.aware
@@ -62,11 +62,11 @@ class Timestamp(Plain):
             return self.encode_each(values, nullable=nullable)
         return values
 
-    def to_text(self, value: Any) -> str:  # noqa: ANN401 - a stored value
+    def to_text(self, value: Any) -> str:
         """Return *value* to the microsecond."""
         return str(value.isoformat())
 
-    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+    def from_text(self, text: str) -> Any:
         """Return the instant."""
         return self.encode(dt.datetime.fromisoformat(text))
 
@@ -77,7 +77,7 @@ class Date(Plain):
     sql, wanted, settled = "date", "a date", True
     exact, accepted, refused = frozenset({dt.date}), (dt.date,), (dt.datetime,)
 
-    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+    def from_text(self, text: str) -> Any:
         """Return the day."""
         return dt.date.fromisoformat(text)
 
@@ -88,7 +88,7 @@ class Time(Plain):
     sql, wanted, settled = "time", "a time", True
     exact, accepted = frozenset({dt.time}), (dt.time,)
 
-    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+    def from_text(self, text: str) -> Any:
         """Return the time."""
         return dt.time.fromisoformat(text)
 
@@ -99,11 +99,11 @@ class Interval(Plain):
     sql, wanted, settled = "interval", "a timedelta", True
     exact, accepted = frozenset({dt.timedelta}), (dt.timedelta,)
 
-    def to_text(self, value: Any) -> str:  # noqa: ANN401 - a stored value
+    def to_text(self, value: Any) -> str:
         """Return days and seconds, as PostgreSQL reads them."""
         return f"{value.days} days {value.seconds}.{value.microseconds:06d} secs"
 
-    def from_text(self, text: str) -> Any:  # noqa: ANN401 - a stored value
+    def from_text(self, text: str) -> Any:
         """Return the duration."""
         found = _INTERVAL.fullmatch(text)
         if found is None:

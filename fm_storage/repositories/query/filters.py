@@ -38,7 +38,7 @@ class Parameters:
     def __init__(self) -> None:
         self.values: list[Any] = []
 
-    def add(self, value: Any) -> str:  # noqa: ANN401 - any stored value
+    def add(self, value: Any) -> str:
         """Take *value* and return its placeholder."""
         self.values.append(value)
         return f"${len(self.values)}"
@@ -249,16 +249,16 @@ class Field:
     def __ne__(self, value: object) -> Filter:  # type: ignore[override]  # a condition
         return _Compared(self, "IS DISTINCT FROM", value)
 
-    def __lt__(self, value: Any) -> Filter:  # noqa: ANN401 - any field's value
+    def __lt__(self, value: Any) -> Filter:
         return _Compared(self, "<", value)
 
-    def __le__(self, value: Any) -> Filter:  # noqa: ANN401 - any field's value
+    def __le__(self, value: Any) -> Filter:
         return _Compared(self, "<=", value)
 
-    def __gt__(self, value: Any) -> Filter:  # noqa: ANN401 - any field's value
+    def __gt__(self, value: Any) -> Filter:
         return _Compared(self, ">", value)
 
-    def __ge__(self, value: Any) -> Filter:  # noqa: ANN401 - any field's value
+    def __ge__(self, value: Any) -> Filter:
         return _Compared(self, ">=", value)
 
     __hash__ = None  # type: ignore[assignment]  # == makes a condition
@@ -267,7 +267,7 @@ class Field:
         """Match any of *values*; None among them matches NULL."""
         return _In(self, tuple(values))
 
-    def between(self, low: Any, high: Any) -> Filter:  # noqa: ANN401 - any field's value
+    def between(self, low: Any, high: Any) -> Filter:
         """Match from *low* to *high*, both included."""
         return _Compared(self, ">=", low) & _Compared(self, "<=", high)
 
@@ -295,7 +295,7 @@ class Field:
         """Match what ends with exactly *text*; ``%`` and ``_`` mean themselves."""
         return _Like(self, f"%{_escaped(text)}", ignore_case)
 
-    def contains(self, value: Any, *, ignore_case: bool = False) -> Filter:  # noqa: ANN401 - text, items, or JSON
+    def contains(self, value: Any, *, ignore_case: bool = False) -> Filter:
         """Match a text that holds *value*, an array with all its items, or JSON.
 
         ``%`` and ``_`` mean themselves; JSON follows PostgreSQL's ``@>``.
@@ -350,7 +350,7 @@ def where_sql(
     return " WHERE " + " AND ".join(item.sql(entity, parameters) for item in filters)
 
 
-def _comparable(item: Stored, value: object) -> Any:  # noqa: ANN401 - a stored value
+def _comparable(item: Stored, value: object) -> Any:
     if value is None:
         raise item.refusal("is compared with None; use is_null() or ==")
     try:

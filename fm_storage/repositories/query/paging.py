@@ -172,7 +172,7 @@ def decode_cursor(
         raise _refusal("its values do not fit the order") from exc
 
 
-def _value(item: Stored, text: str | None) -> Any:  # noqa: ANN401 - a stored value
+def _value(item: Stored, text: str | None) -> Any:
     if text is None:
         if not item.nullable:
             raise Refused("is None")

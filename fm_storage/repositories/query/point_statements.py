@@ -181,7 +181,7 @@ class Points:
                 source="rec",
                 last=not wanted,
             )
-            answer = f" SELECT {', '.join(wanted)} FROM rec" if wanted else ""  # noqa: S608 - quoted
+            answer = f" SELECT {', '.join(wanted)} FROM rec" if wanted else ""
             self._texts[known] = Sql(
                 f"WITH rec AS ({statement} RETURNING {', '.join(returning)}), "
                 f"{state}{answer}"
@@ -226,7 +226,7 @@ class Points:
         )
         # In the order of ids: other writers of the same points wait, not deadlock.
         source = (
-            f"(SELECT rec.{self._key.quoted}, p.vectors, p.payload, p.hash FROM rec "  # noqa: S608 - quoted
+            f"(SELECT rec.{self._key.quoted}, p.vectors, p.payload, p.hash FROM rec "
             f"JOIN unnest({', '.join(arrays)}) "
             f"AS p ({', '.join(keys)}, vectors, payload, hash) ON {joined} "
             f"ORDER BY {self._point_id}) AS rec"
@@ -240,7 +240,7 @@ class Points:
             source=source,
         )
         self._texts[known] = Sql(
-            f"WITH rec AS ({statement} RETURNING {', '.join(returning)}), "  # noqa: S608 - quoted
+            f"WITH rec AS ({statement} RETURNING {', '.join(returning)}), "
             f"{state} SELECT {', '.join(wanted)} FROM rec"
         )
         return self._texts[known]
@@ -262,7 +262,7 @@ class Points:
             )
             statement = removal_sql(entity, many=many, versioned=versioned, erase=erase)
             self._texts[known] = Sql(
-                f"WITH rec AS ({statement} RETURNING {self._key.quoted}), "  # noqa: S608 - quoted
+                f"WITH rec AS ({statement} RETURNING {self._key.quoted}), "
                 f"{state} SELECT count(*) FROM rec"
             )
         return self._texts[known]
@@ -276,7 +276,7 @@ class Points:
                 collection=f"${2 + versioned}", point_id=self._point_id, source="rec"
             )
             self._texts[known] = Sql(
-                f"WITH rec AS ({restoration_sql(entity, versioned=versioned)} "  # noqa: S608 - quoted
+                f"WITH rec AS ({restoration_sql(entity, versioned=versioned)} "
                 f"RETURNING {entity.select_list}), {state} "
                 f"SELECT {entity.select_list} FROM rec"
             )
@@ -288,7 +288,7 @@ class Points:
         if known not in self._texts:
             state = delete_ctes(collection="$2", point_id=self._point_id, source="rec")
             self._texts[known] = Sql(
-                f"WITH rec AS ({purge_sql(self._entity)} "  # noqa: S608 - quoted
+                f"WITH rec AS ({purge_sql(self._entity)} "
                 f"RETURNING {self._key.quoted}), {state} SELECT count(*) FROM rec"
             )
         return self._texts[known]

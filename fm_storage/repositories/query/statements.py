@@ -55,7 +55,7 @@ class Statements:
         """Read the record with a key."""
         entity = self._entity
         return Sql(
-            f"SELECT {entity.select_list} FROM {entity.quoted} "  # noqa: S608 - quoted
+            f"SELECT {entity.select_list} FROM {entity.quoted} "
             f"WHERE {key_equals(entity.key)}{self._and_living}"
         )
 
@@ -159,7 +159,7 @@ class Statements:
         if known not in self._others:
             entity = self._entity
             self._others[known] = Sql(
-                f"SELECT {entity.select_list} FROM {entity.quoted} "  # noqa: S608 - quoted
+                f"SELECT {entity.select_list} FROM {entity.quoted} "
                 f"WHERE {key_equals(on)}{self._and_living}"
             )
         return self._others[known]
@@ -207,7 +207,7 @@ def insert_sql(entity: Entity[Any]) -> str:
     places = ", ".join(f"${at}" for at in range(1, len(entity.inserted) + 1))
     if not names:
         return f"INSERT INTO {entity.quoted} DEFAULT VALUES"
-    return f"INSERT INTO {entity.quoted} ({names}) VALUES ({places})"  # noqa: S608 - quoted
+    return f"INSERT INTO {entity.quoted} ({names}) VALUES ({places})"
 
 
 def insert_many_sql(entity: Entity[Any]) -> str:
@@ -219,7 +219,7 @@ def insert_many_sql(entity: Entity[Any]) -> str:
         for item, column in zip(entity.inserted, columns, strict=True)
     )
     return (
-        f"INSERT INTO {entity.quoted} ({names}) SELECT {values} "  # noqa: S608 - quoted
+        f"INSERT INTO {entity.quoted} ({names}) SELECT {values} "
         f"FROM unnest({arrays(entity.inserted)}) AS u ({', '.join(columns)})"
     )
 
@@ -241,7 +241,7 @@ def key_condition(key: Sequence[Stored]) -> str:
     if len(key) == 1:
         return f"{key[0].quoted} = ANY($1::{key[0].kind.sql}[])"
     names = ", ".join(item.quoted for item in key)
-    return f"({names}) IN (SELECT * FROM unnest({arrays(key)}))"  # noqa: S608 - quoted
+    return f"({names}) IN (SELECT * FROM unnest({arrays(key)}))"
 
 
 def update_sql(entity: Entity[Any], fields: Sequence[str], *, versioned: bool) -> str:
@@ -257,7 +257,7 @@ def update_sql(entity: Entity[Any], fields: Sequence[str], *, versioned: bool) -
         sets.append(f"{quoted} = {quoted} + 1")
         if versioned:
             condition += f" AND {quoted} = ${place + len(fields) + 1}"
-    return f"UPDATE {entity.quoted} SET {', '.join(sets)} WHERE {condition}"  # noqa: S608 - quoted
+    return f"UPDATE {entity.quoted} SET {', '.join(sets)} WHERE {condition}"
 
 
 def removal_sql(
@@ -271,20 +271,20 @@ def removal_sql(
     condition = key_condition(entity.key) if many else key_equals(entity.key)
     condition += _at_version(entity, versioned=versioned)
     if entity.deleted is None or erase:
-        return f"DELETE FROM {entity.quoted} WHERE {condition}"  # noqa: S608 - quoted
+        return f"DELETE FROM {entity.quoted} WHERE {condition}"
     mark = entity.deleted.quoted
     return (
-        f"UPDATE {entity.quoted} SET {mark} = now(){_rising(entity)} "  # noqa: S608 - quoted
+        f"UPDATE {entity.quoted} SET {mark} = now(){_rising(entity)} "
         f"WHERE {condition} AND {mark} IS NULL"
     )
 
 
 def restoration_sql(entity: Entity[Any], *, versioned: bool) -> str:
     """Return the UPDATE that makes a softly deleted row live again."""
-    assert entity.deleted is not None  # noqa: S101 - the caller looked
+    assert entity.deleted is not None
     mark = entity.deleted.quoted
     return (
-        f"UPDATE {entity.quoted} SET {mark} = NULL{_rising(entity)} WHERE "  # noqa: S608 - quoted
+        f"UPDATE {entity.quoted} SET {mark} = NULL{_rising(entity)} WHERE "
         f"{key_equals(entity.key)}{_at_version(entity, versioned=versioned)} "
         f"AND {mark} IS NOT NULL"
     )
@@ -292,8 +292,8 @@ def restoration_sql(entity: Entity[Any], *, versioned: bool) -> str:
 
 def purge_sql(entity: Entity[Any]) -> str:
     """Return the DELETE of rows deleted softly before a moment."""
-    assert entity.deleted is not None  # noqa: S101 - the caller looked
-    return f"DELETE FROM {entity.quoted} WHERE {entity.deleted.quoted} < $1"  # noqa: S608 - quoted
+    assert entity.deleted is not None
+    return f"DELETE FROM {entity.quoted} WHERE {entity.deleted.quoted} < $1"
 
 
 def _rising(entity: Entity[Any]) -> str:

@@ -53,7 +53,7 @@ class Blame(Deletes[M]):
         write: Callable[[Executor], Awaitable[Any]],
         *,
         on: tuple[Stored, ...] | None = None,
-    ) -> Any:  # noqa: ANN401 - what *write* returns
+    ) -> Any:
         """Run *write*; if the server refuses, say which record it refuses."""
         executor = self.executor
         try:
@@ -114,14 +114,14 @@ class Blame(Deletes[M]):
                         break
                 if found is not None and low < len(batch):
                     column = await self._column(transaction, batch[low], found)
-                raise _Undo  # noqa: TRY301 - rolls the trial back
+                raise _Undo
         except _Undo:
             pass
         return (low if found is not None and low < high else None), found, column
 
     async def _trial(
         self,
-        transaction: Any,  # noqa: ANN401 - a transaction
+        transaction: Any,
         part: list[M],
         on: tuple[Stored, ...] | None,
     ) -> QueryFailed | None:
@@ -138,7 +138,7 @@ class Blame(Deletes[M]):
 
     async def _column(
         self,
-        transaction: Any,  # noqa: ANN401 - a transaction
+        transaction: Any,
         record: M,
         error: QueryFailed,
     ) -> str | None:

@@ -114,7 +114,7 @@ class Bulk(Blame[M]):
     ) -> list[tuple[M, bool]]:
         """Write rows and points together, from arrays."""
         to = self.points
-        assert to is not None  # noqa: S101 - the caller looked
+        assert to is not None
         columns = self.entity.insert_columns(batch)
         places = self._places(target, batch)
         keys = [

@@ -30,7 +30,7 @@ M = TypeVar("M")
 class Deletes(Updates[M]):
     """An entity's rows, deleted and restored through one executor."""
 
-    async def delete(self, record_or_key: M | Any) -> bool:  # noqa: ANN401 - the key's type is the model's
+    async def delete(self, record_or_key: M | Any) -> bool:
         """Delete a row, and its point if the repository has a collection.
 
         With ``deleted=`` the row stays, marked with the time, and ``restore()``
@@ -49,7 +49,7 @@ class Deletes(Updates[M]):
         """
         return await self._remove(record_or_key, erase=False)
 
-    async def erase(self, record_or_key: M | Any) -> bool:  # noqa: ANN401 - the key's type is the model's
+    async def erase(self, record_or_key: M | Any) -> bool:
         """Delete a row for good, whether or not it is deleted softly already.
 
         As ``delete()``, which does just this where the repository was declared
@@ -127,7 +127,7 @@ class Deletes(Updates[M]):
             for item, column in zip(entity.key, zip(*values, strict=True), strict=True)
         ]
 
-    async def restore(self, record_or_key: M | Any) -> M:  # noqa: ANN401 - the key's type is the model's
+    async def restore(self, record_or_key: M | Any) -> M:
         """Bring a softly deleted row back, and its point as it last was.
 
         A row that is not deleted is returned as it is. Its version, if there is
@@ -210,7 +210,7 @@ class Deletes(Updates[M]):
 
     def _meant(
         self,
-        record_or_key: Any,  # noqa: ANN401 - the key's type is the model's
+        record_or_key: Any,
     ) -> tuple[tuple[Any, ...], int | None, tuple[M, ...]]:
         """Return the key, the version expected, and the record if it was one."""
         entity = self.entity

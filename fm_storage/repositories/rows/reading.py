@@ -68,7 +68,7 @@ class Reads(Generic[M]):
         found._sql = statements_of(self.entity, every=True)  # noqa: SLF001 - a copy of this
         return found
 
-    async def find_by_id(self, key: Any) -> M | None:  # noqa: ANN401 - the key's type is the model's
+    async def find_by_id(self, key: Any) -> M | None:
         """Return the record with *key*, or None.
 
         Args:
@@ -82,7 +82,7 @@ class Reads(Generic[M]):
         row = await self.executor.fetchrow(self._sql.get, *entity.key_values(key))
         return None if row is None else entity.from_row(row)
 
-    async def get_by_id(self, key: Any) -> M:  # noqa: ANN401 - the key's type is the model's
+    async def get_by_id(self, key: Any) -> M:
         """Return the record with *key*.
 
         Raises:
@@ -162,7 +162,7 @@ class Reads(Generic[M]):
             place = f"{condition} AND {after}" if condition else f" WHERE {after}"
         limit = parameters.add(_limit(size) + 1)
         sql = Sql(
-            f"SELECT {entity.select_list} FROM {entity.quoted}"  # noqa: S608 - see filters.py
+            f"SELECT {entity.select_list} FROM {entity.quoted}"
             f"{place or condition}{order_sql(entity, steps)} LIMIT {limit}"
         )
         items = entity.from_rows(await self.executor.fetch(sql, *parameters.values))
@@ -217,14 +217,14 @@ class Reads(Generic[M]):
         parameters = Parameters()
         condition = self._where(filters, parameters)
         found: bool = await self.executor.fetchval(
-            Sql(f"SELECT EXISTS (SELECT FROM {self.entity.quoted}{condition})"),  # noqa: S608 - see filters.py
+            Sql(f"SELECT EXISTS (SELECT FROM {self.entity.quoted}{condition})"),
             *parameters.values,
         )
         return found
 
     async def _count(self, condition: str, values: Sequence[Any]) -> int:
         number: int = await self.executor.fetchval(
-            Sql(f"SELECT count(*) FROM {self.entity.quoted}{condition}"),  # noqa: S608 - see filters.py
+            Sql(f"SELECT count(*) FROM {self.entity.quoted}{condition}"),
             *values,
         )
         return number
@@ -243,7 +243,7 @@ class Reads(Generic[M]):
         entity = self.entity
         parameters = Parameters()
         sql = (
-            f"SELECT {entity.select_list} FROM {entity.quoted}"  # noqa: S608 - see filters.py
+            f"SELECT {entity.select_list} FROM {entity.quoted}"
             f"{self._where(filters, parameters)}"
             f"{order_sql(entity, orders(entity, order_by))}"
         )

@@ -34,7 +34,7 @@ class Updates(Writes[M]):
 
     async def update(
         self,
-        record_or_key: M | Any,  # noqa: ANN401 - the key's type is the model's
+        record_or_key: M | Any,
         changes: Mapping[str, Any] | None = None,
         *,
         version: int | None = None,

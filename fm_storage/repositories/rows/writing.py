@@ -84,7 +84,7 @@ class Writes(Writer[M]):
         payload: Payload | None,
     ) -> M:
         points = self._pointed(vector, payload)
-        assert points is not None  # noqa: S101 - the caller looked
+        assert points is not None
         entity = self.entity
         point = points.values(vector, payload)
         if not entity.returned:
@@ -133,7 +133,7 @@ class Writes(Writer[M]):
         sought = [item.encode(getattr(record, item.field)) for item in target]
         for attempt in range(_ATTEMPTS):
             if attempt:  # out of step with whoever deletes the row each time
-                await asyncio.sleep(random.uniform(0.0, _PAUSE * attempt))  # noqa: S311 - jitter
+                await asyncio.sleep(random.uniform(0.0, _PAUSE * attempt))
             row = await self.executor.fetchrow(self._sql.get_by(target), *sought)
             if row is not None:
                 return entity.from_row(row), False

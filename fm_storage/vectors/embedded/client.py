@@ -126,7 +126,7 @@ class EmbeddedEngine:
         operation: str,
         collection: str | None = None,
         raw: bytes = b"",
-        **more: Any,  # noqa: ANN401 - JSON
+        **more: Any,
     ) -> tuple[Any, memoryview]:
         """Make one call.
 
@@ -201,7 +201,7 @@ class EmbeddedEngine:
         """Let a name mean *target*; a collection of that name becomes *retired*."""
         await self.call("exchange", name, target=target, retired=retired)
 
-    async def create_index(self, collection: str, field: str, schema: Any) -> None:  # noqa: ANN401 - text or object
+    async def create_index(self, collection: str, field: str, schema: Any) -> None:
         """Index a payload field."""
         await self.call("create_index", collection, field=field, schema=schema)
 
@@ -331,8 +331,8 @@ class EmbeddedEngine:
         return f"embedded engine, process {link.pid}"
 
 
-async def _off_loop(size: int, function: Any, *args: Any) -> Any:  # noqa: ANN401 - passes through
+async def _off_loop(size: int, function: Any, *args: Any) -> Any:
     """Run *function* here when it is short, in a thread when it is not."""
-    if size <= 16:  # noqa: PLR2004 - about a millisecond's work
+    if size <= 16:
         return function(*args)
     return await asyncio.to_thread(function, *args)

@@ -110,7 +110,7 @@ def _try_connect(folder: Path) -> socket.socket | None:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         # A Unix socket connects at once or not at all; a full backlog is EAGAIN.
-        sock.setblocking(False)  # noqa: FBT003 - the standard library's form
+        sock.setblocking(False)
         sock.connect(path)
         _check_peer(sock, folder)
     except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
@@ -160,7 +160,7 @@ def _start(folder: Path) -> None:
     roots = {"fm_storage": str(here.parent), "fm_storage.vectors": str(here)}
     paths = [path for path in sys.path if path]
     with (folder / "engine.log").open("ab") as log:
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter and files
+        process = subprocess.Popen(
             [
                 sys.executable,
                 "-I",
@@ -179,7 +179,7 @@ def _start(folder: Path) -> None:
     threading.Thread(
         target=process.wait, name="fm_storage engine reaper", daemon=True
     ).start()
-    assert process.stdout is not None  # noqa: S101 - a pipe was asked for
+    assert process.stdout is not None
     with process.stdout as out:
         line = out.readline().decode(errors="replace").strip()
     if line == "ready":

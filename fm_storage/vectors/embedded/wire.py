@@ -50,7 +50,7 @@ def upsert_request(batch: Sequence[Encoded]) -> tuple[dict[str, Any], bytes]:
         lengths = []
         for row in rows:
             vector = batch[row].vectors[name]
-            assert isinstance(vector, Terms)  # noqa: S101 - sorted so above
+            assert isinstance(vector, Terms)
             lengths.append(len(vector))
             raw += (vector.indices.tobytes(), vector.values.tobytes())
         sparse_parts.append({"name": name, "rows": rows, "lengths": lengths})
@@ -63,7 +63,7 @@ def upsert_request(batch: Sequence[Encoded]) -> tuple[dict[str, Any], bytes]:
     return request, b"".join(raw)
 
 
-def with_references(value: Any, raw: bytearray) -> Any:  # noqa: ANN401 - any part of a request
+def with_references(value: Any, raw: bytearray) -> Any:
     """Move vectors out of a request into its raw part."""
     if isinstance(value, Floats):
         start = len(raw)
@@ -81,7 +81,7 @@ def with_references(value: Any, raw: bytearray) -> Any:  # noqa: ANN401 - any pa
     return value
 
 
-def _vector(reference: Any, raw: memoryview) -> Any:  # noqa: ANN401 - any vector
+def _vector(reference: Any, raw: memoryview) -> Any:
     if reference is None:
         return None
     if "@d" in reference:

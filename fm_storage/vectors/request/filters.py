@@ -80,7 +80,7 @@ def normal_filter(given: Filter) -> dict[str, Any] | None:
     return {clause: conditions for clause, conditions in made.items() if conditions}
 
 
-def as_json(value: Any) -> Any:  # noqa: ANN401, C901, PLR0911 - one branch per kind
+def as_json(value: Any) -> Any:  # noqa: C901 - one branch per kind
     """Return *value* with models, dates, UUIDs and enums as plain JSON values."""
     if value is None or isinstance(value, str | bool | int):
         return value.value if isinstance(value, Enum) else value
@@ -115,7 +115,7 @@ def as_json(value: Any) -> Any:  # noqa: ANN401, C901, PLR0911 - one branch per 
 
 def _short(  # noqa: C901, PLR0912 - one branch per word of the short form
     field: str,
-    wanted: Any,  # noqa: ANN401 - any value
+    wanted: Any,
     must: list[Any],
     must_not: list[Any],
 ) -> None:
@@ -151,14 +151,14 @@ def _short(  # noqa: C901, PLR0912 - one branch per word of the short form
                 raise _refused(message)
 
 
-def _equal(field: str, value: Any) -> dict[str, Any]:  # noqa: ANN401 - any scalar
+def _equal(field: str, value: Any) -> dict[str, Any]:
     if isinstance(value, float):
         # Qdrant matches integers, text and bools only.
         return {"key": field, "range": {"gte": value, "lte": value}}
     return {"key": field, "match": {"value": value}}
 
 
-def _one_of(field: str, values: Any) -> dict[str, Any]:  # noqa: ANN401 - checked here
+def _one_of(field: str, values: Any) -> dict[str, Any]:
     if not isinstance(values, list):
         message = f"field {field!r}: give a list of values"
         raise _refused(message)
@@ -185,11 +185,11 @@ def _filter(given: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _many(value: Any) -> list[Any]:  # noqa: ANN401 - one or several
+def _many(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _condition(given: Any) -> dict[str, Any]:  # noqa: ANN401 - checked here
+def _condition(given: Any) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         message = f"a condition is a {type(given).__name__}; give a mapping"
         raise _refused(message)
@@ -214,7 +214,7 @@ def _condition(given: Any) -> dict[str, Any]:  # noqa: ANN401 - checked here
     raise _refused(message)
 
 
-def _ids(given: Any) -> list[int | str]:  # noqa: ANN401 - one or several
+def _ids(given: Any) -> list[int | str]:
     return [to_wire_id(value)[0] for value in _many(given)]
 
 

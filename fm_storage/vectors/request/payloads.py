@@ -21,7 +21,7 @@ _PLAIN = frozenset({str, int, bool, type(None)})
 
 
 def encode_payload(
-    payload: Any,  # noqa: ANN401 - checked here
+    payload: Any,
     collection: str,
     *,
     index: int | None = None,
@@ -84,8 +84,8 @@ def _is_plain(payload: Mapping[Any, Any]) -> bool:
     return True
 
 
-def _not_json(  # noqa: C901, PLR0911 - one branch per kind of value
-    value: Any,  # noqa: ANN401 - any value
+def _not_json(  # noqa: C901 - one branch per kind of value
+    value: Any,
     path: str,
 ) -> tuple[str, str] | None:
     """Find what JSON has no word for and orjson would quietly change."""

@@ -121,7 +121,7 @@ def encode_points(
 
 
 def encode_point(
-    point: Any,  # noqa: ANN401 - a Point, or a PointStruct of the client
+    point: Any,
     vectors_of: Callable[[object, int], dict[str, Floats | Terms]],
     collection: str,
     *,
@@ -175,7 +175,7 @@ def encode_point(
 
 
 def _vectors(
-    given: Any,  # noqa: ANN401 - checked here
+    given: Any,
     spec: Mapping[str, Any],
     collection: str,
     index: int,
@@ -196,7 +196,7 @@ def _vectors(
 
 
 def encode_vector(
-    given: Any,  # noqa: ANN401 - checked here
+    given: Any,
     spec: Mapping[str, Any],
     collection: str,
     *,
@@ -243,7 +243,7 @@ def encode_vector(
     return Floats(data)
 
 
-def _float32(given: Any, collection: str, where: str, index: int | None) -> bytes:  # noqa: ANN401 - checked here
+def _float32(given: Any, collection: str, where: str, index: int | None) -> bytes:
     problem = f"is a {type(given).__name__}; give a sequence of numbers"
     if not isinstance(given, str | bytes | bytearray | Mapping):
         try:
@@ -258,7 +258,7 @@ def _float32(given: Any, collection: str, where: str, index: int | None) -> byte
     )
 
 
-def _packed(given: Any) -> bytes:  # noqa: ANN401 - any sequence of numbers
+def _packed(given: Any) -> bytes:
     if isinstance(given, list | tuple):
         return array("f", given).tobytes()
     try:
@@ -294,7 +294,7 @@ def _refuse_infinite(
         )
 
 
-def _terms(given: Any, collection: str, where: str, index: int | None) -> Terms:  # noqa: ANN401 - checked here
+def _terms(given: Any, collection: str, where: str, index: int | None) -> Terms:
     indices, values = list(given.indices), list(given.values)
     problem = ""
     if len(indices) != len(values):

@@ -37,13 +37,13 @@ def query_parameters(limit: object, offset: object) -> tuple[int, int]:
                 f"query: {name} is {value!r}; give an integer from {least}",
                 field=name,
             )
-    assert isinstance(limit, int)  # noqa: S101 - checked above
-    assert isinstance(offset, int)  # noqa: S101 - checked above
+    assert isinstance(limit, int)
+    assert isinstance(offset, int)
     return limit, offset
 
 
-def normal_query(  # noqa: C901, PLR0911, PLR0912 - one branch per kind of query
-    query: Any,  # noqa: ANN401 - any query
+def normal_query(  # noqa: C901, PLR0912 - one branch per kind of query
+    query: Any,
     fusion: str | Mapping[str, object] | None,
     spec: Mapping[str, Any],
     collection: str,
@@ -69,7 +69,7 @@ def normal_query(  # noqa: C901, PLR0911, PLR0912 - one branch per kind of query
     if query is None:
         return None
 
-    def one(given: Any) -> Any:  # noqa: ANN401 - a vector or an id
+    def one(given: Any) -> Any:
         return _vector_or_id(given, spec, collection, using)
 
     if hasattr(query, "model_dump") and not hasattr(query, "indices"):
@@ -110,11 +110,11 @@ class _Sparse:
 
 
 def _vector_or_id(
-    given: Any,  # noqa: ANN401 - a vector or an id
+    given: Any,
     spec: Mapping[str, Any],
     collection: str,
     using: str,
-) -> Any:  # noqa: ANN401 - encoded
+) -> Any:
     if isinstance(given, str | int | UUID):
         return {"@id": to_wire_id(given)[0]}
     if isinstance(given, Mapping) and {"indices", "values"} <= given.keys():
@@ -122,7 +122,7 @@ def _vector_or_id(
     return encode_vector(given, spec, collection, name=using)
 
 
-def _recommend(given: Mapping[str, Any], one: Any) -> dict[str, Any]:  # noqa: ANN401 - a function
+def _recommend(given: Mapping[str, Any], one: Any) -> dict[str, Any]:
     positive = [one(example) for example in given.get("positive") or ()]
     negative = [one(example) for example in given.get("negative") or ()]
     strategy = as_json(given.get("strategy")) or "average_vector"
@@ -135,7 +135,7 @@ def _recommend(given: Mapping[str, Any], one: Any) -> dict[str, Any]:  # noqa: A
     return {"positive": positive, "negative": negative, "strategy": strategy}
 
 
-def _pairs(given: Any, one: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - one or several
+def _pairs(given: Any, one: Any) -> list[dict[str, Any]]:
     many = [given] if isinstance(given, Mapping) else given
     return [
         {"positive": one(pair["positive"]), "negative": one(pair["negative"])}
@@ -143,7 +143,7 @@ def _pairs(given: Any, one: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - one 
     ]
 
 
-def ids_in(*given: Any) -> dict[str, int | str | UUID]:  # noqa: ANN401 - any query
+def ids_in(*given: Any) -> dict[str, int | str | UUID]:
     """Return ``{id as the engine knows it: id as the caller wrote it}``."""
     found: dict[str, int | str | UUID] = {}
     for value in given:
@@ -160,7 +160,7 @@ def ids_in(*given: Any) -> dict[str, int | str | UUID]:  # noqa: ANN401 - any qu
 
 
 def normal_prefetch(
-    prefetch: Any,  # noqa: ANN401 - one stage or several
+    prefetch: Any,
     spec: Mapping[str, Any],
     collection: str,
 ) -> list[dict[str, Any]] | None:

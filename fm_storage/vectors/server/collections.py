@@ -165,7 +165,7 @@ class ServerCollections:
             await self.drop(name)
         await self.set_aliases({name: target})
 
-    async def create_index(self, collection: str, field: str, schema: Any) -> None:  # noqa: ANN401 - text or object
+    async def create_index(self, collection: str, field: str, schema: Any) -> None:
         """Index a payload field."""
         made = field_schema(schema)
         with translated("create_payload_index", collection), _quiet(self._memory):
@@ -183,7 +183,7 @@ class ServerCollections:
 
 
 @contextmanager
-def _quiet(active: bool) -> Iterator[None]:  # noqa: FBT001 - one meaning only
+def _quiet(active: bool) -> Iterator[None]:
     """Silence local mode, which warns that payload indexes do nothing there."""
     with warnings.catch_warnings():
         if active:

@@ -62,11 +62,11 @@ class ServerEngine:
     async def open(self) -> None:
         """Load the client, off the loop; no connection is made yet."""
         await asyncio.to_thread(_load_client)
-        from fm_storage.vectors.server.collections import (  # noqa: PLC0415 - the same
+        from fm_storage.vectors.server.collections import (
             ServerCollections,
         )
-        from fm_storage.vectors.server.grpc import TypedPoints  # noqa: PLC0415 - the same
-        from fm_storage.vectors.server.rest import RestPoints  # noqa: PLC0415 - loads a client
+        from fm_storage.vectors.server.grpc import TypedPoints
+        from fm_storage.vectors.server.rest import RestPoints
 
         self.native = self._client()
         by_models = self._memory or self._config.prefer_grpc
@@ -76,16 +76,16 @@ class ServerEngine:
         )
 
     def _client(self) -> AsyncQdrantClient:
-        from qdrant_client import AsyncQdrantClient  # noqa: PLC0415 - loaded above
+        from qdrant_client import AsyncQdrantClient
 
         config = self._config
         if self._memory:
             return AsyncQdrantClient(":memory:")
-        import httpx  # noqa: PLC0415 - comes with the client
+        import httpx
 
         more: dict[str, Any] = {}
         if config.ca_file is not None:
-            import ssl  # noqa: PLC0415 - rarely needed
+            import ssl
 
             more["verify"] = ssl.create_default_context(cafile=str(config.ca_file))
             if config.prefer_grpc:
@@ -120,7 +120,7 @@ class ServerEngine:
 
     async def ready(self) -> str:
         """Ask for the version; refuse a server too old for conditional updates."""
-        from fm_storage.vectors.server.errors import translated  # noqa: PLC0415 - lazy
+        from fm_storage.vectors.server.errors import translated
 
         if self._memory:
             return "local mode, in this process"
@@ -167,7 +167,7 @@ class ServerEngine:
         del retired
         await self._collections.exchange(name, target)
 
-    async def create_index(self, collection: str, field: str, schema: Any) -> None:  # noqa: ANN401 - text or object
+    async def create_index(self, collection: str, field: str, schema: Any) -> None:
         """Index a payload field."""
         await self._collections.create_index(collection, field, schema)
 
@@ -297,7 +297,7 @@ def _by_filter(ids: Sequence[int | str] | None, chosen: Json | None) -> Json:
 
 
 def _load_client() -> None:
-    import qdrant_client  # noqa: PLC0415 - takes a second
-    import qdrant_client.http.models  # noqa: F401, PLC0415 - the same
+    import qdrant_client
+    import qdrant_client.http.models  # noqa: F401 - the same
 
-    import fm_storage.vectors.server.errors  # noqa: F401, PLC0415 - the same
+    import fm_storage.vectors.server.errors  # noqa: F401 - the same

@@ -66,9 +66,7 @@ def translated(operation: str, collection: str | None) -> Iterator[None]:
         raise _translate(exc, operation, collection) from exc
 
 
-def _translate(  # noqa: PLR0911 - one line per kind
-    exc: Exception, operation: str, collection: str | None
-) -> Exception:
+def _translate(exc: Exception, operation: str, collection: str | None) -> Exception:
     if isinstance(exc, UnexpectedResponse):
         return _from_status(exc, operation, collection)
     if isinstance(exc, ResourceExhaustedResponse):
@@ -154,7 +152,7 @@ def _from_transport(
     return _unavailable(said, operation, collection, retryable=True)
 
 
-def _from_status(  # noqa: PLR0911 - one line per status
+def _from_status(
     exc: UnexpectedResponse, operation: str, collection: str | None
 ) -> Exception:
     status = exc.status_code or 0
@@ -164,18 +162,18 @@ def _from_status(  # noqa: PLR0911 - one line per status
         text = str(said)[:_SHOWN]
     except (ValueError, KeyError, TypeError):
         pass
-    if status == 404:  # noqa: PLR2004 - HTTP
+    if status == 404:
         return _missing(text, operation, collection)
-    if status == 409:  # noqa: PLR2004 - HTTP
+    if status == 409:
         return AlreadyExists(text)
     if status in {400, 422}:
         return _from_text(text, operation, collection)
     if status in {401, 403}:
         what = f"the server refuses access ({status}); set qdrant.api_key"
         return _unavailable(what, operation, collection, retryable=False)
-    if status == 413:  # noqa: PLR2004 - HTTP
+    if status == 413:
         return _too_large(operation)
-    if status == 429:  # noqa: PLR2004 - HTTP
+    if status == 429:
         wish = exc.headers.get("Retry-After") if exc.headers else None
         return _limited(operation, collection, _until(wish) if wish else None)
     what = f"the server answered {status} ({text})"
@@ -183,11 +181,11 @@ def _from_status(  # noqa: PLR0911 - one line per status
         what,
         operation,
         collection,
-        retryable=status >= 500 or status == 408,  # noqa: PLR2004 - HTTP
+        retryable=status >= 500 or status == 408,
     )
 
 
-def _from_code(  # noqa: PLR0911 - one line per code
+def _from_code(
     exc: grpc.aio.AioRpcError, operation: str, collection: str | None
 ) -> Exception:
     code, text = exc.code(), exc.details() or ""

@@ -52,14 +52,14 @@ def _point(point: Encoded) -> models.PointStruct:
     )
 
 
-def _selector(ids: Ids | None, chosen: Json | None) -> Any:  # noqa: ANN401 - a selector
+def _selector(ids: Ids | None, chosen: Json | None) -> Any:
     if chosen is not None:
         return models.FilterSelector(filter=filter_model(chosen) or models.Filter())
     return models.PointIdsList(points=list(ids or ()))
 
 
 def _messages(batch: Sequence[Encoded]) -> list[Any]:
-    from qdrant_client.conversions.conversion import RestToGrpc  # noqa: PLC0415 - gRPC only
+    from qdrant_client.conversions.conversion import RestToGrpc
 
     return [RestToGrpc.convert_point_struct(_point(point)) for point in batch]
 
@@ -101,8 +101,8 @@ class TypedPoints:
     async def _upsert_messages(
         self, collection: str, points: list[Any], condition: models.Filter | None
     ) -> None:
-        from qdrant_client import grpc  # noqa: PLC0415 - gRPC only
-        from qdrant_client.conversions.conversion import (  # noqa: PLC0415 - the same
+        from qdrant_client import grpc
+        from qdrant_client.conversions.conversion import (
             RestToGrpc,
         )
 

@@ -80,7 +80,7 @@ def _hnsw(given: Json | None) -> models.HnswConfigDiff | None:
     return None if given is None else _checked(models.HnswConfigDiff, given, "hnsw")
 
 
-def _quantization(given: Json | None) -> Any:  # noqa: ANN401 - one of four models
+def _quantization(given: Json | None) -> Any:
     if given is None:
         return None
     try:
@@ -89,7 +89,7 @@ def _quantization(given: Json | None) -> Any:  # noqa: ANN401 - one of four mode
         raise _refused("quantization", exc) from None
 
 
-def _checked(model: Any, given: Json, what: str) -> Any:  # noqa: ANN401 - any model
+def _checked(model: Any, given: Json, what: str) -> Any:
     try:
         return model.model_validate(dict(given))
     except ValidationError as exc:
@@ -102,7 +102,7 @@ def _refused(what: str, exc: ValidationError) -> InvalidRecord:
     return InvalidRecord(f"{what}: {path}: {first['msg']}", field=what)
 
 
-def field_schema(given: Any) -> Any:  # noqa: ANN401 - text or object
+def field_schema(given: Any) -> Any:
     """Return the description of a payload index.
 
     Raises:
@@ -123,7 +123,7 @@ def filter_model(given: Json | None) -> models.Filter | None:
     return None if not given else _checked(models.Filter, given, "filter")
 
 
-def query_model(given: Any) -> Any:  # noqa: ANN401 - any query
+def query_model(given: Any) -> Any:
     """Return a query of the client's kind for one in REST form.
 
     Raises:
@@ -137,7 +137,7 @@ def query_model(given: Any) -> Any:  # noqa: ANN401 - any query
         raise _refused("query", exc) from None
 
 
-def plain_request(value: Any, *, dense: Any) -> Any:  # noqa: ANN401 - any part of a request
+def plain_request(value: Any, *, dense: Any) -> Any:
     """Return a request with its vectors written out and its ids bare.
 
     Args:
@@ -208,11 +208,11 @@ def _plain(values: Json) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _dump(model: Any) -> Any:  # noqa: ANN401 - a model or None
+def _dump(model: Any) -> Any:
     return None if model is None else model.model_dump(mode="json", exclude_none=True)
 
 
-def vector_from(given: Any) -> Any:  # noqa: ANN401 - any vector
+def vector_from(given: Any) -> Any:
     """Return a vector as the application sees it: float32 numbers."""
     if given is None:
         return None
@@ -231,10 +231,10 @@ def _float32(values: Sequence[float]) -> list[float]:
 
 
 def point_from(
-    number: Any,  # noqa: ANN401 - int, text or UUID
+    number: Any,
     score: float,
     payload: dict[str, Any] | None,
-    vector: Any,  # noqa: ANN401 - any vector
+    vector: Any,
 ) -> ScoredPoint:
     """Return a hit as the application sees it."""
     point = from_wire_id(number, payload)

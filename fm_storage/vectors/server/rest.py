@@ -35,7 +35,7 @@ _SMALL = 640 * 1024  # bytes: about a millisecond
 _LONG_ANSWER = 200
 
 
-def _numbers(vector: Floats) -> Any:  # noqa: ANN401 - an array
+def _numbers(vector: Floats) -> Any:
     # orjson writes float32 arrays in their own, shorter, precision.
     return np.frombuffer(vector.data, dtype=np.float32)
 
@@ -109,7 +109,7 @@ class RestPoints:
         body: bytes,
         *,
         write: bool = False,
-    ) -> Any:  # noqa: ANN401 - JSON
+    ) -> Any:
         with translated(operation, collection):
             answer = await self._client.http.client.request(
                 type_=dict,

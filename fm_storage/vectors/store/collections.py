@@ -31,7 +31,7 @@ class CollectionCalls(StoreCalls):
         distance: str = "Cosine",
         *,
         add_indexes: bool = True,
-        **options: Any,  # noqa: ANN401 - CollectionConfig validates
+        **options: Any,
     ) -> bool:
         """Create a collection unless it is there; return whether it was created.
 

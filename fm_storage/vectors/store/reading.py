@@ -32,9 +32,9 @@ class ReadingCalls(StoreCalls):
     async def search(
         self,
         collection: str,
-        vector: Any,  # noqa: ANN401 - any vector; numpy is not imported here
+        vector: Any,
         limit: int = 10,
-        filter: Filter = None,  # noqa: A002 - Qdrant's word
+        filter: Filter = None,
         *,
         using: str = "",
         offset: int = 0,
@@ -85,12 +85,12 @@ class ReadingCalls(StoreCalls):
     async def query(
         self,
         collection: str,
-        query: Any = None,  # noqa: ANN401 - any query
+        query: Any = None,
         *,
-        prefetch: Any = None,  # noqa: ANN401 - one stage or several
+        prefetch: Any = None,
         fusion: str | Mapping[str, object] | None = None,
         limit: int = 10,
-        filter: Filter = None,  # noqa: A002 - Qdrant's word
+        filter: Filter = None,
         using: str = "",
         offset: int = 0,
         score_threshold: float | None = None,
@@ -166,9 +166,9 @@ class ReadingCalls(StoreCalls):
     async def search_hybrid(
         self,
         collection: str,
-        embedding: Any,  # noqa: ANN401 - an Embedding; vectorizer.py lies beside
+        embedding: Any,
         limit: int = 10,
-        filter: Filter = None,  # noqa: A002 - Qdrant's word
+        filter: Filter = None,
         *,
         dense: str = "dense",
         sparse: str = "sparse",
@@ -236,7 +236,7 @@ class ReadingCalls(StoreCalls):
         *,
         strategy: str = "average_vector",
         limit: int = 10,
-        filter: Filter = None,  # noqa: A002 - Qdrant's word
+        filter: Filter = None,
         using: str = "",
         with_payload: bool | Sequence[str] = True,
         with_vectors: bool | Sequence[str] = False,
@@ -302,7 +302,7 @@ class ReadingCalls(StoreCalls):
             lambda: self._backend.retrieve(collection, numbers, request),
         )
 
-    async def count(self, collection: str, filter: Filter = None) -> int:  # noqa: A002 - Qdrant's word
+    async def count(self, collection: str, filter: Filter = None) -> int:
         """Count the points that match, exactly.
 
         Raises:
@@ -320,7 +320,7 @@ class ReadingCalls(StoreCalls):
         *,
         limit: int = 10,
         offset: PointId | None = None,
-        filter: Filter = None,  # noqa: A002 - Qdrant's word
+        filter: Filter = None,
         with_payload: bool | Sequence[str] = True,
         with_vectors: bool | Sequence[str] = False,
         order_by: str | Mapping[str, object] | None = None,
@@ -351,7 +351,7 @@ class ReadingCalls(StoreCalls):
         self,
         collection: str,
         *,
-        filter: Filter = None,  # noqa: A002 - Qdrant's word
+        filter: Filter = None,
         with_payload: bool | Sequence[str] = True,
         with_vectors: bool | Sequence[str] = False,
         page: int = _PAGE,
@@ -381,12 +381,12 @@ class ReadingCalls(StoreCalls):
                 return
 
 
-def payload_selector(given: bool | Sequence[str]) -> bool | list[str]:  # noqa: FBT001 - Qdrant's form
+def payload_selector(given: bool | Sequence[str]) -> bool | list[str]:
     # The kept id of a string-named point lives in the payload.
     if given is True:
         return True
     return [*given, RESERVED_ID] if given else [RESERVED_ID]
 
 
-def vector_selector(given: bool | Sequence[str]) -> bool | list[str]:  # noqa: FBT001 - Qdrant's form
+def vector_selector(given: bool | Sequence[str]) -> bool | list[str]:
     return given if isinstance(given, bool) else list(given)

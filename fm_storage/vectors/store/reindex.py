@@ -179,7 +179,7 @@ def _fingerprint(point: ScoredPoint) -> str:
     return blake2b(text, digest_size=12).hexdigest()
 
 
-def _plain(vector: Any) -> Any:  # noqa: ANN401 - any vector
+def _plain(vector: Any) -> Any:
     if isinstance(vector, SparseVector):
         return [list(vector.indices), list(vector.values)]
     if isinstance(vector, dict):

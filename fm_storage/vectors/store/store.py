@@ -86,7 +86,7 @@ class QdrantStore(CollectionCalls, WritingCalls, ReadingCalls):
         await self.aclose()
 
     @property
-    def native(self) -> Any:  # noqa: ANN401 - qdrant_client is not imported here
+    def native(self) -> Any:
         """The ``AsyncQdrantClient`` below, or None for the embedded engine."""
         self._check()
         return self._backend.native

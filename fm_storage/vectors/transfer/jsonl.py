@@ -30,7 +30,7 @@ async def export_points(
     collection: str,
     write: Callable[[bytes], object],
     *,
-    filter: Any = None,  # noqa: A002, ANN401 - Qdrant's word; any filter
+    filter: Any = None,
     progress: Progress | None = None,
 ) -> int:
     """Write a collection as lines; return how many points were written.
@@ -70,7 +70,7 @@ def head_of(info: CollectionInfo, collection: str) -> dict[str, Any]:
     }
 
 
-def _plain(vector: Any) -> Any:  # noqa: ANN401 - any vector
+def _plain(vector: Any) -> Any:
     if isinstance(vector, SparseVector):
         return {"indices": list(vector.indices), "values": list(vector.values)}
     if isinstance(vector, Mapping):
@@ -170,7 +170,7 @@ def _point(given: Mapping[str, Any], number: int) -> Point:
         raise InvalidRecord(message, index=number - 1) from None
 
 
-def _vector(given: Any) -> Any:  # noqa: ANN401 - any vector
+def _vector(given: Any) -> Any:
     if isinstance(given, Mapping):
         return SparseVector(given["indices"], given["values"])
     return given

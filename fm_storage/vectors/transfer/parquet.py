@@ -38,7 +38,7 @@ async def export_parquet(
     collection: str,
     file: Path,
     *,
-    filter: Any = None,  # noqa: A002, ANN401 - Qdrant's word; any filter
+    filter: Any = None,
     progress: Progress | None = None,
 ) -> int:
     """Write a collection to *file*; return how many points were written.
@@ -153,7 +153,7 @@ def _arrow() -> tuple[Any, Any]:
         ) from exc
 
 
-def _schema(arrow: Any, head: Mapping[str, Any]) -> Any:  # noqa: ANN401 - an optional module
+def _schema(arrow: Any, head: Mapping[str, Any]) -> Any:
     sparse = arrow.struct(
         [
             ("indices", arrow.list_(arrow.uint32())),
@@ -177,7 +177,7 @@ def _column(name: str) -> str:
     return f"vector.{name}" if name else "vector"
 
 
-def _table(arrow: Any, schema: Any, points: Sequence[ScoredPoint]) -> Any:  # noqa: ANN401 - an optional module
+def _table(arrow: Any, schema: Any, points: Sequence[ScoredPoint]) -> Any:
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
     for point in points:
         columns["id"].append(str(point.id))
@@ -190,7 +190,7 @@ def _table(arrow: Any, schema: Any, points: Sequence[ScoredPoint]) -> Any:  # no
     return arrow.table(columns, schema=schema)
 
 
-def _by_column(vector: Any) -> dict[str, Any]:  # noqa: ANN401 - any vector
+def _by_column(vector: Any) -> dict[str, Any]:
     named = vector if isinstance(vector, Mapping) else {"": vector}
     made: dict[str, Any] = {}
     for name, value in named.items():
@@ -204,7 +204,7 @@ def _by_column(vector: Any) -> dict[str, Any]:  # noqa: ANN401 - any vector
     return made
 
 
-def _next_points(batches: Any, head: Mapping[str, Any]) -> list[Point] | None:  # noqa: ANN401 - an iterator of pyarrow
+def _next_points(batches: Any, head: Mapping[str, Any]) -> list[Point] | None:
     batch = next(batches, None)
     if batch is None:
         return None

@@ -116,7 +116,7 @@ class LexicalVectorizer:
     @property
     def name(self) -> str:
         """Name and version; the size is part of it unless it is the default."""
-        return "lexical-v1" if self._size == 256 else f"lexical-v1-{self._size}"  # noqa: PLR2004 - the default
+        return "lexical-v1" if self._size == 256 else f"lexical-v1-{self._size}"
 
     @property
     def spec(self) -> CollectionConfig:

@@ -55,7 +55,7 @@ class MiniLm:
             if value.dtype.kind == "f"
         }
 
-    def embed(self, texts: Sequence[str]) -> Any:  # noqa: ANN401 - a matrix
+    def embed(self, texts: Sequence[str]) -> Any:
         """Return one unit vector per text."""
         encoded = self._tokenizer.encode_batch(list(texts))
         ids = np.array([one.ids for one in encoded], dtype=np.int64)
@@ -77,11 +77,11 @@ class MiniLm:
         length = np.linalg.norm(mean, axis=1, keepdims=True)
         return (mean / np.maximum(length, 1e-12)).astype(np.float32)
 
-    def _layer(self, state: Any, unseen: Any, name: str) -> Any:  # noqa: ANN401 - matrices
+    def _layer(self, state: Any, unseen: Any, name: str) -> Any:
         many, long, size = state.shape
         each = size // self._heads
 
-        def split(part: str) -> Any:  # noqa: ANN401 - a matrix
+        def split(part: str) -> Any:
             whole = self._dense(state, f"{name}.attention.self.{part}")
             return whole.reshape(many, long, self._heads, each).transpose(0, 2, 1, 3)
 
@@ -96,17 +96,17 @@ class MiniLm:
         inner = self._dense(inner, f"{name}.output.dense")
         return self._normal(state + inner, f"{name}.output.LayerNorm")
 
-    def _dense(self, state: Any, name: str) -> Any:  # noqa: ANN401 - matrices
+    def _dense(self, state: Any, name: str) -> Any:
         return state @ self._weights[f"{name}.weight"].T + self._weights[f"{name}.bias"]
 
-    def _normal(self, state: Any, name: str) -> Any:  # noqa: ANN401 - matrices
+    def _normal(self, state: Any, name: str) -> Any:
         centred = state - state.mean(axis=-1, keepdims=True)
         spread = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + self._tiny)
         scaled = centred / spread
         return scaled * self._weights[f"{name}.weight"] + self._weights[f"{name}.bias"]
 
 
-def _gelu(given: Any) -> Any:  # noqa: ANN401 - a matrix
+def _gelu(given: Any) -> Any:
     """Return ``x·Φ(x)``; numpy has no erf: Abramowitz and Stegun 7.1.26, ±1.5e-7."""
     scaled = np.abs(given) * np.float32(0.5**0.5)
     step = 1.0 / (1.0 + np.float32(0.3275911) * scaled)

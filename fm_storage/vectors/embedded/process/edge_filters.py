@@ -39,7 +39,7 @@ def filter_from(given: Json | None) -> edge.Filter | None:
     )
 
 
-def _conditions(given: Any) -> list[Any] | None:  # noqa: ANN401 - one or several
+def _conditions(given: Any) -> list[Any] | None:
     if given is None:
         return None
     if isinstance(given, Mapping):
@@ -47,7 +47,7 @@ def _conditions(given: Any) -> list[Any] | None:  # noqa: ANN401 - one or severa
     return [condition_from(item) for item in given]
 
 
-def condition_from(given: Json) -> Any:  # noqa: ANN401, PLR0911 - one of seven classes
+def condition_from(given: Json) -> Any:
     """Return the engine's condition for one in REST form."""
     if "key" in given:
         return _field(given)
@@ -79,7 +79,7 @@ def _field(given: Json) -> edge.FieldCondition:
     return edge.FieldCondition(key=given["key"], **made)
 
 
-def _match(given: Json) -> Any:  # noqa: ANN401 - one of eight classes
+def _match(given: Json) -> Any:
     (name, value), *rest = given.items()
     if rest or name not in _MATCHES:
         message = f"unknown match {sorted(given)}"
@@ -87,13 +87,13 @@ def _match(given: Json) -> Any:  # noqa: ANN401 - one of eight classes
     if name == "value" and isinstance(value, bool):
         # The engine takes True for the integer 1; numpy's bool is told apart.
         # numpy is loaded only for such a filter: it costs more than the engine.
-        import numpy as np  # noqa: PLC0415 - see above
+        import numpy as np
 
         value = np.bool_(value)
     return _MATCHES[name](value)
 
 
-def _range(given: Json) -> Any:  # noqa: ANN401 - one of two classes
+def _range(given: Json) -> Any:
     bounds = {k: v for k, v in given.items() if v is not None}
     if any(isinstance(value, str) for value in bounds.values()):
         return edge.RangeDateTime(**bounds)

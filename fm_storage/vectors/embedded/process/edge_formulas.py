@@ -30,8 +30,8 @@ def formula_from(given: Json) -> edge.Formula:
     return edge.Formula(_expression(given["formula"]), defaults)
 
 
-def _expression(  # noqa: PLR0911 - one line per kind
-    given: Any,  # noqa: ANN401 - number, text or object
+def _expression(
+    given: Any,
 ) -> edge.Expression:
     if isinstance(given, bool) or given is None:
         message = f"a formula holds {given!r}; give numbers, names and expressions"

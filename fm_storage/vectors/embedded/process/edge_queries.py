@@ -29,7 +29,7 @@ Resolver = Callable[[Any, str], Any]
 """Turns a reference (``{"@d": …}``, ``{"@s": …}``, ``{"@id": …}``) into a vector."""
 
 
-def order_by_from(given: Any) -> edge.OrderBy | None:  # noqa: ANN401 - text or object
+def order_by_from(given: Any) -> edge.OrderBy | None:
     """Return the engine's order."""
     if given is None:
         return None
@@ -66,7 +66,7 @@ def prefetch_from(
     ]
 
 
-def query_from(given: Any, using: str, resolve: Resolver) -> Any:  # noqa: ANN401 - any query
+def query_from(given: Any, using: str, resolve: Resolver) -> Any:
     """Return the engine's query for one in REST form."""
     if given is None:
         return None
@@ -93,12 +93,12 @@ def query_from(given: Any, using: str, resolve: Resolver) -> Any:  # noqa: ANN40
     return _QUERIES[name](value, using, resolve)
 
 
-def _fusion(value: str, using: str, resolve: Resolver) -> Any:  # noqa: ANN401 - either fusion
+def _fusion(value: str, using: str, resolve: Resolver) -> Any:
     del using, resolve
     return edge.Fusion.Dbsf() if value == "dbsf" else edge.Fusion.Rrf(k=2)
 
 
-def _rrf(value: Json, using: str, resolve: Resolver) -> Any:  # noqa: ANN401 - either fusion
+def _rrf(value: Json, using: str, resolve: Resolver) -> Any:
     del using, resolve
     return edge.Fusion.Rrf(k=value.get("k") or 2, weights=value.get("weights"))
 
@@ -147,14 +147,14 @@ def _discover(value: Json, using: str, resolve: Resolver) -> edge.Query:
     )
 
 
-def _context(value: Any, using: str, resolve: Resolver) -> edge.Query:  # noqa: ANN401 - one or several
+def _context(value: Any, using: str, resolve: Resolver) -> edge.Query:
     given = [value] if isinstance(value, Mapping) else value
     return edge.Query.Context(
         edge.ContextQuery(pairs=_pairs(given, using, resolve)), using=using
     )
 
 
-def _order(value: Any, using: str, resolve: Resolver) -> edge.OrderBy | None:  # noqa: ANN401 - text or object
+def _order(value: Any, using: str, resolve: Resolver) -> edge.OrderBy | None:
     del using, resolve
     return order_by_from(value)
 
@@ -175,7 +175,7 @@ _QUERIES: dict[str, Callable[[Any, str, Resolver], Any]] = {
 }
 
 
-def _ids_in(given: Any) -> list[Any]:  # noqa: ANN401 - any part of a query
+def _ids_in(given: Any) -> list[Any]:
     if isinstance(given, Mapping):
         if "@id" in given:
             return [given["@id"]]

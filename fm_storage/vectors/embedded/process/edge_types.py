@@ -91,7 +91,7 @@ def _hnsw(given: Json | None) -> edge.HnswIndexConfig | None:
     )
 
 
-def _quantization(given: Json | None) -> Any:  # noqa: ANN401 - one of four classes
+def _quantization(given: Json | None) -> Any:
     if not given:
         return None
     if "scalar" in given:
@@ -135,7 +135,7 @@ def search_params(given: Json | None) -> edge.SearchParams | None:
     )
 
 
-def index_params(given: str | Json) -> Any:  # noqa: ANN401 - one of nine classes
+def index_params(given: str | Json) -> Any:
     """Return the engine's description of a payload index."""
     if isinstance(given, str):
         given = {"type": given}

@@ -158,7 +158,7 @@ class Engine:
                     self.end_build(name)
                 elif build.ready and build.step(self._swap):
                     del self.builds[name]
-            except Exception:  # noqa: BLE001 - the old shard goes on serving
+            except Exception:
                 traceback.print_exc()
                 self.end_build(name)
 
@@ -187,7 +187,7 @@ class Engine:
             try:
                 shelf = self._shelf(request)
                 ready.append((position, shelf.query_request(request["q"], raw)))
-            except Exception as exc:  # noqa: BLE001 - becomes the answer
+            except Exception as exc:
                 answers[position] = exc
         if shelf is None:
             return answers
@@ -200,7 +200,7 @@ class Engine:
             answers[position] = (shelf.hits(hits, out), bytes(out.floats))
         return answers
 
-    def write(self, request: dict[str, Any], raw: memoryview) -> Any:  # noqa: ANN401 - JSON
+    def write(self, request: dict[str, Any], raw: memoryview) -> Any:
         """Apply one write; it is durable after the flush that may follow."""
         answer = self._writes[request["op"]](request, raw)
         name = self.catalogue.resolve(request.get("c") or "")
@@ -347,12 +347,12 @@ def _found(shelf: Shard, queries: list[edge.QueryRequest]) -> list[Any]:
     for query in queries:  # a batch of one takes a seventh longer than a query
         try:
             found.append(shelf.shard.query(query))
-        except Exception as exc:  # noqa: BLE001 - becomes the answer
+        except Exception as exc:
             found.append(exc)
     return found
 
 
-def refusal(exc: Exception) -> dict[str, Any]:  # noqa: PLR0911 - one line per kind
+def refusal(exc: Exception) -> dict[str, Any]:
     """Return the answer that stands for an exception."""
     text = str(exc)
     if isinstance(exc, _Missing):

@@ -32,9 +32,9 @@ def main(argument: str) -> None:
     copy_sparse(source, target)
     _say("copied")
     # Loaded late: the copy is what the writers wait for.
-    import qdrant_edge as edge  # noqa: PLC0415 - see above
+    import qdrant_edge as edge
 
-    from fm_storage.vectors.embedded.process.edge_types import index_config  # noqa: PLC0415 - see above
+    from fm_storage.vectors.embedded.process.edge_types import index_config
 
     shard = edge.EdgeShard.load(str(target), index_config(given["spec"]))
     shard.optimize()

@@ -168,7 +168,7 @@ class Server:
         if not _same_user(sock):
             sock.close()
             return False
-        sock.setblocking(False)  # noqa: FBT003 - the standard library's form
+        sock.setblocking(False)
         client = _Client(sock)
         self.clients.add(client)
         self.selector.register(sock, selectors.EVENT_READ, client)
@@ -250,13 +250,13 @@ class Server:
                 try:
                     answer, vectors = self.engine.read(request)
                     self._reply(client, number, {"ok": answer}, vectors)
-                except Exception as exc:  # noqa: BLE001 - becomes the answer
+                except Exception as exc:
                     self._reply(client, number, refusal(exc))
                 continue
             batch = [(client, number, request, raw)]
             while (
                 self.reads
-                and len(batch) < 16  # noqa: PLR2004 - a batch of some 15 ms at most
+                and len(batch) < 16
                 and self.reads[0][2]["op"] == "query"
                 and self.reads[0][2].get("c") == request.get("c")
             ):
@@ -279,7 +279,7 @@ class Server:
                 continue
             try:
                 answer = {"ok": self.engine.write(request, raw)}
-            except Exception as exc:  # noqa: BLE001 - becomes the answer
+            except Exception as exc:
                 answer = refusal(exc)
             done.append((client, number, answer))
         self.writes.extendleft(reversed(waiting))
@@ -290,7 +290,7 @@ class Server:
             self.looked_at = self.last_write
         try:
             self.engine.flush()
-        except Exception as exc:  # noqa: BLE001 - nothing of this turn is durable
+        except Exception as exc:
             done = [(client, number, refusal(exc)) for client, number, _ in done]
         for client, number, answer in done:
             self._reply(client, number, answer)
@@ -332,7 +332,7 @@ def _listen(folder: Path) -> tuple[socket.socket, Path]:
     finally:
         os.umask(before)
     listener.listen(128)
-    listener.setblocking(False)  # noqa: FBT003 - the standard library's form
+    listener.setblocking(False)
     address = folder / "engine.addr"
     fresh = folder / "engine.addr.new"
     fresh.write_text(str(path), encoding="utf-8")
@@ -353,7 +353,7 @@ def main(folder_name: str) -> None:
         handle = _lock(folder)
         engine.open()
         listener, path = _listen(folder)
-    except Exception as exc:  # noqa: BLE001 - reported to the one who started us
+    except Exception as exc:
         traceback.print_exc()
         sys.stdout.write(f"failed {type(exc).__name__}: {exc}\n")
         sys.stdout.flush()

@@ -233,12 +233,12 @@ class Shard:
         # A batch with one unknown id would be applied in part and then refused.
         return [record.id for record in self.shard.retrieve(ids, None, None)]
 
-    def _index(self, field: str, schema: Any) -> None:  # noqa: ANN401 - text or object
+    def _index(self, field: str, schema: Any) -> None:
         self.update(
             edge.UpdateOperation.create_field_index(field, index_params(schema))
         )
 
-    def create_index(self, field: str, schema: Any) -> None:  # noqa: ANN401 - text or object
+    def create_index(self, field: str, schema: Any) -> None:
         """Index a payload field."""
         self._index(field, schema)
 
@@ -251,7 +251,7 @@ class Shard:
     def query_request(self, request: Json, raw: memoryview) -> edge.QueryRequest:
         """Return the engine's request for one in REST form."""
 
-        def resolve(reference: Any, using: str) -> Any:  # noqa: ANN401 - any vector
+        def resolve(reference: Any, using: str) -> Any:
             return self._resolve(reference, using, raw)
 
         request = without_examples(request)
@@ -267,7 +267,7 @@ class Shard:
             params=search_params(request.get("params")),
         )
 
-    def _resolve(self, reference: Json, using: str, raw: memoryview) -> Any:  # noqa: ANN401 - any vector
+    def _resolve(self, reference: Json, using: str, raw: memoryview) -> Any:
         if "@d" in reference:
             start, count = reference["@d"]
             return raw[start : start + 4 * count].cast("f").tolist()
@@ -358,7 +358,7 @@ class Shard:
         }
 
 
-def _selector(given: Any) -> Any:  # noqa: ANN401 - bool, names or object
+def _selector(given: Any) -> Any:
     if isinstance(given, Mapping):
         if given.get("exclude") is not None:
             return edge.PayloadSelector.Exclude(list(given["exclude"]))

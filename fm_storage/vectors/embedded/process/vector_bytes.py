@@ -33,7 +33,7 @@ class Raw:
         self.floats += memoryview(array("f", vector.values)).cast("B")
         return {"@s": [start, len(vector.indices)]}
 
-    def any(self, vector: Any) -> Any:  # noqa: ANN401 - dense, sparse or named
+    def any(self, vector: Any) -> Any:
         """Add whatever the engine returned as a point's vector."""
         if isinstance(vector, edge.SparseVector):
             return self.sparse(vector)
@@ -42,6 +42,6 @@ class Raw:
         return self.dense(vector)
 
 
-def wire_id(value: Any) -> int | str:  # noqa: ANN401 - int or UUID
+def wire_id(value: Any) -> int | str:
     """Return an id as JSON has it."""
     return value if isinstance(value, int) else str(value)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fm_storage.catalog import ErrorManager
 from fm_storage.config import StorageConfig
 from fm_storage.manager import StorageManager
-from tests.waiting import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -25,7 +25,7 @@ def started(
     # Ryuk would be one more image to pull; the block's end removes what it made.
     os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
     os.environ.setdefault("TESTCONTAINERS_CONNECTION_MODE", "docker_host")
-    from testcontainers.core.container import (  # noqa: PLC0415 - heavy
+    from testcontainers.core.container import (
         DockerContainer,
     )
 

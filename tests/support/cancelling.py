@@ -17,7 +17,7 @@ __all__ = ["cancel_at_random"]
 
 async def cancel_at_random(dsn, count):
     """Cancel *count* calls of every kind at random instants and look for leaks."""
-    rng = random.Random(20260203)  # noqa: S311 - a repeatable test
+    rng = random.Random(20260203)
     config = PostgresConfig(dsn=dsn, max_size=4, check_after=0.01)
     async with Pool(config) as pool:
         watcher = await pool.connect("watch")
@@ -51,7 +51,7 @@ async def cancel_at_random(dsn, count):
             if start % 50 == 0:
                 most = max(most, await watcher.fetchval(_BACKENDS))
         async with asyncio.timeout(20):
-            while pool.statistics().busy or pool.statistics().mending:  # noqa: ASYNC110 - a number, not an event
+            while pool.statistics().busy or pool.statistics().mending:
                 await asyncio.sleep(0.01)
         numbers = pool.statistics()
         assert numbers.size == numbers.idle <= 4
