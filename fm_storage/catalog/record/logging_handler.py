@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from fm_storage.catalog.record.drafts import Draft, draft_of_log
 from fm_storage.errors import ConfigurationInvalid
@@ -15,6 +16,25 @@ from fm_storage.errors import ConfigurationInvalid
 __all__ = ["CatalogHandler", "is_own", "level_from"]
 
 _OWN = "fm_storage"
+
+
+class _Unlocked:
+    """A lock that is always free.
+
+    logging allows None until Python 3.12; from 3.13 on it enters ``with handler.lock``
+    around every record.
+    """
+
+    def acquire(self) -> None:
+        """Return at once."""
+
+    release = acquire
+
+    def __enter__(self) -> None:
+        """Return at once."""
+
+    def __exit__(self, *exc: object) -> None:
+        """Let what was raised through."""
 
 
 class CatalogHandler(logging.Handler):
@@ -28,6 +48,8 @@ class CatalogHandler(logging.Handler):
         level: Records below it are left out.
         module: Module of the entries; the logger's name if None.
     """
+
+    lock: Any  # a threading.RLock to logging
 
     def __init__(
         self,
@@ -53,8 +75,8 @@ class CatalogHandler(logging.Handler):
             self.handleError(record)
 
     def createLock(self) -> None:  # noqa: N802 - logging's name
-        """Need no lock: the queue has its own, held for an append only."""
-        self.lock = None
+        """Lock nothing: the queue has its own lock, held for an append only."""
+        self.lock = _Unlocked()
 
 
 def level_from(level: int | str) -> int:
