@@ -10,6 +10,17 @@ import pytest
 from fm_storage.catalog.record.logging_handler import CatalogHandler
 
 
+@pytest.fixture
+def logger():
+    """Give a logger of the host; its handlers go with the test."""
+    made = logging.getLogger("host")
+    made.propagate = False
+    yield made
+    made.propagate = True
+    for handler in list(made.handlers):
+        made.removeHandler(handler)
+
+
 class HandlerOfPython313(CatalogHandler):
     """Handles a record as logging does from Python 3.13 on, on any version."""
 
@@ -22,10 +33,9 @@ class HandlerOfPython313(CatalogHandler):
 
 
 @pytest.mark.parametrize("kind", [CatalogHandler, HandlerOfPython313])
-def test_a_record_is_handed_in_under_the_lock_of_any_python(kind):
+def test_a_record_is_handed_in_under_the_lock_of_any_python(logger, kind):
     """Python 3.13 enters the handler's lock; earlier ones acquire and release it."""
     drafts = []
-    logger = logging.Logger("host")
     logger.addHandler(kind(drafts.append, logging.ERROR))
     logger.error("disk %s is full", "/dev/sda")
     logger.info("below the level")
@@ -33,7 +43,7 @@ def test_a_record_is_handed_in_under_the_lock_of_any_python(kind):
 
 
 @pytest.mark.parametrize("kind", [CatalogHandler, HandlerOfPython313])
-def test_a_record_in_one_thread_waits_for_none_in_another(kind):
+def test_a_record_in_one_thread_waits_for_none_in_another(logger, kind):
     """The handler's lock excludes nobody: the queue behind it has its own."""
     inside, go = threading.Event(), threading.Event()
     drafts = []
@@ -45,7 +55,6 @@ def test_a_record_in_one_thread_waits_for_none_in_another(kind):
             assert go.wait(20)
         drafts.append(message)
 
-    logger = logging.Logger("host")
     logger.addHandler(kind(hand_in, logging.ERROR))
     first = threading.Thread(target=logger.error, args=("first",))
     first.start()
