@@ -185,16 +185,17 @@ async def test_a_cancelled_close_closes_everything(storage_config: StorageConfig
     """The cancellation is raised, after the end."""
     storage = await StorageManager(storage_config)
     pool = storage.pool
-    begun = asyncio.Event()
+    begun, cancelled = asyncio.Event(), asyncio.Event()
 
     async def hook() -> None:
         begun.set()
-        await asyncio.sleep(0.05)
+        await cancelled.wait()
 
     storage.hooks.register(hook)
     closing = asyncio.create_task(storage.aclose())
     await begun.wait()
     closing.cancel()
+    cancelled.set()
     with pytest.raises(asyncio.CancelledError):
         await closing
 

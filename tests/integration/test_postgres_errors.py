@@ -23,6 +23,7 @@ from fm_storage.errors import (
     StorageError,
 )
 from fm_storage.postgres import Pool
+from tests.support.waiting import sleeping_on_server
 
 TABLES = """
 CREATE TABLE parent (id int PRIMARY KEY);
@@ -168,7 +169,7 @@ async def test_a_terminated_backend_is_connection_failed(tables):
         work = asyncio.create_task(
             connection.execute("INSERT INTO parent SELECT 5 FROM pg_sleep(5)")
         )
-        await asyncio.sleep(0.05)
+        await sleeping_on_server(tables)
         await tables.execute("SELECT pg_terminate_backend($1)", pid)
         with pytest.raises(ConnectionFailed) as caught:
             await work

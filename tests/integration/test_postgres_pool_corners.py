@@ -19,6 +19,7 @@ from fm_storage.errors import (
     QueryTimeout,
 )
 from fm_storage.postgres import Encoded, Pool, Sql
+from tests.support.waiting import sleeping_on_server
 
 
 @pytest.fixture
@@ -35,11 +36,13 @@ async def test_a_cancelled_rollback_still_ends_the_transaction(pool):
     async def work():
         async with pool.transaction() as tx:
             await tx.execute("INSERT INTO t VALUES (1)")
+            inserted.set()
             await asyncio.sleep(10)
 
     for _ in range(10):
+        inserted = asyncio.Event()
         task = asyncio.create_task(work())
-        await asyncio.sleep(0.02)
+        await inserted.wait()
         task.cancel()
         await asyncio.sleep(0)
         task.cancel()
@@ -195,7 +198,7 @@ async def test_two_lost_connections_start_a_new_generation(pool):
         async with pool.acquire() as connection:
             pid = await connection.fetchval("SELECT pg_backend_pid()")
             work = asyncio.ensure_future(connection.execute("SELECT pg_sleep(5)"))
-            await asyncio.sleep(0.05)
+            await sleeping_on_server(pool)
             await pool.execute("SELECT pg_terminate_backend($1)", pid)
             with pytest.raises(ConnectionFailed):
                 await work

@@ -18,6 +18,7 @@ from fm_storage.errors import (
     SerializationFailed,
 )
 from fm_storage.postgres import Executor, Pool, Transaction
+from tests.support.waiting import sleeping_on_server
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ async def test_a_cancelled_statement_rolls_the_transaction_back(pool):
             await tx.execute("SELECT pg_sleep(10)")
 
     task = asyncio.create_task(work())
-    await asyncio.sleep(0.1)
+    await sleeping_on_server(pool)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

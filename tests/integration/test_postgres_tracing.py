@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import asyncpg
 import pytest
 from opentelemetry import metrics as otel
 from opentelemetry import trace
@@ -17,7 +18,7 @@ from fm_storage.config import PostgresConfig
 from fm_storage.errors import PoolTimeout, QueryFailed, QueryTimeout
 from fm_storage.postgres import Pool, Sql
 from fm_storage.postgres.telemetry import metrics, tracing
-from tests.support.waiting import until
+from tests.support.waiting import sleeping_on_server, until
 
 
 @pytest.fixture
@@ -67,8 +68,9 @@ async def test_a_span_ends_with_the_call(empty_dsn, spans):
             await pool.fetchval("SELECT pg_sleep(25)", timeout=0.05)
         await until(lambda: not pool.statistics().mending)
         task = asyncio.create_task(pool.fetchval("SELECT pg_sleep(26)"))
-        await until(lambda: pool.statistics().busy)
-        await asyncio.sleep(0.05)
+        watcher = await asyncpg.connect(empty_dsn)  # leaves no spans
+        await sleeping_on_server(watcher)
+        await watcher.close()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -94,6 +94,7 @@ async def test_copy_quotes_names(pool):
 
 async def test_leaving_a_stream_early_leaves_nothing_open(pool):
     """Break, error and cancellation close cursor and transaction."""
+    reached = asyncio.Event()
 
     async def read(how):
         async with pool.stream("SELECT generate_series(1, 100000)") as rows:
@@ -103,13 +104,14 @@ async def test_leaving_a_stream_early_leaves_nothing_open(pool):
                         break
                     if how == "error":
                         raise LookupError
+                    reached.set()
                     await asyncio.sleep(10)
 
     await read("break")
     with pytest.raises(LookupError):
         await read("error")
     task = asyncio.create_task(read("cancel"))
-    await asyncio.sleep(0.1)
+    await reached.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

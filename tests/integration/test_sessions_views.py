@@ -21,7 +21,7 @@ from fm_storage.errors import (
 )
 from fm_storage.postgres import Pool
 from fm_storage.sessions import CreateProgress, PostgresSessionManager
-from tests.support.waiting import until
+from tests.support.waiting import sleeping_on_server, until
 
 NOW = dt.datetime(2026, 3, 29, 1, 30, 0, 123456, tzinfo=dt.UTC)
 
@@ -314,7 +314,7 @@ async def test_a_long_creation_has_a_timeout_and_can_be_cancelled(pool: Pool):
         with pytest.raises(QueryTimeout):
             await session.create_view(slow, materialized=True, timeout=0.1)
         task = asyncio.ensure_future(session.create_view(slow, materialized=True))
-        await asyncio.sleep(0.1)
+        await sleeping_on_server(pool)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

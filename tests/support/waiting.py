@@ -1,8 +1,8 @@
-"""Waiting for what tells nobody: another process, the server, a number.
+"""Waiting for what sends no event: another process, the server, a counter.
 
-Apart because every test that looks at such things needs it, and none may depend
-on how fast the machine is: it looks again until the thing holds, and gives up
-only after a time in which even a busy machine would have done it.
+No test depends on how fast the machine is: it looks again until the condition
+holds, and gives up only after a time in which even a busy machine would have
+reached it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 
+import asyncpg
+
 from fm_storage.postgres import Pool
 
-__all__ = ["LONG", "locks_held", "until"]
+__all__ = ["LONG", "locks_held", "sleeping_on_server", "until"]
 
 LONG = 20.0
 """Seconds after which what has not happened never will: an order of magnitude more
@@ -55,5 +57,18 @@ async def locks_held(pool: Pool, number: int) -> None:
     async def as_many() -> bool:
         held: int = await pool.fetchval(_LOCKS)
         return held == number
+
+    await until(as_many)
+
+
+async def sleeping_on_server(pool: Pool | asyncpg.Connection, number: int = 1) -> None:
+    """Wait until *number* statements of this database are inside ``pg_sleep()``."""
+
+    async def as_many() -> bool:
+        found: int = await pool.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+            " AND datname = current_database()"
+        )
+        return found == number
 
     await until(as_many)
