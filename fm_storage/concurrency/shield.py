@@ -1,9 +1,8 @@
-"""Work that goes on although its caller is cancelled.
+"""Work that finishes although its caller is cancelled.
 
-Apart because hooks, sessions and everything else that cleans up needs the same
-few lines, and each half of them alone fails: an anyio shield does not stop
-``task.cancel()``, and a shield loop without it spins under a cancelled anyio
-scope (110,000 turns a second, measured).
+Two measures are needed, and each alone fails: an anyio shield does not stop
+``task.cancel()``, and a waiting loop without it spins under a cancelled anyio scope
+(110,000 turns a second, measured).
 """
 
 from __future__ import annotations
@@ -12,18 +11,49 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 
-__all__ = ["abandon", "shielded"]
+__all__ = ["Once", "abandon", "consume", "shielded", "wait_done"]
 
-logger = logging.getLogger("fm_storage.hooks")
+logger = logging.getLogger("fm_storage.concurrency")
 
 T = TypeVar("T")
 
 # The loop keeps only weak references: a task left behind is kept until it ends.
 _abandoned: set[asyncio.Task[Any]] = set()
+
+
+async def wait_done(
+    work: asyncio.Future[Any], timeout: float | None = None
+) -> asyncio.CancelledError | None:
+    """Wait until *work* is done, however often the caller is cancelled.
+
+    Neither cancels *work* nor raises what it raised.
+
+    Args:
+        work: A future or task; nothing happens to it.
+        timeout: Seconds to wait at most; *work* may not be done then.
+
+    Returns:
+        The first cancellation that arrived meanwhile, which the caller must raise
+        again; None if there was none.
+    """
+    deadline = None if timeout is None else monotonic() + timeout
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):
+        while not work.done():
+            left = None if deadline is None else deadline - monotonic()
+            if left is not None and left <= 0:
+                break
+            try:
+                # wait() neither cancels what it waits for nor, unlike
+                # wait_for(), waits for a task that swallows its cancellation.
+                await asyncio.wait({work}, timeout=left)
+            except asyncio.CancelledError as exc:
+                cancelled = cancelled or exc
+    return cancelled
 
 
 async def shielded(
@@ -46,27 +76,12 @@ async def shielded(
         asyncio.CancelledError: The caller was cancelled meanwhile.
     """
     deadline = None if timeout is None else monotonic() + timeout
-    cancelled: asyncio.CancelledError | None = None
     task = asyncio.ensure_future(work())
-    again = True
-    with anyio.CancelScope(shield=True):
-        while True:
-            left = None if deadline is None else deadline - monotonic()
-            if left is not None and left <= 0:
-                break
-            try:
-                # wait() neither cancels what it waits for nor, unlike
-                # wait_for(), waits for a task that swallows its cancellation.
-                await asyncio.wait({task}, timeout=left)
-            except asyncio.CancelledError as exc:
-                cancelled = cancelled or exc
-            if not task.done():
-                continue
-            if task.cancelled() and again:
-                again = False
-                task = asyncio.ensure_future(work())
-                continue
-            break
+    cancelled = await wait_done(task, timeout)
+    if task.cancelled():
+        left = None if deadline is None else deadline - monotonic()
+        task = asyncio.ensure_future(work())
+        cancelled = await wait_done(task, left) or cancelled
     if not task.done():
         abandon(task)
         if cancelled is not None:
@@ -77,6 +92,34 @@ async def shielded(
             logger.error("failed while its caller was cancelled", exc_info=failure)
         raise cancelled
     return task.result()
+
+
+class Once(Generic[T]):
+    """Work that is done once; every call waits for that one run.
+
+    ``await once()`` starts it or joins it and returns its result. Cancelling a
+    caller does not cancel the work; ``await shielded(once)`` waits for it as well.
+    If the work itself is cancelled from outside, the next call starts it again.
+    """
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._work = work
+        self._task: asyncio.Task[T] | None = None  # by __call__()
+
+    async def __call__(self) -> T:
+        """Start the work, or wait for the run that was started."""
+        if self._task is None or self._task.cancelled():
+            self._task = asyncio.ensure_future(self._work())
+        return await asyncio.shield(self._task)
+
+
+def consume(work: asyncio.Future[Any]) -> None:
+    """Mark the failure of *work* as seen; for ``add_done_callback()``.
+
+    asyncio reports an exception that nobody retrieved when the future is collected.
+    """
+    if not work.cancelled():
+        work.exception()
 
 
 def abandon(task: asyncio.Task[Any]) -> None:
@@ -90,11 +133,11 @@ def abandon(task: asyncio.Task[Any]) -> None:
     _abandoned.add(task)
     asyncio._unregister_task(task)  # noqa: SLF001 - documented there, underscore and all
     # Nor is its end with the interpreter worth a message: it was logged already.
-    task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001 - as gather() does
-    task.add_done_callback(_buried)
+    setattr(task, "_log_destroy_pending", False)  # noqa: B010 - as gather() does
+    task.add_done_callback(_abandoned_ended)
 
 
-def _buried(task: asyncio.Task[Any]) -> None:
+def _abandoned_ended(task: asyncio.Task[Any]) -> None:
     _abandoned.discard(task)
     if not task.cancelled() and (failure := task.exception()) is not None:
         logger.warning("a task left behind failed later", exc_info=failure)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from fm_storage.concurrency.threads import run_beside_the_loop
+from fm_storage.concurrency.threads import run_in_thread
 from fm_storage.config import MigrationsConfig, PostgresConfig, mask_dsn
 from fm_storage.errors import (
     ConfigurationInvalid,
@@ -345,8 +345,11 @@ class Migrator:
 
         ticking = [loop.call_later(_TICK, tick)]
         try:
-            return await run_beside_the_loop(
-                body, interrupt=interrupt, patience=_PATIENCE
+            return await run_in_thread(
+                body,
+                name="fm_storage migrate",
+                interrupt=interrupt,
+                patience=_PATIENCE,
             )
         finally:
             ticking[0].cancel()

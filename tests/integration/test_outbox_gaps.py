@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fm_storage.concurrency.slices import in_chunks
+from fm_storage.concurrency.pacing import in_chunks
 from fm_storage.config import OutboxConfig
 from fm_storage.outbox import Outbox
 from fm_storage.outbox.delivery.points import points_of

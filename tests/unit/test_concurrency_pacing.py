@@ -1,4 +1,4 @@
-"""Threads that let the loop go first."""
+"""Long computations that let the loop go first."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def test_items_pass_unchanged_and_the_interpreter_is_offered_between_them(monkey
 def test_nothing_is_taken_before_it_is_asked_for():
     """A stream is passed on item by item."""
     given = iter(range(3))
-    polite = yielding_gil(given)
-    assert next(polite) == 0
+    passed = yielding_gil(given)
+    assert next(passed) == 0
     assert next(given) == 1

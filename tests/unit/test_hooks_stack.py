@@ -10,7 +10,6 @@ import time
 
 import pytest
 
-from fm_storage.concurrency.shield import shielded
 from fm_storage.errors import StorageClosed, WrongLoop
 from fm_storage.hooks import ShutdownHooks, triggers
 
@@ -296,36 +295,3 @@ async def test_signals_are_taken_only_where_nobody_else_has_them():
         return asyncio.run(take())
 
     assert await asyncio.to_thread(elsewhere) == ()
-
-
-async def test_outlast_gives_the_result_or_the_failure():
-    """Without a cancellation it is a plain await."""
-    assert await shielded(lambda: asyncio.sleep(0, 7)) == 7
-
-    async def fail() -> None:
-        raise KeyError
-
-    with pytest.raises(KeyError):
-        await shielded(fail)
-    with pytest.raises(TimeoutError):
-        await shielded(lambda: asyncio.sleep(60), timeout=0.01)
-
-
-async def test_outlast_starts_again_work_that_was_cancelled_from_outside():
-    """As asyncio.run() does to every task at its end."""
-    runs: list[asyncio.Task[None] | None] = []
-
-    async def work() -> str:
-        runs.append(asyncio.current_task())
-        await asyncio.sleep(0.02)
-        return "done"
-
-    async def assassin() -> None:
-        await asyncio.sleep(0.01)
-        assert runs[0] is not None
-        runs[0].cancel()
-
-    task = asyncio.ensure_future(assassin())
-    assert await shielded(work) == "done"
-    assert len(runs) == 2
-    await task

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 from uuid import UUID
 
-from fm_storage.concurrency.slices import in_chunks
+from fm_storage.concurrency.pacing import in_chunks
 from fm_storage.errors import (
     CollectionMismatch,
     CollectionNotFound,

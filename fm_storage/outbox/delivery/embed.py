@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from fm_storage.concurrency.slices import in_chunks
+from fm_storage.concurrency.pacing import in_chunks
 from fm_storage.errors import InvalidVector
 from fm_storage.outbox.delivery.queue import Leased, Queue
 from fm_storage.postgres import Executor

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from fm_storage.concurrency.slices import in_chunks
+from fm_storage.concurrency.pacing import in_chunks
 from fm_storage.config import CollectionConfig
 from fm_storage.vector_state import VERSION_KEY, decode_id, decode_vectors
 
