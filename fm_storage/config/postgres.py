@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from fm_storage.config.addresses import check_address
+from fm_storage.config.addresses import check_address, check_security
 from fm_storage.config.masking import mask_dsn
 from fm_storage.config.section import EMBEDDED, PositiveSeconds, Section
 
@@ -82,6 +82,12 @@ class PostgresConfig(Section):
         if not dsn.startswith(EMBEDDED):
             check_address(dsn, others=EMBEDDED)
         return dsn
+
+    @model_validator(mode="after")
+    def _demands_are_met(self) -> Self:
+        if not self.embedded:
+            check_security(self.dsn, self.ssl)
+        return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -105,6 +106,22 @@ def from_environment(
 # Variables that the project's own tests and CI read.
 _OF_THE_TESTS = ("TEST_", "CI_")
 
+_OF_A_SERVICE = re.compile(
+    r"(?i)\w+(_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT_\d+_[A-Z]+(_(PROTO|PORT|ADDR))?)"
+)
+"""Names that Kubernetes makes of a Service's (``enableServiceLinks``)."""
+
+
+def _is_of_a_service(name: str, value: str) -> bool:
+    """Whether Kubernetes, or a link of Docker, put the variable there.
+
+    ``NAME_PORT=tcp://…`` is told by its value: with a number it is a person's slip.
+    See https://kubernetes.io/docs/concepts/services-networking/service/.
+    """
+    return bool(_OF_A_SERVICE.fullmatch(name)) or (
+        name.upper().endswith("_PORT") and "://" in value
+    )
+
 
 def refuse_misspelt(
     environ: Mapping[str, str], model: type[BaseModel], prefix: str = PREFIX
@@ -112,7 +129,7 @@ def refuse_misspelt(
     """Refuse a variable that was meant as a setting; log one that is none of ours.
 
     Another program may use the prefix (Kubernetes names variables after services),
-    so only what is nearly the name of a setting is a mistake for certain.
+    so only what is nearly the name of a setting, and not a service's, is a mistake.
 
     Raises:
         ConfigurationInvalid: Names the variable and the one that was meant.
@@ -125,7 +142,8 @@ def refuse_misspelt(
             continue
         if given.lower().split("__")[0] in model.model_fields:
             continue
-        if meant := nearest_variable(given, model):
+        meant = nearest_variable(given, model)
+        if meant and not _is_of_a_service(name, environ[name]):
             raise ConfigurationInvalid(
                 name, f"no such variable; did you mean {prefix}{meant}?"
             )

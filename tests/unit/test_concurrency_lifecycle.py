@@ -70,7 +70,8 @@ async def test_a_lifecycle_opens_by_await_and_by_block():
     """Both give the object itself, and the block closes it."""
 
     class Door(Lifecycle):
-        state = Life.NEW
+        def __init__(self) -> None:
+            self.state = Life.NEW
 
         async def _opened(self) -> Door:
             self.state = Life.OPEN
@@ -81,7 +82,6 @@ async def test_a_lifecycle_opens_by_await_and_by_block():
 
     door = Door()
     async with door as same:
-        assert same is door
-        assert door.state is Life.OPEN
-    assert door.state is Life.CLOSED
+        seen = [same is door, door.state]
+    assert [*seen, door.state] == [True, Life.OPEN, Life.CLOSED]
     assert (await Door()).state is Life.OPEN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import ssl
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from fm_storage.config import (
 )
 from fm_storage.errors import ConfigurationInvalid
 from fm_storage.migrate import Migrator
+from fm_storage.postgres import Pool
 
 SECRET = "s3cr:e@t/"
 SERVER = "postgresql://app@db.example:5432/shop"
@@ -274,6 +276,119 @@ def test_a_variable_of_somebody_else_is_told_and_no_hindrance(
     StorageConfig()
     assert "FM_STORAGE_SERVICE_HOST is no setting" in caplog.text
     assert "FM_STORAGE_PORT_5432_TCP is no setting" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "service", ["postgres", "qdrant", "outbox", "session", "migrations", "data-dir"]
+)
+def test_a_service_of_kubernetes_stops_no_start(
+    service: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Every pod of the namespace gets its variables; a person's slip stays one."""
+    stem = f"FM_STORAGE_{service.upper().replace('-', '_')}"
+    link = f"{stem}_PORT_5432_TCP"
+    for name, value in {
+        f"{stem}_SERVICE_HOST": "10.0.0.1",
+        f"{stem}_SERVICE_PORT": "5432",
+        f"{stem}_SERVICE_PORT_DSN": "5432",
+        f"{stem}_PORT": "tcp://10.0.0.1:5432",
+        link: "tcp://10.0.0.1:5432",
+        f"{link}_PROTO": "tcp",
+        f"{link}_PORT": "5432",
+        f"{link}_ADDR": "10.0.0.1",
+        f"{stem}_PORT_53_UDP": "udp://10.0.0.1:53",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FM_STORAGE_POSTGRES__MAX_SIZE", "7")
+    (tmp_path / "s.toml").write_text("[postgres]\n")
+    for config in (StorageConfig(), StorageConfig.from_toml(tmp_path / "s.toml")):
+        assert config.postgres is not None
+        assert config.postgres.max_size == 7
+    monkeypatch.setenv("FM_STORAGE_SESSION_GRACE", "5432")
+    with pytest.raises(ConfigurationInvalid, match="did you mean FM_STORAGE_SESSION__"):
+        StorageConfig()
+
+
+@pytest.mark.parametrize(
+    "demand",
+    [
+        "channel_binding=require",
+        "gssencmode=require",
+        "require_auth=scram-sha-256",
+        "require_auth=!password",
+        "sslcertmode=require",
+    ],
+)
+@pytest.mark.parametrize("place", ["address", "service", "environment"])
+def test_a_demand_of_security_is_never_dropped_in_silence(
+    demand: str, place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Wherever libpq would find it; the message names it, where it is, the remedy."""
+    name, _, value = demand.partition("=")
+    dsn = f"{SERVER}?application_name=x"
+    if place == "address":
+        dsn += f"&{demand}"
+    elif place == "service":
+        (tmp_path / "services").write_text(f"[shop]\n{demand}\n")
+        monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+        dsn += "&service=shop"
+    else:
+        monkeypatch.setenv(f"PG{name.upper().replace('_', '')}", value)
+    with pytest.raises(ConfigurationInvalid, match=re.escape(demand)) as it:
+        PostgresConfig(dsn=dsn)
+    assert f"take {name} out" in str(it.value)
+    assert ("shop" in str(it.value)) is (place == "service")
+    PostgresConfig()  # embedded: a server of our own
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        "channel_binding=prefer",
+        "channel_binding=disable",
+        "gssencmode=prefer",
+        "require_auth=",
+        "sslmode=verify-full&channel_binding=require",
+    ],
+)
+def test_a_wish_is_no_demand(wish: str, monkeypatch: pytest.MonkeyPatch):
+    """The address is stronger than the environment, as for libpq."""
+    monkeypatch.setenv("PGCHANNELBINDING", "prefer")
+    PostgresConfig(dsn=f"{SERVER}?{wish}")
+
+
+def unverified() -> ssl.SSLContext:
+    """Return a context that encrypts and trusts anybody."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+@pytest.mark.parametrize(
+    ("tls", "passes"),
+    [
+        ("verify-full", True),
+        (True, True),
+        (ssl.create_default_context(), True),
+        (unverified(), False),
+        ("verify-ca", False),
+        ("require", False),
+        (False, False),
+    ],
+)
+def test_a_verified_certificate_stands_for_channel_binding(
+    tls: object, passes: bool, caplog: pytest.LogCaptureFixture
+):
+    """``postgres.ssl`` is stronger than the address; the pool says it once."""
+    dsn = f"{SERVER}?channel_binding=require&sslmode=verify-full"
+    if not passes:
+        with pytest.raises(ConfigurationInvalid, match="channel_binding=require"):
+            PostgresConfig(dsn=dsn, ssl=tls)
+        return
+    Pool(PostgresConfig(dsn=dsn, ssl=tls))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "channel binding itself is not used" in caplog.text
 
 
 @pytest.mark.parametrize("given", [ssl.create_default_context(), True])

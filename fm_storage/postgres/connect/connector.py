@@ -17,6 +17,7 @@ import asyncpg
 from pydantic import SecretStr
 
 from fm_storage.config import mask_dsn
+from fm_storage.config.addresses import check_security, is_unbound
 from fm_storage.errors import (
     ConfigurationInvalid,
     ConnectionFailed,
@@ -51,6 +52,7 @@ _LIBPQ_ONLY = frozenset(
         "sslsni",
         "load_balance_hosts",
         "require_auth",
+        "sslcertmode",
         "fallback_application_name",
     }
 )
@@ -71,6 +73,12 @@ class Connector:
     def __init__(self, config: PostgresConfig, *, dsn: str | None = None) -> None:
         self._config = config
         self._dsn = _for_driver(dsn or config.dsn)
+        if not config.embedded and is_unbound(dsn or config.dsn, config.ssl):
+            _log.warning(
+                "%s: channel_binding=require: the certificate is verified, but channel "
+                "binding itself is not used (the driver does not support it)",
+                mask_dsn(self._dsn),
+            )
         self._settings: Mapping[str, str] = config.server_settings
         self.server = mask_dsn(self._dsn)
         self.composites: list[Composite] = []  # by the pool's register_composite()
@@ -158,6 +166,8 @@ class Connector:
     ) -> asyncpg.Connection[Any]:
         config = self._config
         direct = self.transaction_pooler is False or dsn is not None
+        if dsn is not None:  # ours was checked with the settings
+            check_security(dsn, config.ssl)
         return await asyncpg.connect(
             _for_driver(dsn) if dsn else self._dsn,
             password=self._password(),
