@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fm_storage.catalog.error_manager import ErrorManager, Recorded
-from fm_storage.catalog.logs.ingest_report import IngestReport
+from fm_storage.catalog.logs.entry import IngestReport
 from fm_storage.catalog.query.analyzer import Analyzer
 from fm_storage.catalog.query.groups import ErrorGroup
 from fm_storage.catalog.query.similarity import SimilarEntry

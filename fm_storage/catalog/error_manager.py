@@ -1,9 +1,4 @@
-"""The error manager: from a raised exception to an answer.
-
-Here stands what a caller may ask for and in which order things happen; how an
-exception is rendered, masked, stored, spooled or compared is told in the files
-beside this one.
-"""
+"""The error manager: what an application calls to record errors and to read them."""
 
 from __future__ import annotations
 
@@ -11,20 +6,21 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from fm_storage.catalog.queries import Answers
+from fm_storage.catalog.logs.ingest import Log, ingest_log
+from fm_storage.catalog.queries import CatalogQueries
+from fm_storage.catalog.query.retention import purge_older
 from fm_storage.catalog.record.capture import Capture
-from fm_storage.catalog.record.drafts import Draft, draft_of
+from fm_storage.catalog.record.drafts import Draft, draft_of, severity_from
 from fm_storage.catalog.record.hooks import PostHook, PreHook, RecordHooks
 from fm_storage.catalog.record.internal import InternalFailures
 from fm_storage.catalog.record.logging_handler import CatalogHandler, level_from
 from fm_storage.catalog.record.queue import Background
-from fm_storage.catalog.record.recorded import Recorded, recorded_of
 from fm_storage.catalog.record.recorder import Recorder
-from fm_storage.catalog.record.row import Prepared
+from fm_storage.catalog.record.row import Prepared, Recorded
 from fm_storage.catalog.record.store import CatalogStore
 from fm_storage.catalog.record.structlog_processor import CatalogProcessor
 from fm_storage.concurrency.lifecycle import Lifecycle
@@ -33,7 +29,16 @@ from fm_storage.errors import ConfigurationInvalid, StorageError, WrongLoop
 from fm_storage.repositories import ErrorEntry, Severity
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+
+    from fm_storage._typing import Progress
+    from fm_storage.catalog.logs.entry import IngestReport
     from fm_storage.catalog.ports import Storage
+    from fm_storage.catalog.query.analyzer import Analyzer
+    from fm_storage.catalog.query.groups import ErrorGroup, Order
+    from fm_storage.catalog.query.similarity import SimilarEntry
+    from fm_storage.catalog.report.report import Report
     from fm_storage.vectors import Vectorizer
 
 __all__ = ["ErrorManager", "Recorded"]
@@ -42,7 +47,7 @@ Pre = TypeVar("Pre", bound=PreHook)
 Post = TypeVar("Post", bound=PostHook)
 
 
-class ErrorManager(Lifecycle, Answers):
+class ErrorManager(Lifecycle):
     """Records errors in PostgreSQL and Qdrant, and answers questions about them.
 
     Usable as soon as *storage* is open; ``await ErrorManager(storage)`` and
@@ -75,10 +80,11 @@ class ErrorManager(Lifecycle, Answers):
             raise ConfigurationInvalid(
                 "storage", f"is a {type(storage).__name__}; give a StorageManager"
             )
-        super().__init__(
-            storage,
-            Recorder(storage, vectorizer, timeout=timeout, freshness=freshness),
+        self.storage = storage
+        self._recorder = Recorder(
+            storage, vectorizer, timeout=timeout, freshness=freshness
         )
+        self._queries = CatalogQueries(storage, self._recorder)
         self._hooks = RecordHooks()
         # Set at the first call inside the loop, and at first use (under _lock).
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -204,7 +210,7 @@ class ErrorManager(Lifecycle, Answers):
         if self._hooks.before:
             draft = await self._hooks.changed(draft)
         row = draft.prepared()
-        recorded = recorded_of(row, durable=await self._recorder.store(row))
+        recorded = row.recorded(durable=await self._recorder.store(row))
         if self._hooks.after:
             await self._hooks.tell(recorded)
         return recorded
@@ -298,6 +304,8 @@ class ErrorManager(Lifecycle, Answers):
         self._queue()
         self._internal.watch(level)
 
+    # -- the background queue ----------------------------------------------
+
     def _queue(self) -> Background:
         """Return the background queue; before the first use only inside the loop."""
         if self._loop is None:
@@ -334,4 +342,215 @@ class ErrorManager(Lifecycle, Answers):
         durable = await self._recorder.store_many(rows)
         if self._hooks.after:
             for row in rows:
-                await self._hooks.tell(recorded_of(row, durable=durable))
+                await self._hooks.tell(row.recorded(durable=durable))
+
+    # -- whole logs, and the end of old errors -----------------------------
+
+    async def ingest(
+        self,
+        log: Log,
+        *,
+        source: str | None = None,
+        module: str | None = None,
+        severity: Severity | str | None = None,
+        zone: tzinfo = UTC,
+        batch_size: int = 1000,
+        progress: Progress | None = None,
+    ) -> IngestReport:
+        """Read a log into the catalogue, of any size and in any common format.
+
+        Ids are made of source, offset and content: the same log again adds
+        nothing, and one that has grown adds only what is new. Batches are
+        committed one by one; if cancelled, those before stay. A file of more than
+        4 MB is read by a process of its own, which ends with this call: both
+        cores work, and the loop is free.
+
+        Args:
+            log: Path of a file (gz, bz2 and xz too), or lines, also from an
+                asynchronous iterable.
+            source: Name of the log; by default the file's name without what
+                rotation adds.
+            module: Module of entries that name none; by default the source.
+            severity: Leave out entries that are less bad.
+            zone: Time zone of timestamps that name none.
+            batch_size: Entries stored in one statement.
+            progress: Called with bytes read and bytes in all, if known.
+
+        Raises:
+            InvalidRecord: The file is empty, or it is not text.
+            OSError: The file cannot be read.
+            StorageError: PostgreSQL did not take a batch; those before stay.
+        """
+        store = self._opened_store()
+
+        async def write(columns: list[list[Any]]) -> int:
+            return await store.write_columns(
+                self.storage.pool, columns, timeout=self._recorder.timeout * 12
+            )
+
+        try:
+            return await ingest_log(
+                log,
+                write,
+                source=source,
+                module=module,
+                least=severity_from(severity),
+                zone=zone,
+                batch_size=batch_size,
+                progress=progress,
+            )
+        finally:
+            # Once, at the end: vectors made meanwhile would take the processor
+            # from the reading.
+            self._recorder.written()
+
+    async def purge(
+        self,
+        older_than: datetime | timedelta,
+        *,
+        batch_size: int = 1000,
+        progress: Progress | None = None,
+    ) -> int:
+        """Delete errors from before *older_than*, with their vectors; return how many.
+
+        In batches, each a statement of its own: no lock is held for long, and
+        what was deleted before a cancellation stays deleted.
+
+        Args:
+            older_than: A time with its zone, or an age.
+            batch_size: Errors of one statement.
+            progress: Called with the number deleted, after each batch.
+
+        Raises:
+            InvalidRecord: *older_than* is neither; nothing was deleted.
+        """
+        store = self._opened_store()
+        return await purge_older(
+            self.storage.pool,
+            older_than,
+            collection=store.collection,
+            batch_size=batch_size,
+            progress=progress,
+            delivered=self._recorder.written,
+        )
+
+    # -- reading ---------------------------------------------------------
+
+    def _reading(self) -> CatalogQueries:
+        """Return the queries, once the parts are open."""
+        self._opened_store()
+        return self._queries
+
+    async def groups(
+        self,
+        *,
+        limit: int = 20,
+        module: str | None = None,
+        severity: Severity | str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        order: Order = "count",
+    ) -> list[ErrorGroup]:
+        """Return groups of equal errors, by default the commonest first.
+
+        Args:
+            limit: Groups at most.
+            module: Only groups of this module.
+            severity: Only errors at least so bad.
+            since: Only errors from then on.
+            until: Only errors before then.
+            order: ``count``, ``last_seen`` or ``first_seen`` (newest first).
+        """
+        return await self._reading().groups(
+            limit=limit,
+            module=module,
+            severity=severity,
+            since=since,
+            until=until,
+            order=order,
+        )
+
+    async def find_similar(
+        self,
+        error: ErrorEntry | Recorded | BaseException | str,
+        limit: int = 5,
+        *,
+        module: str | None = None,
+        severity: Severity | str | None = None,
+        since: datetime | None = None,
+    ) -> list[SimilarEntry]:
+        """Return stored errors like this one, the most similar first.
+
+        Words and identifiers (BM25) and the dense vector are both asked, and the
+        two answers fused by rank. The error itself is left out. What this
+        manager recorded before is found: the call waits (at most *freshness*
+        seconds) until the outbox has delivered it; entries of other processes
+        are found once their drainer has delivered them.
+
+        Args:
+            error: A stored entry, an exception, or any text.
+            limit: Hits at most.
+            module: Only errors of this module.
+            severity: Only errors at least so bad.
+            since: Only errors from then on.
+
+        Raises:
+            InvalidRecord: *limit* is below one, or *since* has no zone.
+            ConfigurationInvalid: Vectors are switched off (``qdrant=None``).
+            VectorStoreUnavailable: The vector store does not answer.
+        """
+        return await self._reading().find_similar(
+            error, limit, module=module, severity=severity, since=since
+        )
+
+    @property
+    def analyzer(self) -> Analyzer:
+        """What the catalogue says as a whole: patterns, timelines, a report."""
+        return self._queries.analyzer
+
+    async def report(
+        self,
+        *,
+        title: str = "Errors",
+        since: datetime | None = None,
+        until: datetime | None = None,
+        window: timedelta | float | None = None,
+        severity: Severity | str | None = None,
+        limit: int = 12,
+    ) -> Report:
+        """Return what is new, what grows, when, with what, and for example.
+
+        ``report.to_html()`` is one self-contained page, ``report.to_json()`` the
+        same as data. Without vectors the similar groups are left out.
+
+        Args:
+            title: Title of the page.
+            since: Only errors from then on.
+            until: Only errors before then.
+            window: What counts as lately, a span or seconds; by default a tenth
+                of the period.
+            severity: Only errors at least so bad.
+            limit: Groups in each part.
+        """
+        return await self._reading().report(
+            title=title,
+            since=since,
+            until=until,
+            window=window,
+            severity=severity,
+            limit=limit,
+        )
+
+    def tail(
+        self,
+        *,
+        module: str | None = None,
+        severity: Severity | str | None = None,
+    ) -> AbstractAsyncContextManager[AsyncIterator[ErrorEntry]]:
+        """Follow new errors of every process, as they are committed.
+
+        ``async with errors.tail() as entries: async for entry in entries: …``.
+        Woken by LISTEN; errors that were recorded while the connection was lost
+        are not missed.
+        """
+        return self._reading().tail(module=module, severity=severity)

@@ -7,8 +7,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from fm_storage.catalog.query.findings import TimelineBucket
-from fm_storage.catalog.report.charts import draw_hours, draw_modules, draw_timeline
-from fm_storage.catalog.report.wording import spell_span, spell_time
+from fm_storage.catalog.report.charts import (
+    draw_hours,
+    draw_modules,
+    draw_timeline,
+    format_span,
+    format_time,
+)
 from fm_storage.repositories import Severity
 
 MOMENT = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -25,7 +30,7 @@ MOMENT = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
 )
 def test_a_time_is_as_exact_as_its_neighbour_is_near(step, said):
     """Seconds between bars of seconds, dates between bars of days."""
-    assert spell_time(MOMENT, step) == said
+    assert format_time(MOMENT, step) == said
 
 
 @pytest.mark.parametrize(
@@ -42,7 +47,7 @@ def test_a_time_is_as_exact_as_its_neighbour_is_near(step, said):
 )
 def test_a_span_is_spelt_in_the_largest_unit_that_fits_twice(span, said):
     """One day is one day, thirty hours are not."""
-    assert spell_span(span) == said
+    assert format_span(span) == said
 
 
 def test_a_timeline_is_drawn_and_told_in_numbers():

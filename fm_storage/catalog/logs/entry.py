@@ -1,4 +1,4 @@
-"""What the first line of a log entry says, in whichever format it is written."""
+"""What is read of a log: the first line of an entry, and the counts of the whole."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-__all__ = ["Header"]
+__all__ = ["Header", "IngestReport"]
 
 
 @dataclass(slots=True)
@@ -20,3 +20,49 @@ class Header:
     dated: bool = True
     trace: str | None = None
     context: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class IngestReport:
+    """What became of a log.
+
+    Attributes:
+        source: Name under which the entries were stored.
+        lines: Lines read.
+        entries: Entries recognised in them.
+        added: Entries that are new in the catalogue.
+        skipped: Entries below the least severity asked for.
+        unparsed: Lines that belong to no entry; *samples* shows the first ones.
+        truncated: Lines or traces too long to be kept whole.
+        formats: How many headers each format recognised.
+        seconds: Time taken.
+    """
+
+    source: str
+    lines: int = 0
+    bytes: int = 0
+    entries: int = 0
+    added: int = 0
+    skipped: int = 0
+    unparsed: int = 0
+    truncated: int = 0
+    samples: list[str] = field(default_factory=list)
+    formats: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        """Say in one line what a person wants to know."""
+        counts = f"{self.lines} lines, {self.entries} entries"
+        parts = [f"{counts}: {self.added} added, {self.duplicates} known before"]
+        if self.skipped:
+            parts.append(f"{self.skipped} below the severity asked for")
+        if self.unparsed:
+            parts.append(f"{self.unparsed} lines not recognised")
+        if self.truncated:
+            parts.append(f"{self.truncated} lines cut")
+        return ", ".join(parts)
+
+    @property
+    def duplicates(self) -> int:
+        """Entries that the catalogue held already."""
+        return self.entries - self.skipped - self.added

@@ -21,7 +21,7 @@ from contextlib import aclosing
 from datetime import UTC, tzinfo
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from fm_storage.catalog.logs.ingest_report import IngestReport
+from fm_storage.catalog.logs.entry import IngestReport
 from fm_storage.catalog.logs.opening import open_log, source_name
 from fm_storage.catalog.logs.reading import LogReader
 from fm_storage.catalog.logs.reading_process import (

@@ -14,9 +14,8 @@ from datetime import UTC, datetime, tzinfo
 from hashlib import blake2b
 from uuid import UUID
 
-from fm_storage.catalog.logs.entry import Header
+from fm_storage.catalog.logs.entry import Header, IngestReport
 from fm_storage.catalog.logs.formats import LineParser
-from fm_storage.catalog.logs.ingest_report import IngestReport
 from fm_storage.catalog.logs.opening import MAX_LINE
 from fm_storage.catalog.record.row import Prepared, prepare
 from fm_storage.repositories import Severity

@@ -19,7 +19,7 @@ from functools import partial
 from typing import IO, Any, NamedTuple
 from zoneinfo import ZoneInfo
 
-from fm_storage.catalog.logs.ingest_report import IngestReport
+from fm_storage.catalog.logs.entry import IngestReport
 from fm_storage.catalog.logs.opening import open_log
 from fm_storage.catalog.logs.reading import LogReader
 from fm_storage.catalog.record.store import columns_of

@@ -18,7 +18,7 @@ from uuid import UUID
 
 from fm_storage.catalog.query.grouping import group_ungrouped
 from fm_storage.catalog.record.row import RANKS
-from fm_storage.catalog.record.store import ENTRY_COLUMNS, entry_of
+from fm_storage.catalog.record.store import CHANNEL, ENTRY_COLUMNS, entry_of
 from fm_storage.errors import ConfigurationInvalid, StorageError
 from fm_storage.postgres import Sql
 from fm_storage.repositories import ErrorEntry, Severity
@@ -26,13 +26,10 @@ from fm_storage.repositories import ErrorEntry, Severity
 if TYPE_CHECKING:
     from fm_storage.postgres import Pool
 
-__all__ = ["CHANNEL", "tail_errors"]
+__all__ = ["tail_errors"]
 
 T = TypeVar("T")
 logger = logging.getLogger("fm_storage.catalog")
-
-CHANNEL = "fm_storage_errors"
-"""Notified, at most a few times a second and process, after errors were committed."""
 
 _BACKSTOP = 2.0
 _PAUSE = 0.1

@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from fm_storage.catalog.error_manager import ErrorManager, Recorded
+    from fm_storage.catalog.record.row import Recorded
 
 __all__ = ["Capture", "CatalogMiddleware"]
 
@@ -113,6 +113,21 @@ class Capture:
         return cast("Function", plain)
 
 
+class Recording(Protocol):
+    """What the middleware needs of an error manager."""
+
+    async def record(
+        self,
+        error: BaseException,
+        /,
+        *,
+        module: str | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> Recorded:
+        """Store an exception."""
+        ...
+
+
 class CatalogMiddleware:
     """ASGI middleware that records what an application raises, and re-raises it.
 
@@ -132,7 +147,7 @@ class CatalogMiddleware:
         self,
         app: AsgiCall,
         *,
-        errors: ErrorManager | Callable[[], ErrorManager],
+        errors: Recording | Callable[[], Recording],
         module: str | None = None,
     ) -> None:
         self._app = app

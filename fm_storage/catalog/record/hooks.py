@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from fm_storage.catalog.record.drafts import Draft
-from fm_storage.catalog.record.recorded import Recorded
+from fm_storage.catalog.record.row import Recorded
 from fm_storage.repositories import ErrorEntry
 
 __all__ = ["PostHook", "PreHook", "RecordHooks"]

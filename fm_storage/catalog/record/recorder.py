@@ -13,16 +13,15 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fm_storage.catalog.query.similarity import (
+from fm_storage.catalog.record.embedding import (
     CatalogVectorizer,
     collection_name,
     text_of_entries,
 )
-from fm_storage.catalog.query.tail import CHANNEL
 from fm_storage.catalog.record.replay import Replayer
 from fm_storage.catalog.record.row import Prepared
 from fm_storage.catalog.record.spool import Spool, spool_folder
-from fm_storage.catalog.record.store import CatalogStore
+from fm_storage.catalog.record.store import CHANNEL, CatalogStore
 from fm_storage.concurrency.shield import shielded
 from fm_storage.errors import (
     ConfigurationInvalid,

@@ -39,8 +39,6 @@ class Replayer:
         self._write = write
         self._task: asyncio.Task[None] | None = None
         self._refused = False  # the database did not take the latest
-        self.replayed = 0
-        self.rejected = 0
 
     @property
     def pending(self) -> bool:
@@ -124,7 +122,6 @@ class Replayer:
         added = 0
         for start in range(0, len(rows), _BATCH):
             added += await self._write_some(rows[start : start + _BATCH])
-        self.replayed += added
         if added:
             logger.info("spool: %d error(s) brought into the database", added)
         return added
@@ -138,7 +135,6 @@ class Replayer:
                 raise
             if len(rows) == 1:
                 path = await asyncio.to_thread(self._spool.reject, rows[0], str(exc))
-                self.rejected += 1
                 logger.warning("spool: entry %s set aside in %s", rows[0].id, path)
                 return 0
         else:

@@ -7,6 +7,7 @@ ends in the same row, and only this file decides what such a row holds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +33,7 @@ from fm_storage.repositories import ErrorEntry, Severity, uuid7
 if TYPE_CHECKING:
     from fm_storage._typing import JsonObject
 
-__all__ = ["RANKS", "REPAIRED", "Prepared", "prepare"]
+__all__ = ["RANKS", "REPAIRED", "Prepared", "Recorded", "prepare"]
 
 RANKS = {
     Severity.DEBUG: 10,
@@ -50,6 +51,27 @@ _MAX_MODULE, _MAX_CODE = 255, 100
 _MAX_MESSAGE = 16 * 1024
 _COMMON = 16 * 1024  # characters of a trace that is worth remembering
 _NO_MODULE = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What became of an error.
+
+    Attributes:
+        entry: The error as it is stored: masked, repaired, with its id.
+        durable: True only if PostgreSQL has committed it. False means that it
+            lies in the spool on this machine and will be replayed by id.
+        repairs: What had to be changed so that it could be stored.
+    """
+
+    entry: ErrorEntry
+    durable: bool
+    repairs: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> UUID:
+        """Identity of the entry."""
+        return self.entry.id
 
 
 class Prepared(NamedTuple):
@@ -89,6 +111,10 @@ class Prepared(NamedTuple):
         """What had to be changed so that the row could be stored."""
         found = (self.context or {}).get(REPAIRED)
         return tuple(map(str, found)) if isinstance(found, list) else ()
+
+    def recorded(self, *, durable: bool) -> Recorded:
+        """Return what became of the row."""
+        return Recorded(self.entry, durable, self.repairs)
 
     def to_json(self) -> bytes:
         """Return one line of JSON that ``from_json()`` reads back."""

@@ -93,7 +93,6 @@ class Spool:
         self._own: Segment | None = None  # under _lock
         self._late: Path | None = None  # written after close(); under _lock
         self._closed = False  # under _lock
-        self.appended = 0  # under _lock
 
     def append(self, rows: Sequence[Prepared], *, sync: bool = True) -> None:
         """Keep *rows*; with *sync* they survive a power cut when this returns.
@@ -111,7 +110,6 @@ class Spool:
             if self._own is None:
                 self._own = self._reopened() or self._create()
             self._own.append(lines, sync=sync)
-            self.appended += len(rows)
             if self._closed:
                 # Nobody here replays any more: leave it to whoever starts next,
                 # perhaps in this process, which a lock of ours would keep out.

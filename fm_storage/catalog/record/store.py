@@ -20,7 +20,10 @@ from fm_storage.vector_state import upsert_ctes
 if TYPE_CHECKING:
     from fm_storage.postgres import Executor
 
-__all__ = ["ENTRY_COLUMNS", "SEVERITY_OF_RANK", "CatalogStore", "entry_of"]
+__all__ = ["CHANNEL", "ENTRY_COLUMNS", "SEVERITY_OF_RANK", "CatalogStore", "entry_of"]
+
+CHANNEL = "fm_storage_errors"
+"""Notified, at most a few times a second and process, after errors were committed."""
 
 ENTRY_COLUMNS = (
     "e.message, e.module, e.error_code, e.severity, e.stack_trace, "

@@ -8,21 +8,49 @@ which the page's policy forbids.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from math import ceil, sqrt
 
 from fm_storage.catalog.query.findings import TimelineBucket
 from fm_storage.catalog.report.html import Markup, el, join
-from fm_storage.catalog.report.wording import spell_span, spell_time
 from fm_storage.repositories import Severity
 
-__all__ = ["WORST_FIRST", "draw_hours", "draw_modules", "draw_timeline"]
+__all__ = [
+    "WORST_FIRST",
+    "draw_hours",
+    "draw_modules",
+    "draw_timeline",
+    "format_span",
+    "format_time",
+]
 
 WORST_FIRST = tuple(reversed(Severity))
 
 _WIDTH, _HEIGHT = 960, 160
 _LEVELS = 8
 _NUMBERS = 100
+_DAY = timedelta(days=1)
+_MINUTE = timedelta(minutes=1)
+_UNITS = ((86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+
+
+def format_time(moment: datetime, step: timedelta | None = None) -> str:
+    """Return a time as exactly as *step* (the distance to the next one) asks."""
+    if step and step >= _DAY:
+        return f"{moment:%Y-%m-%d}"
+    if step and step >= _MINUTE:
+        return f"{moment:%Y-%m-%d %H:%M}"
+    return f"{moment:%Y-%m-%d %H:%M:%S}"
+
+
+def format_span(span: timedelta) -> str:
+    """Return a span in the largest unit of which there are two, or exactly one."""
+    seconds = span.total_seconds()
+    for size, unit in _UNITS:
+        if seconds >= 2 * size or seconds == size:
+            number = round(seconds / size)
+            return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
+    return f"{seconds:.3g} seconds"
 
 
 def draw_timeline(
@@ -40,7 +68,7 @@ def draw_timeline(
         if bucket.total
     ]
     middle = buckets[len(buckets) // 2]
-    each = f", each bar {spell_span(width)}" if width else ""
+    each = f", each bar {format_span(width)}" if width else ""
     return el(
         "figure",
         el(
@@ -59,9 +87,9 @@ def draw_timeline(
         ),
         el(
             "div",
-            el("span", spell_time(buckets[0].start, width)),
-            el("span", spell_time(middle.start, width), class_="mid"),
-            el("span", spell_time(buckets[-1].start, width)),
+            el("span", format_time(buckets[0].start, width)),
+            el("span", format_time(middle.start, width), class_="mid"),
+            el("span", format_time(buckets[-1].start, width)),
             class_="axis",
         ),
         _legend(severities),
@@ -79,7 +107,7 @@ def _bar(
     )
     gap = min(1.0, step / 5)
     y = float(_HEIGHT)
-    parts = [el("title", f"{spell_time(bucket.start, width)}: {said}")]
+    parts = [el("title", f"{format_time(bucket.start, width)}: {said}")]
     for level in Severity:
         count = bucket.counts.get(level, 0)
         if count:
@@ -144,7 +172,7 @@ def _numbers(buckets: Sequence[TimelineBucket], width: timedelta) -> Markup:
     rows = [
         el(
             "tr",
-            el("td", spell_time(bucket.start, width)),
+            el("td", format_time(bucket.start, width)),
             *[el("td", f"{bucket.counts.get(one, 0):,}", class_="n") for one in levels],
         )
         for bucket in shown

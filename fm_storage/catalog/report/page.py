@@ -16,10 +16,11 @@ from fm_storage.catalog.report.charts import (
     draw_hours,
     draw_modules,
     draw_timeline,
+    format_span,
+    format_time,
 )
 from fm_storage.catalog.report.html import Markup, document, el, join
 from fm_storage.catalog.report.style import STYLE
-from fm_storage.catalog.report.wording import spell_span, spell_time
 
 if TYPE_CHECKING:
     from fm_storage.catalog.query.findings import Correlation, Growth
@@ -36,7 +37,7 @@ _VARIABLE = re.compile(r"(<\w+>)")
 
 def draw(report: Report) -> str:
     """Return the whole page."""
-    lately = spell_span(report.window)
+    lately = format_span(report.window)
     worst = _worst(report)
     known = {group.fingerprint for group in (*worst, *report.groups)}
     anchored = {group.fingerprint for group in worst}
@@ -131,7 +132,7 @@ def draw(report: Report) -> str:
             *sections.values(),
             el(
                 "footer",
-                f"Made {spell_time(report.made)} UTC by fm_storage. Secrets were "
+                f"Made {format_time(report.made)} UTC by fm_storage. Secrets were "
                 "masked before they were stored. This page loads nothing and runs "
                 "nothing.",
             ),
@@ -178,7 +179,7 @@ def _period(report: Report) -> str:
     first, last = report.totals.first, report.totals.last
     if first is None or last is None:
         return "no errors in this period"
-    return f"{spell_time(first)} to {spell_time(last)} UTC"
+    return f"{format_time(first)} to {format_time(last)} UTC"
 
 
 def _cards(report: Report) -> Markup:
@@ -244,7 +245,7 @@ def _example(entry: ErrorEntry | None) -> Markup:
     parts = [
         el(
             "p",
-            f"The worst of them, {spell_time(entry.timestamp)} UTC, ",
+            f"The worst of them, {format_time(entry.timestamp)} UTC, ",
             el("code", str(entry.id)),
             class_="note",
         ),
@@ -281,8 +282,8 @@ def _group(
         _template(group.template),
         el(
             "p",
-            f"{group.error_code} · first {spell_time(group.first_seen)} · "
-            f"last {spell_time(group.last_seen)} · ",
+            f"{group.error_code} · first {format_time(group.first_seen)} · "
+            f"last {format_time(group.last_seen)} · ",
             el("code", group.fingerprint),
             class_="note",
         ),

@@ -52,6 +52,7 @@ class Report:
         new: Groups that first occurred in the last *window*.
         growing: Groups more frequent in the last *window* than before it.
         correlations: Groups that occur together.
+        draw: Draws the page for ``to_html()``.
         similar: Groups that resemble one of *groups*, by its fingerprint.
         window: What counts as lately.
         new_groups: How many groups are new, also those that *new* has no room for.
@@ -74,6 +75,7 @@ class Report:
     new: list[ErrorGroup]
     growing: list[Growth]
     correlations: list[Correlation]
+    draw: Callable[[Report], str] = field(repr=False, compare=False)
     similar: dict[str, list[SimilarGroup]] = field(default_factory=dict)
     new_groups: int = 0
     worst: list[ErrorGroup] = field(default_factory=list)
@@ -81,7 +83,9 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        del values["draw"]
+        return values
 
     def to_json(self) -> str:
         """Return the report as JSON; times in ISO 8601, durations in seconds."""
@@ -94,9 +98,7 @@ class Report:
 
     def to_html(self) -> str:
         """Return the report as one page that loads nothing and runs nothing."""
-        from fm_storage.catalog.report.page import draw
-
-        return draw(self)
+        return self.draw(self)
 
 
 def _json_of(value: object) -> object:
@@ -108,6 +110,7 @@ def _json_of(value: object) -> object:
 async def make_report(
     analyzer: Analyzer,
     similar: Similar | None,
+    draw: Callable[[Report], str],
     *,
     title: str = "Errors",
     since: datetime | None = None,
@@ -145,6 +148,7 @@ async def make_report(
         ),
         growing=growing,
         correlations=together,
+        draw=draw,
         similar=await similar(groups) if similar is not None else {},
         new_groups=await analyzer.count_new(end - lately, until=end, severity=severity),
         worst=await analyzer.groups(
