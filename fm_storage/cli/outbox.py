@@ -1,4 +1,4 @@
-"""``fm-storage outbox``: the vectors on their way to Qdrant, and both stores' peace.
+"""``fm-storage outbox``: delivery of vectors to Qdrant, and agreement of both stores.
 
 Lifecycle without the background drainer, so that ``status`` shows the queue as it
 is and only ``drain`` delivers.
@@ -49,20 +49,20 @@ _COLLECTION = click.argument("collection", required=False)
         "  fm-storage outbox status            how far the vector store is behind\n"
         "  fm-storage outbox drain             deliver what is due, now\n"
         "  fm-storage outbox verify            compare both stores, exactly\n"
-        "  fm-storage outbox repair            mend only what differs\n"
+        "  fm-storage outbox repair            repair only what differs\n"
         "  fm-storage outbox rebuild NAME      from PostgreSQL, behind the name\n"
         "  fm-storage outbox quarantine list   points that Qdrant refuses\n"
     )
 )
 def outbox() -> None:
-    """Look after the vectors on their way to Qdrant."""
+    """Deliver vectors to Qdrant, and compare and repair both stores."""
 
 
 @outbox.command()
 @json_option
 @click.pass_obj
 def status(settings: Settings, *, as_json: bool) -> None:
-    """Say how far the vector store is behind, by collection, and why.
+    """Show how far the vector store is behind, by collection, and why.
 
     Names rebuilds that were interrupted: how far they came, and how to go on.
     Exit code 1 if points are set aside, or if deliveries fail.
@@ -78,14 +78,14 @@ def status(settings: Settings, *, as_json: bool) -> None:
 
 @outbox.command()
 @click.option(
-    "--timeout", default=60.0, show_default=True, help="Seconds to go on at most."
+    "--timeout", default=60.0, show_default=True, help="Maximum number of seconds."
 )
 @json_option
 @click.pass_obj
 def drain(settings: Settings, *, timeout: float, as_json: bool) -> None:
     """Deliver everything that is due; what waits after a failure is tried at once.
 
-    Says which collections cannot be written, and what to do. Points whose vectors
+    Names the collections that cannot be written, and the remedy. Points whose vectors
     are made by the application's own vectorizer wait for the application. Exit
     code 1 if something is left or set aside.
     """
@@ -110,7 +110,7 @@ def verify(settings: Settings, *, collection: str | None, as_json: bool) -> None
     """Compare both stores: ids, versions, payloads. Changes nothing.
 
     Exact also while the application writes. Exit code 1 if they differ, or if
-    points are set aside: those differ until somebody decides.
+    points are set aside: those differ until they are retried or discarded.
     """
     with _progress("comparing", quiet=as_json) as report:
 
@@ -130,7 +130,10 @@ def verify(settings: Settings, *, collection: str | None, as_json: bool) -> None
 @outbox.command()
 @_COLLECTION
 @click.option(
-    "--timeout", default=60.0, show_default=True, help="Seconds to deliver at most."
+    "--timeout",
+    default=60.0,
+    show_default=True,
+    help="Maximum number of seconds to deliver.",
 )
 @json_option
 @click.pass_obj
@@ -216,7 +219,9 @@ def quarantine() -> None:
 
 @quarantine.command("list")
 @_COLLECTION
-@click.option("--limit", default=100, show_default=True, help="Points at most.")
+@click.option(
+    "--limit", default=100, show_default=True, help="Maximum number of points."
+)
 @json_option
 @click.pass_obj
 def list_(
@@ -254,7 +259,7 @@ def retry(
 @quarantine.command()
 @_COLLECTION
 @click.option("--id", "ids", multiple=True, help="Only this point; may be repeated.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Skip the confirmation.")
 @json_option
 @click.pass_obj
 def discard(
@@ -296,7 +301,7 @@ def _with_catalogue(
 
 
 async def _known(storage: StorageManager, collection: str | None) -> None:
-    """Refuse a name that the outbox never wrote to, for it is a slip of the pen."""
+    """Refuse a name that the outbox never wrote to, which is a misspelling."""
     names = await storage.outbox.collections()
     if collection is not None and collection not in names:
         raise click.BadParameter(
@@ -312,7 +317,7 @@ def _ids(given: Sequence[str]) -> list[int | str] | None:
 
 @contextmanager
 def _progress(what: str, *, quiet: bool) -> Iterator[Report | None]:
-    """Show a bar on standard error, if a person looks at it."""
+    """Show a bar on standard error, if it is a terminal."""
     stderr = Console(stderr=True)
     if quiet or not stderr.is_terminal:
         yield None

@@ -1,7 +1,4 @@
-"""How the results of ``fm-storage outbox`` read, for a person and as JSON.
-
-Apart from the commands, which say what is done and which exit code it has.
-"""
+"""Output of ``fm-storage outbox``, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -108,8 +105,8 @@ def _backlog(found: OutboxStatus) -> None:
     )
     for one in found.collections:
         if one.failing:
-            said = f"{one.failing:,} of {one.collection} failed and will be tried again"
-            out.print(plain(f"{said}: {one.error}"), soft_wrap=True)
+            text = f"{one.failing:,} of {one.collection} failed and will be tried again"
+            out.print(plain(f"{text}: {one.error}"), soft_wrap=True)
     if found.quarantined:
         out.print(f"{_set_aside(found.quarantined)}; {_ASIDE}")
 
@@ -143,7 +140,7 @@ def show_verified(found: Verification) -> None:
     if found.agrees:
         out.print("both stores agree")
     elif found.counts:
-        out.print("mend this with 'fm-storage outbox repair'")
+        out.print("repair this with 'fm-storage outbox repair'")
 
 
 def show_repaired(done: RepairReport) -> None:
@@ -157,10 +154,10 @@ def show_repaired(done: RepairReport) -> None:
 def show_rebuilt(done: RebuildReport) -> None:
     """Print one rebuilt collection."""
     how = "resumed, " if done.resumed else ""
-    said = f"{done.collection}: {how}{done.copied:,} points, now {done.target}"
+    text = f"{done.collection}: {how}{done.copied:,} points, now {done.target}"
     if done.repair.enqueued:
-        said += f"; {done.repair.enqueued:,} changed meanwhile and are queued"
-    console().print(plain(said), soft_wrap=True)
+        text += f"; {done.repair.enqueued:,} changed meanwhile and are queued"
+    console().print(plain(text), soft_wrap=True)
 
 
 def show_quarantined(found: Sequence[Quarantined]) -> None:
@@ -182,8 +179,8 @@ def show_quarantined(found: Sequence[Quarantined]) -> None:
         )
     out.print(table)
     out.print(
-        "mend the record and write it again, or 'quarantine retry' once the cause is "
-        "gone, or 'quarantine discard'",
+        "correct the record and write it again, or 'quarantine retry' once the "
+        "cause is gone, or 'quarantine discard'",
         soft_wrap=True,
     )
 
@@ -191,10 +188,10 @@ def show_quarantined(found: Sequence[Quarantined]) -> None:
 def _compared(found: Verification) -> None:
     out = console()
     counts = sorted(found.counts.items())
-    said = ", ".join(f"{count:,} {kind}" for kind, count in counts)
+    differences = ", ".join(f"{count:,} {kind}" for kind, count in counts)
     out.print(
         f"{found.checked:,} points compared, {found.pending:,} on their way: "
-        f"{said or 'no difference'}"
+        f"{differences or 'no difference'}"
     )
     for one in found.samples[:20]:
         out.print(

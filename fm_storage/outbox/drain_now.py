@@ -1,6 +1,6 @@
 """Delivering on demand, and waiting for it: ``drain()``, ``wait_synced()``.
 
-Apart from the drainer, which runs for ever: this ends, and says what is left.
+Unlike the drainer, which runs for ever, both end and report what is left.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from fm_storage.outbox.delivery.delivery import (
     Delivery,
     Outcome,
     backoff,
+    describe,
     lease_clock,
-    said,
     unserved,
 )
 from fm_storage.outbox.delivery.queue import Leases, Queue
@@ -31,7 +31,7 @@ from fm_storage.vector_state import encode_id
 if TYPE_CHECKING:
     from fm_storage._typing import Progress
     from fm_storage.config import OutboxConfig
-    from fm_storage.outbox.agreement.store_check import Attachment
+    from fm_storage.outbox.agreement.store_check import StoreCheck
 
 __all__ = ["drain_now", "wait_synced", "within"]
 
@@ -44,8 +44,8 @@ _SLOWEST_LOOK = 0.25
 
 async def drain_now(
     queue: Queue,
-    courier: Delivery,
-    attachment: Attachment,
+    delivery: Delivery,
+    store_check: StoreCheck,
     config: OutboxConfig,
     *,
     timeout: float,
@@ -53,9 +53,9 @@ async def drain_now(
 ) -> DrainReport:
     """Deliver until nothing is left that can be, or *timeout* is over.
 
-    A collection found missing is left alone for the rest of the call: nobody
-    waits for what only somebody else can mend; nor for leases that shielded the
-    call, unless they show that their drainer is alive.
+    A collection found missing is left out for the rest of the call: only its owner
+    can create it. Leases of other drainers are waited for only while they change,
+    which shows that their drainer is alive.
 
     Raises:
         ConfigurationInvalid: The vector store is not this database's.
@@ -64,7 +64,7 @@ async def drain_now(
     delivered = quarantined = failures = 0
     problem: str | None = None
     blocked: dict[str, str] = {}
-    hopeless: set[str] = set()
+    absent: set[str] = set()
     watch = _Watch(queue)
     await queue.retry_now()
     total = await queue.pending()
@@ -73,7 +73,7 @@ async def drain_now(
         away = True
         try:
             outcome = await _one_batch(
-                queue, courier, attachment, config, sorted(hopeless)
+                queue, delivery, store_check, config, sorted(absent)
             )
             any_taken = outcome is not None
             outcome = outcome or Outcome()
@@ -83,22 +83,22 @@ async def drain_now(
             quarantined += outcome.quarantined
             for name, exc in outcome.blocked.items():
                 if isinstance(exc, CollectionNotFound | CollectionMismatch):
-                    hopeless.add(name)
-                    blocked[name] = said(exc)
+                    absent.add(name)
+                    blocked[name] = describe(exc)
             blocked |= {name: unserved(name) for name in outcome.unserved}
         except ConfigurationInvalid:
             raise
         except StorageError as exc:
             failure = exc
         if failure is not None:
-            problem = said(failure)
+            problem = describe(failure)
         failures = failures + 1 if failure is not None else 0
         if progress is not None:
             progress(delivered, total)
         left = deadline - lease_clock()
         if any_taken and failure is None and left > 0:
             continue
-        delivered += await courier.settle()
+        delivered += await delivery.settle()
         due = await queue.pending(without=() if away else list(blocked))
         if await watch.over(due, left):
             remaining = await queue.pending()
@@ -118,7 +118,7 @@ class _Watch:
         self._since = lease_clock()
 
     async def over(self, due: int, left: float) -> bool:
-        """Say so, with *due* points to deliver and *left* seconds to do it in."""
+        """Decide it, with *due* points to deliver and *left* seconds to do it in."""
         now = await self._queue.leases()
         if (now.count, now.until) != (self.seen.count, self.seen.until):
             self.seen, self._since = now, lease_clock()
@@ -130,16 +130,16 @@ class _Watch:
 
 async def _one_batch(
     queue: Queue,
-    courier: Delivery,
-    attachment: Attachment,
+    delivery: Delivery,
+    store_check: StoreCheck,
     config: OutboxConfig,
     without: list[str],
 ) -> Outcome | None:
-    await attachment.begin()
+    await store_check.begin()
     taken = lease_clock()
     rows = await queue.claim(config.batch_size, without=without)
-    outcome = await courier.deliver(rows, taken=taken) if rows else None
-    await attachment.settled(outcome)
+    outcome = await delivery.deliver(rows, taken=taken) if rows else None
+    await store_check.settled(outcome)
     return outcome
 
 
@@ -152,7 +152,7 @@ async def wait_synced(
     wake: Callable[[], None],
     progress: asyncio.Event | None,
 ) -> None:
-    """Look until a point is no longer queued; *progress* is the drainer's, if any.
+    """Wait until a point is no longer queued; *progress* is the drainer's, if any.
 
     Raises:
         NotSynced: Not within *timeout* seconds, or the point was set aside.

@@ -1,9 +1,8 @@
-"""Being woken by other processes, and waking them.
+"""NOTIFY and LISTEN between the processes that share one queue.
 
-Apart from the drainer, which only knows that it was woken. NOTIFY takes a lock
-of the whole cluster at commit (one per commit cuts 7,200 rows a second to
-2,800), so one statement speaks for all that was written meanwhile; and whoever
-misses it polls.
+NOTIFY takes a lock of the whole cluster at commit (one per commit cuts 7,200 rows
+a second to 2,800), so one statement announces all that was written within an
+interval. A notification that is missed only delays: every drainer also polls.
 """
 
 from __future__ import annotations
@@ -29,24 +28,24 @@ class Notifier:
     def __init__(self, pool: Pool, *, interval: float) -> None:
         self._pool = pool
         self._interval = interval
-        self._ringing: asyncio.Task[None] | None = None  # by ring() and aclose()
-        self._listening: asyncio.Task[None] | None = None  # by hear() and deafen()
+        self._notifying: asyncio.Task[None] | None = None  # by notify() and aclose()
+        self._listening: asyncio.Task[None] | None = None  # by listen() and stop()
 
-    def ring(self) -> None:
-        """Wake other processes soon, once for all who ask meanwhile."""
-        if self._ringing is None or self._ringing.done():
-            self._ringing = asyncio.create_task(
-                self._ring(), name="fm_storage outbox bell"
+    def notify(self) -> None:
+        """Wake other processes soon; calls within the interval share one NOTIFY."""
+        if self._notifying is None or self._notifying.done():
+            self._notifying = asyncio.create_task(
+                self._notify(), name="fm_storage outbox notifier"
             )
 
-    def hear(self, wake: Callable[[], None]) -> None:
-        """Call *wake* whenever another process rings, until ``deafen()``."""
+    def listen(self, wake: Callable[[], None]) -> None:
+        """Call *wake* on every NOTIFY until ``stop()``."""
         if self._listening is None:
             self._listening = asyncio.create_task(
-                self._hear(wake), name="fm_storage outbox listener"
+                self._listen(wake), name="fm_storage outbox listener"
             )
 
-    async def deafen(self) -> None:
+    async def stop(self) -> None:
         """Stop listening; harmless when repeated."""
         listening, self._listening = self._listening, None
         if listening is not None:
@@ -54,21 +53,21 @@ class Notifier:
             await asyncio.wait([listening])
 
     async def aclose(self) -> None:
-        """Stop listening; let a last ring go out, for a bounded time."""
-        await self.deafen()
-        ringing, self._ringing = self._ringing, None
-        if ringing is not None:
-            await asyncio.wait([ringing], timeout=self._interval + 1.0)
-            ringing.cancel()
+        """Stop listening; let a last NOTIFY go out, for a bounded time."""
+        await self.stop()
+        notifying, self._notifying = self._notifying, None
+        if notifying is not None:
+            await asyncio.wait([notifying], timeout=self._interval + 1.0)
+            notifying.cancel()
 
-    async def _ring(self) -> None:
+    async def _notify(self) -> None:
         await asyncio.sleep(self._interval)
         try:
             await self._pool.execute(_NOTIFY)
         except StorageError as exc:
             _log.debug("others were not notified, they will poll: %s", exc)
 
-    async def _hear(self, wake: Callable[[], None]) -> None:
+    async def _listen(self, wake: Callable[[], None]) -> None:
         try:
             async for _ in self._pool.listen(_CHANNEL):
                 wake()

@@ -1,33 +1,34 @@
-"""The outbox as the application sees it: write in PostgreSQL, arrive in Qdrant.
-
-Here the parts are put together and the queue's life is tied to the manager's;
-what a batch's failure means, how stores are compared and what belongs to whom
-is decided in the files beside this one. The calls that make both stores agree
-are in ``agreeing.py``.
-"""
+"""The outbox as the application sees it: write in PostgreSQL, arrive in Qdrant."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Self
 
-from fm_storage.errors import StorageError
-from fm_storage.outbox.agreeing import AgreeingCalls
+from fm_storage.errors import ConfigurationInvalid, StorageError
 from fm_storage.outbox.agreement.interrupted import Interrupted
 from fm_storage.outbox.agreement.rebuild import Rebuilder
 from fm_storage.outbox.agreement.reconcile import Reconciler, collections_of
-from fm_storage.outbox.agreement.store_check import Attachment
+from fm_storage.outbox.agreement.store_check import StoreCheck
 from fm_storage.outbox.delivery.counters import Counters
 from fm_storage.outbox.delivery.delivery import Delivery, lease_clock
-from fm_storage.outbox.delivery.drainer import Drainer
+from fm_storage.outbox.delivery.drainer import Drainer, DrainerState
 from fm_storage.outbox.delivery.embed import Embedder, TextOf
 from fm_storage.outbox.delivery.quarantine import Quarantine
 from fm_storage.outbox.delivery.queue import Queue
 from fm_storage.outbox.drain_now import drain_now, wait_synced, within
 from fm_storage.outbox.notify import Notifier
-from fm_storage.outbox.results import DrainReport, OutboxStatistics, OutboxStatus
+from fm_storage.outbox.results import (
+    DrainReport,
+    OutboxStatistics,
+    OutboxStatus,
+    Quarantined,
+    RebuildReport,
+    RepairReport,
+    Verification,
+)
 from fm_storage.outbox.status import read_health, read_status
 from fm_storage.outbox.writer import BoundOutbox, PointLike
 from fm_storage.postgres import Executor, Pool
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from fm_storage._typing import Progress
-    from fm_storage.config import OutboxConfig
+    from fm_storage.config import CollectionConfig, OutboxConfig
     from fm_storage.hooks import ShutdownHooks
     from fm_storage.vectors import QdrantStore, Vectorizer
 
@@ -49,7 +50,21 @@ _GRACE = 5.0
 """Seconds after the last lease before a deletion is sent once more, at most."""
 
 
-class Outbox(AgreeingCalls):
+class _StoreSide:
+    """The parts that need a vector store."""
+
+    def __init__(
+        self, pool: Pool, store: QdrantStore, delivery: Delivery, embedder: Embedder
+    ) -> None:
+        self.store = store
+        self.delivery = delivery
+        self.reconciler = Reconciler(pool, store)
+        self.rebuilder = Rebuilder(pool, store, self.reconciler)
+        interrupted = Interrupted(pool, self.rebuilder, embedder.spec)
+        self.check = StoreCheck(pool, store, self.reconciler, interrupted)
+
+
+class Outbox:
     """Desired state of the vector store, kept in PostgreSQL and delivered from it.
 
     Writing needs PostgreSQL only. Whatever commits is delivered, by this process
@@ -71,7 +86,6 @@ class Outbox(AgreeingCalls):
         hooks: ShutdownHooks | None = None,
     ) -> None:
         self._pool = pool
-        self._store = store
         self._config = config
         self._hooks = hooks
         grace = min(_GRACE, config.lease)
@@ -79,12 +93,13 @@ class Outbox(AgreeingCalls):
         self._counters = Counters()
         self._embedder = Embedder(pool, self._queue)
         self._quarantine = Quarantine(pool)
-        self.shapes = Shapes(store.config.collections if store is not None else None)
+        self._notifier = Notifier(pool, interval=config.notify_interval)
         self._drainer: Drainer | None = None  # by open() and aclose()
-        self._bell = Notifier(pool, interval=config.notify_interval)
+        self.shapes = Shapes(store.config.collections if store is not None else None)
+        self._side: _StoreSide | None = None
         if store is not None:
             store.when_defined(self.shapes.relearn)
-            self._courier = Delivery(
+            delivery = Delivery(
                 self._queue,
                 store,
                 self._embedder,
@@ -92,30 +107,28 @@ class Outbox(AgreeingCalls):
                 lease=config.lease,
                 max_backoff=config.max_backoff,
             )
-            self._reconciler = Reconciler(pool, store)
-            self._rebuilder = Rebuilder(pool, store, self._reconciler)
-            interrupted = Interrupted(pool, self._rebuilder, self._embedder.spec)
-            self._attachment = Attachment(pool, store, self._reconciler, interrupted)
+            self._side = _StoreSide(pool, store, delivery, self._embedder)
 
     # Life
 
     async def open(self) -> None:
         """Begin to drain, if the configuration says so; touches no store yet."""
-        if self._drainer is not None or self._store is None or not self._config.drain:
+        side = self._side
+        if self._drainer is not None or side is None or not self._config.drain:
             return
-        if self._config.lease <= self._store.config.timeout:
+        if self._config.lease <= side.store.config.timeout:
             _log.warning(
                 "outbox.lease (%g s) should be longer than qdrant.timeout (%g s): "
                 "slow calls are made twice",
                 self._config.lease,
-                self._store.config.timeout,
+                side.store.config.timeout,
             )
         self._drainer = Drainer(
             self._queue,
-            self._courier,
+            side.delivery,
             self._config,
-            attach=self._attach,
-            settled=self._attachment.settled,
+            begin=self._begin,
+            settled=side.check.settled,
         )
         self._drainer.open()
         if self._hooks is not None:
@@ -128,15 +141,15 @@ class Outbox(AgreeingCalls):
         after the next start. Closing twice is fine.
         """
         drainer, self._drainer = self._drainer, None
-        await self._bell.deafen()
+        await self._notifier.stop()
         if drainer is not None:
             deadline = lease_clock() + self._config.flush_timeout
             try:
                 await self._flush(drainer, self._config.flush_timeout)
             finally:
                 await drainer.aclose(max(0.1, deadline - lease_clock()))
-            await self._attachment.aclose()
-        await self._bell.aclose()
+            await self._require_store().check.aclose()
+        await self._notifier.aclose()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -144,6 +157,13 @@ class Outbox(AgreeingCalls):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+    async def _begin(self) -> bool:
+        """Check the store as a drainer; from then on others can wake it."""
+        ready = await self._require_store().check.begin()
+        if ready and self._drainer is not None:
+            self._notifier.listen(self.wake)
+        return ready
 
     async def _flush(self, drainer: Drainer, timeout: float) -> None:
         try:
@@ -155,6 +175,13 @@ class Outbox(AgreeingCalls):
             _log.info("closing with points still to deliver; they stay queued")
         except StorageError as exc:
             _log.debug("could not flush: %s", exc)
+
+    def _require_store(self) -> _StoreSide:
+        if self._side is None:
+            raise ConfigurationInvalid(
+                "qdrant", "is switched off (None); configure a vector store"
+            )
+        return self._side
 
     # Writing
 
@@ -174,11 +201,11 @@ class Outbox(AgreeingCalls):
         return await self.bind(self._pool).delete(collection, ids)
 
     def wake(self) -> None:
-        """Say that something was written; cheap, and may come before the commit."""
+        """Announce that something was written; cheap, and may precede the commit."""
         if self._drainer is not None and self._drainer.alive:
             self._drainer.wake()
         else:
-            self._bell.ring()
+            self._notifier.notify()
 
     def register_vectorizer(
         self, collection: str, vectorizer: Vectorizer, text_of: TextOf
@@ -209,11 +236,11 @@ class Outbox(AgreeingCalls):
         Raises:
             ConfigurationInvalid: The vector store is not this database's.
         """
-        self._require_store()
+        side = self._require_store()
         return await drain_now(
             self._queue,
-            self._courier,
-            self._attachment,
+            side.delivery,
+            side.check,
             self._config,
             timeout=timeout,
             progress=progress,
@@ -224,7 +251,7 @@ class Outbox(AgreeingCalls):
         return await collections_of(self._pool)
 
     async def pending(self, collection: str | None = None) -> int:
-        """Count the points that the vector store has yet to be told about."""
+        """Count the points that have not been delivered yet."""
         return await self._queue.pending(collection)
 
     async def wait_synced(
@@ -252,7 +279,128 @@ class Outbox(AgreeingCalls):
             progress=None if drainer is None else drainer.progress,
         )
 
-    # Looking
+    # Agreement of both stores
+
+    async def verify(
+        self, collection: str | None = None, *, progress: Progress | None = None
+    ) -> Verification:
+        """Compare both stores: ids, versions, payloads; change nothing.
+
+        Exact also while writers and drainers go on: what is on its way counts as
+        pending. Memory holds one page of each store.
+
+        Raises:
+            ConfigurationInvalid: The vector store is not this database's.
+        """
+        side = self._require_store()
+        await side.check.check()
+        return await side.reconciler.verify(collection, progress=progress)
+
+    async def repair(
+        self,
+        collection: str | None = None,
+        *,
+        drain: float | None = None,
+        progress: Progress | None = None,
+    ) -> RepairReport:
+        """Queue anew what ``verify()`` would find, and nothing else.
+
+        Args:
+            collection: One collection; all by default.
+            drain: Seconds to spend on delivering it at once.
+            progress: Called as the comparison advances.
+
+        Raises:
+            ConfigurationInvalid: The vector store is not this database's.
+        """
+        side = self._require_store()
+        await side.check.check()
+        report = await side.reconciler.repair(collection, progress=progress)
+        self.wake()
+        if drain is None:
+            return report
+        drained = await self.drain(timeout=drain)
+        return RepairReport(report.verification, report.enqueued, drained)
+
+    async def rebuild(
+        self,
+        collection: str,
+        *,
+        spec: CollectionConfig | None = None,
+        progress: Progress | None = None,
+    ) -> RebuildReport:
+        """Recreate a collection from PostgreSQL while writes and searches go on.
+
+        No embedder is called, except for points that never had vectors. The name
+        keeps its meaning until the new collection is full and is then exchanged
+        at once; a plain collection becomes an alias the first time, which on a
+        server leaves a gap of milliseconds. Killed or cancelled, the next call
+        goes on where this one was.
+
+        Args:
+            collection: Name of a collection or alias that the outbox writes to.
+            spec: Its new definition; by default that of its vectorizer, of the
+                configuration, or the present one. Vectors must still fit: a
+                change of the vectorizer is ``QdrantStore.reindex()``.
+            progress: Called as points are copied.
+
+        Raises:
+            CollectionNotFound: It does not exist and no definition is known.
+            CollectionMismatch: An interrupted rebuild had another definition, or
+                the configured one has not the present sizes; give *spec*.
+            InvalidVector: A point that was delivered does not fit the definition;
+                the name means what it meant, and the next call begins anew.
+            LockTimeout: Another process is rebuilding it.
+        """
+        side = self._require_store()
+        await side.check.ensure()
+        known = spec or self._embedder.spec(collection)
+        report = await side.rebuilder.rebuild(collection, known, progress=progress)
+        if spec is not None:
+            self.shapes.learn(collection, spec)
+        self.wake()
+        return report
+
+    async def adopt(self) -> None:
+        """Make the configured vector store this database's, and drain into it.
+
+        For a move to another store on purpose: everything is delivered anew.
+        Points of another database that it may hold stay, and are not repaired.
+        """
+        await self._require_store().check.adopt()
+        if self._drainer is not None and self._drainer.state is DrainerState.REFUSED:
+            await self._drainer.aclose(0.0)
+            self._drainer.open()
+
+    # Refused points
+
+    async def quarantine_list(
+        self, collection: str | None = None, *, limit: int = 100
+    ) -> list[Quarantined]:
+        """Return points that are set aside, longest first."""
+        return await self._quarantine.list(collection, limit=limit)
+
+    async def quarantine_retry(
+        self,
+        collection: str | None = None,
+        ids: Sequence[int | str | UUID] | None = None,
+    ) -> int:
+        """Deliver set-aside points once more, all by default; return how many."""
+        count = await self._quarantine.retry(collection, ids)
+        self.wake()
+        return count
+
+    async def quarantine_discard(
+        self,
+        collection: str | None = None,
+        ids: Sequence[int | str | UUID] | None = None,
+    ) -> int:
+        """Give set-aside points up: undesired in both stores. Return how many."""
+        count = await self._quarantine.discard(collection, ids)
+        self.wake()
+        return count
+
+    # State
 
     async def status(self) -> OutboxStatus:
         """Return the state of the queue and of this process's drainer."""
@@ -265,12 +413,3 @@ class Outbox(AgreeingCalls):
     def statistics(self) -> OutboxStatistics:
         """Return what this process has delivered."""
         return self._counters.snapshot()
-
-    # Inside
-
-    async def _attach(self) -> bool:
-        """Attach as a drainer; from then on others can wake it."""
-        attached = await self._attachment.begin()
-        if attached and self._drainer is not None:
-            self._bell.hear(self.wake)
-        return attached

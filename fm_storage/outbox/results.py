@@ -1,7 +1,7 @@
-"""What the outbox answers: frozen snapshots and reports, and no behaviour.
+"""What the outbox returns: frozen snapshots and reports.
 
-Apart so that the command line and the manager can name them without loading
-the drainer.
+Separate from the outbox so that the command line and the manager can name them
+without loading the drainer.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class Difference:
         id: Its id.
         kind: ``missing`` in the vector store, ``orphan`` there, ``stale`` there,
             ``ahead`` there (PostgreSQL was restored), ``changed`` (same version,
-            another payload), or ``impossible`` (somebody else wrote a version that
+            another payload), or ``impossible`` (another program wrote a version that
             PostgreSQL never gave out).
         desired: Version in PostgreSQL; None for a point it does not know.
         found: Version in the vector store; None for a missing point, and for a
@@ -194,7 +194,7 @@ class Verification:
         checked: Points that were compared.
         pending: Points not compared because they are on their way.
         quarantined: Points set aside: the vector store has refused what
-            PostgreSQL says, and nobody will deliver it until somebody decides.
+            PostgreSQL says, and they stay until they are retried or discarded.
         foreign: Points of the vector store that the outbox did not write: their
             ids are unknown here, and they carry no version that was given out.
         counts: Number of differences by kind.
@@ -241,7 +241,7 @@ class RebuildReport:
         target: Collection of the vector store that the name means now.
         copied: Points written from PostgreSQL, those before a restart included.
         resumed: Whether it went on from a rebuild that had been interrupted.
-        repair: What changed meanwhile and was mended after the exchange.
+        repair: What changed meanwhile and was repaired after the exchange.
     """
 
     collection: str

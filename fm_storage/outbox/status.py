@@ -1,7 +1,7 @@
-"""Reading how far the vector store is behind, and what to make of it.
+"""How far the vector store is behind: status and health.
 
-Apart because it only looks: at the view ``vector_health``, which is the same for
-all processes, and at this process's drainer.
+Read from the view ``vector_health``, which is the same for all processes, and from
+this process's drainer.
 """
 
 from __future__ import annotations

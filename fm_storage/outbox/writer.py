@@ -1,7 +1,7 @@
 """The writing half of the outbox, on any executor.
 
-Apart because a transaction carries one of its own: what it writes commits or
-rolls back with the rest of that transaction.
+A transaction has one of its own: what it writes commits or rolls back with the
+rest of that transaction.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Desired state is what the vector store should hold: one row per point in
 ``fm_storage.vector_state``, and one in ``fm_storage.vector_queue`` until it has
-been delivered. Apart from the outbox because every room that writes records
-appends these fragments to its own statement.
+been delivered. Separate from the outbox so that every room that writes records
+can append these fragments to its own statement.
 """
 
 from __future__ import annotations

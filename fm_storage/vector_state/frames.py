@@ -1,7 +1,6 @@
 """Vectors as bytes: float32 frames, checked as they are made.
 
-Apart because nothing else knows the layout; ``vector_state.vectors`` holds it
-for ever, so it never changes.
+``vector_state.vectors`` holds this layout for ever, so it never changes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Point ids as text, in Python and in SQL, both the same.
 
-Apart because a key is encoded where it is known: given by the caller here, made
-by the server there.
+A key is encoded where it is known: in Python if the caller gives it, in SQL if the
+server makes it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """One point as the statements take it: id, vectors, payload and its digest.
 
-Apart because this is what a writer pays for each record before anything is
-sent; everything here is written for that.
+A writer runs this for each record before anything is sent, so it is kept fast.
 """
 
 from __future__ import annotations

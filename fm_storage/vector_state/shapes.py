@@ -1,8 +1,7 @@
 """What the vectors of a collection look like, where that is known beforehand.
 
-Apart because it is the one thing of a collection that a writer needs: a vector
-that cannot fit is refused at once, and not by the drainer an hour later. What
-is not known is not checked here; the vector store has the last word.
+A vector that cannot fit is refused when it is written, and not by the drainer an
+hour later. What is not known is not checked here; the vector store decides.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def upsert_ctes(
         durable: Pin ``synchronous_commit = on`` for this transaction, inside the
             statement, so that it also holds behind a transaction pooler.
         last: End with the main statement instead of ``fm_queue``, where nothing is
-            to be read: a CTE that nobody reads costs a twentieth of an insert. The
+            to be read: an unread CTE costs a twentieth of an insert. The
             statement's tag counts the points.
     """
     return f"""fm_state AS (

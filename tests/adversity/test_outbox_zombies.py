@@ -134,7 +134,7 @@ async def test_late_deletion_does_not_delete_a_newer_point(
     await asyncio.sleep(LEASE)
     await live.upsert("things", [Point(1, [1.0, 2.0], {"turn": 2})])
     await settled(live, pool)
-    await live._courier._send("things", late)
+    await live._side.delivery._send("things", late)
     await live._queue.finish(late)
     assert await qdrant.count("things") == 1
     assert (await live.verify()).agrees

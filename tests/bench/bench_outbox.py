@@ -194,7 +194,7 @@ async def draining(base: Path, vectors: Path) -> list[str]:
                 outbox = Outbox(
                     pool, store, OutboxConfig(batch_size=batch, flush_timeout=120)
                 )
-                await outbox._attachment.ensure()  # not part of the rate
+                await outbox._side.check.ensure()  # not part of the rate
                 begun = time.perf_counter()
                 async with outbox:
                     pass

@@ -172,7 +172,7 @@ async def test_one_rebuild_at_a_time(pool: Pool, qdrant: QdrantStore):
     outbox = Outbox(pool, qdrant, OutboxConfig(drain=False))
     await outbox.upsert("things", [point(1)])
     await outbox.drain(timeout=15)
-    async with outbox._rebuilder._alone("things"):
+    async with outbox._side.rebuilder._alone("things"):
         with pytest.raises(LockTimeout, match="another process is rebuilding"):
             await outbox.rebuild("things")
 

@@ -99,33 +99,33 @@ class Model(RuleBasedStateMachine):
             self.stores.store,
             OutboxConfig(drain=False, lease=0.001, max_backoff=0.001),
         )
-        await self.outbox._attachment.ensure()
+        await self.outbox._side.check.ensure()
 
     async def _take(self, limit: int) -> list[Leased]:
         return await self.outbox._queue.claim(limit)
 
     async def _deliver(self, rows: list[Leased]) -> Outcome:
-        courier = self.outbox._courier
-        courier._lease = 60.0
-        return await courier.deliver(rows, taken=lease_clock())
+        delivery = self.outbox._side.delivery
+        delivery._lease = 60.0
+        return await delivery.deliver(rows, taken=lease_clock())
 
     async def _late(self, rows: list[Leased]) -> Outcome:
-        courier = self.outbox._courier
-        courier._lease = 0.0
+        delivery = self.outbox._side.delivery
+        delivery._lease = 0.0
         self.stores.store.silent = False
         try:
             # As a process that was stopped between its check and its call.
             outcome = Outcome()
             groups = [row for row in rows if row.vectors or row.op == "d"]
-            await courier._send("model", groups)
-            courier._overrun["model"] = {
+            await delivery._send("model", groups)
+            delivery._overrun["model"] = {
                 row.point_id: row.ver for row in groups if row.op == "u"
             }
             await self.outbox._queue.finish(groups)
-            await courier.settle()
+            await delivery.settle()
             return outcome
         finally:
-            courier._lease = 60.0
+            delivery._lease = 60.0
 
     @rule(number=IDS)
     def write(self, number: int) -> None:

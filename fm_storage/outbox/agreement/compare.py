@@ -1,9 +1,7 @@
 """What one point is in both stores, and how the two differ.
 
-Apart from the reconciler, which goes through all of them: here is decided which
-versions can be ours at all. A point whose version was never given out was
-written, or tampered with, by somebody else; were it believed, the store would
-refuse whatever is newer, and the sequence would be moved to its end.
+A version that was never given out was written by another program. It must not be
+believed: the sequence would be moved to its end, and with it every write.
 """
 
 from __future__ import annotations
@@ -102,7 +100,7 @@ class Pair:
 
     @property
     def on_its_way(self) -> bool:
-        """Whether the queue will mend it.
+        """Whether the queue will resolve it.
 
         Not what the store would refuse: its own version is greater than any that
         is on its way. A tombstone is not on its way: the deletion was delivered,

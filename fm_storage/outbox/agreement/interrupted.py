@@ -1,9 +1,9 @@
-"""Rebuilds that have not ended: which there are, and ending those that cannot wait.
+"""Rebuilds that have not ended: listing them, and ending those that cannot wait.
 
-Apart from the rebuilder, which does what it is told. A rebuild that was killed
-while it filled its target harms nobody; it is named, and goes on when somebody
-says so. One that was killed while it exchanged the name is ended by the next
-drainer: a server cannot rename a collection, so its name may mean nothing.
+A rebuild that was killed while it filled its target is harmless; it is logged, and
+goes on at the next ``rebuild()``. One that was killed while it exchanged the name
+is ended by the next drainer: a server cannot rename a collection, so the name may
+mean nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ async def unfinished(
 
     Args:
         executor: Where to ask.
-        count: Say how many points there are to copy, which takes time.
+        count: Count the points there are to copy, which takes time.
     """
     records = await executor.fetch(_UNFINISHED, count)
     return tuple(Rebuilding(*record) for record in records)
@@ -74,7 +74,7 @@ class Interrupted:
         self._pool = pool
         self._rebuilder = rebuilder
         self._spec_of = spec_of
-        self._hopeless: set[str] = set()  # by _end(), said once
+        self._failed: set[str] = set()  # by _end(), logged once
 
     async def exchanges(self) -> set[str]:
         """Return the names whose exchange has begun and not ended."""
@@ -83,7 +83,7 @@ class Interrupted:
         }
 
     async def at_start(self) -> None:
-        """End what cannot wait, and say what can.
+        """End what cannot wait, and log what can.
 
         Raises:
             StorageError: A store did not answer; nothing is lost by that.
@@ -107,7 +107,7 @@ class Interrupted:
 
         Returns whether the name means a complete collection again.
         """
-        if collection in self._hopeless:
+        if collection in self._failed:
             return False
         for one in await unfinished(self._pool):
             if one.collection == collection and one.exchanging and not one.under_way:
@@ -124,11 +124,11 @@ class Interrupted:
             spec = self._spec_of(one.collection)
             await self._rebuilder.rebuild(one.collection, spec)
         except LockTimeout:
-            return False  # somebody else is at it since we looked
+            return False  # another process has begun it since we looked
         except StorageError as exc:
             if exc.retryable:
                 raise
-            self._hopeless.add(one.collection)
+            self._failed.add(one.collection)
             _log.warning(
                 "%s is not rebuilt: %s; 'fm-storage outbox rebuild %s' goes on",
                 one.collection,

@@ -31,7 +31,7 @@ _INTERVAL = 1.0
 
 _BELIEVED = 2**52
 """A version that no database comes to: at a million writes a second it takes 142
-years. A marker that says so was written by somebody else."""
+years. A marker with it was written by another program."""
 
 _POSITION = Sql("""
 SELECT v.installation::text AS installation,

@@ -6,7 +6,7 @@ over the versions, until a pass finds next to nothing; only then is the name
 exchanged, by the same call as in ``QdrantStore.reindex()``. The moment is
 recorded: a delivery claimed before it does not count and is made again, so
 nothing that was on its way into the old collection is lost. What slipped
-through between the last pass and the exchange is found by comparing, and mended.
+through between the last pass and the exchange is found by comparing, and repaired.
 
 Killed at any instant, the next call goes on: the row in ``vector_rebuild`` says
 how far this one was, until everything is done.
@@ -149,7 +149,7 @@ class Rebuilder:
         *,
         progress: Progress | None = None,
     ) -> RebuildReport:
-        """Fill a new collection, exchange the name, mend what changed meanwhile.
+        """Fill a new collection, exchange the name, repair what changed meanwhile.
 
         If cancelled or killed, the next call goes on where this one was.
 
@@ -222,7 +222,7 @@ class Rebuilder:
                 raise CollectionNotFound(run.collection, operation="rebuild")
             definition = now
         if spec is None and now is not None and _sizes(now) != _sizes(definition):
-            # Reindexed since it was configured: nobody said that this be undone.
+            # Reindexed since it was configured; to undo that, *spec* must be given.
             await self._pool.execute(_ENDED, run.collection)
             raise CollectionMismatch(
                 run.collection, {"size": (_sizes(definition), _sizes(now))}
@@ -331,7 +331,7 @@ class Rebuilder:
             return
         raise LockTimeout(
             f"collection {run.collection!r}: it is made again as often as it is "
-            "exchanged; stop whoever ensures it under this name"
+            "exchanged; stop the program that ensures it under this name"
         )
 
 

@@ -1,4 +1,4 @@
-"""Comparing both stores exactly, and mending only what differs.
+"""Comparing both stores exactly, and repairing only what differs.
 
 Two passes, each a page at a time: every point of the vector store is looked up
 in PostgreSQL, then every desired point in the vector store (only if the first
@@ -160,7 +160,7 @@ class Reconciler:
                 await raise_sequence(self._pool, tally.greatest)
                 for pair in page:
                     tally.note(pair.difference(name))
-                enqueued += await self._mend(name, page)
+                enqueued += await self._repair(name, page)
             tally.quarantined += await self._pool.fetchval(_SET_ASIDE, name)
         return RepairReport(tally.verification(), enqueued)
 
@@ -286,7 +286,7 @@ class Reconciler:
         tally.checked += len(checked.union(pair.key for pair in found))
         return found
 
-    async def _mend(self, collection: str, page: Sequence[Pair]) -> int:
+    async def _repair(self, collection: str, page: Sequence[Pair]) -> int:
         stuck = [decode_id(pair.key) for pair in page if pair.kind == "impossible"]
         if stuck:
             # No version is greater: without this the store would refuse them all.

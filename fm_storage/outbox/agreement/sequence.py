@@ -1,7 +1,6 @@
 """The sequence of versions: moving it past what was given out before a restore.
 
-Apart because it is about all collections at once, and about writers that are in
-the middle of a transaction.
+It concerns all collections at once, and writers in the middle of a transaction.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import logging
 
 from fm_storage.postgres import Executor, Pool, Sql
 
-__all__ = ["LAST", "furthest", "outlast_writers", "raise_sequence"]
+__all__ = ["LAST", "furthest", "raise_sequence", "wait_for_writers"]
 
 _log = logging.getLogger("fm_storage.outbox")
 
@@ -37,7 +36,7 @@ def furthest(last: int, marked: int) -> int:
     Its sequence stands at *last*. Before a restore it may have stood at *marked*,
     which the marker says, and beyond by what was given out in the second or so
     since the marker was written; the gap is far more than that. What is greater
-    was written by somebody else: moving the sequence there could bring it to its
+    was written by another program: moving the sequence there could bring it to its
     end, and with it every write.
     """
     return min(max(last, marked) + _GAP, _END)
@@ -60,7 +59,7 @@ async def raise_sequence(pool: Pool, seen: int) -> bool:
     return True
 
 
-async def outlast_writers(executor: Executor, timeout: float) -> None:
+async def wait_for_writers(executor: Executor, timeout: float) -> None:
     """Wait until transactions that run now have ended, for at most *timeout*.
 
     They may have taken a version before the sequence was moved.

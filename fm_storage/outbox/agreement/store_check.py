@@ -1,9 +1,9 @@
-"""Attaching a drainer to its vector store, once, before the first delivery.
+"""Whether this process may deliver into its vector store, checked before it does.
 
-Apart from the marker, which only compares: here is what follows from the
-comparison. A restored PostgreSQL has its versions moved past the greatest ever
-given out and is compared with the store; an emptied store is filled again; a
-collection that has visibly lost points is mended.
+The marker compares; here is what follows from it. A restored PostgreSQL has its
+versions moved past the greatest ever given out and is compared with the store; an
+emptied store is filled again; a collection that has visibly lost points is
+repaired.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from fm_storage.errors import CollectionNotFound, StorageError
 from fm_storage.outbox.agreement.interrupted import Interrupted
 from fm_storage.outbox.agreement.marker import Marker, Position, Standing
 from fm_storage.outbox.agreement.reconcile import Reconciler, collections_of
-from fm_storage.outbox.agreement.sequence import outlast_writers, raise_sequence
+from fm_storage.outbox.agreement.sequence import raise_sequence, wait_for_writers
 from fm_storage.outbox.delivery.delivery import Outcome
 from fm_storage.postgres import Pool, Sql
 
 if TYPE_CHECKING:
     from fm_storage.vectors import QdrantStore
 
-__all__ = ["Attachment"]
+__all__ = ["StoreCheck"]
 
 _log = logging.getLogger("fm_storage.outbox")
 
-_OUTLAST = 5.0
+_WRITERS_END = 5.0
 """Seconds that transactions older than a restore's discovery are waited for."""
 
 _EVER_USED = Sql("SELECT EXISTS (SELECT FROM fm_storage.vector_state)")
 
 
-class Attachment:
-    """Whether this process may deliver into its vector store; made sure of once."""
+class StoreCheck:
+    """Whether this process may deliver into its vector store; checked once."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Attachment:
         self._began = False  # by begin(), once
 
     async def ensure(self) -> bool:
-        """Attach, unless nothing was ever written; return whether attached.
+        """Check the store, unless nothing was ever written; return whether checked.
 
         The vector store is not touched before something is there to deliver.
 
@@ -66,12 +66,12 @@ class Attachment:
             return False
         async with self._lock:
             if not self.done:
-                await self._attach()
+                await self._compare()
                 self.done = True
         return True
 
     async def begin(self) -> bool:
-        """Attach as one who delivers: ends what an interrupted rebuild left open.
+        """Do as ``ensure()``, and end what an interrupted rebuild left open.
 
         Raises:
             ConfigurationInvalid: The store is not this database's.
@@ -127,30 +127,30 @@ class Attachment:
         except StorageError as exc:
             _log.debug("the marker was not written at closing: %s", exc)
 
-    async def _attach(self) -> None:
+    async def _compare(self) -> None:
         standing, found = await self._marker.compare()
         if standing is Standing.RESTORED:
-            await self._heal(found)
+            await self._recover(found)
         elif standing is Standing.EMPTIED:
             count = await self._reconciler.enqueue_all()
             if count:
                 _log.warning("the vector store was emptied; %d points again", count)
         elif standing is Standing.KNOWN:
-            left = await self._interrupted.exchanges()  # mended when they end
+            left = await self._interrupted.exchanges()  # repaired when they end
             for name in await collections_of(self._pool):
                 if name not in left and await self._reconciler.short(name):
                     report = await self._reconciler.repair(name)
-                    mended = dict(report.verification.counts) or "nothing"
-                    _log.warning("%s held too few points; mended %s", name, mended)
+                    repaired = dict(report.verification.counts) or "nothing"
+                    _log.warning("%s held too few points; repaired %s", name, repaired)
         await self._marker.save()
 
-    async def _heal(self, found: Position | None) -> None:
+    async def _recover(self, found: Position | None) -> None:
         if found is not None:
             await raise_sequence(self._pool, found.version)
-            await outlast_writers(self._pool, _OUTLAST)
+            await wait_for_writers(self._pool, _WRITERS_END)
         report = await self._reconciler.repair()
         _log.warning(
-            "PostgreSQL was restored or replaced; compared %d points, mended %s",
+            "PostgreSQL was restored or replaced; compared %d points, repaired %s",
             report.verification.checked,
             dict(report.verification.counts) or "nothing",
         )

@@ -1,7 +1,4 @@
-"""Counters of one process and the lag of its last deliveries.
-
-Apart because the drainer, an explicit ``drain()`` and the reconciler all count.
-"""
+"""Counters of one process and the lag of its last deliveries."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ _KEPT = 4096
 
 
 class Counters:
-    """Numbers that only grow; written by whoever delivers, on one loop."""
+    """Numbers that only grow; written by every delivery on one loop."""
 
     def __init__(self) -> None:
         self.delivered = 0

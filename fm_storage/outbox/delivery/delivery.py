@@ -1,9 +1,9 @@
 """Delivering one batch of leased rows, whatever the vector store answers.
 
-Apart from the drainer, which decides when: here is decided what a failure
-means. An outage puts rows off, a missing collection puts off its own rows only,
-and a batch that is refused is halved until the point that is refused alone has
-been found and set aside; its neighbours land. No number of attempts drops one.
+The drainer decides when; here is decided what a failure means. An outage
+postpones rows, a missing collection postpones its own rows only, and a batch that
+is refused is halved until the point that is refused alone has been found and set
+aside; the others are delivered. No number of attempts drops one.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ __all__ = [
     "Outcome",
     "absent",
     "backoff",
+    "describe",
     "lease_clock",
-    "said",
     "unserved",
 ]
 
@@ -191,7 +191,7 @@ class Delivery:
             if landed or _is_poison(exc):
                 await self._set_aside(row, exc, outcome)
             else:
-                await self._put_off([row], said(exc))
+                await self._put_off([row], describe(exc))
 
     async def _embed(
         self, collection: str, rows: list[Leased]
@@ -200,7 +200,7 @@ class Delivery:
             filled = await self._embedder.fill(collection, rows)
         except Exception as exc:
             if _is_passing(exc):
-                await self._put_off(rows, said(exc))
+                await self._put_off(rows, describe(exc))
                 return [], []
             if len(rows) == 1:
                 return [], [(rows[0], exc)]
@@ -224,7 +224,7 @@ class Delivery:
                 await self._queue.postpone(rows, delay=0.0, error=None)
                 return failed
             if lease_clock() - taken > self._lease:
-                return failed  # the rows are someone else's by now
+                return failed  # another drainer may have the rows by now
             try:
                 await self._send(collection, rows)
             except Exception as exc:
@@ -261,7 +261,7 @@ class Delivery:
     async def _is_outage(
         self, collection: str, rows: list[Leased], outcome: Outcome, exc: Exception
     ) -> bool:
-        """Put rows off if the failure says nothing about any of them."""
+        """Postpone rows if the failure is no fault of any of them."""
         if isinstance(exc, CollectionNotFound | CollectionMismatch):
             outcome.blocked[collection] = exc
             self._ensured.discard(collection)
@@ -269,7 +269,7 @@ class Delivery:
             outcome.outage = exc
         else:
             return False
-        await self._put_off(rows, said(exc))
+        await self._put_off(rows, describe(exc))
         return True
 
     async def _send(self, collection: str, rows: list[Leased]) -> None:
@@ -322,11 +322,11 @@ class Delivery:
             "point %s of %s is refused and set aside: %s",
             decode_id(row.point_id),
             row.collection,
-            said(exc),
+            describe(exc),
         )
         self._counters.quarantined += 1
         outcome.quarantined += 1
-        await self._queue.quarantine(row, error=said(exc))
+        await self._queue.quarantine(row, error=describe(exc))
 
 
 def _named_by(exc: BaseException, rows: Sequence[Leased]) -> Leased | None:
@@ -355,7 +355,7 @@ def _is_poison(exc: BaseException) -> bool:
 
 
 def absent(collection: str) -> str:
-    """Say that a collection is missing, and what to do."""
+    """Return that a collection is missing, and the remedy."""
     return (
         f"collection {collection!r} does not exist in the vector store; define it "
         "under qdrant.collections, or create it with ensure_collection_exists()"
@@ -363,15 +363,15 @@ def absent(collection: str) -> str:
 
 
 def unserved(collection: str) -> str:
-    """Say that nobody here can make the vectors, and what to do."""
+    """Return why points without vectors wait, and the remedy."""
     return (
         f"points of {collection!r} have no vectors yet, and this process has no "
         "vectorizer for them; they wait for the application that registers it"
     )
 
 
-def said(exc: BaseException) -> str:
-    """Say what failed, in a form that PostgreSQL keeps; remedies included."""
+def describe(exc: BaseException) -> str:
+    """Return a failure as text that PostgreSQL can store; with the remedy."""
     if isinstance(exc, CollectionNotFound):
         text = absent(exc.collection)
     else:

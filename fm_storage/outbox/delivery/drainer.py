@@ -20,8 +20,8 @@ from fm_storage.outbox.delivery.delivery import (
     Delivery,
     Outcome,
     backoff,
+    describe,
     lease_clock,
-    said,
 )
 from fm_storage.outbox.delivery.queue import Leased, Queue
 
@@ -60,16 +60,16 @@ class Drainer:
     def __init__(
         self,
         queue: Queue,
-        courier: Delivery,
+        delivery: Delivery,
         config: OutboxConfig,
         *,
-        attach: Callable[[], Awaitable[bool]],
+        begin: Callable[[], Awaitable[bool]],
         settled: Callable[[Outcome | None], Awaitable[None]],
     ) -> None:
         self._queue = queue
-        self._courier = courier
+        self._delivery = delivery
         self._config = config
-        self._attach = attach  # False: nothing was ever written, look again later
+        self._start = begin  # False: nothing was ever written, look again later
         self._settled = settled  # after each batch, and with None when idle
         self.state = DrainerState.OFF
         self.problem: str | None = None
@@ -113,12 +113,12 @@ class Drainer:
             self.state = DrainerState.CLOSED
 
     async def _run(self) -> None:
-        attached = False
+        begun = False
         while True:
             try:
-                if not attached:
-                    attached = await self._attach()
-                if attached:
+                if not begun:
+                    begun = await self._start()
+                if begun:
                     await self._work()
                 self.state, self.problem = DrainerState.IDLE, None
                 self._failures = 0
@@ -130,9 +130,9 @@ class Drainer:
                 return
             except Exception as exc:
                 self.state = DrainerState.WAITING
-                self.problem = said(exc)
+                self.problem = describe(exc)
                 level = logging.DEBUG if self._failures else logging.WARNING
-                # Ours say what and what to do; where others came from must be shown.
+                # Our errors name the remedy; of others the origin must be shown.
                 trace = None if isinstance(exc, StorageError) else exc
                 _log.log(level, "the outbox waits: %s", self.problem, exc_info=trace)
                 pause = backoff(self._failures, self._config.max_backoff)
@@ -153,7 +153,7 @@ class Drainer:
             rows = await self._queue.claim(self._config.batch_size, without=without)
             if not rows:
                 if not self._delivering:
-                    await self._courier.settle()
+                    await self._delivery.settle()
                     await self._settled(None)
                     return
             else:
@@ -166,7 +166,7 @@ class Drainer:
 
     def _begin(self, rows: list[Leased], *, taken: float) -> None:
         task = asyncio.create_task(
-            self._courier.deliver(rows, taken=taken), name="fm_storage delivery"
+            self._delivery.deliver(rows, taken=taken), name="fm_storage delivery"
         )
         self._delivering.add(task)
 
@@ -191,13 +191,13 @@ class Drainer:
             raise failure
 
     def _block(self, outcome: Outcome) -> None:
-        """Leave collections alone that cannot be written for now."""
+        """Leave out collections that cannot be written for now."""
         for name, exc in outcome.blocked.items():
             failures = self._blocked.get(name, (0.0, 0))[1]
             pause = backoff(failures, self._config.max_backoff)
             self._blocked[name] = (lease_clock() + pause, failures + 1)
             level = logging.DEBUG if failures else logging.WARNING
-            _log.log(level, "points of %s wait %.1f s: %s", name, pause, said(exc))
+            _log.log(level, "points of %s wait %.1f s: %s", name, pause, describe(exc))
         if outcome.delivered and not outcome.blocked:
             self._blocked.clear()
 

@@ -1,7 +1,7 @@
 """Making vectors for points that were written without.
 
-Apart because it is the one place where an embedder is called: recording never
-pays for it and never fails with it.
+The one place where an embedder is called: recording never waits for it and never
+fails with it.
 """
 
 from __future__ import annotations

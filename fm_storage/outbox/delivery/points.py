@@ -1,7 +1,6 @@
 """From a row of ``vector_state`` to a point, and from a collection to its definition.
 
-Apart because delivering and rebuilding do it alike, and because the vectors'
-room is loaded only when the first point travels.
+Delivery and rebuild share it; the vectors' room is loaded with the first point.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Points set aside: listing them, trying them again, giving them up.
 
-Apart because these are decisions of a person; the drainer only ever sets aside.
+These are a person's decisions; the drainer only sets points aside.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _RETRY = Sql(
     f"WHERE {_CHOSEN} RETURNING 1) SELECT count(*) FROM tried"
 )
 _DISCARD = Sql(
-    f"WITH chosen AS (SELECT q.collection, q.point_id FROM fm_storage.vector_queue AS q WHERE {_CHOSEN} ORDER BY 1, 2 FOR UPDATE), "  # noqa: E501 - constant text
+    "WITH chosen AS (SELECT q.collection, q.point_id "
+    f"FROM fm_storage.vector_queue AS q WHERE {_CHOSEN} ORDER BY 1, 2 FOR UPDATE), "
     + delete_ctes(
         collection="rec.collection", point_id="rec.point_id", source="chosen AS rec"
     )

@@ -1,11 +1,10 @@
 """The queue in PostgreSQL: taking rows on lease, and giving them back.
 
-Apart from the drainer because every rule that makes several drainers safe is a
-statement here:
+Every rule that makes several drainers safe is a statement here:
 
 - a row belongs to one drainer until ``due_at``, which is also the lease's token;
-- it goes only if its version still is the one delivered, and nobody exchanged
-  the collection since it was taken;
+- it goes only if its version still is the one delivered, and the collection was
+  not exchanged since it was taken;
 - rows locked by a writer's open transaction are skipped, never waited for;
 - a delivered deletion stays as a tombstone and is sent once more after every
   lease that was running, for an upsert of a drainer that lost its lease may have
@@ -320,7 +319,7 @@ class Queue:
     async def pending(
         self, collection: str | None = None, *, without: Sequence[str] = ()
     ) -> int:
-        """Count the points that the vector store has yet to be told about."""
+        """Count the points that have not been delivered yet."""
         count: int = await self._executor.fetchval(_PENDING, collection, list(without))
         return count
 
