@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from fm_storage.concurrency.backoff import Backoff
 from fm_storage.errors import (
     CollectionMismatch,
     CollectionNotFound,
@@ -19,9 +20,9 @@ from fm_storage.errors import (
 from fm_storage.outbox.delivery.delivery import (
     Delivery,
     Outcome,
-    backoff,
     describe,
     lease_clock,
+    pauses,
     unserved,
 )
 from fm_storage.outbox.delivery.queue import Leases, Queue
@@ -39,6 +40,7 @@ _LONGEST_PAUSE = 1.0
 _STILL = 5.0
 """Seconds without a sign of life after which leases are taken for a killed drainer's;
 a live one gives a batch back in less."""
+_FIRST_LOOK = 0.005
 _SLOWEST_LOOK = 0.25
 
 
@@ -61,11 +63,12 @@ async def drain_now(
         ConfigurationInvalid: The vector store is not this database's.
     """
     deadline = lease_clock() + timeout
-    delivered = quarantined = failures = 0
+    delivered = quarantined = 0
     problem: str | None = None
     blocked: dict[str, str] = {}
     absent: set[str] = set()
     watch = _Watch(queue)
+    pause = pauses(min(_LONGEST_PAUSE, config.max_backoff))
     await queue.retry_now()
     total = await queue.pending()
     while True:
@@ -92,7 +95,8 @@ async def drain_now(
             failure = exc
         if failure is not None:
             problem = describe(failure)
-        failures = failures + 1 if failure is not None else 0
+        else:
+            pause.reset()
         if progress is not None:
             progress(delivered, total)
         left = deadline - lease_clock()
@@ -105,8 +109,7 @@ async def drain_now(
             still = {n: why for n, why in blocked.items() if await queue.pending(n)}
             held = (watch.seen.count, watch.seen.until)
             return DrainReport(delivered, quarantined, remaining, problem, still, *held)
-        pause = backoff(failures, min(_LONGEST_PAUSE, config.max_backoff))
-        await asyncio.sleep(min(left, pause))
+        await asyncio.sleep(min(left, pause.next()))
 
 
 class _Watch:
@@ -159,7 +162,7 @@ async def wait_synced(
     """
     key = encode_id(point_id)
     deadline = lease_clock() + timeout
-    pause = 0.005
+    pause = Backoff(_FIRST_LOOK, _SLOWEST_LOOK, jitter=0.0)
     while (found := await queue.waiting(key, collection)) is not None:
         quarantined, error = found
         left = deadline - lease_clock()
@@ -168,8 +171,7 @@ async def wait_synced(
                 point_id, waited=timeout - left, problem=error, final=quarantined
             )
         wake()
-        wait = min(pause, left)
-        pause = min(pause * 2, _SLOWEST_LOOK)
+        wait = min(pause.next(), left)
         if progress is not None:
             await within(progress.wait(), wait)
         else:

@@ -122,7 +122,7 @@ async def test_poll_finds_what_nobody_announced(pool: Pool, qdrant: QdrantStore)
         await outbox.upsert("things", [Point(1, [1.0, 2.0], {})])
         await outbox.wait_synced(1)
         assert outbox._drainer is not None
-        outbox._drainer._looks = 30  # it has been idle for long
+        outbox._drainer._looks.failures = 30  # it has been idle for long
         silent = Outbox(pool, None, OutboxConfig(drain=False))
         silent.wake = lambda: None  # type: ignore[method-assign]  # dies before that
         await silent.upsert("things", [Point(2, [1.0, 2.0], {})])

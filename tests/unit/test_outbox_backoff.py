@@ -8,22 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fm_storage.outbox.agreement.sequence import furthest
-from fm_storage.outbox.delivery.delivery import backoff
+from fm_storage.outbox.delivery.delivery import pauses
 
 
 @given(st.integers(0, 10_000), st.floats(0.001, 3600.0))
 def test_pause_is_capped_and_never_nothing(failures: int, longest: float):
     """Whatever the number of failures; it is no reason to give up, or to overflow."""
-    pause = backoff(failures, longest)
+    pause = pauses(longest).after(failures)
     assert 0.0 < pause <= longest
 
 
 def test_pause_doubles_until_the_cap_and_has_jitter():
     """Half of it is chance: processes that failed together do not return together."""
-    highest = [max(backoff(n, 30.0) for _ in range(500)) for n in range(12)]
+    highest = [max(pauses(30.0).after(n) for _ in range(500)) for n in range(12)]
     assert all(1.5 < after / before < 2.7 for before, after in pairwise(highest[:9]))
     assert highest[-1] <= 30.0
-    drawn = [backoff(20, 30.0) for _ in range(500)]
+    drawn = [pauses(30.0).after(20) for _ in range(500)]
     assert min(drawn) >= 15.0
     assert len(set(drawn)) > 400
 

@@ -9,7 +9,6 @@ aside; the others are delivered. No number of attempts drops one.
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 from uuid import UUID
 
+from fm_storage.concurrency.backoff import Backoff
 from fm_storage.concurrency.pacing import in_chunks
 from fm_storage.errors import (
     CollectionMismatch,
@@ -47,9 +47,9 @@ __all__ = [
     "Delivery",
     "Outcome",
     "absent",
-    "backoff",
     "describe",
     "lease_clock",
+    "pauses",
     "unserved",
 ]
 
@@ -57,7 +57,6 @@ _log = logging.getLogger("fm_storage.outbox")
 
 _OUTAGES = (VectorStoreUnavailable, EmbeddedFailed, StorageClosed)
 _FIRST_PAUSE = 0.05
-_MAX_DOUBLINGS = 16
 _SHOWN = 500
 """Characters of an error kept with a row."""
 
@@ -69,10 +68,9 @@ def lease_clock() -> float:
     return time.monotonic()
 
 
-def backoff(failures: int, longest: float) -> float:
-    """Return a pause that doubles with *failures* up to *longest*, with jitter."""
-    pause = _FIRST_PAUSE * 2.0 ** min(failures, _MAX_DOUBLINGS)
-    return float(min(pause, longest) * random.uniform(0.5, 1.0))
+def pauses(longest: float) -> Backoff:
+    """Return the pauses after failed deliveries, none longer than *longest*."""
+    return Backoff(_FIRST_PAUSE, longest)
 
 
 @dataclass(slots=True)
@@ -120,7 +118,7 @@ class Delivery:
         self._embedder = embedder
         self._counters = counters
         self._lease = lease
-        self._max_backoff = max_backoff
+        self._pauses = pauses(max_backoff)
         self._ensured: set[str] = set()
         self._created: set[str] = set()
         self._overrun: dict[str, dict[str, int]] = {}
@@ -312,7 +310,7 @@ class Delivery:
         self._counters.retried += len(rows)
         failures = max((row.attempts for row in rows), default=0)
         await self._queue.postpone(
-            rows, delay=backoff(failures, self._max_backoff), error=problem
+            rows, delay=self._pauses.after(failures), error=problem
         )
 
     async def _set_aside(

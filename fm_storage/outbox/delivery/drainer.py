@@ -15,13 +15,14 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from fm_storage.concurrency.backoff import Backoff
 from fm_storage.errors import ConfigurationInvalid, StorageError
 from fm_storage.outbox.delivery.delivery import (
     Delivery,
     Outcome,
-    backoff,
     describe,
     lease_clock,
+    pauses,
 )
 from fm_storage.outbox.delivery.queue import Leased, Queue
 
@@ -74,8 +75,8 @@ class Drainer:
         self.state = DrainerState.OFF
         self.problem: str | None = None
         self._woken = asyncio.Event()
-        self._looks = 0
-        self._failures = 0
+        self._looks = Backoff(_FIRST_LOOK, config.poll_interval, jitter=0.0)
+        self._pauses = pauses(config.max_backoff)
         self._blocked: dict[str, tuple[float, int]] = {}
         self._task: asyncio.Task[None] | None = None
         self._delivering: set[asyncio.Task[Outcome]] = set()
@@ -88,7 +89,7 @@ class Drainer:
 
     def wake(self) -> None:
         """Look at the queue soon."""
-        self._looks = 0
+        self._looks.reset()
         self._woken.set()
 
     @property
@@ -121,7 +122,7 @@ class Drainer:
                 if begun:
                     await self._work()
                 self.state, self.problem = DrainerState.IDLE, None
-                self._failures = 0
+                self._pauses.reset()
                 await self._pause()
             except ConfigurationInvalid as exc:
                 self.state, self.problem = DrainerState.REFUSED, str(exc)
@@ -131,13 +132,11 @@ class Drainer:
             except Exception as exc:
                 self.state = DrainerState.WAITING
                 self.problem = describe(exc)
-                level = logging.DEBUG if self._failures else logging.WARNING
+                level = logging.DEBUG if self._pauses.failures else logging.WARNING
                 # Our errors name the remedy; of others the origin must be shown.
                 trace = None if isinstance(exc, StorageError) else exc
                 _log.log(level, "the outbox waits: %s", self.problem, exc_info=trace)
-                pause = backoff(self._failures, self._config.max_backoff)
-                self._failures += 1
-                await asyncio.sleep(pause)
+                await self._pauses.sleep()
 
     async def _work(self) -> None:
         """Deliver until nothing is due.
@@ -158,7 +157,7 @@ class Drainer:
                     return
             else:
                 self.state = DrainerState.RUNNING
-                self._looks = 0
+                self._looks.reset()
                 self._begin(rows, taken=now)
             full = len(rows) == self._config.batch_size
             if len(self._delivering) >= (_BATCHES_AT_ONCE if full else 1):
@@ -194,7 +193,7 @@ class Drainer:
         """Leave out collections that cannot be written for now."""
         for name, exc in outcome.blocked.items():
             failures = self._blocked.get(name, (0.0, 0))[1]
-            pause = backoff(failures, self._config.max_backoff)
+            pause = self._pauses.after(failures)
             self._blocked[name] = (lease_clock() + pause, failures + 1)
             level = logging.DEBUG if failures else logging.WARNING
             _log.log(level, "points of %s wait %.1f s: %s", name, pause, describe(exc))
@@ -203,10 +202,8 @@ class Drainer:
 
     async def _pause(self) -> None:
         """Wait until woken, or until the queue should be looked at anyway."""
-        pause = min(self._config.poll_interval, _FIRST_LOOK * 2.0**self._looks)
-        self._looks = min(self._looks + 1, 30)
         try:
-            async with asyncio.timeout(pause):
+            async with asyncio.timeout(self._looks.next()):
                 await self._woken.wait()
             self._woken.clear()
             await asyncio.sleep(_GATHER)
