@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import errors as pg
+from yoyo.migrations import read_sql_migration
 
 from fm_storage.errors import MigrationFailed
 from fm_storage.migrate.connection import is_broken
 from fm_storage.migrate.statements import (
     EngineMigration,
     failure,
+    sql_path,
     sql_statements,
-    without_comments,
 )
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ class _Run:
                 self.id,
             )
 
-    def _one(self, step: int, text: str, execute: Callable[[], None]) -> None:
-        digest = hashlib.sha256(text.encode()).hexdigest()
+    def _one(self, step: int, text: str, execute: Callable[[], object]) -> None:
+        digest = _digest(text)
         rows = self.backend.fetch(
             "SELECT done, checksum FROM fm_storage.migration_steps "
             "WHERE migration_id = %s AND direction = %s AND step = %s",
@@ -145,7 +146,7 @@ class _Run:
         self._note(step, digest, done=True)
 
     def _in_transaction(
-        self, step: int, digest: str, execute: Callable[[], None]
+        self, step: int, digest: str, execute: Callable[[], object]
     ) -> None:
         with self.backend.transaction():
             self.backend.fetch(
@@ -156,7 +157,7 @@ class _Run:
             self.backend.fetch("RESET ROLE")
             self._note(step, digest, done=True)
 
-    def _bare(self, text: str, execute: Callable[[], None]) -> None:
+    def _bare(self, text: str, execute: Callable[[], object]) -> None:
         # These waits block no reader, and giving up would leave an INVALID index.
         waits_harmlessly = re.search(
             r"\b(?:CONCURRENTLY|VACUUM)\b", text, re.IGNORECASE
@@ -181,8 +182,7 @@ class _Run:
 
     def _finished(self, text: str) -> bool:
         """Whether an interrupted statement had happened; clear away its ruins."""
-        bare = without_comments(text)
-        if match := _CREATE_INDEX.match(bare):
+        if match := _CREATE_INDEX.match(text):
             state = _index_state(self.backend, match)
             if state is None:
                 return False
@@ -191,12 +191,12 @@ class _Run:
                 self.backend.report("invalid index", name, 0, 0)
                 self.backend.fetch(f"DROP INDEX CONCURRENTLY {name}")
             return valid
-        if match := _DROP_INDEX.match(bare):
+        if match := _DROP_INDEX.match(text):
             rows = self.backend.fetch(
                 "SELECT to_regclass(%s) IS NULL", match.group("index")
             )
             return bool(rows[0][0])
-        if match := _REINDEX.match(bare):
+        if match := _REINDEX.match(text):
             for (name,) in self.backend.fetch(
                 "SELECT format('%%I.%%I', n.nspname, c.relname) FROM pg_index i "
                 "JOIN pg_class c ON c.oid = i.indexrelid "
@@ -216,10 +216,21 @@ def _pieces(
     backend: FmStorageBackend,
     migration: EngineMigration,
     direction: str,
-) -> list[tuple[str, Callable[[], None]]]:
+) -> list[tuple[str, Callable[[], object]]]:
     texts = sql_statements(migration, direction)
     if texts is not None:
-        return [(text, partial(_execute, backend, text)) for text in texts]
+        marks = dict(
+            backend.fetch(
+                "SELECT step, checksum FROM fm_storage.migration_steps "
+                "WHERE migration_id = %s AND direction = %s",
+                migration.id,
+                direction,
+            )
+        )
+        if not _fit(marks, texts):
+            old = _split_before_0_2(migration, direction)
+            texts = old if _fit(marks, old) else texts
+        return [(text, partial(backend.fetch, text)) for text in texts]
     steps = migration.steps if direction == "apply" else migration.steps[::-1]
     return [
         (f"step {n}", partial(getattr(step, direction), backend))
@@ -227,12 +238,24 @@ def _pieces(
     ]
 
 
-def _execute(backend: FmStorageBackend, text: str) -> None:
-    backend.fetch(text)
+def _fit(marks: Mapping[int, str], texts: Sequence[str]) -> bool:
+    """Whether the marks of an interrupted run are those of these statements."""
+    digests = dict(enumerate(map(_digest, texts)))
+    return marks.items() <= digests.items()
+
+
+def _split_before_0_2(migration: EngineMigration, direction: str) -> list[str]:
+    """Split as releases before 0.2 did, which an interrupted run may go back to."""
+    statements: list[str] = read_sql_migration(str(sql_path(migration, direction)))[2]
+    return statements
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _refuse_unnamed(name: str, number: int, text: str) -> None:
-    match = _CREATE_INDEX.match(without_comments(text))
+    match = _CREATE_INDEX.match(text)
     if match and match.group("name") is None:
         message = (
             f"migration {name!r}: statement {number} builds an index without a name; "
@@ -257,7 +280,7 @@ def _index_state(
 
 
 def _refuse_invalid(backend: FmStorageBackend, name: str, text: str) -> None:
-    match = _CREATE_INDEX.match(without_comments(text))
+    match = _CREATE_INDEX.match(text)
     state = _index_state(backend, match) if match else None
     if state is not None and not state[1]:
         message = (

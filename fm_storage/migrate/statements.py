@@ -1,21 +1,22 @@
-"""One migration file as one transaction, and what its statements may not be.
+"""The statements of a migration file, and a file that runs as one transaction.
 
-Apart from the backend, which owns the connection and the lock: here is the
-order of events inside the transaction that makes a kill harmless.
+The order of events inside the transaction makes a kill harmless.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg
 from psycopg import errors as pg
-from yoyo.migrations import read_sql_migration
 
-from fm_storage.errors import MigrationFailed
+from fm_storage.errors import InvalidRecord, MigrationFailed
 from fm_storage.migrate.connection import is_broken
+from fm_storage.postgres.tokens import Token, fold, tokens
 
 if TYPE_CHECKING:
     from fm_storage.migrate.backend import FmStorageBackend
@@ -24,8 +25,9 @@ __all__ = [
     "EngineMigration",
     "failure",
     "run_as_one",
+    "split",
+    "sql_path",
     "sql_statements",
-    "without_comments",
 ]
 
 
@@ -52,8 +54,11 @@ class EngineMigration(Protocol):
 
 _TRANSACTION = "SELECT pg_current_xact_id()::text"
 
-# Leading comments only: what a statement is, its first words tell.
-_COMMENTS = re.compile(r"(?:\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*", re.DOTALL)
+_PARENTHESES = {"(": 1, ")": -1}
+_FUNCTION = re.compile(r"create (or replace )?(function|procedure)\b")
+_TELLING = 4
+"""How many words tell that a statement makes a function."""
+
 _CONTROL = re.compile(
     r"(BEGIN|START\s+TRANSACTION|COMMIT|END|ABORT|PREPARE\s+TRANSACTION"
     r"|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b))\b",
@@ -90,7 +95,11 @@ def run_as_one(
             # A failure ends the whole file; only a Python step may outlive one.
             backend.has_savepoints = texts is None
             try:
-                migration.process_steps(backend, direction)
+                if texts is None:
+                    migration.process_steps(backend, direction)
+                for text in texts or ():
+                    with contextlib.closing(backend.cursor()) as cursor:
+                        cursor.execute(text.encode())
             except psycopg.Error as exc:
                 if isinstance(exc, backend.retried) or is_broken(backend, exc):
                     raise
@@ -115,19 +124,83 @@ def run_as_one(
 
 
 def sql_statements(migration: EngineMigration, direction: str) -> list[str] | None:
-    """Return the statements of an SQL file in order, or None for Python."""
+    """Return the statements of an SQL file in order, or None for Python.
+
+    Raises:
+        MigrationFailed: A string, a quoted name or a comment does not end.
+    """
+    path = sql_path(migration, direction)
+    if path is None:
+        return None
+    content = path.read_bytes().replace(b"\r\n", b"\n") if path.exists() else b""
+    try:
+        return split(content.decode(), owner=f"migration {migration.id!r}")
+    except InvalidRecord as exc:
+        raise MigrationFailed(str(exc), migration=migration.id) from None
+
+
+def sql_path(migration: EngineMigration, direction: str) -> Path | None:
+    """Return the SQL file for one direction, or None for Python."""
     if not migration.is_raw_sql():
         return None
-    path = migration.path
-    if direction == "rollback":
-        path = path.removesuffix(".sql") + ".rollback.sql"
-    return cast("list[str]", read_sql_migration(path)[2])
+    path = Path(migration.path)
+    return path.with_suffix(".rollback.sql") if direction == "rollback" else path
 
 
-def without_comments(text: str) -> str:
-    """Return a statement from its first word on."""
-    found = _COMMENTS.match(text)
-    return text[found.end() :] if found else text
+def split(sql: str, *, owner: str) -> list[str]:
+    """Split *sql* into statements where psql does.
+
+    A semicolon ends a statement outside parentheses and outside the body of a
+    function in SQL, which is ``BEGIN ATOMIC … END``. Each statement goes from its
+    first word to its semicolon, without the comments around it.
+
+    Raises:
+        InvalidRecord: A string, a quoted name or a comment does not end.
+    """
+    found: list[str] = []
+    start, end, nesting = -1, 0, _Nesting()
+    for token in tokens(sql, owner=owner):
+        if token.text == ";" and not nesting:
+            if start >= 0:
+                found.append(sql[start : token.end])
+            start, nesting = -1, _Nesting()
+            continue
+        if start < 0:
+            start = token.start
+        end = token.end
+        nesting.enter(token)
+    if start >= 0:
+        found.append(sql[start:end])
+    return found
+
+
+class _Nesting:
+    """How deep in parentheses, and in blocks of an SQL function, a statement is."""
+
+    def __init__(self) -> None:
+        self._parentheses = 0
+        self._blocks = 0
+        self._words: list[str] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._parentheses or self._blocks)
+
+    def enter(self, token: Token) -> None:
+        """Count what *token* opens or closes."""
+        if token.text in _PARENTHESES:
+            self._parentheses = max(self._parentheses + _PARENTHESES[token.text], 0)
+        elif token.kind == "word" and not self._parentheses:
+            self._enter_word(fold(token.text))
+
+    def _enter_word(self, word: str) -> None:
+        if len(self._words) < _TELLING:
+            self._words.append(word)
+        if not _FUNCTION.match(" ".join(self._words)):
+            return
+        if word == "begin" or (word == "case" and self._blocks):
+            self._blocks += 1
+        elif word == "end" and self._blocks:
+            self._blocks -= 1
 
 
 def failure(name: str, exc: psycopg.Error, *, step: int = 0) -> MigrationFailed:
@@ -147,7 +220,7 @@ def failure(name: str, exc: psycopg.Error, *, step: int = 0) -> MigrationFailed:
 
 
 def _refuse_control(name: str, number: int, text: str) -> None:
-    if match := _CONTROL.match(without_comments(text)):
+    if match := _CONTROL.match(text):
         message = (
             f"migration {name!r}: statement {number} is {match.group(1).upper()}, "
             "but the runner opens and commits the transaction; remove it, or mark "

@@ -29,8 +29,7 @@ from fm_storage.errors import (
 )
 from fm_storage.postgres import Connection, Sql, Transaction, quote_qualified
 from fm_storage.sessions import registry
-from fm_storage.sessions.lexer import scan
-from fm_storage.sessions.literals import rendered
+from fm_storage.sessions.literals import rendered, scan
 from fm_storage.sessions.names import Kind, TempView
 
 __all__ = ["CreateProgress", "ViewPlan", "as_indexes", "create", "in_time", "refresh"]

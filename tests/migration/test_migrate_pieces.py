@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
+from yoyo.migrations import read_sql_migration
 
 from fm_storage.errors import MigrationFailed
 from fm_storage.migrate import Progress
@@ -193,3 +196,38 @@ async def test_python_steps_are_resumed_too(dsn: str, migrations: MigrationFolde
     assert _index(dsn, "t_i") is True
     await migrator.rollback()
     assert ask(dsn, "SELECT to_regclass('t_a')") == [(None,)]
+
+
+@pytest.mark.parametrize("changed", [False, True])
+async def test_marks_of_the_former_splitter_are_resumed(
+    dsn: str, migrations: MigrationFolder, changed: bool
+):
+    """It kept comments with a statement, and cut the body of an SQL function."""
+    body = (
+        "-- what it is for\nCREATE TABLE t_a (id int);\n"
+        "-- and a row\nINSERT INTO t_a VALUES (1); -- one\n"
+        "/* the last */ INSERT INTO t_a SELECT 1/0;\n"
+    )
+    path = migrations.in_pieces("0001_a", body)
+    texts = read_sql_migration(str(path))[2]
+    with pytest.raises(MigrationFailed):
+        await migrations.migrator(dsn).apply()
+    # As the release before would have left it.
+    for step, text in enumerate(texts[:2]):
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        ask(
+            dsn,
+            f"UPDATE fm_storage.migration_steps SET checksum = '{digest}'"
+            f" WHERE step = {step}",
+        )
+    fixed = body.replace("1/0", "2")
+    if changed:
+        fixed = fixed.replace("VALUES (1)", "VALUES (7)")
+    migrations.in_pieces("0001_a", fixed)
+    if changed:
+        with pytest.raises(MigrationFailed, match="statement 2 was edited after"):
+            await migrations.migrator(dsn).apply()
+        return
+    await migrations.migrator(dsn).apply()
+    assert ask(dsn, "SELECT * FROM t_a ORDER BY id") == [(1,), (2,)]
+    assert _leftovers(dsn) == []

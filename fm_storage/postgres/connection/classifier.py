@@ -9,9 +9,9 @@ reset between two borrowers, off the caller's path.
 
 from __future__ import annotations
 
-import re
 from enum import IntEnum
 
+from fm_storage.errors import InvalidRecord
 from fm_storage.postgres.connection.vocabulary import (
     HARMLESS_WRITERS,
     READERS,
@@ -21,6 +21,7 @@ from fm_storage.postgres.connection.vocabulary import (
     WRITERS,
 )
 from fm_storage.postgres.sql import Sql, sendable
+from fm_storage.postgres.tokens import fold, tokens
 
 __all__ = ["RESET_SQL", "Effect", "classify", "is_lean"]
 
@@ -45,21 +46,7 @@ class Effect(IntEnum):
 
 _LONGEST = 20_000
 _REMEMBERED = 2_000
-_TOKEN = re.compile(
-    r"""
-    (?P<skip> \s+ | --[^\n]* )
-  | (?P<comment> /\* )
-  | (?P<string> [eEnNbBxX]? ' | [uU]&' )
-  | (?P<quoted> (?:[uU]&)? " (?: [^"] | "" )* " )
-  | (?P<dollar> \$ (?: [A-Za-z_\x80-\uffff][\w\x80-\uffff]* )? \$ )
-  | (?P<parameter> \$ \d+ )
-  | (?P<word> [A-Za-z_\x80-\uffff] [\w$\x80-\uffff]* )
-  | (?P<number> \d [\w.]* )
-  | (?P<mark> . )
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-
+_VALUES = frozenset({"string", "dollar", "number", "parameter"})
 _known: dict[str, Effect] = {}
 
 
@@ -114,7 +101,7 @@ def _locks_rows(before: str) -> bool:
 
 
 def _is_name(word: str) -> bool:
-    return word[0].isalpha() or word[0] in '_"'
+    return word[0].isalpha() or word[0] in '_"' or not word.isascii()
 
 
 def _called(words: list[str], at: int) -> Effect:
@@ -145,73 +132,24 @@ def _follows_into(words: list[str], at: int) -> bool:
 
 
 def _words(sql: str) -> list[str]:
-    """Split into lower-case words and marks; ``?`` stands for what is unclear."""
-    words: list[str] = []
-    if len(sql) > _LONGEST:
-        return words
-    at = 0
-    while at < len(sql):
-        found = _TOKEN.match(sql, at)
-        if found is None:
-            return ["?"]
-        at = _token_end(sql, found)
-        if at < 0:
-            return ["?"]
-        kind = found.lastgroup
-        if kind == "word":
-            words.append(found[0].lower())
-        elif kind in {"quoted", "mark"}:
-            words.append(found[0])
-        elif kind in {"string", "dollar", "number", "parameter"}:
-            words.append("0")
-    while words and words[-1] == ";":
-        words.pop()
-    return words
-
-
-def _token_end(sql: str, found: re.Match[str]) -> int:
-    """Return where the token ends that *found* begins, -1 if nowhere."""
-    kind, at = found.lastgroup, found.end()
-    if kind == "string":
-        return _string_end(sql, at, escapes=found[0][0] in "eE")
-    if kind == "comment":
-        return _comment_end(sql, at)
-    if kind == "dollar":
-        closing = sql.find(found[0], at)
-        return -1 if closing < 0 else closing + len(found[0])
-    return at
-
-
-def _string_end(sql: str, at: int, *, escapes: bool) -> int:
-    """Return where the string ends whose quote is before *at*, -1 if nowhere.
+    """Split into lower-case words and marks; ``?`` stands for what is unclear.
 
     A backslash makes an ordinary string unclear: its meaning depends on
     standard_conforming_strings.
     """
-    while True:
-        quote = sql.find("'", at)
-        if quote < 0:
-            return -1
-        backslash = sql.find("\\", at, quote)
-        if backslash >= 0:
-            if not escapes:
-                return -1
-            at = backslash + 2
-        elif sql[quote + 1 : quote + 2] == "'":
-            at = quote + 2
-        else:
-            return quote + 1
-
-
-def _comment_end(sql: str, at: int) -> int:
-    """Return where the comment ends that began before *at*; comments nest."""
-    depth = 1
-    while depth:
-        opened, closed = sql.find("/*", at), sql.find("*/", at)
-        if closed < 0:
-            return -1
-        if 0 <= opened < closed:
-            depth, at = depth + 1, opened + 2
-        else:
-            depth, at = depth - 1, closed + 2
-    return at
+    words: list[str] = []
+    if len(sql) > _LONGEST:
+        return words
+    try:
+        for kind, text, _ in tokens(sql):
+            if kind == "word":
+                words.append(fold(text))
+            elif kind == "string" and "\\" in text and text[0] not in "eE":
+                return ["?"]
+            else:
+                words.append("0" if kind in _VALUES else text)
+    except InvalidRecord:
+        return ["?"]
+    while words and words[-1] == ";":
+        words.pop()
+    return words

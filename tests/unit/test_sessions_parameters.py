@@ -1,4 +1,4 @@
-"""The lexer, against texts of which it is known where the parameters are."""
+"""A view's parameters, against texts of which it is known where the parameters are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fm_storage.errors import InvalidRecord
-from fm_storage.sessions.lexer import scan
+from fm_storage.sessions.literals import scan
 from fm_storage.sessions.names import TempView, shown
 
 # Pieces without a parameter, whatever they hold; each ends what it begins.
