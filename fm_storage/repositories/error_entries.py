@@ -1,7 +1,7 @@
-"""The entity of the error catalogue, and the questions its users ask most.
+"""The entity of the error catalogue, and the queries that its users run most.
 
-Apart because it is the one model that the package itself owns; its table is made
-by the first migration and its indexes by the fifth.
+It is the one model that the package itself owns; its table is made by the first
+migration and its indexes by the fifth.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 from uuid import UUID
 
+from fm_storage.postgres.executor import Executor
 from fm_storage.postgres.sql import Sql
 from fm_storage.repositories.identifiers import uuid7
 from fm_storage.repositories.model.declaration import Column
@@ -24,9 +25,6 @@ from fm_storage.repositories.query.filters import (
 )
 from fm_storage.repositories.query.ordering import Order
 from fm_storage.repositories.repository import Repository
-
-if TYPE_CHECKING:
-    from fm_storage.postgres.executor import Executor
 
 __all__ = ["ErrorEntry", "ErrorEntryRepository", "Severity"]
 
@@ -89,7 +87,7 @@ class ErrorEntryRepository(Repository[ErrorEntry]):
         """Return the newest errors, of a time range if one is given.
 
         Args:
-            limit: Greatest number of entries.
+            limit: Maximum number of entries.
             since: First moment that counts; aware.
             until: First moment that no longer counts; aware.
 
@@ -176,7 +174,7 @@ class ErrorEntryRepository(Repository[ErrorEntry]):
             ),
             *parameters.values,
         )
-        return {hour: number for hour, number in rows}  # noqa: C416 - records, not pairs
+        return {row[0]: row[1] for row in rows}
 
     async def _counts(
         self, field_name: str, since: datetime | None, until: datetime | None
@@ -191,7 +189,7 @@ class ErrorEntryRepository(Repository[ErrorEntry]):
             ),
             *parameters.values,
         )
-        return {value: number for value, number in rows}  # noqa: C416 - records, not pairs
+        return {row[0]: row[1] for row in rows}
 
 
 _NEWEST = (Order("timestamp", descending=True), Order("id", descending=True))

@@ -1,7 +1,7 @@
 """Time-ordered identifiers (UUID version 7), which Python 3.11 does not make.
 
-Apart because anything that needs a key may want one, without a repository. Keys
-in order of time keep a b-tree's newest page hot; random ones touch every page.
+Keys in order of time keep a b-tree's newest page hot; random ones touch every
+page.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _VARIANT = 0x2 << 62
 _RANDOM = (1 << 62) - 1
 
 _lock = threading.Lock()
-_last = 0  # changed only under _lock
+_last = [0]  # changed only under _lock
 
 
 def uuid7() -> UUID:
@@ -28,12 +28,11 @@ def uuid7() -> UUID:
 
     See https://www.rfc-editor.org/rfc/rfc9562#name-uuid-version-7.
     """
-    global _last  # noqa: PLW0603 - monotonic within the process
     milliseconds, rest = divmod(time.time_ns(), 1_000_000)
     tick = milliseconds << 12 | (rest << 12) // 1_000_000
     with _lock:
         # A clock that stands still or steps back continues from the last tick.
-        _last = tick = max(tick, _last + 1)
+        _last[0] = tick = max(tick, _last[0] + 1)
     chance = int.from_bytes(os.urandom(8)) & _RANDOM
     return UUID(
         int=(tick >> 12) << 80 | _VERSION | (tick & 0xFFF) << 64 | _VARIANT | chance

@@ -111,7 +111,7 @@ async def _write_every_way(
 ) -> None:
     columns = ", ".join(
         f"{item.quoted} "
-        + ("jsonb" if isinstance(item.kind, JsonValue) else item.kind.sql)
+        + ("jsonb" if isinstance(item.type, JsonValue) else item.type.sql)
         for item in repository.entity.stored
     )
     async with pool.transaction() as transaction:

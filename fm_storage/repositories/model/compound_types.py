@@ -1,7 +1,6 @@
-"""Kinds made of others: enums, arrays, JSON, and types that only the user knows.
+"""Types made of others: enums, arrays, JSON, and types that only the user knows.
 
-Apart from the plain kinds because these convert, inside containers too, and
-travel in bulk in another shape than alone.
+They convert, inside containers too, and travel in bulk in another shape than alone.
 """
 
 from __future__ import annotations
@@ -160,7 +159,7 @@ class Enumeration(ColumnType):
 
 
 class Array(ColumnType):
-    """One-dimensional arrays of another kind."""
+    """One-dimensional arrays of another type."""
 
     def __init__(self, element: ColumnType, container: type = list) -> None:
         self.element = element

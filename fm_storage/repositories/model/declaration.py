@@ -1,7 +1,6 @@
 """Reading a declaration: dataclasses, pydantic models and msgspec structs.
 
-Apart because the three describe their fields in three ways, and neither pydantic
-nor msgspec is imported to recognise them.
+Neither pydantic nor msgspec is imported to recognise theirs.
 """
 
 from __future__ import annotations
@@ -10,7 +9,9 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import functools
 import inspect
+import operator
 import re
 import types
 import typing
@@ -21,9 +22,11 @@ from typing import Annotated, Any, Literal, NewType, Union
 
 from fm_storage._typing import Json
 from fm_storage.errors import ConfigurationInvalid, InvalidName
+from fm_storage.postgres.sql import quote_ident
 from fm_storage.repositories.model import compound_types, scalar_types, time_types
+from fm_storage.repositories.model.field import Stored
 
-__all__ = ["Column", "Declared", "Model", "read_model"]
+__all__ = ["Column", "Model", "read_model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +51,6 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
-    """One field as the model and the caller declare it."""
-
-    field: str
-    column: str
-    kind: scalar_types.ColumnType
-    nullable: bool
-    generated: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Model:
     """A model's fields and how one is made from values in their order.
 
@@ -68,7 +60,7 @@ class Model:
         decodes: Whether *construct* itself turns stored values into the model's.
     """
 
-    fields: tuple[Declared, ...]
+    fields: tuple[Stored, ...]
     construct: Callable[..., Any]
     decodes: bool = False
 
@@ -174,7 +166,7 @@ def _column(given: str | Column | None) -> Column:
     return Column(name=given) if isinstance(given, str) else given
 
 
-def _declared(model: type[Any], name: str, annotation: Any, column: Column) -> Declared:
+def _declared(model: type[Any], name: str, annotation: Any, column: Column) -> Stored:
     bare, extras = _unwrap(annotation)
     bare, nullable = _optional(bare)
     bare, inner = _unwrap(bare)
@@ -192,13 +184,16 @@ def _declared(model: type[Any], name: str, annotation: Any, column: Column) -> D
         None,
     )
     try:
-        kind = _typed(bare, column.type, length)
+        stored_as = _typed(bare, column.type, length)
     except TypeError as exc:
         raise ConfigurationInvalid(
             f"{model.__name__}.{name}",
             f"{exc} has no column type; name one with Column(type=...)",
         ) from None
-    return Declared(name, column.name or name, kind, nullable, column.generated)
+    in_table = column.name or name
+    return Stored(
+        name, in_table, quote_ident(in_table), stored_as, nullable, column.generated
+    )
 
 
 def _unwrap(annotation: Any) -> tuple[Any, list[Any]]:
@@ -227,7 +222,7 @@ def _optional(annotation: Any) -> tuple[Any, bool]:
         nullable = len(rest) < len(typing.get_args(annotation))
         if len(rest) == 1:
             return rest[0], nullable
-        return Union[tuple(rest)], nullable  # noqa: UP007 - made at run time
+        return functools.reduce(operator.or_, rest), nullable
     return annotation, False
 
 
@@ -250,7 +245,7 @@ _JSON_PARTS = frozenset({bool, int, float, str, list, dict, Any})
 
 
 def _typed(bare: Any, sql: str | None, length: int | None) -> scalar_types.ColumnType:
-    """Return the kind of an annotation.
+    """Return the column type of an annotation.
 
     Raises:
         TypeError: It has none; the message is the annotation.
@@ -270,16 +265,16 @@ def _typed(bare: Any, sql: str | None, length: int | None) -> scalar_types.Colum
         return time_types.Timestamp(aware=False)
     if name in {"json", "jsonb"}:
         container = typing.get_origin(bare) or bare
-        kind: scalar_types.ColumnType = compound_types.JsonValue(
+        found: scalar_types.ColumnType = compound_types.JsonValue(
             container if container in {dict, list} else None
         )
     else:
         try:
-            kind = _inferred(bare, length)
+            found = _inferred(bare, length)
         except TypeError:
-            kind = compound_types.Other(sql)
-    kind.sql = sql
-    return kind
+            found = compound_types.Other(sql)
+    found.sql = sql
+    return found
 
 
 def _inferred(bare: Any, length: int | None) -> scalar_types.ColumnType:
@@ -300,7 +295,7 @@ def _inferred(bare: Any, length: int | None) -> scalar_types.ColumnType:
     if bare is list:
         return compound_types.JsonValue(list)
     if (
-        origin is Union
+        origin in {Union, types.UnionType}
         and {typing.get_origin(a) or a for a in arguments} <= _JSON_PARTS
     ):
         return compound_types.JsonValue()
@@ -329,12 +324,12 @@ def _sequence(origin: type, arguments: tuple[Any, ...]) -> scalar_types.ColumnTy
         raise TypeError(f"tuple{list(arguments)}")
     bare, _ = _optional(_unwrap(element)[0])
     try:
-        kind = _inferred(bare, None)
+        found = _inferred(bare, None)
     except TypeError:
-        kind = compound_types.JsonValue()
-    if isinstance(kind, (compound_types.JsonValue, compound_types.Array)):
-        return _json_sequence(origin, kind)
-    return compound_types.Array(kind, origin)
+        found = compound_types.JsonValue()
+    if isinstance(found, (compound_types.JsonValue, compound_types.Array)):
+        return _json_sequence(origin, found)
+    return compound_types.Array(found, origin)
 
 
 def _json_sequence(
@@ -342,17 +337,17 @@ def _json_sequence(
 ) -> compound_types.JsonValue:
     """Return a JSON array, whose elements may be models."""
     dump, decode = getattr(element, "dump", None), element.decode
-    kind = compound_types.JsonValue(
+    found = compound_types.JsonValue(
         list,
         dump=None
         if dump is None and origin is list
         else lambda values: [dump(one) if dump else one for one in values],
     )
     if decode is not None:
-        kind.decode = lambda values: origin(map(decode, values))
+        found.decode = lambda values: origin(map(decode, values))
     elif origin is not list:
-        kind.decode = origin
-    return kind
+        found.decode = origin
+    return found
 
 
 def _dump_pydantic(value: Any) -> Any:

@@ -1,8 +1,8 @@
 """The look at every value before it is sent: one record, or a batch by columns.
 
-Apart because it is the hottest code of the room, and written for that: after
-each answer of the server the processor's caches are cold, and every Python frame
-costs a microsecond of the fifteen that a call may cost more than the driver's.
+The hottest code of the room, and written for that: after each answer of the
+server the processor's caches are cold, and every Python frame costs a microsecond
+of the fifteen that a call may cost more than the driver's.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC
 from operator import attrgetter, itemgetter
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from fm_storage.errors import InvalidRecord
+from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.model.row_factory import reader
 from fm_storage.repositories.model.scalar_types import Refused, Text
 from fm_storage.repositories.model.time_types import Timestamp
-
-if TYPE_CHECKING:
-    from fm_storage.repositories.model.entity import Stored
 
 __all__ = ["ParameterEncoder", "getter"]
 
@@ -44,26 +42,26 @@ class ParameterEncoder(Generic[M]):
         # looked at.
         self._shapes: dict[tuple[type, ...], _Picker] = {}
         texts = [
-            (place, item.kind)
+            (place, item.type)
             for place, item in enumerate(fields)
-            if isinstance(item.kind, Text) and item.kind.choices is None
+            if isinstance(item.type, Text) and item.type.choices is None
         ]
         self._texts = [place for place, _ in texts]
         self._limits = tuple(
-            (place, kind.max_length)
-            for place, kind in texts
-            if kind.max_length is not None
+            (place, text.max_length)
+            for place, text in texts
+            if text.max_length is not None
         )
         self._moments = tuple(
             place
             for place, item in enumerate(fields)
-            if isinstance(item.kind, Timestamp) and item.kind.aware
+            if isinstance(item.type, Timestamp) and item.type.aware
         )
         seen = {*self._texts, *self._moments}
         self._others = tuple(
             (place, item)
             for place, item in enumerate(fields)
-            if not item.kind.settled and place not in seen
+            if not item.type.settled and place not in seen
         )
 
     def values(self, record: M, index: int | None = None) -> Sequence[Any]:
@@ -106,7 +104,7 @@ class ParameterEncoder(Generic[M]):
             value = looked[place]
             if value is not None:
                 try:
-                    looked[place] = item.kind.encode(value)
+                    looked[place] = item.type.encode(value)
                 except Refused as exc:
                     raise item.refusal(str(exc), index) from exc
         return looked
@@ -119,8 +117,8 @@ class ParameterEncoder(Generic[M]):
         ]
         shape = tuple(map(type, values))
         if len(self._shapes) < _SHAPES and all(
-            kind is NoneType or item.kind.knows(kind)
-            for item, kind in zip(self._fields, shape, strict=True)
+            found is NoneType or item.type.knows(found)
+            for item, found in zip(self._fields, shape, strict=True)
         ):
             self._shapes[shape] = _places(
                 [place for place in self._texts if shape[place] is not NoneType]
@@ -141,7 +139,7 @@ class ParameterEncoder(Generic[M]):
         ways = [
             (
                 reader(item.field),
-                item.kind.copy_many if copy else item.kind.encode_many,
+                item.type.copy_many if copy else item.type.encode_many,
                 item.nullable,
                 column.extend,
             )
@@ -166,7 +164,7 @@ class ParameterEncoder(Generic[M]):
             value = getattr(record, item.field)
             if value is not None:
                 try:
-                    item.kind.encode_many([value])
+                    item.type.encode_many([value])
                 except Refused as exc:
                     raise item.refusal(str(exc), index) from exc
 

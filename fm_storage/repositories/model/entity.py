@@ -1,29 +1,29 @@
 """What a repository knows of a model: its table, columns, key, and constructor.
 
-Apart because it is worked out once per declaration and shared by every
-repository bound to it. Rows become models by position, from an explicit column
-list: ``Model(**row)`` costs 1.4 times as much, validation 1.7 times.
+Worked out once per declaration and shared by every repository bound to it. Rows
+become models by position, from an explicit column list: ``Model(**row)`` costs
+1.4 times as much, validation 1.7 times.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from operator import length_hint
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 from fm_storage.errors import ConfigurationInvalid, InvalidName, InvalidRecord
 from fm_storage.postgres import Encoded
-from fm_storage.postgres.sql import quote_ident, quote_qualified
-from fm_storage.repositories.model.declaration import Column, Declared, read_model
+from fm_storage.postgres.sql import quote_qualified
+from fm_storage.repositories.model.declaration import Column, read_model
 from fm_storage.repositories.model.encoding import ParameterEncoder, getter
+from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.model.row_factory import Decoder, RowFactory
-from fm_storage.repositories.model.scalar_types import ColumnType, Refused, Uuid
+from fm_storage.repositories.model.scalar_types import Uuid
 from fm_storage.repositories.model.time_types import Timestamp
 
-__all__ = ["Entity", "Stored"]
+__all__ = ["Entity"]
 
 M = TypeVar("M")
 
@@ -33,47 +33,6 @@ _BUILT_IN = re.compile(
     r"|timestamp(tz| without time zone)?|interval|jsonb?)(\(.*\))?(\[\])?"
 )
 _PARAMETER = re.compile(r"\$(\d+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """One stored field.
-
-    Attributes:
-        field: Name in the model.
-        column: Name in the table, as it is.
-        quoted: The same as an SQL identifier.
-        kind: What it holds.
-        nullable: Whether the model allows None.
-        generated: Whether the server gives the value of a new row.
-    """
-
-    field: str
-    column: str
-    quoted: str
-    kind: ColumnType
-    nullable: bool
-    generated: bool
-
-    def encode(self, value: Any, index: int | None = None) -> Any:
-        """Return *value* as it is stored.
-
-        Raises:
-            InvalidRecord: It cannot be stored.
-        """
-        if value is None:
-            if self.nullable:
-                return None
-            raise self.refusal("is None; give a value", index)
-        try:
-            return self.kind.encode(value)
-        except Refused as exc:
-            raise self.refusal(str(exc), index) from exc
-
-    def refusal(self, why: str, index: int | None = None) -> InvalidRecord:
-        """Return the error that says what is wrong with this field's value."""
-        at = "" if index is None else f"record {index}: "
-        return InvalidRecord(f"{at}{self.field}: {why}", field=self.field, index=index)
 
 
 class Entity(Generic[M]):
@@ -119,7 +78,7 @@ class Entity(Generic[M]):
         self.schema, self.table = _table(table or _snake(model.__name__))
         self.name = f"{self.schema}.{self.table}" if self.schema else self.table
         self.quoted = quote_qualified(self.schema, self.table)
-        self.stored = tuple(map(_stored, declared.fields))
+        self.stored = declared.fields
         self.by_field = {item.field: item for item in self.stored}
         self.key = self._key(key)
         self.key_names = tuple(item.field for item in self.key)
@@ -129,22 +88,22 @@ class Entity(Generic[M]):
         self.returned = tuple(item for item in self.stored if item.generated)
         self.select_list = ", ".join(item.quoted for item in self.stored)
         self._construct: Callable[..., M] = declared.construct
-        intake = ParameterEncoder(model, self.inserted)
-        self.insert_values = intake.values
-        self.insert_columns = intake.columns
+        encoder = ParameterEncoder(model, self.inserted)
+        self.insert_values = encoder.values
+        self.insert_columns = encoder.columns
         self._get_all = getter(item.field for item in self.stored)
         self._get_key = getter(self.key_names)
-        maker = RowFactory(
+        rows = RowFactory(
             model,
             declared.construct,
             tuple(self.by_field),
             [None if declared.decodes else _decoder(item) for item in self.stored],
             self._unreadable,
         )
-        self.from_row = maker.one
-        self.from_rows = maker.many
+        self.from_row = rows.one
+        self.from_rows = rows.many
         self.copied = not self.returned and all(
-            _BUILT_IN.fullmatch(item.kind.sql) for item in self.inserted
+            _BUILT_IN.fullmatch(item.type.sql) for item in self.inserted
         )
         self.plain_key = _plain_key(self.key)
 
@@ -175,7 +134,7 @@ class Entity(Generic[M]):
         """Return the rows of ``insert_columns(…, copy=True)`` as COPY sends them."""
         sources = [iter(values) for values in columns]
         parts = zip(self.inserted, sources, strict=True)
-        rows = zip(*(item.kind.outgoing(source) for item, source in parts), strict=True)
+        rows = zip(*(item.type.outgoing(source) for item, source in parts), strict=True)
         # What is left of a list's iterator tells how far the driver has come,
         # and costs nothing on the way.
         return Encoded(rows, lambda: len(columns[0]) - 1 - length_hint(sources[0]))
@@ -225,7 +184,7 @@ class Entity(Generic[M]):
         for place, item in enumerate(self.stored):
             if item.field in known:
                 value = known[item.field]
-                decode = item.kind.decode
+                decode = item.type.decode
                 if decode is not None and value is not None:
                     value = decode(value)
                 values[place] = value
@@ -251,7 +210,7 @@ class Entity(Generic[M]):
 
     def _version(self, name: str) -> Stored:
         item = self.field(name)
-        if not item.kind.sql.startswith("int") or item in self.key:
+        if not item.type.sql.startswith("int") or item in self.key:
             raise ConfigurationInvalid(
                 f"{self.model.__name__}.version",
                 f"field {name!r} must be a whole number outside the key",
@@ -270,28 +229,16 @@ class Entity(Generic[M]):
 
 def _is_mark(item: Stored) -> bool:
     """Return whether NULL and a moment can tell live rows from deleted ones."""
-    kind = item.kind
     return (
-        isinstance(kind, Timestamp)
-        and kind.aware
+        isinstance(item.type, Timestamp)
+        and item.type.aware
         and item.nullable
         and not item.generated
     )
 
 
-def _stored(declared: Declared) -> Stored:
-    return Stored(
-        declared.field,
-        declared.column,
-        quote_ident(declared.column),
-        declared.kind,
-        declared.nullable,
-        declared.generated,
-    )
-
-
 def _decoder(item: Stored) -> Decoder | None:
-    decode = item.kind.decode
+    decode = item.type.decode
     return None if decode is None else (decode, item.nullable)
 
 
@@ -304,15 +251,15 @@ def _plain_key(key: Sequence[Stored]) -> type:
 
     The driver's own UUID is a subclass of Python's.
     """
-    return UUID if len(key) == 1 and isinstance(key[0].kind, Uuid) else _Nothing
+    return UUID if len(key) == 1 and isinstance(key[0].type, Uuid) else _Nothing
 
 
 def _key_value(item: Stored, value: object) -> Any:
-    if type(value) in item.kind.exact and not isinstance(value, str):
+    if type(value) in item.type.exact and not isinstance(value, str):
         return value
-    if isinstance(value, str) and str not in item.kind.exact:
+    if isinstance(value, str) and str not in item.type.exact:
         try:
-            value = item.kind.from_text(value)
+            value = item.type.from_text(value)
         except (ValueError, KeyError):
             raise item.refusal(f"{value!r} is not a key") from None
     return item.encode(value)

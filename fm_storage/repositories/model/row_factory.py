@@ -1,9 +1,9 @@
 """Making records of rows, and reading their fields: code written for each model.
 
-Apart because it is the hottest code of the room. After each answer of the server
-the processor's caches are cold, so every Python frame, loop and look-up shows on
-the clock; the code of a model has none but those that its own fields need. It is
-written as text, the way ``dataclasses`` writes ``__init__``.
+The hottest code of the room. After each answer of the server the processor's
+caches are cold, so every Python frame, loop and look-up shows on the clock; the
+code of a model has none but those that its own fields need. It is written as
+text, the way ``dataclasses`` writes ``__init__``.
 """
 
 from __future__ import annotations
@@ -107,8 +107,7 @@ class RowFactory(Generic[M]):
             one=_indented([*one, *lines], 8),
             many=_indented([*lines, *many], 12),
         )
-        code = compile(source, f"<rows of {model.__name__}>", "exec")
-        exec(code, known)  # noqa: S102 - of the model's own field names, all identifiers
+        _define(f"rows of {model.__name__}", source, known)
         self.one: Callable[[Iterable[Any]], M] = known["one"]
         self.many: Callable[[Sequence[Iterable[Any]]], list[M]] = known["many"]
 
@@ -119,13 +118,16 @@ def reader(name: str) -> Callable[[Sequence[Any]], list[Any]]:
     The interpreter learns where a field stands in a record when it reads it in
     its own code; ``map(attrgetter(name), records)`` looks it up each time.
     """
-    code = compile(
-        f"lambda records: [record.{name} for record in records]",
-        f"<field {name}>",
-        "eval",
-    )
-    made: Callable[[Sequence[Any]], list[Any]] = eval(code, {})  # noqa: S307 - a model's own field name, an identifier
+    known: dict[str, Any] = {}
+    source = f"def read(records): return [record.{name} for record in records]"
+    _define(f"field {name}", source, known)
+    made: Callable[[Sequence[Any]], list[Any]] = known["read"]
     return made
+
+
+def _define(title: str, source: str, known: dict[str, Any]) -> None:
+    """Run *source*, whose only variable parts are field names, all identifiers."""
+    exec(compile(source, f"<{title}>", "exec"), known)  # noqa: S102
 
 
 def _assigned(names: Sequence[str], decoded: dict[int, str]) -> list[str]:

@@ -1,9 +1,8 @@
 """What may stand in a column: how a value is checked, stored, and read back.
 
-Apart because everything else in this room (statements, filters, cursors, bulk
-writes) asks one of these objects what a value may be, and nothing else knows
-Python's types. A kind refuses what the server would refuse, or worse, would
-silently change, before anything is sent.
+Statements, filters, cursors and bulk writes ask one of these objects what a value
+may be; nothing else knows Python's types. A column type refuses what the server
+would refuse, or worse, would silently change, before anything is sent.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Refused(ValueError):
 
 
 class ColumnType:
-    """One kind of value.
+    """What one column may hold.
 
     Attributes:
         sql: PostgreSQL type that a bulk statement's array elements are cast to.
@@ -246,7 +245,7 @@ class Integer(ColumnType):
 
 
 class Plain(ColumnType):
-    """A kind whose values are right as soon as their class is."""
+    """A type whose values are right as soon as their class is."""
 
     accepted: ClassVar[tuple[type, ...]] = ()
     refused: ClassVar[tuple[type, ...]] = ()

@@ -1,7 +1,7 @@
-"""Kinds of moments and spans: what Python and PostgreSQL mean by a time.
+"""Types of moments and spans: what Python and PostgreSQL mean by a time.
 
-Apart from the other plain kinds because a time zone is where the two disagree:
-the driver would silently take a naive moment for the machine's local time.
+A time zone is where the two disagree: the driver would silently take a naive
+moment for the machine's local time.
 """
 
 from __future__ import annotations

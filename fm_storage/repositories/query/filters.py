@@ -1,8 +1,8 @@
 """Which rows: conditions that become SQL and parameters.
 
-Apart because here a user's choice shapes the text of a statement. A field name
-must be one of the model's, a value always travels as a parameter, and everything
-else is a constant of this file.
+Here a user's choice shapes the text of a statement. A field name must be one of
+the model's, a value always travels as a parameter, and everything else is a
+constant of this file.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fm_storage.errors import InvalidName, InvalidRecord
 from fm_storage.repositories.model.compound_types import Array, JsonValue
+from fm_storage.repositories.model.entity import Entity
+from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.model.scalar_types import Refused, Text
-
-if TYPE_CHECKING:
-    from fm_storage.repositories.model.entity import Entity, Stored
 
 __all__ = [
     "Field",
@@ -165,13 +164,13 @@ class _Contains(Filter):
 
     def sql(self, entity: Entity[Any], parameters: Parameters) -> str:
         item, left = self.field.sql(entity, parameters)
-        if self.field.path or isinstance(item.kind, JsonValue):
+        if self.field.path or isinstance(item.type, JsonValue):
             if self.operator != "@>":
                 raise InvalidName(
                     f"{item.field}: JSON has no overlaps(); use contains()"
                 )
             return f"{left} {self.operator} {parameters.add(self.value)}::jsonb"
-        if not isinstance(item.kind, Array):
+        if not isinstance(item.type, Array):
             raise InvalidName(
                 f"{item.field}: it is no array, JSON or text; compare it instead"
             )
@@ -189,7 +188,7 @@ class _Substring(Filter):
 
     def sql(self, entity: Entity[Any], parameters: Parameters) -> str:
         item, _ = self.field.sql(entity, Parameters())
-        if isinstance(item.kind, Text) and isinstance(self.value, str):
+        if isinstance(item.type, Text) and isinstance(self.value, str):
             pattern = f"%{_escaped(self.value)}%"
             return _Like(self.field, pattern, self.ignore_case).sql(entity, parameters)
         return _Contains(self.field, "@>", self.value).sql(entity, parameters)
@@ -229,13 +228,13 @@ class Field:
         """Return the stored field and the SQL of its value."""
         item = entity.field(self.name)
         if self.path:
-            if not isinstance(item.kind, JsonValue):
+            if not isinstance(item.type, JsonValue):
                 raise InvalidName(f"{self.name}: it is no JSON and has no path")
             operator = "#>>" if as_text else "#>"
-            cast = "" if item.kind.sql == "jsonb" else "::jsonb"
+            cast = "" if item.type.sql == "jsonb" else "::jsonb"
             path = parameters.add(list(self.path))
             return item, f"({item.quoted}{cast} {operator} {path}::text[])"
-        if as_text and not isinstance(item.kind, Text):
+        if as_text and not isinstance(item.type, Text):
             return item, f"{item.quoted}::text"
         return item, item.quoted
 
@@ -249,6 +248,9 @@ class Field:
     def __ne__(self, value: object) -> Filter:  # type: ignore[override]  # a condition
         return _Compared(self, "IS DISTINCT FROM", value)
 
+    def __hash__(self) -> int:
+        raise TypeError("field: == makes a condition of it; use its name as a key")
+
     def __lt__(self, value: Any) -> Filter:
         return _Compared(self, "<", value)
 
@@ -260,8 +262,6 @@ class Field:
 
     def __ge__(self, value: Any) -> Filter:
         return _Compared(self, ">=", value)
-
-    __hash__ = None  # type: ignore[assignment]  # == makes a condition
 
     def in_(self, values: Iterable[Any]) -> Filter:
         """Match any of *values*; None among them matches NULL."""
@@ -354,7 +354,7 @@ def _comparable(item: Stored, value: object) -> Any:
     if value is None:
         raise item.refusal("is compared with None; use is_null() or ==")
     try:
-        return item.kind.comparable(value)
+        return item.type.comparable(value)
     except Refused as exc:
         raise item.refusal(f"the compared value {exc}") from exc
 

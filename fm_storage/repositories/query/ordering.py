@@ -1,18 +1,13 @@
-"""In what order: steps that become ORDER BY.
-
-Apart from the filters because pages and cursors need the order alone.
-"""
+"""In what order: steps that become ORDER BY."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from fm_storage.errors import InvalidName
-
-if TYPE_CHECKING:
-    from fm_storage.repositories.model.entity import Entity
+from fm_storage.repositories.model.entity import Entity
 
 __all__ = ["Order", "OrderBy", "asc", "desc", "order_sql", "orders"]
 
@@ -27,7 +22,7 @@ class Order:
 
     @property
     def nulls_first(self) -> bool:
-        """Whether NULL comes first; unsaid, PostgreSQL counts it as greatest."""
+        """Whether NULL comes first; by default PostgreSQL counts it as greatest."""
         if self.nulls is None:
             return self.descending
         return self.nulls == "first"
@@ -74,12 +69,12 @@ def order_sql(entity: Entity[Any], steps: Sequence[Order]) -> str:
     """Return ``ORDER BY``, or nothing for no steps."""
     if not steps:
         return ""
-    said = []
+    parts = []
     for step in steps:
         item = entity.field(step.field)
         text = item.quoted + (" DESC" if step.descending else "")
-        # Said only where it differs: the bare form matches a plain index.
+        # Written only where it differs: the bare form matches a plain index.
         if step.nulls_first != step.descending:
             text += f" NULLS {'FIRST' if step.nulls_first else 'LAST'}"
-        said.append(text)
-    return f" ORDER BY {', '.join(said)}"
+        parts.append(text)
+    return f" ORDER BY {', '.join(parts)}"

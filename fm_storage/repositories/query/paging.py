@@ -1,8 +1,7 @@
 """Keyset pages: a page begins where the last one ended, not at a row number.
 
-Apart because the predicate is subtle (directions, NULLs, ties) and the cursor is
-a format. OFFSET reads and throws away everything before the page, and skips or
-repeats rows when others are written meanwhile; a keyset page does neither.
+OFFSET reads and throws away everything before the page, and skips or repeats rows
+when others are written meanwhile; a keyset page does neither.
 """
 
 from __future__ import annotations
@@ -12,18 +11,17 @@ import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import orjson
 
 from fm_storage.errors import InvalidName, InvalidRecord
 from fm_storage.repositories.model.compound_types import Array, JsonValue
+from fm_storage.repositories.model.entity import Entity
+from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.model.scalar_types import Refused
 from fm_storage.repositories.query.filters import Parameters
 from fm_storage.repositories.query.ordering import Order
-
-if TYPE_CHECKING:
-    from fm_storage.repositories.model.entity import Entity, Stored
 
 __all__ = ["Page", "decode_cursor", "encode_cursor", "keyset", "page_order"]
 
@@ -64,7 +62,7 @@ def page_order(entity: Entity[Any], steps: Sequence[Order]) -> tuple[Order, ...]
         InvalidName: A field cannot be ordered in pages.
     """
     for step in steps:
-        if isinstance(entity.field(step.field).kind, JsonValue | Array):
+        if isinstance(entity.field(step.field).type, JsonValue | Array):
             raise InvalidName(
                 f"{entity.name}: field {step.field!r} is JSON or an array and "
                 "cannot order pages"
@@ -130,7 +128,7 @@ def encode_cursor(
     for step in steps:
         item = entity.field(step.field)
         value = item.encode(getattr(record, step.field))
-        values.append(None if value is None else item.kind.to_text(value))
+        values.append(None if value is None else item.type.to_text(value))
     body = orjson.dumps([_FORMAT, *values])
     digest = _digest(entity, steps, condition, body)
     return base64.urlsafe_b64encode(digest + body).decode().rstrip("=")
@@ -177,7 +175,7 @@ def _value(item: Stored, text: str | None) -> Any:
         if not item.nullable:
             raise Refused("is None")
         return None
-    return item.kind.from_text(text)
+    return item.type.from_text(text)
 
 
 def _digest(
@@ -185,8 +183,8 @@ def _digest(
 ) -> bytes:
     """Return a check value; a mistake is caught, a secret is not needed.
 
-    Whoever forges a cursor gains nothing: its values travel as parameters and
-    only choose where a page begins.
+    A forged cursor gains nothing: its values travel as parameters and only choose
+    where a page begins.
     """
     hashed = blake2b(digest_size=_DIGEST)
     hashed.update(repr((entity.name, tuple(steps), condition)).encode())

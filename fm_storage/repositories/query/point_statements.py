@@ -1,22 +1,25 @@
 """A record's point in the vector store, written in the record's own statement.
 
-Apart because this file only joins two texts: the statement of this room, and
-the desired state of ``vector_state``. One statement is one round trip and one
-fate: no crash can leave the record without the state of its point, or the
-other way round.
+Joins two texts: a statement of ``statements``, and the desired state of
+``vector_state``. One statement is one round trip and one fate: no crash can leave
+the record without the state of its point, or the other way round.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from fm_storage.errors import ConfigurationInvalid, InvalidRecord
-from fm_storage.postgres.sql import Sql
+from fm_storage.repositories.model.entity import Entity
+from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.model.scalar_types import Integer, Text, Uuid
 from fm_storage.repositories.query.statements import (
+    Texts,
+    arrays,
     insert_many_sql,
     insert_sql,
+    made_once,
     purge_sql,
     removal_sql,
     restoration_sql,
@@ -36,9 +39,6 @@ from fm_storage.vector_state import (
     upsert_ctes,
 )
 
-if TYPE_CHECKING:
-    from fm_storage.repositories.model.entity import Entity, Stored
-
 __all__ = ["Payload", "Points", "Vector"]
 
 Vector: TypeAlias = (
@@ -46,10 +46,10 @@ Vector: TypeAlias = (
 )
 Payload: TypeAlias = Mapping[str, object]
 
-_KINDS = {Uuid: "uuid", Integer: "integer", Text: "text"}
+_IDS = {Uuid: "uuid", Integer: "integer", Text: "text"}
 
 
-class Points:
+class Points(Texts):
     """The statements of one entity that also say what its point should be.
 
     Attributes:
@@ -64,19 +64,19 @@ class Points:
         wake: Callable[[], object] | None,
         shapes: Shapes | None = None,
     ) -> None:
-        kind = _KINDS.get(type(entity.key[0].kind)) if len(entity.key) == 1 else None
-        if kind is None:
+        super().__init__()
+        known = _IDS.get(type(entity.key[0].type)) if len(entity.key) == 1 else None
+        if known is None:
             raise ConfigurationInvalid(
                 f"{entity.model.__name__}.collection",
                 "a point needs a key of one field that is a UUID, number or text",
             )
         self.collection = collection
-        self.wake = wake or _nothing
+        self.wake = wake or _no_drainer
         self._shapes = shapes
         self._entity = entity
         self._key = entity.key[0]
-        self._point_id = point_id_sql(f"rec.{self._key.quoted}", kind)
-        self._texts: dict[tuple[object, ...], Sql] = {}
+        self._point_id = point_id_sql(f"rec.{self._key.quoted}", known)
 
     def values(
         self, vector: Vector | None, payload: Payload | None, index: int | None = None
@@ -126,77 +126,65 @@ class Points:
         ]
         return [list(column) for column in zip(*rows, strict=True)]
 
-    def insert(self) -> Sql:
+    @made_once
+    def insert(self) -> str:
         """Return ``Statements.insert`` with the point; its parameters come last."""
         entity = self._entity
         names = [item.quoted for item in entity.returned]
-        return self._one(
-            ("insert",), insert_sql(entity), names, names, len(entity.inserted)
-        )
+        return self._one(insert_sql(entity), names, names, len(entity.inserted))
 
-    def upsert(self, on: tuple[Stored, ...]) -> Sql:
+    @made_once
+    def upsert(self, on: tuple[Stored, ...]) -> str:
         """Return ``Statements.upsert()`` of one row, with the point."""
         entity = self._entity
         names = [item.quoted for item in upsert_returned(entity, on, many=False)]
         return self._one(
-            ("upsert", on),
             upsert_sql(entity, on, insert_sql(entity)),
             ["xmax = 0 AS fm_created", *names],
             ["fm_created", *names],
             len(entity.inserted),
         )
 
+    @made_once
     def update(
         self, fields: tuple[str, ...], *, versioned: bool, living: str = ""
-    ) -> Sql:
+    ) -> str:
         """Return ``Statements.update()`` with the point."""
         entity = self._entity
         names = [item.quoted for item in entity.stored]
         statement = update_sql(entity, fields, versioned=versioned)
-        return self._one(
-            ("update", fields, versioned, living),
-            f"{statement} AND {living}" if living else statement,
-            names,
-            names,
-            len(entity.key) + len(fields) + versioned,
-        )
+        if living:
+            statement += f" AND {living}"
+        parameters = len(entity.key) + len(fields) + versioned
+        return self._one(statement, names, names, parameters)
 
     def _one(
-        self,
-        known: tuple[object, ...],
-        statement: str,
-        returning: list[str],
-        wanted: list[str],
-        parameters: int,
-    ) -> Sql:
-        if known not in self._texts:
-            if self._key.quoted not in returning:
-                returning = [*returning, self._key.quoted]
-            state = upsert_ctes(
-                collection=f"${parameters + 1}",
-                point_id=self._point_id,
-                vectors=f"${parameters + 2}",
-                payload=f"${parameters + 3}",
-                payload_hash=f"${parameters + 4}",
-                source="rec",
-                last=not wanted,
-            )
-            answer = f" SELECT {', '.join(wanted)} FROM rec" if wanted else ""
-            self._texts[known] = Sql(
-                f"WITH rec AS ({statement} RETURNING {', '.join(returning)}), "
-                f"{state}{answer}"
-            )
-        return self._texts[known]
+        self, statement: str, returning: list[str], wanted: list[str], parameters: int
+    ) -> str:
+        if self._key.quoted not in returning:
+            returning = [*returning, self._key.quoted]
+        state = upsert_ctes(
+            collection=f"${parameters + 1}",
+            point_id=self._point_id,
+            vectors=f"${parameters + 2}",
+            payload=f"${parameters + 3}",
+            payload_hash=f"${parameters + 4}",
+            source="rec",
+            last=not wanted,
+        )
+        answer = f" SELECT {', '.join(wanted)} FROM rec" if wanted else ""
+        return (
+            f"WITH rec AS ({statement} RETURNING {', '.join(returning)}), "
+            f"{state}{answer}"
+        )
 
-    def many(self, on: tuple[Stored, ...], *, upsert: bool) -> Sql:
+    @made_once
+    def many(self, on: tuple[Stored, ...], *, upsert: bool) -> str:
         """Return ``insert_many``, or ``upsert()`` of many rows, with the points.
 
-        Parameters: the columns, the collection, the values of *on*, vectors,
-        payloads, digests.
+        Parameters: the columns, the values of *on*, vectors, payloads, digests,
+        the collection.
         """
-        known = ("many", on, upsert)
-        if known in self._texts:
-            return self._texts[known]
         entity = self._entity
         statement = insert_many_sql(entity)
         fields = {item.field for item in (*on, *entity.returned, self._key)}
@@ -209,90 +197,79 @@ class Points:
             returning = ["xmax = 0 AS fm_created", *(item.quoted for item in stored)]
             wanted = ["fm_created", *(item.quoted for item in stored)]
             returning += [name for name in names if name not in returning]
-        first = len(entity.inserted) + 2
-        arrays = [
-            f"${first + at}::{item.kind.bulk_type()}[]" for at, item in enumerate(on)
-        ]
+        first = len(entity.inserted) + 1
         last = first + len(on)
-        arrays += [
-            f"${last}::bytea[]",
-            f"${last + 1}::jsonb[]",
-            f"${last + 2}::bytea[]",
-        ]
+        points = f"${last}::bytea[], ${last + 1}::jsonb[], ${last + 2}::bytea[]"
         keys = [f"k{at}" for at in range(len(on))]
         joined = " AND ".join(
-            f"rec.{item.quoted} = {item.kind.bulk_expression(f'p.{key}')}"
+            f"rec.{item.quoted} = {item.type.bulk_expression(f'p.{key}')}"
             for item, key in zip(on, keys, strict=True)
         )
         # In the order of ids: other writers of the same points wait, not deadlock.
         source = (
             f"(SELECT rec.{self._key.quoted}, p.vectors, p.payload, p.hash FROM rec "
-            f"JOIN unnest({', '.join(arrays)}) "
+            f"JOIN unnest({arrays(on, first)}, {points}) "
             f"AS p ({', '.join(keys)}, vectors, payload, hash) ON {joined} "
             f"ORDER BY {self._point_id}) AS rec"
         )
         state = upsert_ctes(
-            collection=f"${len(entity.inserted) + 1}",
+            collection=f"${last + 3}",
             point_id=self._point_id,
             vectors="rec.vectors",
             payload="rec.payload",
             payload_hash="rec.hash",
             source=source,
         )
-        self._texts[known] = Sql(
+        return (
             f"WITH rec AS ({statement} RETURNING {', '.join(returning)}), "
             f"{state} SELECT {', '.join(wanted)} FROM rec"
         )
-        return self._texts[known]
 
+    @made_once
     def delete(
         self, *, many: bool = False, versioned: bool = False, erase: bool = False
-    ) -> Sql:
+    ) -> str:
         """Return ``Statements.remove()`` with the points; it gives their number.
 
         Parameters: the key or keys, the version if *versioned*, the collection.
         What a soft deletion keeps of a row, it keeps of the point too.
         """
-        known = ("delete", many, versioned, erase)
-        if known not in self._texts:
-            entity = self._entity
-            softly = entity.deleted is not None and not erase
-            state = (retire_ctes if softly else delete_ctes)(
-                collection=f"${2 + versioned}", point_id=self._point_id, source="rec"
-            )
-            statement = removal_sql(entity, many=many, versioned=versioned, erase=erase)
-            self._texts[known] = Sql(
-                f"WITH rec AS ({statement} RETURNING {self._key.quoted}), "
-                f"{state} SELECT count(*) FROM rec"
-            )
-        return self._texts[known]
+        entity = self._entity
+        softly = entity.deleted is not None and not erase
+        state = (retire_ctes if softly else delete_ctes)(
+            collection=f"${2 + versioned}",
+            point_id=self._point_id,
+            source="rec",
+        )
+        return self._counted(
+            removal_sql(entity, many=many, versioned=versioned, erase=erase), state
+        )
 
-    def restore(self, *, versioned: bool) -> Sql:
+    @made_once
+    def restore(self, *, versioned: bool) -> str:
         """Return ``Statements.restore()`` with the point; the collection is last."""
-        known = ("restore", versioned)
-        if known not in self._texts:
-            entity = self._entity
-            state = restore_ctes(
-                collection=f"${2 + versioned}", point_id=self._point_id, source="rec"
-            )
-            self._texts[known] = Sql(
-                f"WITH rec AS ({restoration_sql(entity, versioned=versioned)} "
-                f"RETURNING {entity.select_list}), {state} "
-                f"SELECT {entity.select_list} FROM rec"
-            )
-        return self._texts[known]
+        entity = self._entity
+        state = restore_ctes(
+            collection=f"${2 + versioned}", point_id=self._point_id, source="rec"
+        )
+        return (
+            f"WITH rec AS ({restoration_sql(entity, versioned=versioned)} "
+            f"RETURNING {entity.select_list}), {state} "
+            f"SELECT {entity.select_list} FROM rec"
+        )
 
-    def purge(self) -> Sql:
+    @made_once
+    def purge(self) -> str:
         """Return ``Statements.purge`` with the points; it gives their number."""
-        known = ("purge",)
-        if known not in self._texts:
-            state = delete_ctes(collection="$2", point_id=self._point_id, source="rec")
-            self._texts[known] = Sql(
-                f"WITH rec AS ({purge_sql(self._entity)} "
-                f"RETURNING {self._key.quoted}), {state} SELECT count(*) FROM rec"
-            )
-        return self._texts[known]
+        state = delete_ctes(collection="$2", point_id=self._point_id, source="rec")
+        return self._counted(purge_sql(self._entity), state)
+
+    def _counted(self, statement: str, state: str) -> str:
+        return (
+            f"WITH rec AS ({statement} RETURNING {self._key.quoted}), "
+            f"{state} SELECT count(*) FROM rec"
+        )
 
 
-def _nothing() -> None:
+def _no_drainer() -> None:
     """Do nothing: no drainer runs in this process."""

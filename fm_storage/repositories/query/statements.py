@@ -1,28 +1,30 @@
 """The constant SQL of an entity, one text for each operation.
 
-Apart because a text that never changes is parsed and planned once per
-connection: the driver keys its statement cache on it, and the pool lends a lean
-connection for it. Values are parameters, names are quoted, always.
+A text that never changes is parsed and planned once per connection: the driver
+keys its statement cache on it, and the pool needs no reset after it. Values are
+parameters, names are quoted, always.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from fm_storage.postgres.sql import Sql
-
-if TYPE_CHECKING:
-    from fm_storage.repositories.model.entity import Entity, Stored
+from fm_storage.repositories.model.entity import Entity
+from fm_storage.repositories.model.field import Stored
 
 __all__ = [
     "Statements",
+    "Texts",
     "arrays",
     "insert_many_sql",
     "insert_sql",
     "key_condition",
     "key_equals",
+    "made_once",
     "missing_returned",
     "purge_sql",
     "removal_sql",
@@ -34,7 +36,35 @@ __all__ = [
 ]
 
 
-class Statements:
+class Texts:
+    """Keeps the statements that ``made_once()`` methods have made."""
+
+    def __init__(self) -> None:
+        self.made: dict[tuple[object, ...], Sql] = {}
+
+
+T = TypeVar("T", bound=Texts)
+P = ParamSpec("P")
+
+
+def made_once(
+    make: Callable[Concatenate[T, P], str],
+) -> Callable[Concatenate[T, P], Sql]:
+    """Make a method's text once for each set of arguments."""
+
+    def known(self: T, /, *args: P.args, **options: P.kwargs) -> Sql:
+        call = (make, args, *options.items())
+        try:
+            return self.made[call]
+        except KeyError:
+            sql = self.made[call] = Sql(make(self, *args, **options))
+            return sql
+
+    functools.update_wrapper(known, make)
+    return known
+
+
+class Statements(Texts):
     """The texts of one entity, made when they are first asked for.
 
     Attributes:
@@ -43,25 +73,17 @@ class Statements:
     """
 
     def __init__(self, entity: Entity[Any], *, every: bool = False) -> None:
+        super().__init__()
         self._entity = entity
         self.living = ""
         if entity.deleted is not None and not every:
             self.living = f"{entity.deleted.quoted} IS NULL"
-        self._updates: dict[tuple[tuple[str, ...], bool], Sql] = {}
-        self._others: dict[tuple[object, ...], Sql] = {}
+        self._and_living = f" AND {self.living}" if self.living else ""
 
     @cached_property
     def get(self) -> Sql:
         """Read the record with a key."""
-        entity = self._entity
-        return Sql(
-            f"SELECT {entity.select_list} FROM {entity.quoted} "
-            f"WHERE {key_equals(entity.key)}{self._and_living}"
-        )
-
-    @property
-    def _and_living(self) -> str:
-        return f" AND {self.living}" if self.living else ""
+        return self.get_by(self._entity.key)
 
     @cached_property
     def insert(self) -> Sql:
@@ -75,94 +97,71 @@ class Statements:
         entity = self._entity
         return Sql(insert_many_sql(entity) + _returning(entity.returned))
 
+    @made_once
     def remove(
         self, *, many: bool = False, versioned: bool = False, erase: bool = False
-    ) -> Sql:
+    ) -> str:
         """Delete the row with a key, or those with keys; see ``removal_sql()``."""
-        known = ("remove", many, versioned, erase)
-        if known not in self._others:
-            self._others[known] = Sql(
-                removal_sql(self._entity, many=many, versioned=versioned, erase=erase)
-            )
-        return self._others[known]
+        return removal_sql(self._entity, many=many, versioned=versioned, erase=erase)
 
-    def restore(self, *, versioned: bool) -> Sql:
+    @made_once
+    def restore(self, *, versioned: bool) -> str:
         """Make a softly deleted row live again and return it."""
-        known = ("restore", versioned)
-        if known not in self._others:
-            self._others[known] = Sql(
-                f"{restoration_sql(self._entity, versioned=versioned)} "
-                f"RETURNING {self._entity.select_list}"
-            )
-        return self._others[known]
+        sql = restoration_sql(self._entity, versioned=versioned)
+        return f"{sql} RETURNING {self._entity.select_list}"
 
     @cached_property
     def purge(self) -> Sql:
         """Erase the rows deleted softly before a moment."""
         return Sql(purge_sql(self._entity))
 
-    def update(self, fields: tuple[str, ...], *, versioned: bool) -> Sql:
+    @made_once
+    def update(self, fields: tuple[str, ...], *, versioned: bool) -> str:
         """Change some fields of the row with a key and return all of it.
 
         Parameters: the key, the fields' values, the version if *versioned*.
         """
-        try:
-            return self._updates[fields, versioned]
-        except KeyError:
-            entity = self._entity
-            sql = self._updates[fields, versioned] = Sql(
-                f"{update_sql(entity, fields, versioned=versioned)}"
-                f"{self._and_living} RETURNING {entity.select_list}"
-            )
-            return sql
+        sql = update_sql(self._entity, fields, versioned=versioned)
+        return f"{sql}{self._and_living} RETURNING {self._entity.select_list}"
 
-    def upsert(self, on: tuple[Stored, ...], *, many: bool) -> Sql:
+    @made_once
+    def upsert(self, on: tuple[Stored, ...], *, many: bool) -> str:
         """Write a row, or change the one with the same values in *on*.
 
         Returns *created* first, then what ``upsert_returned()`` lists.
         """
-        known = ("upsert", on, many)
-        if known not in self._others:
-            entity = self._entity
-            insert = insert_many_sql(entity) if many else insert_sql(entity)
-            returned = upsert_returned(entity, on, many=many)
-            self._others[known] = Sql(
-                f"{upsert_sql(entity, on, insert)} "
-                # A row that this statement inserted has no deleting transaction.
-                f"RETURNING {', '.join(['xmax = 0', *(r.quoted for r in returned)])}"
-            )
-        return self._others[known]
+        entity = self._entity
+        insert = insert_many_sql(entity) if many else insert_sql(entity)
+        returned = upsert_returned(entity, on, many=many)
+        # A row that this statement inserted has no deleting transaction.
+        names = ", ".join(["xmax = 0", *(item.quoted for item in returned)])
+        return f"{upsert_sql(entity, on, insert)} RETURNING {names}"
 
-    def insert_missing(self, on: tuple[Stored, ...]) -> Sql:
+    @made_once
+    def insert_missing(self, on: tuple[Stored, ...]) -> str:
         """Write a row unless a living one has the same values in *on*.
 
         Returns TRUE, then what ``missing_returned()`` lists; or no row.
         """
-        known = ("insert_missing", on)
-        if known not in self._others:
-            entity = self._entity
-            target = ", ".join(item.quoted for item in on)
-            insert = f"{insert_sql(entity)} ON CONFLICT ({target}) DO NOTHING"
-            if entity.deleted is not None:
-                insert = (
-                    f"{upsert_sql(entity, on, insert_sql(entity))} "
-                    f"WHERE {entity.quoted}.{entity.deleted.quoted} IS NOT NULL"
-                )
-            stored = missing_returned(entity, on)
-            returned = ", ".join(["TRUE", *(item.quoted for item in stored)])
-            self._others[known] = Sql(f"{insert} RETURNING {returned}")
-        return self._others[known]
+        entity = self._entity
+        insert = insert_sql(entity)
+        if entity.deleted is None:
+            insert += f" ON CONFLICT ({_names(on)}) DO NOTHING"
+        else:
+            mark = f"{entity.quoted}.{entity.deleted.quoted}"
+            insert = f"{upsert_sql(entity, on, insert)} WHERE {mark} IS NOT NULL"
+        stored = missing_returned(entity, on)
+        names = ", ".join(["TRUE", *(item.quoted for item in stored)])
+        return f"{insert} RETURNING {names}"
 
-    def get_by(self, on: tuple[Stored, ...]) -> Sql:
+    @made_once
+    def get_by(self, on: tuple[Stored, ...]) -> str:
         """Read the row with some values in *on*."""
-        known = ("get_by", on)
-        if known not in self._others:
-            entity = self._entity
-            self._others[known] = Sql(
-                f"SELECT {entity.select_list} FROM {entity.quoted} "
-                f"WHERE {key_equals(on)}{self._and_living}"
-            )
-        return self._others[known]
+        entity = self._entity
+        return (
+            f"SELECT {entity.select_list} FROM {entity.quoted} "
+            f"WHERE {key_equals(on)}{self._and_living}"
+        )
 
 
 def statements_of(entity: Entity[Any], *, every: bool = False) -> Statements:
@@ -203,7 +202,7 @@ def upsert_returned(
 
 def insert_sql(entity: Entity[Any]) -> str:
     """Return the INSERT of one row."""
-    names = ", ".join(item.quoted for item in entity.inserted)
+    names = _names(entity.inserted)
     places = ", ".join(f"${at}" for at in range(1, len(entity.inserted) + 1))
     if not names:
         return f"INSERT INTO {entity.quoted} DEFAULT VALUES"
@@ -212,10 +211,10 @@ def insert_sql(entity: Entity[Any]) -> str:
 
 def insert_many_sql(entity: Entity[Any]) -> str:
     """Return the INSERT of many rows, from one array per column."""
-    names = ", ".join(item.quoted for item in entity.inserted)
+    names = _names(entity.inserted)
     columns = [f"c{at}" for at in range(1, len(entity.inserted) + 1)]
     values = ", ".join(
-        item.kind.bulk_expression(f"u.{column}")
+        item.type.bulk_expression(f"u.{column}")
         for item, column in zip(entity.inserted, columns, strict=True)
     )
     return (
@@ -227,7 +226,7 @@ def insert_many_sql(entity: Entity[Any]) -> str:
 def arrays(fields: Sequence[Stored], first: int = 1) -> str:
     """Return one array placeholder per field."""
     return ", ".join(
-        f"${at}::{item.kind.bulk_type()}[]" for at, item in enumerate(fields, first)
+        f"${at}::{item.type.bulk_type()}[]" for at, item in enumerate(fields, first)
     )
 
 
@@ -239,9 +238,8 @@ def key_equals(key: Sequence[Stored]) -> str:
 def key_condition(key: Sequence[Stored]) -> str:
     """Return the condition that finds many keys, one array per key column."""
     if len(key) == 1:
-        return f"{key[0].quoted} = ANY($1::{key[0].kind.sql}[])"
-    names = ", ".join(item.quoted for item in key)
-    return f"({names}) IN (SELECT * FROM unnest({arrays(key)}))"
+        return f"{key[0].quoted} = ANY($1::{key[0].type.sql}[])"
+    return f"({_names(key)}) IN (SELECT * FROM unnest({arrays(key)}))"
 
 
 def update_sql(entity: Entity[Any], fields: Sequence[str], *, versioned: bool) -> str:
@@ -310,7 +308,6 @@ def _at_version(entity: Entity[Any], *, versioned: bool) -> str:
 
 def upsert_sql(entity: Entity[Any], on: Sequence[Stored], insert: str) -> str:
     """Return *insert* so that it changes the row that is in its way."""
-    target = ", ".join(item.quoted for item in on)
     fixed = {item.field for item in (*on, *entity.key)}
     if entity.version is not None:
         fixed.add(entity.version.field)
@@ -325,10 +322,12 @@ def upsert_sql(entity: Entity[Any], on: Sequence[Stored], insert: str) -> str:
     if not sets:
         # DO NOTHING would return no row; this changes nothing and returns it.
         sets = [f"{on[0].quoted} = EXCLUDED.{on[0].quoted}"]
-    return f"{insert} ON CONFLICT ({target}) DO UPDATE SET {', '.join(sets)}"
+    return f"{insert} ON CONFLICT ({_names(on)}) DO UPDATE SET {', '.join(sets)}"
+
+
+def _names(fields: Sequence[Stored]) -> str:
+    return ", ".join(item.quoted for item in fields)
 
 
 def _returning(fields: Sequence[Stored]) -> str:
-    if not fields:
-        return ""
-    return f" RETURNING {', '.join(item.quoted for item in fields)}"
+    return f" RETURNING {_names(fields)}" if fields else ""

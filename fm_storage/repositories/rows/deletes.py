@@ -1,12 +1,12 @@
-"""The writing half of a repository: rows that go, for good or until restored.
+"""Rows that go, for good or until they are restored.
 
-Apart because a soft deletion is an UPDATE that means a DELETE. To readers the row
-is gone, to the vector store its point is; what both need to come back is kept.
+A soft deletion is an UPDATE that means a DELETE: to readers the row is gone, to
+the vector store its point is; what both need to come back is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -16,207 +16,160 @@ from fm_storage.errors import (
     RecordNotFound,
     StaleRecord,
 )
-from fm_storage.repositories.model.entity import Stored
+from fm_storage.postgres.sql import Sql
+from fm_storage.repositories.model.entity import Entity
+from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.query.filters import Filter
+from fm_storage.repositories.query.point_statements import Points
+from fm_storage.repositories.query.statements import statements_of
+from fm_storage.repositories.rows.bound import Bound, hooked, only
 from fm_storage.repositories.rows.hooks import Change
-from fm_storage.repositories.rows.updates import Updates
-from fm_storage.repositories.rows.writer import one
 
-__all__ = ["Deletes"]
+__all__ = ["delete", "delete_many", "purge", "restore"]
 
 M = TypeVar("M")
 
 
-class Deletes(Updates[M]):
-    """An entity's rows, deleted and restored through one executor."""
+async def delete(bound: Bound[M], record_or_key: object, *, erase: bool) -> bool:
+    """Do what ``Repository.delete()`` and ``erase()`` promise."""
+    entity = bound.entity
+    key, expected, records = _meant(entity, record_or_key)
+    if bound.hooks.any and bound.hooks.wants("delete"):
+        return await hooked(
+            bound,
+            Change("delete", records, (entity.shown(key),)),
+            lambda inner: delete(inner, record_or_key, erase=erase),
+            None,
+        )
+    versioned = expected is not None
+    arguments = (*key, expected) if versioned else key
+    found = await _removed(
+        bound,
+        bound.statements.remove(versioned=versioned, erase=erase),
+        lambda points: points.delete(versioned=versioned, erase=erase),
+        arguments,
+    )
+    if versioned and not found:
+        raise StaleRecord(entity.name, entity.shown(key), version=expected or 0)
+    return bool(found)
 
-    async def delete(self, record_or_key: M | Any) -> bool:
-        """Delete a row, and its point if the repository has a collection.
 
-        With ``deleted=`` the row stays, marked with the time, and ``restore()``
-        brings it back; its point goes, and comes back with it.
+async def delete_many(bound: Bound[M], keys: Iterable[Any]) -> int:
+    """Do what ``Repository.delete_many()`` promises."""
+    if isinstance(keys, Filter):
+        raise InvalidRecord(
+            f"{bound.entity.name}: delete_many() takes keys, not a filter; give "
+            "those of the records that find_many() returns"
+        )
+    wanted = list(keys)
+    if not wanted:
+        return 0
+    if bound.hooks.any and bound.hooks.wants("delete"):
+        return await hooked(
+            bound,
+            Change("delete", (), wanted),
+            lambda inner: delete_many(inner, wanted),
+            None,
+        )
+    return await _removed(
+        bound,
+        bound.statements.remove(many=True),
+        lambda points: points.delete(many=True),
+        _key_columns(bound.entity, wanted),
+    )
 
-        Args:
-            record_or_key: A key; or a record, which with the optimistic lock is
-                deleted only at its own version.
 
-        Returns:
-            Whether there was one.
+async def restore(bound: Bound[M], record_or_key: object) -> M:
+    """Do what ``Repository.restore()`` promises."""
+    entity = bound.entity
+    _mark(entity)
+    key, expected, records = _meant(entity, record_or_key)
+    if bound.hooks.any and bound.hooks.wants("restore"):
+        return await hooked(
+            bound,
+            Change("restore", records, (entity.shown(key),)),
+            lambda inner: restore(inner, record_or_key),
+            only,
+        )
+    versioned = expected is not None
+    arguments: tuple[Any, ...] = (*key, expected) if versioned else key
+    sql = bound.statements.restore(versioned=versioned)
+    if bound.points is not None:
+        sql = bound.points.restore(versioned=versioned)
+        arguments = (*arguments, bound.points.collection)
+    row = await bound.executor.fetchrow(sql, *arguments)
+    if bound.points is not None:
+        bound.points.wake()
+    if row is not None:
+        return entity.from_row(row)
+    # It was not deleted, is at another version, or is not there at all.
+    row = await bound.executor.fetchrow(statements_of(entity, every=True).get, *key)
+    if row is None:
+        raise RecordNotFound(entity.name, entity.shown(key))
+    found = entity.from_row(row)
+    if versioned and _version(entity, found) != expected:
+        raise StaleRecord(entity.name, entity.shown(key), version=expected or 0)
+    return found
 
-        Raises:
-            StaleRecord: The row is at another version than the record, or gone.
-            ForeignKeyViolated: Other rows refer to it.
-        """
-        return await self._remove(record_or_key, erase=False)
 
-    async def erase(self, record_or_key: M | Any) -> bool:
-        """Delete a row for good, whether or not it is deleted softly already.
+async def purge(bound: Bound[M], before: datetime) -> int:
+    """Do what ``Repository.purge()`` promises."""
+    moment = _mark(bound.entity).encode(before)
+    purge_sql = bound.statements.purge
+    return await _removed(bound, purge_sql, Points.purge, (moment,))
 
-        As ``delete()``, which does just this where the repository was declared
-        without ``deleted=``.
-        """
-        return await self._remove(record_or_key, erase=True)
 
-    async def _remove(self, record_or_key: object, *, erase: bool) -> bool:
-        entity = self.entity
-        key, expected, records = self._meant(record_or_key)
-        if self.hooks.any and self.hooks.wants("delete"):
-            return await self._hooked(
-                Change("delete", records, (entity.shown(key),)),
-                lambda inner: inner._remove(record_or_key, erase=erase),  # noqa: SLF001 - another of us
-                None,
-            )
-        versioned = expected is not None
-        arguments = (*key, expected) if versioned else key
-        if self.points is not None:
-            found = await self.executor.fetchval(
-                self.points.delete(versioned=versioned, erase=erase),
-                *arguments,
-                self.points.collection,
-            )
-            self.points.wake()
-        else:
-            sql = self._sql.remove(versioned=versioned, erase=erase)
-            tag = await self.executor.execute(sql, *arguments)
-            found = not tag.endswith(" 0")
-        if versioned and not found:
-            raise StaleRecord(entity.name, entity.shown(key), version=expected or 0)
-        return bool(found)
-
-    async def delete_many(self, keys: Iterable[Any]) -> int:
-        """Delete the rows with *keys*, and their points, and return how many.
-
-        With ``deleted=`` they stay and can be restored, as by ``delete()``.
-
-        Raises:
-            InvalidRecord: A key cannot be one of this table, or a filter was given
-                in place of keys; nothing was sent.
-            ForeignKeyViolated: Other rows refer to one of them; none is deleted.
-        """
-        if isinstance(keys, Filter):
-            raise InvalidRecord(
-                f"{self.entity.name}: delete_many() takes keys, not a filter; give "
-                "those of the records that find_many() returns"
-            )
-        wanted = list(keys)
-        if not wanted:
-            return 0
-        if self.hooks.any and self.hooks.wants("delete"):
-            return await self._hooked(
-                Change("delete", (), wanted),
-                lambda inner: inner.delete_many(wanted),
-                None,
-            )
-        columns = self._key_columns(wanted)
-        if self.points is not None:
-            number: int = await self.executor.fetchval(
-                self.points.delete(many=True), *columns, self.points.collection
-            )
-            self.points.wake()
-            return number
-        tag = await self.executor.execute(self._sql.remove(many=True), *columns)
+async def _removed(
+    bound: Bound[M],
+    rows: Sql,
+    with_points: Callable[[Points], Sql],
+    arguments: Sequence[Any],
+) -> int:
+    """Remove rows, and their points if there is a collection; return how many."""
+    points = bound.points
+    if points is None:
+        tag = await bound.executor.execute(rows, *arguments)
         return int(tag.rpartition(" ")[2])
+    number: int = await bound.executor.fetchval(
+        with_points(points), *arguments, points.collection
+    )
+    points.wake()
+    return number
 
-    def _key_columns(self, wanted: list[Any]) -> list[Sequence[Any]]:
-        entity = self.entity
-        if len(entity.key) == 1 and set(map(type, wanted)) <= entity.key[0].kind.exact:
-            return [entity.key[0].kind.encode_many(wanted)]
-        values = [entity.key_values(key) for key in wanted]
-        return [
-            item.kind.encode_many(column)
-            for item, column in zip(entity.key, zip(*values, strict=True), strict=True)
-        ]
 
-    async def restore(self, record_or_key: M | Any) -> M:
-        """Bring a softly deleted row back, and its point as it last was.
+def _key_columns(entity: Entity[M], wanted: list[Any]) -> list[Sequence[Any]]:
+    if len(entity.key) == 1 and set(map(type, wanted)) <= entity.key[0].type.exact:
+        return [entity.key[0].type.encode_many(wanted)]
+    values = [entity.key_values(key) for key in wanted]
+    return [
+        item.type.encode_many(column)
+        for item, column in zip(entity.key, zip(*values, strict=True), strict=True)
+    ]
 
-        A row that is not deleted is returned as it is. Its version, if there is
-        one, rises when the row comes back.
 
-        Args:
-            record_or_key: A key; or a record, which with the optimistic lock is
-                restored only at its own version.
+def _mark(entity: Entity[M]) -> Stored:
+    """Return the field that says when a row was deleted."""
+    if entity.deleted is None:
+        raise ConfigurationInvalid(
+            "deleted",
+            f"{entity.name} deletes for good; declare the repository with deleted=",
+        )
+    return entity.deleted
 
-        Returns:
-            The row as it is now.
 
-        Raises:
-            RecordNotFound: There is no such row; it was erased, or never was.
-            StaleRecord: The row is at another version than the record.
-            ConfigurationInvalid: The repository was declared without ``deleted=``.
-        """
-        entity = self.entity
-        self._mark()
-        key, expected, records = self._meant(record_or_key)
-        if self.hooks.any and self.hooks.wants("restore"):
-            return await self._hooked(
-                Change("restore", records, (entity.shown(key),)),
-                lambda inner: inner.restore(record_or_key),
-                one,
-            )
-        versioned = expected is not None
-        arguments = (*key, expected) if versioned else key
-        if self.points is None:
-            sql = self._sql.restore(versioned=versioned)
-            row = await self.executor.fetchrow(sql, *arguments)
-        else:
-            row = await self.executor.fetchrow(
-                self.points.restore(versioned=versioned),
-                *arguments,
-                self.points.collection,
-            )
-            self.points.wake()
-        if row is not None:
-            return entity.from_row(row)
-        found = await self.with_deleted().find_by_id(entity.shown(key))
-        if found is None:
-            raise RecordNotFound(entity.name, entity.shown(key))
-        if entity.version is not None and versioned:
-            at = getattr(found, entity.version.field)
-            if at != expected:
-                raise StaleRecord(entity.name, entity.shown(key), version=expected or 0)
-        return found
+def _meant(
+    entity: Entity[M], record_or_key: object
+) -> tuple[tuple[Any, ...], int | None, tuple[M, ...]]:
+    """Return the key, the version expected, and the record if it was one."""
+    if not isinstance(record_or_key, entity.model):
+        return entity.key_values(record_or_key), None, ()
+    key, version = entity.stored_key(record_or_key), _version(entity, record_or_key)
+    return key, version, (record_or_key,)
 
-    async def purge(self, before: datetime) -> int:
-        """Erase the rows that were deleted softly before a moment.
 
-        Returns:
-            How many there were.
-
-        Raises:
-            InvalidRecord: *before* has no time zone.
-            ForeignKeyViolated: Other rows refer to one of them; none is erased.
-            ConfigurationInvalid: The repository was declared without ``deleted=``.
-        """
-        moment = self._mark().encode(before)
-        if self.points is not None:
-            number: int = await self.executor.fetchval(
-                self.points.purge(), moment, self.points.collection
-            )
-            self.points.wake()
-            return number
-        tag = await self.executor.execute(self._sql.purge, moment)
-        return int(tag.rpartition(" ")[2])
-
-    def _mark(self) -> Stored:
-        """Return the field that says when a row was deleted."""
-        if self.entity.deleted is None:
-            raise ConfigurationInvalid(
-                "deleted",
-                f"{self.entity.name} deletes for good; declare the repository with "
-                "deleted=",
-            )
-        return self.entity.deleted
-
-    def _meant(
-        self,
-        record_or_key: Any,
-    ) -> tuple[tuple[Any, ...], int | None, tuple[M, ...]]:
-        """Return the key, the version expected, and the record if it was one."""
-        entity = self.entity
-        if not isinstance(record_or_key, entity.model):
-            return entity.key_values(record_or_key), None, ()
-        expected = None
-        if entity.version is not None:
-            expected = getattr(record_or_key, entity.version.field)
-        return entity.stored_key(record_or_key), expected, (record_or_key,)
+def _version(entity: Entity[M], record: M) -> int | None:
+    """Return a record's version, if the model has one."""
+    if entity.version is None:
+        return None
+    version: int = getattr(record, entity.version.field)
+    return version

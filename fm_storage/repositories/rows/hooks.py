@@ -1,32 +1,23 @@
-"""Hooks of a repository: what runs before and after a change, inside its transaction.
+"""Hooks of a repository: what runs before and after a change, in its transaction.
 
-Apart because hooks are a table of functions that all copies of a repository
-share, and an empty one must cost the hot path a single look.
+A table of functions that all copies of a repository share; an empty one costs the
+hot path a single look.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
 from fm_storage.errors import InvalidName
+from fm_storage.postgres.connection.transaction import Transaction
 
-if TYPE_CHECKING:
-    from fm_storage.postgres.connection.transaction import Transaction
-
-__all__ = ["Change", "Hook", "HookTable", "Operation", "known_operations"]
+__all__ = ["Change", "Hook", "HookTable", "Operation"]
 
 M = TypeVar("M")
 
 Operation: TypeAlias = Literal["create", "update", "upsert", "delete", "restore"]
-OPERATIONS: tuple[Operation, ...] = (
-    "create",
-    "update",
-    "upsert",
-    "delete",
-    "restore",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +40,12 @@ class Change(Generic[M]):
     values: dict[str, Any] | None = None
 
 
-Hook: TypeAlias = Callable[["Transaction", Change[M]], Awaitable[None]]
+Hook: TypeAlias = Callable[[Transaction, Change[M]], Awaitable[None]]
 """Called with the transaction of the change; an error undoes the change."""
 
 
-def known_operations(operations: Sequence[Operation]) -> Sequence[Operation]:
-    """Return *operations*, all of them if none is named.
-
-    Raises:
-        InvalidName: One is unknown.
-    """
-    for operation in operations:
-        if operation not in OPERATIONS:
-            known = ", ".join(OPERATIONS)
-            raise InvalidName(f"operation {operation!r}: use one of {known}")
-    return operations or OPERATIONS
-
-
 class HookTable(Generic[M]):
-    """The registered hooks. Changed by ``add()`` only."""
+    """The registered hooks. Changed by ``registering()`` only."""
 
     __slots__ = ("_hooks", "any")
 
@@ -75,18 +53,35 @@ class HookTable(Generic[M]):
         self._hooks: dict[tuple[str, Operation], list[Hook[M]]] = {}
         self.any = False
 
-    def add(self, moment: str, hook: Hook[M], operations: Sequence[Operation]) -> None:
-        """Register *hook* for *operations*."""
+    def registering(
+        self, moment: Literal["before", "after"], operations: Sequence[Operation]
+    ) -> Callable[[Hook[M]], Hook[M]]:
+        """Return a decorator that registers a hook; for all if none is named.
+
+        Raises:
+            InvalidName: An operation is unknown.
+        """
+        known = get_args(Operation)
         for operation in operations:
-            self._hooks.setdefault((moment, operation), []).append(hook)
-        self.any = True
+            if operation not in known:
+                raise InvalidName(
+                    f"operation {operation!r}: use one of {', '.join(known)}"
+                )
+
+        def register(hook: Hook[M]) -> Hook[M]:
+            for operation in operations or known:
+                self._hooks.setdefault((moment, operation), []).append(hook)
+            self.any = True
+            return hook
+
+        return register
 
     def wants(self, operation: Operation) -> bool:
         """Return whether a hook is registered for *operation*."""
-        return bool(
-            self._hooks.get(("before", operation))
-            or self._hooks.get(("after", operation))
-        )
+        return ("before", operation) in self._hooks or (
+            "after",
+            operation,
+        ) in self._hooks
 
     async def run(
         self, moment: str, transaction: Transaction, change: Change[M]

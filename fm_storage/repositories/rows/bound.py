@@ -1,0 +1,111 @@
+"""What every function of this folder takes: an entity bound to an executor."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+from fm_storage.errors import ConfigurationInvalid, InvalidName
+from fm_storage.postgres.executor import Executor
+from fm_storage.repositories.model.entity import Entity
+from fm_storage.repositories.model.field import Stored
+from fm_storage.repositories.query.point_statements import Points
+from fm_storage.repositories.query.statements import Statements
+from fm_storage.repositories.rows.hooks import Change, HookTable
+
+__all__ = ["Bound", "all_of", "first_of", "hooked", "only"]
+
+M = TypeVar("M")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Bound(Generic[M]):
+    """An entity's rows through one executor.
+
+    Attributes:
+        executor: What runs the statements.
+        entity: What is known of the model and its table.
+        statements: The entity's SQL, for the living rows or for all.
+        hooks: What runs around a change.
+        points: What writes the points of records; None without a collection.
+    """
+
+    executor: Executor
+    entity: Entity[M]
+    statements: Statements
+    hooks: HookTable[M]
+    points: Points | None
+
+    def pointed(self, *given: object) -> Points | None:
+        """Return what writes points, if any of *given* asks for one.
+
+        Raises:
+            ConfigurationInvalid: The repository has no collection.
+        """
+        if all(item is None for item in given):
+            return None
+        if self.points is None:
+            raise ConfigurationInvalid(
+                "collection",
+                f"{self.entity.name} has no vectors; declare the repository with "
+                "collection=",
+            )
+        return self.points
+
+    def target(self, on: str | Sequence[str] | None) -> tuple[Stored, ...]:
+        """Return the fields of a conflict target.
+
+        Raises:
+            InvalidName: One is no field, or its value is not known beforehand.
+        """
+        names = (on,) if isinstance(on, str) else on
+        fields = self.entity.key if names is None else map(self.entity.field, names)
+        target = tuple(fields)
+        for item in target:
+            if item.generated:
+                raise InvalidName(
+                    f"{self.entity.name}: {item.field} is given by the server and "
+                    "cannot tell whether a row exists; name other fields with on="
+                )
+        return target
+
+
+async def hooked(
+    bound: Bound[M],
+    change: Change[M],
+    work: Callable[[Bound[M]], Awaitable[R]],
+    records_of: Callable[[R], Sequence[M]] | None,
+) -> R:
+    """Run *work* between the hooks of *change*, in one transaction.
+
+    Args:
+        bound: Where the change happens.
+        change: What the hooks are shown.
+        work: Makes the change, with no hooks around it.
+        records_of: Finds the stored records in the result of *work*; None where
+            it has none.
+    """
+    async with bound.executor.transaction() as transaction:
+        await bound.hooks.run("before", transaction, change)
+        result = await work(replace(bound, executor=transaction, hooks=HookTable()))
+        stored = change.records if records_of is None else records_of(result)
+        done = replace(change, records=stored)
+        await bound.hooks.run("after", transaction, done)
+    return result
+
+
+def only(record: M) -> Sequence[M]:
+    """Return the records of a change that gives one."""
+    return (record,)
+
+
+def first_of(found: tuple[M, bool]) -> Sequence[M]:
+    """Return the records of a change that also says whether it created one."""
+    return (found[0],)
+
+
+def all_of(records: list[M]) -> Sequence[M]:
+    """Return the records of a change that gives many."""
+    return records
