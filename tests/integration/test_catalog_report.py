@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 
 import pytest
+from jinja2 import UndefinedError
 
 from fm_storage.catalog import ErrorManager
-from fm_storage.catalog.report.html import document, el, join
+from fm_storage.catalog.report.html import environment, policy_for
 from fm_storage.config import StorageConfig
 from fm_storage.manager import StorageManager
 from fm_storage.repositories import Severity
@@ -196,14 +197,20 @@ async def test_a_long_timeline_is_drawn_in_bounded_width(errors):
     assert replace(report, timeline=wide).to_html().count("<rect") < 3000
 
 
-def test_markup_is_made_by_elements_only():
-    """Text is escaped wherever it goes; nothing else can be markup."""
-    made = el("p", "<b>", el("b", "&"), title='"x"', class_="a", data_x=None)
-    assert made == '<p title="&quot;x&quot;" class="a">&lt;b&gt;<b>&amp;</b></p>'
-    assert join("<", el("br")) == "&lt;<br>"
-    page = document("t", "p{color:red}", el("p", "\udcff\x00"))
-    assert "?\ufffd" in page
-    assert re.search(r"sha256-[A-Za-z0-9+/]{43}=", page)
+def test_a_template_escapes_every_value():
+    """Text is escaped wherever it is printed; only a template's own output is not."""
+    template = environment().from_string(
+        """{% macro bold(x) %}<b>{{ x }}</b>{% endmacro -%}
+        <p title="{{ title }}" class="a">{{ text }}{{ bold("&") }}{{ text|cut }}</p>"""
+    )
+    made = template.render(title='"x"', text="<b>")
+    assert made == (
+        '<p title="&#34;x&#34;" class="a">&lt;b&gt;<b>&amp;</b>&lt;b&gt;</p>'
+    )
+    assert template.render(title="", text="\udcff\x00").count("?\ufffd") == 2
+    with pytest.raises(UndefinedError):
+        template.render(title="a value that was forgotten is no empty text")
+    assert re.search(r"sha256-[A-Za-z0-9+/]{43}=", policy_for("p{color:red}"))
 
 
 async def test_the_worst_stand_apart_from_the_commonest(errors):

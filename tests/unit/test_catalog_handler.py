@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 import pytest
 
+from fm_storage.catalog.record.drafts import Draft
 from fm_storage.catalog.record.logging_handler import CatalogHandler
 
 
@@ -35,7 +37,7 @@ class HandlerOfPython313(CatalogHandler):
 @pytest.mark.parametrize("kind", [CatalogHandler, HandlerOfPython313])
 def test_a_record_is_handed_in_under_the_lock_of_any_python(logger, kind):
     """Python 3.13 enters the handler's lock; earlier ones acquire and release it."""
-    drafts = []
+    drafts: list[Callable[[], Draft]] = []
     logger.addHandler(kind(drafts.append, logging.ERROR))
     logger.error("disk %s is full", "/dev/sda")
     logger.info("below the level")

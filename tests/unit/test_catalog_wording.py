@@ -1,21 +1,23 @@
-"""How the report spells times and spans, and what its charts hold."""
+"""How the report formats times and spans, and what its charts hold."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from fm_storage.catalog.query.findings import TimelineBucket
 from fm_storage.catalog.report.charts import (
-    draw_hours,
-    draw_modules,
-    draw_timeline,
     format_span,
     format_time,
+    hours_chart,
+    timeline_chart,
 )
+from fm_storage.catalog.report.html import environment
 from fm_storage.repositories import Severity
 
+CHARTS: Any = environment().get_template("charts.html.jinja").module
 MOMENT = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
@@ -58,13 +60,13 @@ def test_a_timeline_is_drawn_and_told_in_numbers():
         )
         for n in range(3)
     ]
-    drawn = draw_timeline(buckets, {"ERROR": 3, "INFO": 3})
+    drawn = CHARTS.timeline(timeline_chart(buckets, {"ERROR": 3, "INFO": 3}))
     assert drawn.count('<rect class="ERROR" x') == 2
     assert drawn.count('<rect class="INFO" x') == 3
     assert "each bar 1 hour" in drawn
     assert "the highest bar stands for 3" in drawn
     assert "<td>2024-01-02 05:04</td>" in drawn
-    alone = draw_timeline(buckets[:1], {"INFO": 1})
+    alone = CHARTS.timeline(timeline_chart(buckets[:1], {"INFO": 1}))
     assert "each bar" not in alone
 
 
@@ -72,8 +74,8 @@ def test_little_is_seen_beside_much():
     """One error among a million still has a shade and a width."""
     hours = [0] * 24
     heat = {"busy": [1_000_000, *hours[1:]], "quiet": [1, *hours[1:]], "": hours}
-    drawn = draw_hours(heat)
+    drawn = CHARTS.hours(hours_chart(heat))
     assert drawn.count('class="h8"') == 2  # the cell and the scale's
     assert drawn.count('class="h1"') == 2
     assert "(none)" in drawn
-    assert '<rect width="0.5%"' in draw_modules({"busy": 1_000_000, "quiet": 1})
+    assert '<rect width="0.5%"' in CHARTS.modules({"busy": 1_000_000, "quiet": 1})

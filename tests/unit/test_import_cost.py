@@ -5,7 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 
-HEAVY = ("qdrant_client", "grpc", "numpy", "qdrant_edge", "yoyo", "psycopg", "rich")
+HEAVY = (
+    "qdrant_client",
+    "grpc",
+    "numpy",
+    "qdrant_edge",
+    "yoyo",
+    "psycopg",
+    "rich",
+    "jinja2",
+)
 
 
 def test_import_loads_no_heavy_module():

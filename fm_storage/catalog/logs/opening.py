@@ -97,7 +97,7 @@ def open_log(path: str | os.PathLike[str] | int) -> OpenLog:
         OSError: It cannot be read.
     """
     shown = str(path)
-    raw = open(path, "rb")  # noqa: PTH123, SIM115 - a path or a descriptor, returned open
+    raw = io.BufferedReader(io.FileIO(path))
     try:
         about = os.fstat(raw.fileno())
         modified = datetime.fromtimestamp(about.st_mtime, UTC)

@@ -120,7 +120,7 @@ class Spool:
     def has_any(self) -> bool:
         """Say whether there may be something to replay, of any process."""
         try:
-            return any(name.endswith(_SUFFIX) for name in os.listdir(self.folder))  # noqa: PTH208 - names suffice
+            return any(path.suffix == _SUFFIX for path in self.folder.iterdir())
         except FileNotFoundError:
             return False
 

@@ -1,33 +1,27 @@
-"""The report's charts: when, where, at which hour.
-
-Apart from the page's words. Bars are SVG that stretches, labels are text beside
-it: so they stay readable on a telephone, and no shape needs a style of its own,
-which the page's policy forbids.
-"""
+"""The report's charts as numbers: bars of the timeline, shades of the hours."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from math import ceil, sqrt
+from typing import NamedTuple
 
 from fm_storage.catalog.query.findings import TimelineBucket
-from fm_storage.catalog.report.html import Markup, el, join
 from fm_storage.repositories import Severity
 
 __all__ = [
     "WORST_FIRST",
-    "draw_hours",
-    "draw_modules",
-    "draw_timeline",
     "format_span",
     "format_time",
+    "hours_chart",
+    "timeline_chart",
 ]
 
 WORST_FIRST = tuple(reversed(Severity))
 
 _WIDTH, _HEIGHT = 960, 160
-_LEVELS = 8
+_SHADES = 8
 _NUMBERS = 100
 _DAY = timedelta(days=1)
 _MINUTE = timedelta(minutes=1)
@@ -53,77 +47,86 @@ def format_span(span: timedelta) -> str:
     return f"{seconds:.3g} seconds"
 
 
-def draw_timeline(
+class Part(NamedTuple):
+    """The errors of one severity in a bar."""
+
+    level: Severity
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+class Bar(NamedTuple):
+    """The errors of one bucket, the worst on top."""
+
+    start: datetime
+    counts: str
+    parts: list[Part]
+
+
+class TimelineChart(NamedTuple):
+    """Bars by time and severity, and the highest of them as a table."""
+
+    box: tuple[int, int]
+    width: timedelta
+    top: int
+    bars: list[Bar]
+    labels: list[tuple[datetime, str]]
+    severities: list[tuple[Severity, int]]
+    levels: list[Severity]
+    highest: list[TimelineBucket]
+
+
+def timeline_chart(
     buckets: Sequence[TimelineBucket], severities: Mapping[str, int]
-) -> Markup:
-    """Return bars by time and severity, the worst on top, and the same as numbers."""
+) -> TimelineChart:
+    """Return the chart of at least one bucket, in bounded width."""
     if len(buckets) > _WIDTH // 2:
         buckets = _merged(buckets)
     top = max(1, *(bucket.total for bucket in buckets))
     step = _WIDTH / len(buckets)
-    width = buckets[1].start - buckets[0].start if len(buckets) > 1 else timedelta()
-    bars = [
-        _bar(bucket, at * step, step, top, width)
-        for at, bucket in enumerate(buckets)
-        if bucket.total
-    ]
-    middle = buckets[len(buckets) // 2]
-    each = f", each bar {format_span(width)}" if width else ""
-    return el(
-        "figure",
-        el(
-            "figcaption",
-            f"Times are UTC{each}; the highest bar stands for {top:,}.",
-            class_="note",
-        ),
-        el(
-            "svg",
-            *bars,
-            class_="timeline",
-            viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
-            preserveAspectRatio="none",
-            role="img",
-            aria_label="entries by time and severity",
-        ),
-        el(
-            "div",
-            el("span", format_time(buckets[0].start, width)),
-            el("span", format_time(middle.start, width), class_="mid"),
-            el("span", format_time(buckets[-1].start, width)),
-            class_="axis",
-        ),
-        _legend(severities),
-        _numbers(buckets, width),
+    highest = sorted((one for one in buckets if one.total), key=lambda one: -one.total)
+    shown = sorted(highest[:_NUMBERS], key=lambda one: one.start)
+    return TimelineChart(
+        box=(_WIDTH, _HEIGHT),
+        width=buckets[1].start - buckets[0].start if len(buckets) > 1 else timedelta(),
+        top=top,
+        bars=[
+            Bar(bucket.start, _counts(bucket), list(_parts(bucket, at, step, top)))
+            for at, bucket in enumerate(buckets)
+            if bucket.total
+        ],
+        labels=[
+            (buckets[0].start, ""),
+            (buckets[len(buckets) // 2].start, "mid"),
+            (buckets[-1].start, ""),
+        ],
+        severities=[
+            (level, severities[level]) for level in WORST_FIRST if severities.get(level)
+        ],
+        levels=[one for one in WORST_FIRST if any(b.counts.get(one) for b in shown)],
+        highest=shown,
     )
 
 
-def _bar(
-    bucket: TimelineBucket, x: float, step: float, top: int, width: timedelta
-) -> Markup:
-    said = ", ".join(
+def _counts(bucket: TimelineBucket) -> str:
+    return ", ".join(
         f"{bucket.counts[level]:,} {level.lower()}"
         for level in WORST_FIRST
         if bucket.counts.get(level)
     )
+
+
+def _parts(bucket: TimelineBucket, at: int, step: float, top: int) -> Iterator[Part]:
     gap = min(1.0, step / 5)
     y = float(_HEIGHT)
-    parts = [el("title", f"{format_time(bucket.start, width)}: {said}")]
     for level in Severity:
         count = bucket.counts.get(level, 0)
         if count:
             height = max(count / top * (_HEIGHT - 4), 2.0)
             y = max(y - height, 0.0)
-            parts.append(
-                el(
-                    "rect",
-                    class_=level,
-                    x=f"{x:.1f}",
-                    y=f"{y:.1f}",
-                    width=f"{step - gap:.1f}",
-                    height=f"{height:.1f}",
-                )
-            )
-    return el("g", *parts)
+            yield Part(level, at * step, y, step - gap, height)
 
 
 def _merged(buckets: Sequence[TimelineBucket]) -> list[TimelineBucket]:
@@ -138,118 +141,41 @@ def _merged(buckets: Sequence[TimelineBucket]) -> list[TimelineBucket]:
     return found
 
 
-def _legend(severities: Mapping[str, int]) -> Markup:
-    return el(
-        "div",
-        *[
-            el(
-                "span",
-                el(
-                    "svg",
-                    el("rect", class_=level, width=10, height=10, rx=2),
-                    viewBox="0 0 10 10",
-                    aria_hidden="true",
-                ),
-                f"{level.lower()} {severities[level]:,}",
-            )
-            for level in WORST_FIRST
-            if severities.get(level)
-        ],
-        class_="legend",
-    )
+class Cell(NamedTuple):
+    """The errors of one hour of the day."""
+
+    errors: int
+    shade: int
 
 
-def _numbers(buckets: Sequence[TimelineBucket], width: timedelta) -> Markup:
-    """Return the highest bars as a table, for whoever cannot see or point at them."""
-    filled = sorted((one for one in buckets if one.total), key=lambda one: -one.total)
-    shown = sorted(filled[:_NUMBERS], key=lambda one: one.start)
-    levels = [one for one in WORST_FIRST if any(b.counts.get(one) for b in shown)]
-    head = el(
-        "tr",
-        el("th", "from", scope="col"),
-        *[el("th", one.lower(), class_="n", scope="col") for one in levels],
-    )
-    rows = [
-        el(
-            "tr",
-            el("td", format_time(bucket.start, width)),
-            *[el("td", f"{bucket.counts.get(one, 0):,}", class_="n") for one in levels],
-        )
-        for bucket in shown
-    ]
-    table = el("table", el("thead", head), el("tbody", *rows))
-    return el(
-        "details",
-        el("summary", el("span", "as numbers", class_="head note")),
-        el(
-            "div",
-            table,
-            class_="scroll",
-            tabindex=0,
-            role="region",
-            aria_label="the timeline as numbers",
-        ),
-        class_="numbers",
-    )
+class HourRow(NamedTuple):
+    """The hours of one module."""
+
+    module: str
+    summary: str
+    cells: list[Cell]
 
 
-def draw_modules(counts: Mapping[str, int]) -> Markup:
-    """Return one bar a module."""
-    top = max(counts.values())
-    rows = [
-        el(
-            "div",
-            el("span", name or "(none)"),
-            el("b", f"{count:,}"),
-            el(
-                "svg",
-                el("rect", width=f"{max(count / top * 100, 0.5):.1f}%", height=8, rx=2),
-                aria_hidden="true",
-            ),
-            class_="rank",
-        )
-        for name, count in counts.items()
-    ]
-    return join(*rows)
+class HoursChart(NamedTuple):
+    """A row of twenty-four cells for each module: the darker, the more errors."""
+
+    top: int
+    shades: int
+    rows: list[HourRow]
 
 
-def draw_hours(heat: Mapping[str, Sequence[int]]) -> Markup:
-    """Return a row of twenty-four cells a module: the darker, the more."""
+def hours_chart(heat: Mapping[str, Sequence[int]]) -> HoursChart:
+    """Return the chart of at least one module."""
     top = max(max(hours) for hours in heat.values()) or 1
-    rows: list[Markup] = []
+    rows: list[HourRow] = []
     for module, hours in heat.items():
         busiest = max(range(len(hours)), key=hours.__getitem__)
-        said = f"most at {busiest:02}:00 ({hours[busiest]:,})"
-        rows.append(el("p", module or "(none)", " ", el("span", said, class_="note")))
         rows.append(
-            el(
-                "div",
-                *[
-                    el(
-                        "span",
-                        class_=f"h{_level(count, top)}",
-                        title=f"{hour:02}:00 UTC: {count:,}",
-                    )
-                    for hour, count in enumerate(hours)
-                ],
-                class_="hours",
-                role="img",
-                aria_label=f"{module} by hour: {said}",
+            HourRow(
+                module,
+                f"most at {busiest:02}:00 ({hours[busiest]:,})",
+                # By the root, so that little is seen beside much.
+                [Cell(count, ceil(_SHADES * sqrt(count / top))) for count in hours],
             )
         )
-    rows.append(
-        el("div", *[el("span", f"{at:02}") for at in (0, 6, 12, 18, 23)], class_="axis")
-    )
-    scale = el(
-        "div",
-        *[el("span", class_=f"h{level}") for level in range(_LEVELS + 1)],
-        class_="hours",
-        aria_hidden="true",
-    )
-    rows.append(el("div", "none", scale, f"{top:,} in that hour", class_="scale note"))
-    return el("div", *rows, class_="heat")
-
-
-def _level(count: int, top: int) -> int:
-    """Return 0 for nothing, else 1 to 8; by the root, so that little is seen too."""
-    return ceil(_LEVELS * sqrt(count / top))
+    return HoursChart(top, _SHADES, rows)

@@ -1,81 +1,73 @@
-"""HTML that is escaped by construction.
+"""Templates in which every value is escaped.
 
-Apart from the report, because this is the rule that keeps hostile log text from
-becoming markup: text is escaped when it becomes part of an element, and only
-``Markup`` is not; nothing else can make a ``Markup`` but the functions here.
+Text of a log is hostile. A value is escaped where a template prints it, and
+characters that are invisible or turn the direction of a line are replaced; only
+what a template made itself is printed as it is.
 """
 
 from __future__ import annotations
 
 import re
 from base64 import b64encode
+from functools import cache
 from hashlib import sha256
-from html import escape
+from typing import TYPE_CHECKING
 
-__all__ = ["Markup", "document", "el", "join"]
+from fm_storage.catalog.report.charts import format_span, format_time
 
-_VOID = frozenset({"meta", "br"})
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
+__all__ = ["environment", "policy_for"]
+
+_TRACE = 6000
+_VARIABLE = re.compile(r"(<\w+>)")
 # Controls are invisible, and the direction marks make a line read as another.
 _UNSEEN = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
 )
 
 
-class Markup(str):
-    """Text that is markup already."""
+@cache
+def environment() -> Environment:
+    """Return the templates of this folder, compiled at first use."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    __slots__ = ()
-
-
-def _text(value: object) -> str:
-    if isinstance(value, Markup):
-        return value
-    shown = _UNSEEN.sub("\ufffd", str(value))
-    return escape(shown.encode("utf-8", "replace").decode())
-
-
-def el(tag: str, *children: object, **attributes: object) -> Markup:
-    """Return an element; children and attribute values are escaped.
-
-    A trailing underscore of an attribute's name goes (``class_``), other
-    underscores become hyphens; attributes that are None are left out.
-    """
-    parts = [
-        f' {name.rstrip("_").replace("_", "-")}="{_text(value)}"'
-        for name, value in attributes.items()
-        if value is not None
-    ]
-    opening = f"<{tag}{''.join(parts)}>"
-    if tag in _VOID:
-        return Markup(opening)
-    return Markup(f"{opening}{''.join(map(_text, children))}</{tag}>")
+    made = Environment(
+        loader=PackageLoader(__package__ or ""),
+        autoescape=True,
+        finalize=_visible,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(
+        cut=_cut,
+        number="{:,}".format,
+        span=format_span,
+        time=format_time,
+        variable_parts=lambda text: _VARIABLE.split(text) if text else [],
+    )
+    return made
 
 
-def join(*parts: object) -> Markup:
-    """Return parts one after the other, escaped where they are text."""
-    return Markup("".join(map(_text, parts)))
-
-
-def document(title: str, style: str, *body: object) -> str:
-    """Return a whole page that may load nothing and run nothing.
-
-    The policy allows this one style sheet, by its hash, and nothing else: no
-    script, no image, no font, no connection.
-    """
+def policy_for(style: str) -> str:
+    """Return a policy that allows this style sheet, by its hash, and nothing else."""
     digest = b64encode(sha256(style.encode()).digest()).decode()
-    policy = (
+    return (
         f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; "
         "form-action 'none'"
     )
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", http_equiv="Content-Security-Policy", content=policy),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("meta", name="referrer", content="no-referrer"),
-        el("title", title),
-        el("style", Markup(style)),
-    )
-    return f"<!doctype html>\n{el('html', head, el('body', *body), lang='en')}\n"
+
+
+def _visible(value: object) -> object:
+    if hasattr(value, "__html__"):
+        return value
+    shown = _UNSEEN.sub("\ufffd", str(value))
+    return shown.encode("utf-8", "replace").decode()
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _TRACE:
+        return text
+    return f"{text[: _TRACE // 2]}\n…\n{text[-_TRACE // 2 :]}"

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import orjson
 
@@ -101,6 +101,14 @@ class Report:
         return self.draw(self)
 
 
+class Period(TypedDict):
+    """What every question of the report is restricted to."""
+
+    since: datetime | None
+    until: datetime | None
+    severity: Severity | None
+
+
 def _json_of(value: object) -> object:
     if isinstance(value, timedelta):
         return value.total_seconds()
@@ -121,14 +129,14 @@ async def make_report(
 ) -> Report:
     """Ask all questions of the report, one after the other."""
     now = datetime.now(UTC)
-    period = {"since": since, "until": until, "severity": severity}
-    totals = await analyzer.totals(**period)  # type: ignore[arg-type]  # mixed values
+    period: Period = {"since": since, "until": until, "severity": severity}
+    totals = await analyzer.totals(**period)
     end = until or (totals.last + timedelta(microseconds=1) if totals.last else now)
     begin = since or totals.first or end
     lately = window or _lately(end - begin)
-    groups = await analyzer.groups(limit=limit, **period)  # type: ignore[arg-type]  # mixed values
+    groups = await analyzer.groups(limit=limit, **period)
     growing = await analyzer.growing(lately, until=end, limit=limit, severity=severity)
-    together = await analyzer.correlations(limit=limit, **period)  # type: ignore[arg-type]  # mixed values
+    together = await analyzer.correlations(limit=limit, **period)
     shown = {one.fingerprint for one in growing}
     shown |= {name for pair in together for name in (pair.first, pair.second)}
     return Report(
@@ -138,10 +146,10 @@ async def make_report(
         until=end,
         window=lately,
         totals=totals,
-        severities=await analyzer.frequencies("severity", **period),  # type: ignore[arg-type]  # mixed values
-        modules=await analyzer.frequencies("module", limit=limit, **period),  # type: ignore[arg-type]  # mixed values
-        timeline=await analyzer.timeline(**period),  # type: ignore[arg-type]  # mixed values
-        heat=await analyzer.heat(limit=limit, **period),  # type: ignore[arg-type]  # mixed values
+        severities=await analyzer.frequencies("severity", **period),
+        modules=await analyzer.frequencies("module", limit=limit, **period),
+        timeline=await analyzer.timeline(**period),
+        heat=await analyzer.heat(limit=limit, **period),
         groups=groups,
         new=await analyzer.new_since(
             end - lately, until=end, limit=limit, severity=severity
@@ -158,7 +166,7 @@ async def make_report(
             severity=_at_least_error(severity),
             order="severity",
         ),
-        examples=await analyzer.examples(shown, **period),  # type: ignore[arg-type]  # mixed values
+        examples=await analyzer.examples(shown, **period),
     )
 
 
