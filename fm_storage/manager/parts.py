@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fm_storage.config import PostgresConfig, QdrantConfig, StorageConfig
     from fm_storage.migrate import Progress
     from fm_storage.postgres import Transaction
+    from fm_storage.postgres.connection.statements import Statements
 
 __all__ = ["Parts"]
 
@@ -30,14 +31,16 @@ class Parts:
 
     Args:
         config: The settings.
-        transaction_class: What the pool's transactions are.
+        make_transaction: Makes the pool's transactions.
     """
 
     def __init__(
-        self, config: StorageConfig, transaction_class: type[Transaction]
+        self,
+        config: StorageConfig,
+        make_transaction: Callable[[Statements], Transaction],
     ) -> None:
         self.config = config
-        self._transaction_class = transaction_class
+        self._make_transaction = make_transaction
         # By open(), in this order.
         self.embedded: EmbeddedPostgres | None = None
         self.dsn: str | None = None
@@ -99,8 +102,7 @@ class Parts:
             self.embedded = EmbeddedPostgres(folder)
             self._closers.append(("embedded PostgreSQL", self.embedded.aclose))
             self.dsn = await self.embedded.open()
-        pool = Pool(config, dsn=self.dsn)
-        pool.transaction_class = self._transaction_class
+        pool = Pool(config, dsn=self.dsn, make_transaction=self._make_transaction)
         self._closers.append(("pool", pool.aclose))
         await pool.open()
         await self.migrator().ensure(executor=pool)

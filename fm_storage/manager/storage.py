@@ -14,7 +14,7 @@ from fm_storage.errors import ConfigurationInvalid, StorageClosed
 from fm_storage.hooks import Hosted, ShutdownHooks
 from fm_storage.manager.health import Health, check_parts
 from fm_storage.manager.parts import Parts
-from fm_storage.manager.transaction import StorageTransaction, transaction_class
+from fm_storage.manager.transaction import StorageTransaction
 from fm_storage.migrate import Progress as MigrationProgress
 from fm_storage.outbox import Outbox
 from fm_storage.postgres import Pool
@@ -95,7 +95,9 @@ class StorageManager(Lifecycle, Hosted):
             usage="use it inside 'async with', or between "
             "'await StorageManager(…)' and aclose()",
         )
-        self._parts = Parts(self.config, transaction_class(self))
+        self._parts = Parts(
+            self.config, lambda statements: StorageTransaction(statements, self)
+        )
         self._repositories: dict[type[Any], Repository[Any]] = {}  # by repository()
         self._closing = Once(self._close)
         self._failures: list[Exception] = []  # by _close(), until they are raised

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from fm_storage.postgres import Transaction
 
 if TYPE_CHECKING:
     from fm_storage.outbox import BoundOutbox, Outbox
+    from fm_storage.postgres.connection.statements import Statements
     from fm_storage.repositories import ErrorEntryRepository, Repository
 
-__all__ = ["Storage", "StorageTransaction", "transaction_class"]
+__all__ = ["Storage", "StorageTransaction"]
 
 Model = TypeVar("Model")
 
@@ -41,7 +42,9 @@ class StorageTransaction(Transaction):
     called on the manager instead runs outside.
     """
 
-    _storage: ClassVar[Storage]
+    def __init__(self, statements: Statements, storage: Storage) -> None:
+        super().__init__(statements)
+        self._storage = storage
 
     @property
     def error_entries(self) -> ErrorEntryRepository:
@@ -60,8 +63,3 @@ class StorageTransaction(Transaction):
         table and key are the default ones.
         """
         return self._storage.repository(model).bind(self)
-
-
-def transaction_class(storage: Storage) -> type[StorageTransaction]:
-    """Return the class of the transactions of *storage*."""
-    return type("Transaction", (StorageTransaction,), {"_storage": storage})
