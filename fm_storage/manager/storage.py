@@ -249,7 +249,7 @@ class StorageManager(Lifecycle, Hosted):
         """Return the repository of *model*; declared once, known afterwards.
 
         The options are needed where the model is declared and can be left out
-        later; what they mean is told by ``Repository``.
+        later; see ``Repository`` for their meaning.
 
         Args:
             model: A slotted dataclass, a pydantic model or a msgspec struct.
