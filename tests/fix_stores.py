@@ -1,12 +1,15 @@
 """Vector stores on every engine, for tests that must hold on all of them.
 
-Apart from the plain embedded store, because these tests are multiplied: once per
-engine, each with collections of its own and everything else shared.
+These tests are multiplied: once per engine, each with collections of its own and
+everything else shared. A given server may serve several runs at once: each process
+of a run deletes what it has made, and nothing else.
 """
 
 from __future__ import annotations
 
+import fcntl
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -21,7 +24,16 @@ from tests.support import servers
 if TYPE_CHECKING:
     from fm_storage.vectors import QdrantStore
 
-__all__ = ["any_store", "engine_folder", "name", "pytest_generate_tests"]
+__all__ = [
+    "alone_with_the_marker",
+    "any_store",
+    "engine_folder",
+    "name",
+    "pytest_generate_tests",
+]
+
+# Of this process: another run, and another worker of this one, have others.
+_PREFIX = f"t_{uuid4().hex[:8]}_"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -89,14 +101,22 @@ async def any_store(
         await stack.enter_async_context(store)
         yield store
         for alias in await store.list_aliases():
-            if alias.startswith("t_"):
+            if alias.startswith(_PREFIX):
                 await store.set_aliases({alias: None})
         for collection in await store.list_collections():
-            if collection.startswith("t_"):
+            if collection.startswith(_PREFIX):
                 await store.delete_collection(collection)
+
+
+@pytest.fixture
+def alone_with_the_marker() -> Iterator[None]:
+    """Hold the marker of a given server, of which there is one for all runs."""
+    with (Path(tempfile.gettempdir()) / "fm_storage_marker.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture
 def name() -> str:
     """Give a name that no other test uses."""
-    return f"t_{uuid4().hex[:12]}"
+    return f"{_PREFIX}{uuid4().hex[:12]}"

@@ -1,16 +1,19 @@
-"""``fm-storage vectors``: list, search, export and import collections.
+"""``fm-storage vectors``: collections at a glance, searched, exported, imported.
 
-Only the vector store is opened; PostgreSQL is not needed.
+Opens the vector store alone; PostgreSQL is neither needed nor asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import orjson
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from fm_storage.cli.common import (
@@ -19,7 +22,6 @@ from fm_storage.cli.common import (
     json_option,
     plain,
     print_json,
-    progress_bar,
     run,
 )
 from fm_storage.errors import (
@@ -51,13 +53,13 @@ _NOT_INDEXED = (
 @click.group(
     epilog=(
         "\b\nExamples:\n"
-        "  fm-storage vectors list                       collections, their sizes\n"
-        "  fm-storage vectors info docs                  one in detail\n"
-        "  fm-storage vectors search docs 'pool timeout' by words\n"
+        "  fm-storage vectors list                       what there is, how much\n"
+        "  fm-storage vectors info docs                  one collection in full\n"
+        "  fm-storage vectors search docs 'pool timeout' by words, when lexical\n"
         "  fm-storage vectors search docs '[0.1, 0.7]'   by a vector\n"
         "  fm-storage vectors export docs -o docs.jsonl  lines of JSON\n"
-        "  fm-storage vectors export docs -o docs.parquet  as columns\n"
-        "  fm-storage vectors import docs.jsonl          into this or another store\n"
+        "  fm-storage vectors export docs -o docs.parquet  or columns\n"
+        "  fm-storage vectors import docs.jsonl          and back, anywhere\n"
     )
 )
 def vectors() -> None:
@@ -80,37 +82,38 @@ def _with(settings: Settings, job: Callable[[QdrantStore], Awaitable[T]]) -> T:
             folder = config.embedded_folder(config.qdrant.url)
         async with QdrantStore(config.qdrant, folder=folder) as store:
             if folder is None:
-                # Do not wait through every retry of a call at the terminal.
+                # Whoever looks on does not wait through every retry of a call.
                 await store.ready(timeout=_PATIENCE)
             return await job(store)
 
     try:
         return run(body())
     except CollectionNotFound as exc:
-        raise click.ClickException(
+        message = (
             f"there is no collection {exc.collection!r}; "
             "'fm-storage vectors list' names those there are"
-        ) from exc
+        )
+        raise click.ClickException(message) from exc
     except RecordNotFound as exc:
-        raise click.ClickException(
-            f"collection {exc.table!r} has no point {exc.key!r}"
-        ) from exc
+        message = f"collection {exc.table!r} has no point {exc.key!r}"
+        raise click.ClickException(message) from exc
     except CollectionMismatch as exc:
-        differing = ", ".join(
+        told = ", ".join(
             f"{field} is {there!r} there and {asked!r} in the file"
             for field, (asked, there) in exc.differences.items()
         )
-        raise click.ClickException(
-            f"collection {exc.collection!r} exists and differs: {differing}; "
+        message = (
+            f"collection {exc.collection!r} exists and differs: {told}; "
             "import under another name with --collection"
-        ) from exc
+        )
+        raise click.ClickException(message) from exc
 
 
 @vectors.command("list")
 @json_option
 @click.pass_obj
 def list_(settings: Settings, *, as_json: bool) -> None:
-    """List every collection, with its size and aliases."""
+    """Name every collection, with its size and aliases."""
 
     async def job(store: QdrantStore) -> list[Any]:
         names = await store.list_collections()
@@ -142,7 +145,7 @@ def list_(settings: Settings, *, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def info(settings: Settings, *, collection: str, as_json: bool) -> None:
-    """Show the definition and the size of a collection."""
+    """Say what a collection is and how much it holds."""
     found = _with(settings, lambda store: store.collection_info(collection))
     if as_json:
         print_json(found)
@@ -171,15 +174,9 @@ def info(settings: Settings, *, collection: str, as_json: bool) -> None:
 @vectors.command()
 @click.argument("collection")
 @click.argument("query")
-@click.option(
-    "-n", "--limit", default=10, show_default=True, help="Maximum number of points."
-)
+@click.option("-n", "--limit", default=10, show_default=True, help="Points at most.")
 @click.option("--filter", "chosen", help="Filter as JSON, in short form.")
-@click.option(
-    "--using",
-    default="",
-    help="Name of the vector to compare with, if the collection has several.",
-)
+@click.option("--using", default="", help="Name of the vector to compare with.")
 @json_option
 @click.pass_obj
 def search(
@@ -198,7 +195,8 @@ def search(
     """
     wanted = _json(chosen, "--filter")
     if limit < 1:
-        raise click.UsageError(f"--limit is {limit}; give 1 or more")
+        message = f"--limit is {limit}; give 1 or more"
+        raise click.UsageError(message)
 
     async def job(store: QdrantStore) -> list[ScoredPoint]:
         info = await store.collection_info(collection)
@@ -265,8 +263,8 @@ def _check_using(info: CollectionInfo, using: str) -> None:
     if names == [""]:
         message = f"collection {info.name!r} has one unnamed vector; leave --using out"
     else:
-        choices = " or ".join(name for name in names if name)
-        message = f"say with --using which vector to compare with: {choices}"
+        told = " or ".join(name for name in names if name)
+        message = f"say with --using which vector to compare with: {told}"
     raise click.UsageError(message)
 
 
@@ -276,7 +274,29 @@ def _json(text: str | None, what: str) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as exc:
-        raise click.UsageError(f"{what} is not JSON ({exc})") from None
+        message = f"{what} is not JSON ({exc})"
+        raise click.UsageError(message) from None
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Report]:
+    """Show a bar on standard error, where somebody looks at it."""
+    shown = Console(stderr=True)
+    bar = Progress(
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=shown,
+        disable=not shown.is_terminal,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(what, total=None)
+
+        def report(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield report
 
 
 @vectors.command("export")
@@ -318,7 +338,7 @@ def export(
                 progress=report,
             )
 
-    with progress_bar("exporting") as report:
+    with _progress("exporting") as report:
         done = _with(settings, lambda store: job(store, report))
     click.echo(f"{done} points exported", err=True)
 
@@ -328,12 +348,10 @@ def export(
     "file",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
 )
-@click.option(
-    "--collection", help="Name of the collection; by default the one in the file."
-)
+@click.option("--collection", help="Name to use instead of the file's.")
 @click.pass_obj
 def import_(settings: Settings, *, file: Path, collection: str | None) -> None:
-    """Read FILE, written by 'export'; create the collection if it does not exist.
+    """Read FILE, which 'export' wrote; the collection is made if need be.
 
     Points with the same id are replaced, so an interrupted import can be repeated.
     """
@@ -352,6 +370,6 @@ def import_(settings: Settings, *, file: Path, collection: str | None) -> None:
                 store, lines, collection=collection, progress=report
             )
 
-    with progress_bar("importing") as report:
+    with _progress("importing") as report:
         done = _with(settings, lambda store: job(store, report))
     click.echo(f"{done} points imported", err=True)

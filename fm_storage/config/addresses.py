@@ -28,7 +28,8 @@ def check_address(dsn: str, *, others: str = "") -> None:
         others: What else may begin it, for the message.
     """
     if not dsn.startswith(_SCHEMES):
-        raise ValueError(f"must start with postgresql://{others and f' or {others}'}")
+        message = f"must start with postgresql://{others and f' or {others}'}"
+        raise ValueError(message)
     # The last @ ends the user part, whatever the password holds.
     rest = dsn.partition("://")[2].rpartition("@")[2]
     hosts, _, query = rest.partition("?")
@@ -43,11 +44,11 @@ def check_address(dsn: str, *, others: str = "") -> None:
 def _check_port(port: str) -> None:
     if port and not port.isdecimal():
         # Not shown: in an address without @ it may be the password.
-        raise ValueError("has a port that is no number; write host:5432")
+        message = "has a port that is no number; write host:5432"
+        raise ValueError(message)
     if port and not 1 <= int(port) <= _LAST:
-        raise ValueError(
-            f"has port {port}, which is not from 1 to {_LAST}; write host:5432"
-        )
+        message = f"has port {port}, which is not from 1 to {_LAST}; write host:5432"
+        raise ValueError(message)
 
 
 _DEMANDS = {
@@ -86,10 +87,11 @@ def check_security(dsn: str, tls: object = None) -> None:
             continue
         if name == "channel_binding" and _is_verified(dsn, tls):
             continue
-        raise ValueError(
+        message = (
             f"{name}={value}{where} is a demand on the server that the driver "
             f"(asyncpg) does not check; {_REMEDIES[name]}"
         )
+        raise ValueError(message)
 
 
 def is_unbound(dsn: str, tls: object = None) -> bool:

@@ -1,4 +1,7 @@
-"""Masking of passwords in addresses, for messages."""
+"""Passwords out of addresses: what may be shown in a message.
+
+Apart because every room that shows an address needs it, and none its sections.
+"""
 
 from __future__ import annotations
 

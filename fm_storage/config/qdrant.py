@@ -67,13 +67,11 @@ class CollectionConfig(Section):
     @model_validator(mode="after")
     def _has_a_vector(self) -> Self:
         if self.size is None and not self.vectors and not self.sparse_vectors:
-            raise ValueError(
-                "no vector is defined; give size, vectors or sparse_vectors"
-            )
+            message = "no vector is defined; give size, vectors or sparse_vectors"
+            raise ValueError(message)
         if self.size is not None and self.vectors:
-            raise ValueError(
-                "size and vectors exclude each other; name every dense vector"
-            )
+            message = "size and vectors exclude each other; name every dense vector"
+            raise ValueError(message)
         return self
 
 
@@ -116,17 +114,19 @@ class QdrantConfig(Section):
         if url.startswith(("http://", "https://")):
             parts = urlsplit(url)
             if not parts.hostname:
-                raise ValueError("has no host; write http://host:6333")
+                message = "has no host; write http://host:6333"
+                raise ValueError(message)
             try:
                 _ = parts.port
             except ValueError:
-                raise ValueError(
-                    "has a port that no server has; write http://host:6333"
-                ) from None
+                message = "has a port that no server has; write http://host:6333"
+                raise ValueError(message) from None
             if parts.username or parts.password:
-                raise ValueError("holds credentials; put the key into qdrant.api_key")
+                message = "holds credentials; put the key into qdrant.api_key"
+                raise ValueError(message)
             return url
-        raise ValueError("must start with http://, https:// or embedded:")
+        message = "must start with http://, https:// or embedded:"
+        raise ValueError(message)
 
     @property
     def embedded(self) -> bool:

@@ -1,4 +1,4 @@
-"""Shutdown hooks: ``atexit`` for coroutines, and what triggers them."""
+"""Shutdown hooks: ``atexit`` for coroutines, and what sets them off."""
 
 from __future__ import annotations
 

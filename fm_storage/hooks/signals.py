@@ -1,4 +1,7 @@
-"""Signals: SIGINT while hooks run, and SIGTERM where the application agrees.
+"""Signals while hooks run, and SIGTERM by consent.
+
+Apart because signals belong to the application: what is taken here, when, and
+how it is given back must be readable in one place.
 
 * While hooks run, the first SIGINT waits until they are done and the second
   leaves at once. Only Python's own reaction is held back (the default
@@ -20,8 +23,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
-
-from fm_storage.concurrency.lifecycle import Home
 
 __all__ = ["SignalGuard", "held"]
 
@@ -54,14 +55,14 @@ def held() -> Iterator[None]:
     if not _is_pythons_own(before):
         yield
         return
-    home = Home("signals")
+    pid = os.getpid()
     seen = 0
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
         nonlocal seen
         del frame
         seen += 1
-        if seen > 1 or home.forked:
+        if seen > 1 or os.getpid() != pid:
             _leave(signum)
 
     signal.signal(signal.SIGINT, on_signal)
@@ -79,10 +80,11 @@ class SignalGuard:
 
     def __init__(self) -> None:
         self._taken: dict[int, Any] = {}
-        self._home = Home("signals")  # by take()
+        self._pid = os.getpid()
         self._busy = 0  # by busy()
         self._count = 0  # signals outside hooks, by the handler
         self._waiting = 0  # a signal that came while hooks ran, by the handler
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
 
     def take(self, signals: tuple[int, ...]) -> tuple[signal.Signals, ...]:
@@ -93,9 +95,9 @@ class SignalGuard:
         """
         if threading.current_thread() is not threading.main_thread():
             return ()
-        self._home = Home("signals")
-        self._home.enter()
+        self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
+        self._pid = os.getpid()
         for signum in signals:
             if signum in self._taken or signal.getsignal(signum) is not signal.SIG_DFL:
                 continue
@@ -112,7 +114,7 @@ class SignalGuard:
         if (
             self._count
             or self._waiting
-            or self._home.forked
+            or os.getpid() != self._pid
             or threading.current_thread() is not threading.main_thread()
         ):
             return
@@ -134,7 +136,7 @@ class SignalGuard:
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         del frame
-        if self._home.forked:
+        if os.getpid() != self._pid:
             # A forked child: the parent's hooks are none of its business.
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
@@ -147,14 +149,13 @@ class SignalGuard:
         self._count += 1
         if self._count > 1:
             _leave(signum)
-        loop = self._home.loop
-        if loop is None or not loop.is_running():
+        if self._loop is None or not self._loop.is_running():
             raise SystemExit(_EXIT + signum)
-        loop.call_soon_threadsafe(self._begin, signum)
+        self._loop.call_soon_threadsafe(self._begin, signum)
 
     def _begin(self, signum: int) -> None:
         """Cancel the task; leave the loop with the exit code once it is done."""
-        loop, task = self._home.loop, self._task
+        loop, task = self._loop, self._task
         if loop is None or loop.is_closed():
             return
 

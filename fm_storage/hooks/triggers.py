@@ -1,6 +1,7 @@
-"""What runs hooks when nobody calls ``aclose()``: the loop's end, or the exit.
+"""What sets hooks off when nobody calls ``aclose()``.
 
-One *master* per loop holds every closer of that loop, so that they run last-in
+Apart because it is about event loops and the interpreter, not about hooks. One
+*master* per loop holds every closer of that loop, so that they run last-in
 first-out: several suspended generators would be closed at once, in any order.
 """
 
@@ -19,7 +20,6 @@ from typing import Any
 
 import anyio
 
-from fm_storage.concurrency.lifecycle import Home
 from fm_storage.hooks.signals import held
 
 __all__ = ["arm", "disarm"]
@@ -40,7 +40,7 @@ class _Master:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.home = Home("shutdown")
+        self.pid = os.getpid()
         self.closers: list[Closer] = []
         self.closing = False
         self._generator = self._suspend()
@@ -52,12 +52,12 @@ class _Master:
         try:
             yield
         finally:
-            async with _ClosingGenerators():
+            async with _GeneratorsSeenTo():
                 await self.close()
 
     async def close(self) -> None:
         """Run every closer, last first; a failure is logged, the rest go on."""
-        if self.home.forked:
+        if os.getpid() != self.pid:
             return
         self.closing = True
         try:
@@ -75,13 +75,12 @@ class _Master:
             _step(self._generator.aclose())
 
 
-class _ClosingGenerators:
+class _GeneratorsSeenTo:
     """A block that closes the asynchronous generators begun in it, and only those.
 
-    The loop is closing its own by now; it would not close later ones, and warns of
-    each (an error under ``-W error``). Every ``@asynccontextmanager`` is a generator,
-    so this block is a class. The hooks set here are this thread's, which is this
-    loop's.
+    The loop is closing its own by now, would not see to later ones, and warns of
+    each (an error under ``-W error``): every ``@asynccontextmanager`` is one, so
+    that this is none. The hooks set here are this thread's, which is this loop's.
     See https://docs.python.org/3/library/sys.html#sys.set_asyncgen_hooks.
     """
 
@@ -128,7 +127,7 @@ def arm(closer: Closer) -> None:
     # calls exec() makes Python forget that a KeyboardInterrupt ended the program.
     anyio.get_cancelled_exc_class()
     master = _masters.get(loop)
-    if master is None or master.home.forked:
+    if master is None or master.pid != os.getpid():
         master = _masters[loop] = _Master(loop)
     master.closers.append(closer)
 
@@ -136,7 +135,7 @@ def arm(closer: Closer) -> None:
 def disarm(closer: Closer) -> None:
     """Take *closer* back; one that is not armed is ignored."""
     for master in list(_masters.values()):
-        if closer in master.closers and not master.home.forked:
+        if closer in master.closers and master.pid == os.getpid():
             master.closers.remove(closer)
             if not master.closers and not master.closing:
                 master.retire()
@@ -146,7 +145,7 @@ def disarm(closer: Closer) -> None:
 def _at_exit() -> None:
     """Close what is left on loops that were never closed properly."""
     for master in reversed(list(_masters.values())):
-        if master.home.forked or not master.closers:
+        if master.pid != os.getpid() or not master.closers:
             continue
         loop = master.loop
         if loop.is_closed():

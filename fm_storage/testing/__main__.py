@@ -21,7 +21,7 @@ async def _serve(port: int, *, grpc: bool) -> None:
 def main() -> None:
     """Serve until standard input ends: ``[PORT] [--grpc]``.
 
-    The first line said is the address, with ``--grpc`` the second one gRPC's port.
+    The first line printed is the address, with ``--grpc`` the second one gRPC's port.
     """
     port = next((int(given) for given in sys.argv[1:] if given.isdigit()), 0)
     with suppress(KeyboardInterrupt):

@@ -1,9 +1,8 @@
 """Qdrant's REST API as an ASGI application: one face of the test double.
 
-Apart from the server that carries it, so that it can also be mounted in an
-application's own tests. Bodies are parsed by the client's models, which are
-generated from Qdrant's own description of the API, so that a request which a
-server would refuse is refused here.
+It can also be mounted in an application's own tests. Bodies are parsed by the
+client's models, which are generated from Qdrant's own description of the API, so
+that a request which a server would refuse is refused here.
 """
 
 from __future__ import annotations

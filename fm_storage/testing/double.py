@@ -1,7 +1,7 @@
 """What the test double knows: the client's local mode, and what a server adds to it.
 
-Apart from its two faces, REST and gRPC, so that both refuse and answer the same.
-Requests and answers are objects of ``qdrant_client.models``.
+Its two faces, REST and gRPC, refuse and answer the same. Requests and answers are
+objects of ``qdrant_client.models``.
 
 It is a test double for the *interface*: local mode compares with every point,
 knows no shards, consistency or strict mode, and is far slower than a server.
@@ -47,11 +47,11 @@ def refusal_for(exc: Exception) -> Refused:
 
 
 def _status_of(text: str) -> int:
-    said = text.lower()
-    if "already exists" in said:
+    lower = text.lower()
+    if "already exists" in lower:
         return 409
-    if "not found" in said and ("collection" in said or "point" in said):
-        return 400 if "vector" in said else 404
+    if "not found" in lower and ("collection" in lower or "point" in lower):
+        return 400 if "vector" in lower else 404
     return 400
 
 
@@ -60,7 +60,7 @@ class Double:
 
     def __init__(self) -> None:
         self._client: AsyncQdrantClient | None = None
-        # What local mode forgets and a server tells again.
+        # What local mode forgets and a server echoes.
         self._indexes: dict[str, dict[str, Any]] = {}
         self._options: dict[str, Any] = {}
 
@@ -222,7 +222,7 @@ def _check_size(expected: int, vector: list[Any]) -> None:
 
 
 def _echo(config: dict[str, Any], given: Any) -> None:
-    """Tell the options of a collection as a server would."""
+    """Echo the options of a collection as a server would."""
     if given is None:
         return
     asked = given.model_dump(mode="json", exclude_none=True)

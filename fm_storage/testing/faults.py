@@ -1,7 +1,4 @@
-"""Faults that a test server commits on request, and what it remembers.
-
-Apart from the server, because a test reads and writes these and nothing else.
-"""
+"""Faults that a test server commits on request, and what it remembers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Qdrant's gRPC API: the other face of the test double.
 
-Apart from the server that carries it. The services' bases and the conversions
+The services' bases and the conversions
 are the client's own, so that a message which the client cannot write or read is
 found out here. Loaded together with the client.
 """
@@ -49,7 +49,7 @@ class GrpcFace:
 
     Args:
         double: The collections behind.
-        version: Says what a health check tells.
+        version: Returns the version that a health check answers.
     """
 
     def __init__(self, double: Double, *, version: Callable[[], str]) -> None:

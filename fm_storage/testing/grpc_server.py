@@ -1,8 +1,7 @@
 """A small gRPC server for the test double, with faults on real connections.
 
-Apart from the messages, because connections are cut below gRPC: every byte goes
-through a forwarder of our own, which can reset the connection that a request
-came on.
+Connections are cut below gRPC: every byte goes through a forwarder of our own,
+which can reset the connection that a request came on.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Self
 
-import grpc  # type: ignore[import-untyped]  # published without types
+import grpc
 
 from fm_storage.testing import app as rest
 from fm_storage.testing.app import QdrantApp

@@ -1,7 +1,7 @@
 """A small HTTP/1.1 server for the test double, with faults on real sockets.
 
-Apart from the application, because resets, stalls and half-closed connections
-happen below HTTP, where no ASGI server lets a test reach.
+Separate from the application, because resets, stalls and half-closed connections
+happen below HTTP, where no ASGI server can be reached.
 """
 
 from __future__ import annotations

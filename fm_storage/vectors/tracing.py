@@ -1,39 +1,23 @@
 """Spans that last as long as the call, where OpenTelemetry is installed and used.
 
-Apart from the store, because the API is optional and must cost nothing when it
-is absent: it is used only once the application itself has imported it.
+The API is optional and costs nothing when it is absent: it is used only once the
+application itself has imported it.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
+from contextlib import contextmanager
+from typing import Any
 
 __all__ = ["span"]
 
 
-def span(
-    operation: str, collection: str | None, *, engine: str
-) -> AbstractContextManager[Any]:
-    """Return a context manager that is a client span, or does nothing."""
-    trace = sys.modules.get("opentelemetry.trace")
-    if trace is None:
-        return nullcontext()
-    return _span(trace, operation, collection, engine)
-
-
 @contextmanager
-def _span(
-    trace: Any,
-    operation: str,
-    collection: str | None,
-    engine: str,
+def span(
+    trace: Any, operation: str, collection: str | None, *, engine: str
 ) -> Iterator[Any]:
+    """Make a client span with *trace*, the module ``opentelemetry.trace``."""
     attributes = {
         "db.system.name": "qdrant",
         "db.operation.name": operation,

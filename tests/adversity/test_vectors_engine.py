@@ -27,7 +27,7 @@ from fm_storage.errors import (
     WrongLoop,
 )
 from fm_storage.vectors import Point, QdrantStore
-from fm_storage.vectors.embedded import frames, launch
+from fm_storage.vectors.embedded import boot, frames
 from tests.fix_process import Child
 from tests.torture.vectors_kills import CLIENT, kill_engine_sweep
 
@@ -75,13 +75,13 @@ async def test_engine_loads_nothing_heavy(
     child: Callable[..., Awaitable[Child]],
 ) -> None:
     """Its process knows neither pydantic, nor numpy, nor a client: it starts fast."""
-    heavy = "{'pydantic', 'qdrant_client', 'grpc', 'numpy', 'asyncio', 'asyncpg'}"
-    start = launch._BOOT.replace(
-        "main(folder)", f"print(sorted({heavy} & set(sys.modules)), flush=True)"
+    heavy = {"pydantic", "qdrant_client", "grpc", "numpy", "asyncio", "asyncpg"}
+    module = "fm_storage.vectors.embedded.process.main"
+    start, given = boot.command(module, "nowhere")[-2:]
+    start = start.replace(
+        ".main(argument)", f"; print(sorted({heavy} & set(sys.modules)), flush=True)"
     )
-    here = Path(launch.__file__).parents[1]
-    roots = {"fm_storage": str(here.parent), "fm_storage.vectors": str(here)}
-    process = await child(start, orjson.dumps(["nowhere", roots, []]).decode())
+    process = await child(start, given)
     assert await process.line(60) == "[]"
 
 
@@ -349,8 +349,8 @@ async def test_foreign_bytes_end_their_connection_only(
             "dense": [{"name": "", "size": 2, "rows": None}],
             "sparse": [],
         },
-        {"op": "query", "c": "a", "q": {"query": {"@d": [0, 1000]}}},
-        {"op": "query", "c": "a", "q": {"query": {"nonsense": 1}}},
+        {"op": "query", "c": "a", "query": {"@d": [0, 1000]}},
+        {"op": "query", "c": "a", "query": {"nonsense": 1}},
         {"op": "scroll", "c": "a", "limit": "x"},
         {"op": "create", "c": "b", "spec": {}},
     ],

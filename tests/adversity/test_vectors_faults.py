@@ -306,7 +306,7 @@ async def test_grpc_write_gets_the_whole_deadline(
     """A write of six seconds succeeds; the client's own deadline would be five."""
     service, config = slow_grpc
     async with QdrantStore(config) as store:
-        store._specs["a"] = SPEC
+        store._calls.specs["a"] = SPEC
         await store.upsert_points("a", [Point(1, [1.0] * 4)])
     assert service.deadlines[0] > 7
 
@@ -317,7 +317,7 @@ async def test_grpc_faults_are_outlasted(
     """UNAVAILABLE and RESOURCE_EXHAUSTED are repeated, INVALID_ARGUMENT is not."""
     service, config = slow_grpc
     async with QdrantStore(config) as store:
-        store._specs["a"] = SPEC
+        store._calls.specs["a"] = SPEC
         for code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
             service.answer = code
             await store.upsert_points("a", [Point(2, [1.0] * 4)])
@@ -325,7 +325,7 @@ async def test_grpc_faults_are_outlasted(
         service.answer = grpc.StatusCode.INVALID_ARGUMENT
         with pytest.raises(InvalidRecord):
             await store.upsert_points("a", [Point(2, [1.0] * 4)])
-        store._specs["a"] = SPEC
+        store._calls.specs["a"] = SPEC
         service.answer = grpc.StatusCode.NOT_FOUND
         with pytest.raises(CollectionNotFound):
             await store.upsert_points("a", [Point(2, [1.0] * 4)])

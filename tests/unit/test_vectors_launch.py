@@ -16,7 +16,7 @@ import pytest
 
 from fm_storage.errors import EmbeddedFailed
 from fm_storage.vectors.embedded import launch
-from fm_storage.vectors.embedded.process.manifest import Catalogue
+from fm_storage.vectors.embedded.process.manifest import Manifest
 
 
 def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
@@ -129,15 +129,15 @@ def test_engine_that_does_not_start_says_why(
     assert remedy in str(caught.value)
 
 
-def test_catalogue_of_another_version_is_refused(tmp_path: Path) -> None:
-    """A newer format is not guessed at, and shards without a catalogue are kept."""
+def test_manifest_of_another_version_is_refused(tmp_path: Path) -> None:
+    """A newer format is not guessed at, and shards without a manifest are kept."""
     (tmp_path / "catalogue.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match="99"):
-        Catalogue(tmp_path).load()
+        Manifest(tmp_path).load()
     (tmp_path / "catalogue.json").unlink()
     (tmp_path / "shards" / "one").mkdir()
     with pytest.raises(ValueError, match="restore"):
-        Catalogue(tmp_path).load()
+        Manifest(tmp_path).load()
     assert (tmp_path / "shards" / "one").is_dir()
 
 
@@ -145,24 +145,24 @@ def test_change_that_fails_is_undone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What could not be saved is not in memory either."""
-    catalogue = Catalogue(tmp_path)
-    catalogue.load()
+    manifest = Manifest(tmp_path)
+    manifest.load()
     spec: dict[str, Any] = {"payload_indexes": {}}
-    catalogue.collections["c"] = {"folder": "f", "spec": spec}
+    manifest.collections["c"] = {"folder": "f", "spec": spec}
 
     def full() -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(catalogue, "save", full)
+    monkeypatch.setattr(manifest, "save", full)
 
     def change() -> None:
-        with catalogue.changing():
-            catalogue.marker["at"] = 5
-            catalogue.aliases["a"] = "b"
-            catalogue.collections["c"]["spec"]["payload_indexes"]["n"] = "integer"
+        with manifest.changing():
+            manifest.marker["at"] = 5
+            manifest.aliases["a"] = "b"
+            manifest.collections["c"]["spec"]["payload_indexes"]["n"] = "integer"
 
     with pytest.raises(OSError, match="space"):
         change()
-    assert catalogue.marker == {}
-    assert catalogue.aliases == {}
-    assert catalogue.collections["c"]["spec"]["payload_indexes"] == {}
+    assert manifest.marker == {}
+    assert manifest.aliases == {}
+    assert manifest.collections["c"]["spec"]["payload_indexes"] == {}

@@ -1,16 +1,17 @@
-"""The verbs by name, the same for pool, connection and transaction.
+"""The verbs by name, for pool, connection and transaction alike.
 
-How a call of the driver is run, and under which rules, is what each of them gives
-to ``Verbs``.
+Apart because what a verb promises (``Executor``) does not depend on where it runs:
+how a call of the driver is run, and under which rules, is ``_run()`` of each.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Protocol, Unpack
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
 
 from fm_storage.postgres.connection import driver
-from fm_storage.postgres.copy.files import FileIn, FileOut
+from fm_storage.postgres.copy import files
 from fm_storage.postgres.copy.records import Copy
 
 if TYPE_CHECKING:
@@ -24,27 +25,12 @@ if TYPE_CHECKING:
 
     from asyncpg import Record
 
-    from fm_storage.postgres.executor import CopyOptions, Source, Target, Value
+    from fm_storage.postgres.executor import Value
 
-__all__ = ["Run", "Verbs"]
-
-
-class Run(Protocol):
-    """Runs one call of the driver: ``call(raw, sql, *args, timeout=…)``."""
-
-    def __call__(
-        self,
-        call: Callable[..., Awaitable[Any]],
-        sql: str,
-        args: Sequence[Any],
-        timeout: float | None,
-        /,
-    ) -> Awaitable[Any]:
-        """Run it and return what it returns."""
-        ...
+__all__ = ["Calls"]
 
 
-class Verbs:
+class Calls(ABC):
     """One statement a call, on the pool, a connection or in a transaction.
 
     ``timeout`` is in seconds and covers the whole call, waiting for a connection
@@ -65,8 +51,15 @@ class Verbs:
     See https://www.postgresql.org/docs/current/errcodes-appendix.html.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    @abstractmethod
+    async def _run(
+        self,
+        call: Callable[..., Awaitable[Any]],
+        sql: str,
+        args: Sequence[Any],
+        timeout: float | None,
+    ) -> Any:
+        """Run one call of the driver under the rules of the subclass."""
 
     async def fetch(
         self, sql: str, /, *args: Value, timeout: float | None = None
@@ -179,7 +172,19 @@ class Verbs:
         return done
 
     async def copy_from(
-        self, table: str, source: Source, /, **options: Unpack[CopyOptions]
+        self,
+        table: str,
+        source: files.Source,
+        /,
+        *,
+        columns: Sequence[str] | None = None,
+        schema: str | None = None,
+        format: files.Format = "csv",
+        header: bool | None = None,
+        delimiter: str | None = None,
+        null: str | None = None,
+        progress: Callable[[files.CopyProgress], object] | None = None,
+        timeout: float | None = None,
     ) -> int:
         """Write the rows of a file into a table, all or none; return how many.
 
@@ -188,25 +193,48 @@ class Verbs:
         Args:
             table: The table.
             source: A path, a binary file, or an async iterable of bytes, in UTF-8.
-            **options: ``columns``, ``schema``, ``format``, ``header`` (a first line
-                that is skipped), ``delimiter``, ``null``, ``progress``, ``timeout``:
-                see ``CopyOptions``.
+            columns: The columns in the file's order; by default the table's.
+            schema: The table's schema, if not the search path's.
+            format: ``csv``, ``text`` or ``binary``, as the server defines them.
+            header: Whether the first line names columns and is skipped; CSV: yes.
+            delimiter: What stands between values; by default the format's.
+            null: What stands for NULL; by default the format's.
+            progress: Called on the loop as it goes on, and at the end.
+            timeout: Seconds; None is for ever.
 
         Raises:
             InvalidRecord: A value does not fit; ``index`` is its line.
             OSError: The file cannot be read.
         """
-        return await FileIn(table, source, options).copy(self._run)
+        job = files.FileIn(
+            table,
+            source,
+            columns=columns,
+            schema=schema,
+            fmt=format,
+            header=header,
+            delimiter=delimiter,
+            null=null,
+            progress=progress,
+        )
+        return await job.copy(self._run, math.inf if timeout is None else timeout)
 
     async def copy_to(
         self,
-        target: Target,
+        target: files.Target,
         /,
         *,
         table: str | None = None,
         query: str | None = None,
         args: Sequence[Value] = (),
-        **options: Unpack[CopyOptions],
+        columns: Sequence[str] | None = None,
+        schema: str | None = None,
+        format: files.Format = "csv",
+        header: bool | None = None,
+        delimiter: str | None = None,
+        null: str | None = None,
+        progress: Callable[[files.CopyProgress], object] | None = None,
+        timeout: float | None = None,
     ) -> int:
         """Write a table, or a query's rows, into a file; return how many rows.
 
@@ -218,12 +246,29 @@ class Verbs:
             table: The table; or
             query: a statement that gives rows, with ``$1`` … for
             args: its values.
-            **options: ``columns`` and ``schema`` of a table, ``format``, ``header``,
-                ``delimiter``, ``null``, ``progress``, ``timeout``: see
-                ``CopyOptions``.
+            columns: The table's columns to write.
+            schema: The table's schema, if not the search path's.
+            format: ``csv``, ``text`` or ``binary``, as the server defines them.
+            header: Whether the first line names the columns; CSV: yes.
+            delimiter: What stands between values; by default the format's.
+            null: What stands for NULL; by default the format's.
+            progress: Called on the loop as it goes on, and at the end.
+            timeout: Seconds; None is for ever.
 
         Raises:
             OSError: The file cannot be written.
         """
-        job = FileOut(target, options, table=table, query=query, args=args)
-        return await job.copy(self._run)
+        job = files.FileOut(
+            target,
+            table=table,
+            query=query,
+            args=args,
+            columns=columns,
+            schema=schema,
+            fmt=format,
+            header=header,
+            delimiter=delimiter,
+            null=null,
+            progress=progress,
+        )
+        return await job.copy(self._run, math.inf if timeout is None else timeout)

@@ -1,9 +1,9 @@
 """OpenTelemetry metrics of pools and statements, if the application has a meter.
 
-opentelemetry-api is an extra: without it, or without a provider, nothing is
-registered and nothing is counted twice. What a pool counts anyway is read when
-the application's exporter collects, so that acquiring costs nothing more; only
-waits, connects and statements are recorded as they happen.
+Apart because opentelemetry-api is an extra: without it, or without a provider,
+nothing is registered and nothing is counted twice. What a pool counts anyway is
+read when the application's exporter collects, so lending a connection costs
+nothing more; only waits, connects and statements are recorded as they happen.
 
 See https://opentelemetry.io/docs/specs/semconv/database/database-metrics/.
 """
@@ -13,14 +13,15 @@ from __future__ import annotations
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fm_storage.postgres.statistics import PoolStatistics
+if TYPE_CHECKING:
+    from fm_storage.postgres.pool.core import PoolCore
 
 __all__ = [
+    "active",
     "connected",
     "operation",
-    "state",
     "switch_on",
     "unwatch",
     "waited",
@@ -33,26 +34,42 @@ _STATE = f"{_PREFIX}state"
 # The conventions' boundaries for db.client.operation.duration.
 _SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 
-Reading = Callable[[PoolStatistics, int, int], Iterable[tuple[int, str | None]]]
-"""From a pool's numbers and its two limits to values and what they are in."""
+Attributes = dict[str, Any]
+Reading = Callable[["PoolCore"], Iterable[tuple[int, Attributes]]]
+
+active = False
+_provider: Any = None
+_observation: Any = None
+_operation: Any = None
+_wait: Any = None
+_create: Any = None
+# Replaced, never changed: the exporter's thread reads it.
+_watched: tuple[weakref.ref[PoolCore], ...] = ()
 
 
-class _State:
-    """What is measured, for the whole process, like the provider itself."""
-
-    def __init__(self) -> None:
-        self.active = False
-        self.provider: Any = None
-        self.observation: Any = None
-        self.operation: Any = None
-        self.wait: Any = None
-        self.create: Any = None
-        # Replaced, never changed: the exporter's thread reads it.
-        self.watched: tuple[tuple[_Source, int, int], ...] = ()
+def _count(lender: PoolCore) -> Iterable[tuple[int, Attributes]]:
+    used = len(lender.lent) + len(lender.mending)
+    return ((used, {_STATE: "used"}), (len(lender.idle), {_STATE: "idle"}))
 
 
-_Source = weakref.WeakMethod[Callable[[], PoolStatistics]]
-state = _State()
+def _smallest(lender: PoolCore) -> Iterable[tuple[int, Attributes]]:
+    return ((lender.config.min_size, {}),)
+
+
+def _largest(lender: PoolCore) -> Iterable[tuple[int, Attributes]]:
+    return ((lender.config.max_size, {}),)
+
+
+def _pending(lender: PoolCore) -> Iterable[tuple[int, Attributes]]:
+    return ((lender.waiting, {}),)
+
+
+def _timeouts(lender: PoolCore) -> Iterable[tuple[int, Attributes]]:
+    return ((lender.counters.timeouts, {}),)
+
+
+def _acquired(lender: PoolCore) -> Iterable[tuple[int, Attributes]]:
+    return ((lender.counters.at_once + lender.counters.waited, {}),)
 
 
 # Name, kind, unit, what it is, how it is read.
@@ -62,52 +79,49 @@ _OBSERVED: tuple[tuple[str, str, str, str, Reading], ...] = (
         "up_down_counter",
         "{connection}",
         "Connections by what they are doing.",
-        lambda pool, _low, _high: (
-            (pool.busy + pool.resetting, "used"),
-            (pool.idle, "idle"),
-        ),
+        _count,
     ),
     (
         f"{_PREFIX}idle.min",
         "up_down_counter",
         "{connection}",
         "Connections kept open while idle.",
-        lambda _pool, low, _high: ((low, None),),
+        _smallest,
     ),
     (
         f"{_PREFIX}idle.max",
         "up_down_counter",
         "{connection}",
-        "Maximum number of idle connections.",
-        lambda _pool, _low, high: ((high, None),),
+        "Idle connections at most.",
+        _largest,
     ),
     (
         f"{_PREFIX}max",
         "up_down_counter",
         "{connection}",
-        "Maximum number of connections.",
-        lambda _pool, _low, high: ((high, None),),
+        "Connections at most.",
+        _largest,
     ),
     (
         f"{_PREFIX}pending_requests",
         "up_down_counter",
         "{request}",
         "Callers that wait for a connection.",
-        lambda pool, _low, _high: ((pool.waiting, None),),
+        _pending,
     ),
     (
         f"{_PREFIX}timeouts",
         "counter",
         "{timeout}",
         "Callers that got no connection in time.",
-        lambda pool, _low, _high: ((pool.timeouts, None),),
+        _timeouts,
     ),
     (
         "fm_storage.pool.acquired",
         "counter",
         "{acquisition}",
-        "Connections acquired, those without waiting included.",
-        lambda pool, _low, _high: ((pool.acquired, None),),
+        "Connections lent, those that nobody had to wait for included.",
+        _acquired,
     ),
 )
 
@@ -118,6 +132,7 @@ def switch_on() -> bool:
     Returns whether anything is measured from now on. The default provider, which
     drops everything, counts as none.
     """
+    global active, _provider, _observation, _operation, _wait, _create  # noqa: PLW0603 - process-wide, like the provider itself
     try:
         from opentelemetry import metrics
     except ImportError:
@@ -128,24 +143,26 @@ def switch_on() -> bool:
         isinstance(provider, metrics.NoOpMeterProvider)
         or "Proxy" in type(provider).__name__
     ):
-        state.active = False
+        active = False
         return False
-    if provider is not state.provider:
-        state.provider, state.observation = provider, metrics.Observation
+    if provider is not _provider:
+        _provider, _observation = provider, metrics.Observation
         meter = provider.get_meter("fm_storage")
         for name, kind, unit, what, reading in _OBSERVED:
             make = getattr(meter, f"create_observable_{kind}")
             make(name, callbacks=[_reader(reading)], unit=unit, description=what)
-        state.operation = _histogram(
+        _operation = _histogram(
             meter, "db.client.operation.duration", "Duration of a statement."
         )
-        state.wait = _histogram(
+        _wait = _histogram(
             meter,
             f"{_PREFIX}wait_time",
-            "Wait of callers that did not get a connection at once.",
+            "How long callers waited that were not lent a connection at once.",
         )
-        state.create = _histogram(meter, f"{_PREFIX}create_time", "Time to connect.")
-    state.active = True
+        _create = _histogram(
+            meter, f"{_PREFIX}create_time", "How long it took to connect."
+        )
+    active = True
     return True
 
 
@@ -162,49 +179,42 @@ def _reader(reading: Reading) -> Callable[[Any], list[Any]]:
     """Return a callback that sums *reading* over the pools of each name."""
 
     def read(_options: object) -> list[Any]:
-        sums: dict[tuple[tuple[str, str], ...], int] = defaultdict(int)
-        for reference, low, high in state.watched:
-            statistics = reference()
-            if statistics is None:
+        sums: dict[tuple[tuple[str, Any], ...], int] = defaultdict(int)
+        for reference in _watched:
+            lender = reference()
+            if lender is None:
                 continue
-            pool = statistics()
-            for value, kind in reading(pool, low, high):
-                key = ((_POOL, pool.name), *([(_STATE, kind)] if kind else []))
-                sums[key] += value
-        return [state.observation(value, dict(key)) for key, value in sums.items()]
+            for value, attributes in reading(lender):
+                sums[(_POOL, lender.name), *attributes.items()] += value
+        return [_observation(value, dict(key)) for key, value in sums.items()]
 
     return read
 
 
-def watch(
-    statistics: Callable[[], PoolStatistics], *, min_size: int, max_size: int
-) -> None:
-    """Show a pool from now on; *statistics* is a method of it, held weakly."""
-    unwatch()
-    added = (weakref.WeakMethod(statistics), min_size, max_size)
-    state.watched = (*state.watched, added)
+def watch(lender: PoolCore) -> None:
+    """Show a pool from now on."""
+    global _watched  # noqa: PLW0603 - see its comment
+    _watched = (*(r for r in _watched if r() is not None), weakref.ref(lender))
 
 
-def unwatch(statistics: Callable[[], PoolStatistics] | None = None) -> None:
-    """Show a pool no longer, nor any that is gone."""
-    state.watched = tuple(
-        each for each in state.watched if each[0]() not in {None, statistics}
-    )
+def unwatch(lender: PoolCore) -> None:
+    """Show a pool no longer."""
+    global _watched  # noqa: PLW0603 - see its comment
+    _watched = tuple(r for r in _watched if r() not in {None, lender})
 
 
 def waited(pool: str, seconds: float) -> None:
     """Note that a caller had to wait for its connection."""
-    if state.active:
-        state.wait.record(seconds, {_POOL: pool})
+    if active:
+        _wait.record(seconds, {_POOL: pool})
 
 
 def connected(pool: str, seconds: float) -> None:
     """Note that a connection was made."""
-    if state.active:
-        state.create.record(seconds, {_POOL: pool})
+    if active:
+        _create.record(seconds, {_POOL: pool})
 
 
 def operation(seconds: float, attributes: Mapping[str, Any]) -> None:
     """Note how long a statement took, by *attributes* that are few in number."""
-    if state.active:
-        state.operation.record(seconds, attributes)
+    _operation.record(seconds, attributes)

@@ -1,4 +1,8 @@
-"""The log line for a statement that took too long, without its parameters."""
+"""One log line for a statement that took too long.
+
+Apart so that connection and pool say it in the same words, without parameters,
+which may be secret.
+"""
 
 from __future__ import annotations
 

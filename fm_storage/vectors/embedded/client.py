@@ -1,7 +1,7 @@
-"""The embedded engine as the store sees it: calls over a Unix socket.
+"""The embedded engine as the store sees it: requests out as frames, answers in.
 
-Apart from the store, which knows nothing of frames, and from the engine, whose
-process this one must never block or share memory with.
+Vectors travel as float32 bytes beside the JSON, both ways; the engine's words for
+what went wrong become our errors here.
 """
 
 from __future__ import annotations
@@ -10,29 +10,35 @@ import asyncio
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from fm_storage.errors import EmbeddedFailed, VectorStoreUnavailable
-from fm_storage.vectors.embedded.connection import EngineConnection, Gone
-from fm_storage.vectors.embedded.launch import connect, prepare_folder
-from fm_storage.vectors.embedded.wire import (
-    points_from,
-    raised,
-    upsert_request,
-    with_references,
+from fm_storage.errors import (
+    CollectionNotFound,
+    EmbeddedFailed,
+    InvalidName,
+    InvalidRecord,
+    InvalidVector,
+    RecordNotFound,
+    VectorStoreUnavailable,
 )
-from fm_storage.vectors.points import ScoredPoint
-from fm_storage.vectors.request.points import Encoded
+from fm_storage.vectors.embedded.connection import EngineConnection, Gone
+from fm_storage.vectors.embedded.frames import PROTOCOL
+from fm_storage.vectors.embedded.launch import connect, prepare_folder
+from fm_storage.vectors.points import ScoredPoint, SparseVector
+from fm_storage.vectors.request.operations import Query, Request, SetPayload, Upsert
+from fm_storage.vectors.request.points import Floats, Terms, from_wire_id
 
 __all__ = ["EmbeddedEngine"]
 
-
-_QUESTIONS = frozenset(
+_READS = frozenset(
     {"collections", "count", "info", "marker", "query", "retrieve", "scroll", "spec"}
 )
+_SYNCED = frozenset({"upsert", "delete", "set_payload", "delete_payload"})
+_SMALL = 16  # points: less than a millisecond
 
 
 class EmbeddedEngine:
@@ -52,7 +58,8 @@ class EmbeddedEngine:
         self.folder = folder
         self._sync = durability == "fsync"
         self._index_threshold = index_threshold
-        self._link: EngineConnection | None = None
+        # Changed by _connected() and aclose() only.
+        self._connection: EngineConnection | None = None
         self._connecting = asyncio.Lock()
         self.restarts = 0
         self.native: object = None
@@ -60,40 +67,42 @@ class EmbeddedEngine:
     @property
     def pid(self) -> int | None:
         """The engine's process, while one is connected."""
-        return self._link.pid if self._link is not None and self._link.open else None
+        connection = self._connection
+        return connection.pid if connection is not None and connection.open else None
 
     async def open(self) -> None:
         """Nothing is done before the first call."""
 
     async def aclose(self) -> None:
         """Leave the engine; it ends when nobody else uses it."""
-        link, self._link = self._link, None
-        if link is not None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
             with suppress(OSError, RuntimeError):
-                link.transport.write_eof()
+                connection.transport.write_eof()
             try:
                 async with asyncio.timeout(5.0):
                     # The engine closes its side after the last client's bytes.
-                    await asyncio.shield(link.closed)
+                    await asyncio.shield(connection.closed)
             except TimeoutError:
-                link.transport.abort()
+                connection.transport.abort()
             finally:
-                link.transport.close()
+                connection.transport.close()
 
     async def _connected(self) -> EngineConnection:
-        if self._link is not None and self._link.open:
-            return self._link
+        if self._connection is not None and self._connection.open:
+            return self._connection
         async with self._connecting:
-            if self._link is not None:
-                if self._link.open:
-                    return self._link
-                self._link = None
+            # Another call may have connected while this one waited.
+            if self._connection is not None:
+                if self._connection.open:
+                    return self._connection
+                self._connection = None
                 self.restarts += 1
             for _ in range(100):
-                link = await self._connect()
-                if link is not None:
-                    self._link = link
-                    return link
+                connection = await self._connect()
+                if connection is not None:
+                    self._connection = connection
+                    return connection
             raise EmbeddedFailed(
                 f"vector engine: every engine in {str(self.folder)!r} left before "
                 f"it answered; see {self.folder / 'engine.log'}"
@@ -104,31 +113,36 @@ class EmbeddedEngine:
         sock: socket.socket = await connect(self.folder)
         try:
             loop = asyncio.get_running_loop()
-            _, link = await loop.create_unix_connection(EngineConnection, sock=sock)
-        except BaseException:  # let go of the socket, then pass it on
+            _, connection = await loop.create_unix_connection(
+                EngineConnection, sock=sock
+            )
+        except BaseException:  # close the socket, then pass it on
             sock.close()
             raise
         try:
-            answer, _ = await link.call(
+            answer, _ = await connection.call(
                 {"op": "hello", "index_threshold": self._index_threshold}
             )
         except Gone:
             return None  # it was just leaving; the next one is started
-        except BaseException:  # let go of the line, then pass it on
-            link.transport.abort()
+        except BaseException:  # close the connection, then pass it on
+            connection.transport.abort()
             raise
-        link.pid = answer["ok"]["pid"]
-        link.identity = answer["ok"]["identity"]
-        return link
+        if answer["ok"]["protocol"] != PROTOCOL:
+            connection.transport.abort()
+            raise EmbeddedFailed(
+                f"vector engine: process {answer['ok']['pid']} serves "
+                f"{str(self.folder)!r} for another version of fm_storage; "
+                "end the processes that use it"
+            )
+        connection.pid = answer["ok"]["pid"]
+        connection.identity = answer["ok"]["identity"]
+        return connection
 
     async def call(
-        self,
-        operation: str,
-        collection: str | None = None,
-        raw: bytes = b"",
-        **more: Any,
-    ) -> tuple[Any, memoryview]:
-        """Make one call.
+        self, operation: str, collection: str | None, request: Request | None
+    ) -> Any:
+        """Carry out one operation.
 
         Raises:
             CollectionNotFound: There is no such collection or alias.
@@ -138,11 +152,16 @@ class EmbeddedEngine:
             VectorStoreUnavailable: The engine failed or went away.
             EmbeddedFailed: The engine cannot be started.
         """
-        request = {"op": operation, **more}
-        if collection is not None:
-            request["c"] = collection
+        if operation == "ready":
+            return f"embedded engine, process {(await self._connected()).pid}"
+        if operation == "identity":
+            return (await self._connected()).identity
+        meta, raw = await self._frame(request)
+        meta["op"], meta["c"] = operation, collection
+        if operation in _SYNCED:
+            meta["sync"] = self._sync
         try:
-            answer, found = await self._asked(request, raw)
+            answer, vectors = await self._answered(meta, raw)
         except Gone:
             raise VectorStoreUnavailable(
                 f"vector engine: its process ended during {operation}; it is "
@@ -151,188 +170,148 @@ class EmbeddedEngine:
                 operation=operation,
                 collection=collection,
             ) from None
-        if "ok" in answer:
-            return answer["ok"], found
-        raise raised(answer, operation, collection)
+        if "ok" not in answer:
+            raise _refused(answer, operation, collection)
+        found = answer["ok"]
+        if operation in {"query", "retrieve"}:
+            return _points(found, vectors)
+        if operation == "scroll":
+            return _points(found["points"], vectors), found["next"]
+        if operation == "collections":
+            return found["names"], found["aliases"]
+        return found
 
-    async def _asked(
-        self, request: Mapping[str, Any], raw: bytes
-    ) -> tuple[Any, memoryview]:
-        """Send a request; a question is asked once more of a new engine."""
-        try:
-            return await (await self._connected()).call(request, raw)
-        except Gone:
-            if request["op"] not in _QUESTIONS:
-                raise
-        return await (await self._connected()).call(request, raw)
-
-    # Collections
-
-    async def collections(self) -> tuple[list[str], dict[str, str]]:
-        """Return names, and aliases with their targets."""
-        answer, _ = await self.call("collections")
-        return answer["names"], answer["aliases"]
-
-    async def info(self, collection: str) -> dict[str, Any]:
-        """Return definition and sizes."""
-        answer, _ = await self.call("info", collection)
-        return dict(answer)
-
-    async def spec(self, collection: str) -> dict[str, Any]:
-        """Return a collection's definition."""
-        answer, _ = await self.call("spec", collection)
-        return dict(answer)
-
-    async def create(self, collection: str, spec: Mapping[str, Any]) -> bool:
-        """Create a collection; False when the name is taken."""
-        answer, _ = await self.call("create", collection, spec=spec)
-        return bool(answer)
-
-    async def drop(self, collection: str) -> bool:
-        """Delete a collection; False when there is none."""
-        answer, _ = await self.call("drop", collection)
-        return bool(answer)
-
-    async def set_aliases(self, targets: Mapping[str, str | None]) -> None:
-        """Point aliases at collections, or remove them, all at once."""
-        await self.call("aliases", None, set=dict(targets))
-
-    async def exchange(self, name: str, target: str, retired: str) -> None:
-        """Let a name mean *target*; a collection of that name becomes *retired*."""
-        await self.call("exchange", name, target=target, retired=retired)
-
-    async def create_index(self, collection: str, field: str, schema: Any) -> None:
-        """Index a payload field."""
-        await self.call("create_index", collection, field=field, schema=schema)
-
-    async def delete_index(self, collection: str, field: str) -> None:
-        """Drop a payload index."""
-        await self.call("delete_index", collection, field=field)
-
-    # Points
-
-    async def upsert(
-        self, collection: str, batch: Sequence[Encoded], *, newer_by: str | None
-    ) -> None:
-        """Write one batch."""
-        request, raw = await _off_loop(len(batch), upsert_request, batch)
-        if newer_by is not None:
-            request["newer_by"] = newer_by
-        await self.call("upsert", collection, raw, sync=self._sync, **request)
-
-    async def delete(
-        self,
-        collection: str,
-        *,
-        ids: Sequence[int | str] | None,
-        chosen: Mapping[str, Any] | None,
-        newer_by: str | None,
-        up_to: Sequence[int] | None,
-    ) -> None:
-        """Delete points by id or filter."""
-        await self.call(
-            "delete",
-            collection,
-            ids=ids,
-            filter=chosen,
-            newer_by=newer_by,
-            up_to=up_to,
-            sync=self._sync,
-        )
-
-    async def set_payload(
-        self,
-        collection: str,
-        payload: bytes,
-        *,
-        ids: Sequence[int | str] | None,
-        chosen: Mapping[str, Any] | None,
-        key: str | None,
-        overwrite: bool,
-    ) -> None:
-        """Merge into, or replace, payloads."""
-        await self.call(
-            "set_payload",
-            collection,
-            payload=orjson.Fragment(payload),
-            ids=ids,
-            filter=chosen,
-            key=key,
-            overwrite=overwrite,
-            sync=self._sync,
-        )
-
-    async def delete_payload(
-        self,
-        collection: str,
-        keys: Sequence[str],
-        *,
-        ids: Sequence[int | str] | None,
-        chosen: Mapping[str, Any] | None,
-    ) -> None:
-        """Remove fields from payloads."""
-        await self.call(
-            "delete_payload",
-            collection,
-            keys=list(keys),
-            ids=ids,
-            filter=chosen,
-            sync=self._sync,
-        )
-
-    async def query(
-        self, collection: str, request: Mapping[str, Any]
-    ) -> list[ScoredPoint]:
-        """Answer one query."""
+    async def _frame(self, request: Request | None) -> tuple[dict[str, Any], bytes]:
+        if isinstance(request, Upsert):
+            if len(request.points) <= _SMALL:
+                return _upsert_frame(request)
+            return await asyncio.to_thread(_upsert_frame, request)
+        if request is None:
+            return {}, b""
+        meta = {field.name: getattr(request, field.name) for field in fields(request)}
+        if isinstance(request, SetPayload):
+            meta["payload"] = orjson.Fragment(request.payload)
         raw = bytearray()
-        made = with_references(request, raw)
-        answer, found = await self.call("query", collection, bytes(raw), q=made)
-        return points_from(answer, found)
+        if isinstance(request, Query):
+            meta = _with_references(meta, raw)
+        return meta, bytes(raw)
 
-    async def retrieve(
-        self, collection: str, ids: Sequence[int | str], request: Mapping[str, Any]
-    ) -> list[ScoredPoint]:
-        """Return points by id."""
-        answer, found = await self.call(
-            "retrieve", collection, ids=list(ids), **request
+    async def _answered(
+        self, meta: Mapping[str, Any], raw: bytes
+    ) -> tuple[Any, memoryview]:
+        """Send a request; a read is sent once more, to a new engine."""
+        try:
+            return await (await self._connected()).call(meta, raw)
+        except Gone:
+            if meta["op"] not in _READS:
+                raise
+        return await (await self._connected()).call(meta, raw)
+
+
+def _upsert_frame(request: Upsert) -> tuple[dict[str, Any], bytes]:
+    """Return the JSON part and the raw part of a frame that writes a batch."""
+    batch = request.points
+    raw: list[bytes] = []
+    dense: dict[str, list[int]] = {}
+    sparse: dict[str, list[int]] = {}
+    for row, point in enumerate(batch):
+        for name, given in point.vectors.items():
+            kind = dense if isinstance(given, Floats) else sparse
+            kind.setdefault(name, []).append(row)
+    dense_parts = []
+    for name, rows in dense.items():
+        vectors = [batch[row].vectors[name] for row in rows]
+        dense_parts.append(
+            {
+                "name": name,
+                "size": len(vectors[0]),
+                "rows": None if len(rows) == len(batch) else rows,
+            }
         )
-        return points_from(answer, found)
-
-    async def scroll(
-        self, collection: str, request: Mapping[str, Any]
-    ) -> tuple[list[ScoredPoint], int | str | None]:
-        """Return one page of points and the offset of the next."""
-        answer, found = await self.call("scroll", collection, **request)
-        return points_from(answer["points"], found), answer["next"]
-
-    async def count(self, collection: str, chosen: Mapping[str, Any] | None) -> int:
-        """Count matching points."""
-        answer, _ = await self.call("count", collection, filter=chosen)
-        return int(answer)
-
-    # The store as a whole
-
-    async def identity(self) -> str:
-        """Return the stable id of this store."""
-        return (await self._connected()).identity
-
-    async def get_marker(self) -> dict[str, Any]:
-        """Return what was last noted."""
-        answer, _ = await self.call("marker")
-        return dict(answer)
-
-    async def set_marker(self, marker: Mapping[str, Any]) -> None:
-        """Note something, durably."""
-        await self.call("set_marker", marker=dict(marker))
-
-    async def ready(self) -> str:
-        """Start the engine if need be; return what answers."""
-        link = await self._connected()
-        return f"embedded engine, process {link.pid}"
+        raw.extend(v.data for v in vectors if isinstance(v, Floats))
+    sparse_parts = []
+    for name, rows in sparse.items():
+        lengths = []
+        for row in rows:
+            vector = batch[row].vectors[name]
+            assert isinstance(vector, Terms)
+            lengths.append(len(vector))
+            raw += (vector.indices.tobytes(), vector.values.tobytes())
+        sparse_parts.append({"name": name, "rows": rows, "lengths": lengths})
+    meta = {
+        "ids": [point.id for point in batch],
+        "payloads": [orjson.Fragment(point.payload) for point in batch],
+        "dense": dense_parts,
+        "sparse": sparse_parts,
+        "newer_by": request.newer_by,
+    }
+    return meta, b"".join(raw)
 
 
-async def _off_loop(size: int, function: Any, *args: Any) -> Any:
-    """Run *function* here when it is short, in a thread when it is not."""
-    if size <= 16:
-        return function(*args)
-    return await asyncio.to_thread(function, *args)
+def _with_references(value: Any, raw: bytearray) -> Any:
+    """Move vectors out of a request into its raw part."""
+    if isinstance(value, Floats):
+        start = len(raw)
+        raw += value.data
+        return {"@d": [start, len(value)]}
+    if isinstance(value, Terms):
+        start = len(raw)
+        raw += value.indices.tobytes()
+        raw += value.values.tobytes()
+        return {"@s": [start, len(value)]}
+    if isinstance(value, Mapping):
+        return {key: _with_references(inner, raw) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_references(inner, raw) for inner in value]
+    return value
+
+
+def _vector(reference: Any, raw: memoryview) -> Any:
+    if reference is None:
+        return None
+    if "@d" in reference:
+        start, count = reference["@d"]
+        return raw[start : start + 4 * count].cast("f").tolist()
+    if "@s" in reference:
+        start, count = reference["@s"]
+        middle = start + 4 * count
+        return SparseVector(
+            raw[start:middle].cast("I").tolist(),
+            raw[middle : middle + 4 * count].cast("f").tolist(),
+        )
+    return {name: _vector(inner, raw) for name, inner in reference["@n"].items()}
+
+
+def _points(answer: Sequence[Any], raw: memoryview) -> list[ScoredPoint]:
+    """Return the points of an answer as the application sees them."""
+    made = []
+    for number, score, payload, vector in answer:
+        point = from_wire_id(number, payload)
+        made.append(ScoredPoint(point, score, payload or {}, _vector(vector, raw)))
+    return made
+
+
+def _refused(
+    answer: Mapping[str, Any], operation: str, collection: str | None
+) -> Exception:
+    """Return our error for an answer that refuses."""
+    kind, text = answer["err"], answer["text"]
+    name = collection or ""
+    if kind == "missing":
+        return CollectionNotFound(text, operation=operation)
+    if kind == "taken":
+        return InvalidName(
+            f"alias {text!r} is the name of a collection; choose another"
+        )
+    if kind == "no_point":
+        return RecordNotFound(name, text)
+    if kind == "vector":
+        return InvalidVector(f"collection {name!r}: {text}", collection=name)
+    if kind == "bad":
+        return InvalidRecord(f"collection {name!r}: {operation} refused: {text}")
+    return VectorStoreUnavailable(
+        f"vector engine: {operation} failed ({text}); see its engine.log",
+        operation=operation,
+        collection=collection,
+        retryable=False,
+    )

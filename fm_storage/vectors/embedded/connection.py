@@ -1,7 +1,4 @@
-"""One connection to the embedded engine: requests by number, answers as futures.
-
-Apart from the engine's calls, because here is nothing but frames in and out.
-"""
+"""One connection to the embedded engine: frames out and in, nothing else."""
 
 from __future__ import annotations
 
@@ -13,10 +10,8 @@ import orjson
 
 from fm_storage.vectors.embedded.frames import (
     HEADER,
+    MAGIC,
     MAX_REPLY,
-    FrameError,
-    pack,
-    split_header,
 )
 
 __all__ = ["EngineConnection", "Gone"]
@@ -57,14 +52,11 @@ class EngineConnection(asyncio.Protocol):
         self._may_write.set()
 
     def data_received(self, data: bytes) -> None:
-        """Hand every whole answer to the one who waits for it."""
+        """Give every whole answer to the call that waits for it."""
         self._buffer += data
         while len(self._buffer) >= HEADER.size:
-            try:
-                number, meta, raw = split_header(
-                    bytes(self._buffer[: HEADER.size]), MAX_REPLY
-                )
-            except FrameError:
+            magic, number, meta, raw = HEADER.unpack_from(self._buffer)
+            if magic != MAGIC or meta + raw > MAX_REPLY:
                 self.transport.abort()
                 return
             end = HEADER.size + meta + raw
@@ -77,7 +69,7 @@ class EngineConnection(asyncio.Protocol):
                 waiter.set_result((body, meta))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell everybody who waits that no answer will come."""
+        """Fail every call that waits for an answer."""
         del exc
         if not self.closed.done():
             self.closed.set_result(None)
@@ -109,7 +101,9 @@ class EngineConnection(asyncio.Protocol):
             await self._may_write.wait()
             if not self.open:
                 raise Gone
-            self.transport.write(pack(number, request, raw))
+            text = orjson.dumps(request)
+            header = HEADER.pack(MAGIC, number, len(text), len(raw))
+            self.transport.writelines((header, text, raw))
             body, meta = await waiter
         finally:
             self._waiting.pop(number, None)

@@ -18,13 +18,17 @@ import orjson
 
 __all__ = [
     "HEADER",
+    "MAGIC",
     "MAX_REPLY",
     "MAX_REQUEST",
+    "PROTOCOL",
     "FrameError",
     "pack",
     "split_header",
 ]
 
+PROTOCOL = 2
+"""Version of the requests inside; an engine answers those of its own only."""
 HEADER = struct.Struct("<4sIII")
 MAGIC = b"FMV1"
 MAX_REQUEST = 64 * 1024 * 1024

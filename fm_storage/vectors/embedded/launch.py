@@ -1,7 +1,7 @@
 """Starting the embedded engine and connecting to it.
 
-Apart from the client, because this is where several processes race for one
-folder: whoever connects first is served, whoever finds nobody starts one.
+Several processes race for one folder here: the first to find no engine starts one,
+the others connect to it.
 """
 
 from __future__ import annotations
@@ -9,38 +9,24 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
-import json
 import os
 import socket
 import stat
 import struct
 import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from fm_storage.errors import EmbeddedFailed
+from fm_storage.vectors.embedded.boot import command
 
 __all__ = ["connect", "prepare_folder"]
 
+_ENGINE = "fm_storage.vectors.embedded.process.main"
 _START_TIMEOUT = 45.0
 _CREDENTIALS = struct.Struct("3i")
-
-# The package's own __init__ would load pydantic and the rest of the library;
-# bare package objects let the engine import its five light files alone.
-_BOOT = """
-import json, sys, types
-folder, roots, paths = json.loads(sys.argv[1])
-sys.path.extend(path for path in paths if path not in sys.path)
-for name, root in roots.items():
-    package = types.ModuleType(name)
-    package.__path__ = [root]
-    sys.modules[name] = package
-from fm_storage.vectors.embedded.process.main import main
-main(folder)
-"""
 
 
 def prepare_folder(folder: Path) -> None:
@@ -125,7 +111,7 @@ def _try_connect(folder: Path) -> socket.socket | None:
             f"vector engine: its socket {path!r} cannot be used ({exc.strerror}); "
             "end the process that holds it"
         ) from exc
-    except BaseException:  # let go of the socket, then pass it on
+    except BaseException:  # close the socket, then pass it on
         sock.close()
         raise
     return sock
@@ -156,18 +142,9 @@ def _take_turn(folder: Path) -> int | None:
 
 def _start(folder: Path) -> None:
     """Start the engine's process and wait until it says that it is ready."""
-    here = Path(__file__).resolve().parents[1]
-    roots = {"fm_storage": str(here.parent), "fm_storage.vectors": str(here)}
-    paths = [path for path in sys.path if path]
     with (folder / "engine.log").open("ab") as log:
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-I",
-                "-c",
-                _BOOT,
-                json.dumps([str(folder.resolve()), roots, paths]),
-            ],
+            command(_ENGINE, str(folder.resolve())),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -1,7 +1,7 @@
 """Definitions of collections in one plain form, and how two of them differ.
 
-Apart from the engines, because configuration, the embedded engine's catalogue
-and a server's answer must be comparable field by field.
+Configuration, the embedded engine's manifest and a server's answer are compared
+field by field in it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Filters: the short form, Qdrant's own form and the client's models, made one.
 
-Apart from the engines, because each of them is handed the same thing: a filter
-in the form of Qdrant's REST API.
+Each engine is handed the same thing: a filter in the form of Qdrant's REST API.
 
 The short form is a mapping of payload fields; every one must match::
 
@@ -25,7 +24,7 @@ from typing import Any
 from uuid import UUID
 
 from fm_storage.errors import InvalidRecord
-from fm_storage.vectors.points import to_wire_id
+from fm_storage.vectors.request.points import to_wire_id
 
 __all__ = ["Filter", "as_json", "normal_filter"]
 

@@ -1,7 +1,6 @@
 """Payloads checked, and made the JSON text that both engines are sent.
 
-Apart from the vectors of ``encoding.py``: what JSON has no word for is refused
-here, before orjson would quietly change it.
+What JSON has no word for is refused here, before orjson would quietly change it.
 """
 
 from __future__ import annotations
@@ -13,9 +12,11 @@ from typing import Any
 import orjson
 
 from fm_storage.errors import InvalidRecord
-from fm_storage.vectors.points import RESERVED_ID
 
-__all__ = ["encode_payload"]
+__all__ = ["RESERVED_ID", "encode_payload"]
+
+RESERVED_ID = "_fm_id"
+"""Payload key that keeps a string id as the application wrote it."""
 
 _PLAIN = frozenset({str, int, bool, type(None)})
 

@@ -1,23 +1,25 @@
 """What the application gives, checked and made ready to send.
 
 A whole batch is checked before its first byte leaves, because no engine applies
-a bad batch whole or not at all. Apart from the engines, so that each of them
-refuses the same things with the same words. Works without numpy, whose import
+a bad batch whole or not at all; each of them refuses the same things with the same
+words. Works without numpy, whose import
 costs more than starting the engine; arrays of numpy are read as buffers.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID, uuid5
 
+from fm_storage._typing import JsonObject
 from fm_storage.errors import DimensionMismatch, InvalidRecord, InvalidVector
-from fm_storage.vectors.points import to_wire_id
-from fm_storage.vectors.request.payloads import encode_payload
+from fm_storage.vectors.request.payloads import RESERVED_ID, encode_payload
 
 __all__ = [
     "Encoded",
@@ -26,10 +28,74 @@ __all__ = [
     "encode_point",
     "encode_points",
     "encode_vector",
+    "from_wire_id",
     "in_batches",
+    "to_wire_id",
 ]
 
 _MAX_TERM = 2**32
+_NAMESPACE = UUID("7e9d2a52-6c1b-5f0e-9a43-0f2d4c6b8e11")
+_UUID = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE
+)
+_MAX_INTEGER = 2**64
+
+
+def to_wire_id(value: object, *, index: int | None = None) -> tuple[int | str, bool]:
+    """Return the id that an engine understands, and whether it was mapped.
+
+    Args:
+        value: Integer, UUID, or text.
+        index: Position in the batch, for the message.
+
+    Raises:
+        InvalidRecord: It is none of these, negative, or above 64 bits.
+    """
+    if isinstance(value, UUID):
+        return str(value), False
+    if isinstance(value, str):
+        if _UUID.fullmatch(value):
+            return value.lower(), False
+        if not value:
+            raise InvalidRecord(
+                f"point id{_at(index)}: it is empty; give every point an id",
+                field="id",
+                index=index,
+            )
+        try:
+            return str(uuid5(_NAMESPACE, value)), True
+        except UnicodeEncodeError:
+            raise InvalidRecord(
+                f"point id{_at(index)}: {value!r} holds a lone surrogate; "
+                "give valid text",
+                field="id",
+                index=index,
+            ) from None
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidRecord(
+            f"point id{_at(index)}: {type(value).__name__} is no id; "
+            "give an int, a UUID or text",
+            field="id",
+            index=index,
+        )
+    number = value.__index__()
+    if not 0 <= number < _MAX_INTEGER:
+        raise InvalidRecord(
+            f"point id{_at(index)}: {number} is outside 0 … 2**64-1; "
+            "give a non-negative 64-bit integer, a UUID or text",
+            field="id",
+            index=index,
+        )
+    return int(number), False
+
+
+def from_wire_id(value: object, payload: JsonObject | None) -> int | str:
+    """Return the id as the application knows it; *payload* loses the kept one."""
+    if payload is not None and RESERVED_ID in payload:
+        kept = payload.pop(RESERVED_ID)
+        if isinstance(kept, str):
+            return kept
+    return value if isinstance(value, int) else str(value)
 
 
 class Floats:

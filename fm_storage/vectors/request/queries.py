@@ -1,28 +1,126 @@
 """Queries in every accepted form, checked and made one.
 
-Apart from the store, which only passes them on, and from filters, which are
-another language. Vectors inside come out encoded, ids as ``{"@id": …}``.
+Vectors inside come out encoded, ids as ``{"@id": …}``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from fm_storage.errors import InvalidRecord
-from fm_storage.vectors.points import to_wire_id
-from fm_storage.vectors.request.filters import as_json, normal_filter
-from fm_storage.vectors.request.points import encode_vector
+from fm_storage.vectors.request.filters import Filter, as_json, normal_filter
+from fm_storage.vectors.request.operations import Query
+from fm_storage.vectors.request.payloads import RESERVED_ID
+from fm_storage.vectors.request.points import encode_vector, to_wire_id
 
-__all__ = ["ids_in", "normal_prefetch", "normal_query", "query_parameters"]
+__all__ = [
+    "Asked",
+    "hybrid",
+    "ids_in",
+    "normal_prefetch",
+    "normal_query",
+    "payload_selector",
+    "query_parameters",
+    "vector_selector",
+]
 
 _PLAIN = frozenset({"order_by", "sample", "formula", "fusion", "rrf"})
 _STRATEGIES = frozenset({"average_vector", "best_score", "sum_scores"})
 _STAGE = frozenset(
     {"query", "using", "filter", "limit", "prefetch", "params", "score_threshold"}
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A query as the application gave it; the names are those of ``store.query()``."""
+
+    query: Any = None
+    prefetch: Any = None
+    fusion: str | Mapping[str, object] | None = None
+    limit: int = 10
+    filter: Filter = None
+    using: str = ""
+    offset: int = 0
+    score_threshold: float | None = None
+    with_payload: bool | Sequence[str] = True
+    with_vectors: bool | Sequence[str] = False
+    exact: bool = False
+    params: Mapping[str, object] | None = None
+
+    def encoded(self, spec: Mapping[str, Any], collection: str) -> Query:
+        """Check it; return the request to a collection with this definition.
+
+        Raises:
+            InvalidRecord: Something in it is wrong.
+            InvalidVector: A vector in it does not fit.
+        """
+        limit, offset = query_parameters(self.limit, self.offset)
+        return Query(
+            limit=limit,
+            offset=offset,
+            using=self.using,
+            with_payload=payload_selector(self.with_payload),
+            with_vector=vector_selector(self.with_vectors),
+            query=normal_query(self.query, self.fusion, spec, collection, self.using),
+            prefetch=normal_prefetch(self.prefetch, spec, collection),
+            filter=normal_filter(self.filter),
+            score_threshold=self.score_threshold,
+            params={**(self.params or {}), **({"exact": True} if self.exact else {})},
+        )
+
+
+def hybrid(
+    collection: str,
+    embedding: Any,
+    *,
+    limit: int,
+    filter: Filter,
+    dense: str,
+    sparse: str,
+    candidates: int | None,
+) -> Asked | None:
+    """Return the query by both parts of an embedding; None when it is empty."""
+    if not (hasattr(embedding, "dense") and hasattr(embedding, "sparse")):
+        raise InvalidRecord(
+            f"collection {collection!r}: search_hybrid() takes an Embedding, not a "
+            f"{type(embedding).__name__}; write [embedding] = await "
+            "vectorizer.embed([text]), or search() for a single vector",
+            field="embedding",
+        )
+    stages = [
+        {"query": part, "using": name}
+        for part, name in ((embedding.dense, dense), (embedding.sparse, sparse))
+        if part is not None and (name == dense or len(part.indices))
+    ]
+    if not stages:
+        return None
+    if len(stages) == 1:
+        return Asked(
+            stages[0]["query"], using=stages[0]["using"], limit=limit, filter=filter
+        )
+    take = candidates or max(20, 5 * limit)
+    return Asked(
+        prefetch=[{**stage, "limit": take, "filter": filter} for stage in stages],
+        fusion="rrf",
+        limit=limit,
+    )
+
+
+def payload_selector(given: bool | Sequence[str]) -> bool | list[str]:
+    """Return the fields to ask for; a mapped id lives in the payload."""
+    if given is True:
+        return True
+    return [*given, RESERVED_ID] if given else [RESERVED_ID]
+
+
+def vector_selector(given: bool | Sequence[str]) -> bool | list[str]:
+    """Return the vectors to ask for."""
+    return given if isinstance(given, bool) else list(given)
 
 
 def query_parameters(limit: object, offset: object) -> tuple[int, int]:

@@ -1,19 +1,25 @@
 """Collections of a server, or of the client's local mode: made, described, named.
 
-Apart from the engine, which opens and closes the client, and from the points,
-which travel in ``rest.py`` and ``typed.py``. Loaded together with the client.
+Points travel in ``rest.py`` and ``grpc.py``. Loaded together with the client.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from qdrant_client import models
 
 from fm_storage.errors import CollectionNotFound, InvalidName
+from fm_storage.vectors.request.operations import (
+    Count,
+    Create,
+    Exchange,
+    Index,
+    Request,
+)
 from fm_storage.vectors.server.errors import AlreadyExists, translated
 from fm_storage.vectors.server.models import creation, field_schema, spec_from
 
@@ -24,8 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ServerCollections"]
 
-Json = Mapping[str, Any]
-
 
 class ServerCollections:
     """Calls on whole collections; errors are ours."""
@@ -34,11 +38,28 @@ class ServerCollections:
         self, client: AsyncQdrantClient, points: PointsWire, *, memory: bool
     ) -> None:
         self.native, self._points, self._memory = client, points, memory
+        self._calls: dict[str, Callable[[str, Any], Awaitable[Any]]] = {
+            "collections": lambda _name, _request: self._collections(),
+            "create": self._create,
+            "create_index": self._create_index,
+            "delete_index": self._delete_index,
+            "drop": lambda name, _request: self._drop(name),
+            "exchange": self._exchange,
+            "info": lambda name, _request: self._info(name),
+            "set_aliases": lambda _name, request: self._set_aliases(request.targets),
+            "spec": lambda name, _request: self._spec(name),
+        }
         # Local mode forgets payload indexes at once; it is asked about them.
         self._indexes: dict[str, dict[str, Any]] = {}
         self._options: dict[str, dict[str, Any]] = {}
 
-    async def collections(self) -> tuple[list[str], dict[str, str]]:
+    async def call(
+        self, operation: str, collection: str | None, request: Request | None
+    ) -> Any:
+        """Carry out one operation."""
+        return await self._calls[operation](collection or "", request)
+
+    async def _collections(self) -> tuple[list[str], dict[str, str]]:
         """Return names, and aliases with their targets."""
         with translated("list_collections", None):
             found = await self.native.get_collections()
@@ -48,18 +69,18 @@ class ServerCollections:
             {item.alias_name: item.collection_name for item in aliases.aliases},
         )
 
-    async def spec(self, collection: str) -> dict[str, Any]:
+    async def _spec(self, collection: str) -> dict[str, Any]:
         """Return a collection's definition."""
         with translated("collection_info", collection):
             found = await self.native.get_collection(collection)
         return self._remembered(spec_from(found), collection)
 
-    async def info(self, collection: str) -> dict[str, Any]:
+    async def _info(self, collection: str) -> dict[str, Any]:
         """Return definition and sizes."""
         with translated("collection_info", collection):
             found = await self.native.get_collection(collection)
         spec = self._remembered(spec_from(found), collection)
-        _, aliases = await self.collections()
+        _, aliases = await self._collections()
         name = aliases.get(collection, collection)
         names = [*spec["vectors"], *spec["sparse_vectors"]]
         points = found.points_count or 0
@@ -67,8 +88,8 @@ class ServerCollections:
         if len(names) != 1:
             total = 0
             for vector in names:
-                chosen = {"must": [{"has_vector": vector}]}
-                total += await self._points.count(collection, chosen)
+                request = Count({"must": [{"has_vector": vector}]})
+                total += await self._points.call("count", collection, request)
         return {
             "name": name,
             "spec": spec,
@@ -89,8 +110,9 @@ class ServerCollections:
             "payload_indexes": dict(indexes),
         }
 
-    async def create(self, collection: str, spec: Json) -> bool:
+    async def _create(self, collection: str, request: Create) -> bool:
         """Create a collection; False when the name is taken."""
+        spec = request.spec
         try:
             with translated("create_collection", collection):
                 await self.native.create_collection(collection, **creation(spec))
@@ -103,13 +125,13 @@ class ServerCollections:
                 if key not in {"vectors", "sparse_vectors", "payload_indexes"}
             }
         for field, schema in spec["payload_indexes"].items():
-            await self.create_index(collection, field, schema)
+            await self._create_index(collection, Index(field, schema))
         return True
 
-    async def drop(self, collection: str) -> bool:
+    async def _drop(self, collection: str) -> bool:
         """Delete a collection; False when there is none."""
         self._indexes.pop(collection, None)
-        names, _ = await self.collections()
+        names, _ = await self._collections()
         if collection not in names:
             return False
         try:
@@ -119,9 +141,9 @@ class ServerCollections:
             return False
         return True
 
-    async def set_aliases(self, targets: Mapping[str, str | None]) -> None:
+    async def _set_aliases(self, targets: Mapping[str, str | None]) -> None:
         """Point aliases at collections, or remove them, in one request."""
-        names, aliases = await self.collections()
+        names, aliases = await self._collections()
         actions: list[Any] = []
         for alias, target in targets.items():
             if alias in names:
@@ -154,29 +176,30 @@ class ServerCollections:
             message = f"alias: {exc}"
             raise InvalidName(message) from exc
 
-    async def exchange(self, name: str, target: str) -> None:
+    async def _exchange(self, name: str, request: Exchange) -> None:
         """Let a name mean *target*; a collection of that name goes.
 
         A server cannot rename a collection: between the two requests the name
         means nothing for a moment. With an alias there is no such moment.
         """
-        names, _ = await self.collections()
+        names, _ = await self._collections()
         if name in names:
-            await self.drop(name)
-        await self.set_aliases({name: target})
+            await self._drop(name)
+        await self._set_aliases({name: request.target})
 
-    async def create_index(self, collection: str, field: str, schema: Any) -> None:
+    async def _create_index(self, collection: str, request: Index) -> None:
         """Index a payload field."""
-        made = field_schema(schema)
+        field, made = request.field, field_schema(request.schema)
         with translated("create_payload_index", collection), _quiet(self._memory):
             await self.native.create_payload_index(
                 collection, field, field_schema=made, wait=True
             )
         if self._memory:
-            self._indexes.setdefault(collection, {})[field] = schema
+            self._indexes.setdefault(collection, {})[field] = request.schema
 
-    async def delete_index(self, collection: str, field: str) -> None:
+    async def _delete_index(self, collection: str, request: Index) -> None:
         """Drop a payload index."""
+        field = request.field
         with translated("delete_payload_index", collection), _quiet(self._memory):
             await self.native.delete_payload_index(collection, field, wait=True)
         self._indexes.get(collection, {}).pop(field, None)

@@ -1,26 +1,31 @@
 """A Qdrant server (REST or gRPC), and the client's local mode, as an engine.
 
-Apart from the store, because the client loads for more than a second and has
+The client loads for more than a second, so only when a server is used, and has
 traps that are closed here: keep-alive is off for localhost unless limits are
 given, its compatibility check blocks in a thread, per-call timeouts do not reach
-the gRPC deadline of writes. Points travel in ``rest.py`` and ``typed.py``.
+the gRPC deadline of writes. Points travel in ``rest.py`` and ``grpc.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import math
 import re
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fm_storage.config import QdrantConfig
 from fm_storage.errors import CollectionNotFound, VectorStoreUnavailable
-from fm_storage.vectors.points import ScoredPoint
-from fm_storage.vectors.request.points import Encoded
+from fm_storage.vectors.request.operations import (
+    Create,
+    Json,
+    Marker,
+    Request,
+    Retrieve,
+)
 
 if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient
@@ -34,10 +39,20 @@ _log = logging.getLogger(__name__)
 
 _META = "fm_storage_meta"
 _IDENTITY, _MARKER = 0, 1
+_POINT_OPERATIONS = frozenset(
+    {
+        "count",
+        "delete",
+        "delete_payload",
+        "query",
+        "retrieve",
+        "scroll",
+        "set_payload",
+        "upsert",
+    }
+)
 _OLDEST = (1, 16)
 _VERSION = re.compile(r"(\d+)\.(\d+)")
-
-Json = Mapping[str, Any]
 
 
 class ServerEngine:
@@ -65,12 +80,14 @@ class ServerEngine:
         from fm_storage.vectors.server.collections import (
             ServerCollections,
         )
-        from fm_storage.vectors.server.grpc import TypedPoints
+        from fm_storage.vectors.server.grpc import GrpcPoints
         from fm_storage.vectors.server.rest import RestPoints
 
         self.native = self._client()
-        by_models = self._memory or self._config.prefer_grpc
-        self._points = (TypedPoints if by_models else RestPoints)(self.native)
+        if self._memory or self._config.prefer_grpc:
+            self._points = GrpcPoints(self.native, remote=not self._memory)
+        else:
+            self._points = RestPoints(self.native)
         self._collections = ServerCollections(
             self.native, self._points, memory=self._memory
         )
@@ -96,7 +113,7 @@ class ServerEngine:
         if api_key is not None and config.url.startswith("http://"):
             _log.warning("vector store: the API key travels in clear; use https://")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # said above, in the log
+            warnings.simplefilter("ignore")  # logged above
             return AsyncQdrantClient(
                 url=config.url,
                 prefer_grpc=config.prefer_grpc,
@@ -118,7 +135,7 @@ class ServerEngine:
         """Close every connection."""
         await self.native.close()
 
-    async def ready(self) -> str:
+    async def _ready(self) -> str:
         """Ask for the version; refuse a server too old for conditional updates."""
         from fm_storage.vectors.server.errors import translated
 
@@ -136,128 +153,31 @@ class ServerEngine:
             )
         return f"Qdrant {info.version}"
 
-    # Collections: see ServerCollections
-
-    async def collections(self) -> tuple[list[str], dict[str, str]]:
-        """Return names, and aliases with their targets."""
-        return await self._collections.collections()
-
-    async def spec(self, collection: str) -> dict[str, Any]:
-        """Return a collection's definition."""
-        return await self._collections.spec(collection)
-
-    async def info(self, collection: str) -> dict[str, Any]:
-        """Return definition and sizes."""
-        return await self._collections.info(collection)
-
-    async def create(self, collection: str, spec: Json) -> bool:
-        """Create a collection; False when the name is taken."""
-        return await self._collections.create(collection, spec)
-
-    async def drop(self, collection: str) -> bool:
-        """Delete a collection; False when there is none."""
-        return await self._collections.drop(collection)
-
-    async def set_aliases(self, targets: Mapping[str, str | None]) -> None:
-        """Point aliases at collections, or remove them, in one request."""
-        await self._collections.set_aliases(targets)
-
-    async def exchange(self, name: str, target: str, retired: str) -> None:
-        """Let a name mean *target*; a collection of that name goes."""
-        del retired
-        await self._collections.exchange(name, target)
-
-    async def create_index(self, collection: str, field: str, schema: Any) -> None:
-        """Index a payload field."""
-        await self._collections.create_index(collection, field, schema)
-
-    async def delete_index(self, collection: str, field: str) -> None:
-        """Drop a payload index."""
-        await self._collections.delete_index(collection, field)
-
-    # Points: see PointsWire
-
-    async def upsert(
-        self, collection: str, batch: Sequence[Encoded], *, newer_by: str | None
-    ) -> None:
-        """Write one batch."""
-        await self._points.upsert(collection, batch, newer_by=newer_by)
-
-    async def delete(
-        self,
-        collection: str,
-        *,
-        ids: Sequence[int | str] | None,
-        chosen: Json | None,
-        newer_by: str | None,
-        up_to: Sequence[int] | None,
-    ) -> None:
-        """Delete points by id or filter."""
-        if newer_by is None or up_to is None:
-            await self._points.delete(collection, ids=ids, chosen=chosen)
-            return
-        await self._points.delete_up_to(
-            collection, list(ids or ()), newer_by, list(up_to)
-        )
-
-    async def set_payload(
-        self,
-        collection: str,
-        payload: bytes,
-        *,
-        ids: Sequence[int | str] | None,
-        chosen: Json | None,
-        key: str | None,
-        overwrite: bool,
-    ) -> None:
-        """Merge into, or replace, payloads."""
-        await self._points.set_payload(
-            collection,
-            payload,
-            chosen=_by_filter(ids, chosen),
-            key=key,
-            overwrite=overwrite,
-        )
-
-    async def delete_payload(
-        self,
-        collection: str,
-        keys: Sequence[str],
-        *,
-        ids: Sequence[int | str] | None,
-        chosen: Json | None,
-    ) -> None:
-        """Remove fields from payloads."""
-        await self._points.delete_payload(
-            collection, keys, chosen=_by_filter(ids, chosen)
-        )
-
-    async def query(self, collection: str, request: Json) -> list[ScoredPoint]:
-        """Answer one query."""
-        return await self._points.query(collection, request)
-
-    async def retrieve(
-        self, collection: str, ids: Sequence[int | str], request: Json
-    ) -> list[ScoredPoint]:
-        """Return points by id, in the order asked for."""
-        return await self._points.retrieve(collection, ids, request)
-
-    async def scroll(
-        self, collection: str, request: Json
-    ) -> tuple[list[ScoredPoint], int | str | None]:
-        """Return one page of points and the offset of the next."""
-        return await self._points.scroll(collection, request)
-
-    async def count(self, collection: str, chosen: Json | None) -> int:
-        """Count matching points."""
-        return await self._points.count(collection, chosen)
+    async def call(
+        self, operation: str, collection: str | None, request: Request | None
+    ) -> Any:
+        """Carry out one operation."""
+        if operation in _POINT_OPERATIONS:
+            assert request is not None
+            if isinstance(request, Retrieve) and not request.ids:
+                return []
+            return await self._points.call(operation, collection or "", request)
+        if operation == "ready":
+            return await self._ready()
+        if operation == "identity":
+            return await self._stable_identity()
+        if operation == "marker":
+            return await self._meta(_MARKER)
+        if isinstance(request, Marker):
+            return await self._set_meta(_MARKER, request.marker, replace=True)
+        return await self._collections.call(operation, collection, request)
 
     # The store as a whole: two points of a tiny collection of our own
 
     async def _meta(self, number: int) -> dict[str, Any]:
-        request = {"with_payload": True, "with_vector": False}
+        request = Retrieve([number], with_payload=True, with_vector=False)
         try:
-            found = await self._points.retrieve(_META, [number], request)
+            found = await self._points.call("retrieve", _META, request)
         except CollectionNotFound:
             return {}
         return dict(found[0].payload) if found else {}
@@ -268,10 +188,10 @@ class ServerEngine:
             "sparse_vectors": {},
             "payload_indexes": {},
         }
-        await self.create(_META, spec)
+        await self._collections.call("create", _META, Create(spec))
         await self._points.put_meta(_META, number, payload, replace=replace)
 
-    async def identity(self) -> str:
+    async def _stable_identity(self) -> str:
         """Return the stable id of this store; the first caller's stays."""
         if self._identity is None:
             found = await self._meta(_IDENTITY)
@@ -282,22 +202,7 @@ class ServerEngine:
             self._identity = str(found["identity"])
         return self._identity
 
-    async def get_marker(self) -> dict[str, Any]:
-        """Return what was last noted."""
-        return await self._meta(_MARKER)
-
-    async def set_marker(self, marker: Json) -> None:
-        """Note something."""
-        await self._set_meta(_MARKER, marker, replace=True)
-
-
-def _by_filter(ids: Sequence[int | str] | None, chosen: Json | None) -> Json:
-    """Choose by filter alone: a server refuses a list that names an absent id."""
-    return chosen if chosen is not None else {"must": [{"has_id": list(ids or ())}]}
-
 
 def _load_client() -> None:
-    import qdrant_client
-    import qdrant_client.http.models  # noqa: F401 - the same
-
-    import fm_storage.vectors.server.errors  # noqa: F401 - the same
+    for name in ("qdrant_client", "fm_storage.vectors.server.collections"):
+        importlib.import_module(name)

@@ -1,7 +1,7 @@
 """The client's eight kinds of exceptions, and local mode's texts, as our errors.
 
-Apart from the calls, because this is the only place that knows them; nothing of
-the client leaks past it. Loaded together with the client.
+The only place that knows them; no exception of the client passes it. Loaded
+together with the client.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-import grpc  # type: ignore[import-untyped]  # published without types
+import grpc
 from qdrant_client.common.client_exceptions import (
     QdrantException,
     ResourceExhaustedResponse,
@@ -148,8 +148,8 @@ def _from_transport(
         what = f"{source}"
         return _unavailable(what, operation, collection, retryable=False)
     # str() of a timeout is empty: its type says more.
-    said = f"{name}: {source}".removesuffix(": ")
-    return _unavailable(said, operation, collection, retryable=True)
+    message = f"{name}: {source}".removesuffix(": ")
+    return _unavailable(message, operation, collection, retryable=True)
 
 
 def _from_status(
@@ -158,8 +158,8 @@ def _from_status(
     status = exc.status_code or 0
     text = exc.content.decode(errors="replace")[:_SHOWN]
     try:
-        said = exc.structured()["status"]["error"]
-        text = str(said)[:_SHOWN]
+        reason = exc.structured()["status"]["error"]
+        text = str(reason)[:_SHOWN]
     except (ValueError, KeyError, TypeError):
         pass
     if status == 404:
@@ -201,8 +201,8 @@ def _from_code(
         wish = dict(exc.trailing_metadata() or ()).get("retry-after")
         seconds = None
         if wish is not None:
-            said = wish.decode() if isinstance(wish, bytes) else str(wish)
-            seconds = float(said) if said.isdigit() else _until(said)
+            given = wish.decode() if isinstance(wish, bytes) else str(wish)
+            seconds = float(given) if given.isdigit() else _until(given)
         return _limited(operation, collection, seconds)
     if code in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}:
         what = "the server refuses access; set qdrant.api_key"
@@ -229,16 +229,16 @@ def _missing(text: str, operation: str, collection: str | None) -> Exception:
 
 
 def _from_text(text: str, operation: str, collection: str | None) -> Exception:
-    name, said = collection or "", text.lower()
-    if any(mark in said for mark in _EXISTS):
+    name, lower = collection or "", text.lower()
+    if any(mark in lower for mark in _EXISTS):
         return AlreadyExists(text)
     if _NO_POINT.search(text):
         return _missing(text, operation, collection)
-    if "not found" in said and "collection" in said:
+    if "not found" in lower and "collection" in lower:
         return CollectionNotFound(name, operation=operation)
     found = _DIMENSIONS.search(text)
     if found is not None:
         return DimensionMismatch(name, expected=int(found[1]), got=int(found[2]))
-    if "vector name" in said or "not existing vector" in said:
+    if "vector name" in lower or "not existing vector" in lower:
         return InvalidVector(f"collection {name!r}: {text}", collection=name)
     return InvalidRecord(f"collection {name!r}: {operation} refused: {text}")

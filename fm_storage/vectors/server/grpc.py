@@ -7,13 +7,26 @@ stubs, because its methods would build them on the loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
 from qdrant_client import models
 
 from fm_storage.vectors.points import ScoredPoint
+from fm_storage.vectors.request.operations import (
+    Count,
+    Delete,
+    DeletePayload,
+    Ids,
+    Json,
+    Query,
+    Request,
+    Retrieve,
+    Scroll,
+    SetPayload,
+    Upsert,
+)
 from fm_storage.vectors.request.points import Encoded, Floats, Terms
 from fm_storage.vectors.retry import time_left
 from fm_storage.vectors.server.errors import translated
@@ -23,15 +36,12 @@ from fm_storage.vectors.server.models import (
     point_from,
     query_model,
 )
-from fm_storage.vectors.server.protocol import by_version, not_newer, older_than
+from fm_storage.vectors.server.protocol import by_bound, by_filter, by_version
 
 if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient
 
-__all__ = ["TypedPoints"]
-
-Json = Mapping[str, Any]
-Ids = Sequence[int | str]
+__all__ = ["GrpcPoints"]
 
 _CHUNK = 64
 
@@ -64,12 +74,22 @@ def _messages(batch: Sequence[Encoded]) -> list[Any]:
     return [RestToGrpc.convert_point_struct(_point(point)) for point in batch]
 
 
-class TypedPoints:
+class GrpcPoints:
     """Points of a server over gRPC, or of local mode."""
 
-    def __init__(self, client: AsyncQdrantClient) -> None:
+    def __init__(self, client: AsyncQdrantClient, *, remote: bool) -> None:
         self._client = client
-        self._remote = hasattr(client._client, "_prefer_grpc")  # noqa: SLF001 - local or remote
+        self._remote = remote
+        self._calls: dict[str, Callable[[str, Any], Awaitable[Any]]] = {
+            "count": self._count,
+            "delete": self._delete,
+            "delete_payload": self._delete_payload,
+            "query": self._query,
+            "retrieve": self._retrieve,
+            "scroll": self._scroll,
+            "set_payload": self._set_payload,
+            "upsert": self._upsert,
+        }
 
     async def _built(self, batch: Sequence[Encoded]) -> list[Any]:
         make = _messages if self._remote else _structs
@@ -78,25 +98,24 @@ class TypedPoints:
             made += await asyncio.to_thread(make, batch[start : start + _CHUNK])
         return made
 
-    async def upsert(
-        self, collection: str, batch: Sequence[Encoded], *, newer_by: str | None
-    ) -> None:
-        """Write one batch, conditionally with *newer_by*."""
-        groups: list[tuple[Sequence[Encoded], Any]] = [(batch, None)]
-        if newer_by is not None:
-            groups = [
-                (group, filter_model(older_than(newer_by, version)))
-                for version, group in by_version(batch).items()
-            ]
-        for group, condition in groups:
+    async def call(self, operation: str, collection: str, request: Request) -> Any:
+        """Carry out one operation."""
+        with translated(operation, collection):
+            return await self._calls[operation](collection, request)
+
+    async def _upsert(self, collection: str, request: Upsert) -> None:
+        groups: list[tuple[Sequence[Encoded], Json | None]] = [(request.points, None)]
+        if request.newer_by is not None:
+            groups = [*by_version(request.points, request.newer_by)]
+        for group, chosen in groups:
+            condition = filter_model(chosen)
             points = await self._built(group)
-            with translated("upsert_points", collection):
-                if self._remote:
-                    await self._upsert_messages(collection, points, condition)
-                else:
-                    await self._client.upsert(
-                        collection, points=points, update_filter=condition, wait=True
-                    )
+            if self._remote:
+                await self._upsert_messages(collection, points, condition)
+            else:
+                await self._client.upsert(
+                    collection, points=points, update_filter=condition, wait=True
+                )
 
     async def _upsert_messages(
         self, collection: str, points: list[Any], condition: models.Filter | None
@@ -130,134 +149,92 @@ class TypedPoints:
                 wait=True,
             )
 
-    async def delete(
-        self, collection: str, *, ids: Ids | None, chosen: Json | None
-    ) -> None:
-        """Delete by ids or by filter."""
-        with translated("delete_points", collection):
-            await self._client.delete(
-                collection, points_selector=_selector(ids, chosen), wait=True
+    async def _delete(self, collection: str, request: Delete) -> None:
+        selectors = [_selector(request.ids, request.filter)]
+        if request.up_to is not None:
+            selectors = [_selector(None, chosen) for chosen in by_bound(request)]
+        for selector in selectors:
+            await self._client.delete(collection, points_selector=selector, wait=True)
+
+    async def _set_payload(self, collection: str, request: SetPayload) -> None:
+        fields = orjson.loads(request.payload)
+        points = _selector(None, by_filter(request.ids, request.filter))
+        if request.overwrite:
+            await self._client.overwrite_payload(
+                collection, payload=fields, points=points, wait=True
+            )
+        else:
+            await self._client.set_payload(
+                collection, payload=fields, points=points, key=request.key, wait=True
             )
 
-    async def delete_up_to(
-        self, collection: str, ids: Ids, field: str, bounds: Sequence[int]
-    ) -> None:
-        """Delete points whose number is not greater than the bound."""
-        groups: dict[int, list[int | str]] = {}
-        for number, bound in zip(ids, bounds, strict=True):
-            groups.setdefault(bound, []).append(number)
-        for bound, group in groups.items():
-            await self.delete(
-                collection, ids=None, chosen=not_newer(field, bound, group)
-            )
+    async def _delete_payload(self, collection: str, request: DeletePayload) -> None:
+        points = _selector(None, by_filter(request.ids, request.filter))
+        await self._client.delete_payload(
+            collection, keys=request.keys, points=points, wait=True
+        )
 
-    async def set_payload(
-        self,
-        collection: str,
-        payload: bytes,
-        *,
-        chosen: Json,
-        key: str | None,
-        overwrite: bool,
-    ) -> None:
-        """Merge into, or replace, payloads."""
-        fields = orjson.loads(payload)
-        points = _selector(None, chosen)
-        with translated("set_payload", collection):
-            if overwrite:
-                await self._client.overwrite_payload(
-                    collection, payload=fields, points=points, wait=True
-                )
-            else:
-                await self._client.set_payload(
-                    collection, payload=fields, points=points, key=key, wait=True
-                )
-
-    async def delete_payload(
-        self,
-        collection: str,
-        keys: Sequence[str],
-        *,
-        chosen: Json,
-    ) -> None:
-        """Remove fields from payloads."""
-        with translated("delete_payload", collection):
-            await self._client.delete_payload(
-                collection, keys=list(keys), points=_selector(None, chosen), wait=True
-            )
-
-    async def query(self, collection: str, request: Json) -> list[ScoredPoint]:
-        """Answer one query."""
-        plain = plain_request(request, dense=Floats.tolist)
-        with translated("query", collection):
-            found = await self._client.query_points(
-                collection,
-                query=query_model(plain.get("query")),
-                using=plain.get("using") or None,
-                prefetch=[_stage(stage) for stage in plain.get("prefetch") or ()]
-                or None,
-                query_filter=filter_model(plain.get("filter")),
-                # Local mode compares with every point, and warns of parameters.
-                search_params=models.SearchParams(**plain["params"])
-                if plain.get("params") and self._remote
-                else None,
-                limit=plain["limit"],
-                offset=plain.get("offset"),
-                with_payload=plain.get("with_payload", False),
-                with_vectors=plain.get("with_vector", False),
-                score_threshold=plain.get("score_threshold"),
-            )
+    async def _query(self, collection: str, request: Query) -> list[ScoredPoint]:
+        found = await self._client.query_points(
+            collection,
+            query=query_model(_plain(request.query)),
+            using=request.using or None,
+            prefetch=[_stage(stage) for stage in _plain(request.prefetch) or ()]
+            or None,
+            query_filter=filter_model(request.filter),
+            # Local mode compares with every point, and warns of parameters.
+            search_params=models.SearchParams(**request.params)
+            if request.params and self._remote
+            else None,
+            limit=request.limit,
+            offset=request.offset,
+            with_payload=request.with_payload,
+            with_vectors=request.with_vector,
+            score_threshold=request.score_threshold,
+        )
         return [
             point_from(hit.id, hit.score, hit.payload, hit.vector)
             for hit in found.points
         ]
 
-    async def retrieve(
-        self, collection: str, ids: Ids, request: Json
-    ) -> list[ScoredPoint]:
-        """Return points by id, in the order asked for."""
-        if not ids:
-            return []
-        with translated("retrieve", collection):
-            found = await self._client.retrieve(
-                collection,
-                ids=list(ids),
-                with_payload=request["with_payload"],
-                with_vectors=request["with_vector"],
-            )
-        place = {str(number): position for position, number in enumerate(ids)}
+    async def _retrieve(self, collection: str, request: Retrieve) -> list[ScoredPoint]:
+        found = await self._client.retrieve(
+            collection,
+            ids=request.ids,
+            with_payload=request.with_payload,
+            with_vectors=request.with_vector,
+        )
+        place = {str(number): position for position, number in enumerate(request.ids)}
         found = sorted(found, key=lambda record: place[str(record.id)])
         return [point_from(r.id, 0.0, r.payload, r.vector) for r in found]
 
-    async def scroll(
-        self, collection: str, request: Json
+    async def _scroll(
+        self, collection: str, request: Scroll
     ) -> tuple[list[ScoredPoint], int | str | None]:
-        """Return one page and the offset of the next."""
-        order = request.get("order_by")
-        with translated("scroll", collection):
-            found, following = await self._client.scroll(
-                collection,
-                scroll_filter=filter_model(request.get("filter")),
-                limit=request["limit"],
-                order_by=models.OrderBy(**order)
-                if isinstance(order, Mapping)
-                else order,
-                offset=request.get("offset"),
-                with_payload=request["with_payload"],
-                with_vectors=request["with_vector"],
-            )
+        order = request.order_by
+        found, following = await self._client.scroll(
+            collection,
+            scroll_filter=filter_model(request.filter),
+            limit=request.limit,
+            order_by=models.OrderBy(**order) if isinstance(order, Mapping) else order,
+            offset=request.offset,
+            with_payload=request.with_payload,
+            with_vectors=request.with_vector,
+        )
         points = [point_from(r.id, 0.0, r.payload, r.vector) for r in found]
         if following is None or isinstance(following, int):
             return points, following
         return points, str(following)
 
-    async def count(self, collection: str, chosen: Json | None) -> int:
-        """Count matching points."""
-        with translated("count", collection):
-            found = await self._client.count(
-                collection, count_filter=filter_model(chosen), exact=True
-            )
+    async def _count(self, collection: str, request: Count) -> int:
+        found = await self._client.count(
+            collection, count_filter=filter_model(request.filter), exact=True
+        )
         return found.count
+
+
+def _plain(value: Any) -> Any:
+    return plain_request(value, dense=Floats.tolist)
 
 
 def _structs(batch: Sequence[Encoded]) -> list[models.PointStruct]:

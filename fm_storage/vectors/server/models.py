@@ -1,7 +1,7 @@
 """Definitions and requests as objects of ``qdrant_client.models``, both ways.
 
-Apart from the calls, so that the names of the client's models are written down
-once. Loaded together with the client.
+The names of the client's models are written down here only. Loaded together with
+the client.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from qdrant_client import models
 
 from fm_storage.errors import InvalidRecord
-from fm_storage.vectors.points import ScoredPoint, SparseVector, from_wire_id
-from fm_storage.vectors.request.points import Floats, Terms
+from fm_storage.vectors.points import ScoredPoint, SparseVector
+from fm_storage.vectors.request.points import Floats, Terms, from_wire_id
 
 __all__ = [
     "creation",

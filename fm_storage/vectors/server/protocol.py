@@ -1,107 +1,66 @@
-"""What reading and writing points on a server means, whatever carries it.
-
-Apart from its two carriers: JSON over REST, and the client's methods for gRPC
-and local mode.
-"""
+"""Points of a server, whatever carries them, and the conditions of its writes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any, Protocol
 
-from fm_storage.vectors.points import ScoredPoint
+from fm_storage.vectors.request.operations import Delete, Ids, Json, Request
 from fm_storage.vectors.request.points import Encoded
 
-__all__ = ["PointsWire", "by_version", "not_newer", "older_than"]
-
-Json = Mapping[str, Any]
-Ids = Sequence[int | str]
+__all__ = ["PointsWire", "by_bound", "by_filter", "by_version"]
 
 
 class PointsWire(Protocol):
-    """Points of one server. Errors are ours."""
+    """Operations on the points of one server; errors are ours."""
 
-    async def upsert(
-        self, collection: str, batch: Sequence[Encoded], *, newer_by: str | None
-    ) -> None:
-        """Write one batch, conditionally with *newer_by*."""
+    async def call(self, operation: str, collection: str, request: Request) -> Any:
+        """Carry out one operation."""
 
     async def put_meta(
         self, collection: str, number: int, payload: Json, *, replace: bool
     ) -> None:
         """Write one point of our own; keep an existing one unless *replace*."""
 
-    async def delete(
-        self, collection: str, *, ids: Ids | None, chosen: Json | None
-    ) -> None:
-        """Delete by ids or by filter."""
 
-    async def delete_up_to(
-        self, collection: str, ids: Ids, field: str, bounds: Sequence[int]
-    ) -> None:
-        """Delete points whose number is not greater than the bound."""
-
-    async def set_payload(
-        self,
-        collection: str,
-        payload: bytes,
-        *,
-        chosen: Json,
-        key: str | None,
-        overwrite: bool,
-    ) -> None:
-        """Merge into, or replace, payloads."""
-
-    async def delete_payload(
-        self,
-        collection: str,
-        keys: Sequence[str],
-        *,
-        chosen: Json,
-    ) -> None:
-        """Remove fields from payloads."""
-
-    async def query(self, collection: str, request: Json) -> list[ScoredPoint]:
-        """Answer one query."""
-
-    async def retrieve(
-        self, collection: str, ids: Ids, request: Json
-    ) -> list[ScoredPoint]:
-        """Return points by id, in the order asked for."""
-
-    async def scroll(
-        self, collection: str, request: Json
-    ) -> tuple[list[ScoredPoint], int | str | None]:
-        """Return one page and the offset of the next."""
-
-    async def count(self, collection: str, chosen: Json | None) -> int:
-        """Count matching points."""
-
-
-def older_than(field: str, version: float) -> dict[str, Any]:
-    """Return the filter that a stored point must match to be replaced."""
-    return {
-        "should": [
-            {"key": field, "range": {"lt": version}},
-            {"is_empty": {"key": field}},
-        ]
-    }
-
-
-def not_newer(field: str, bound: float, ids: Ids) -> dict[str, Any]:
-    """Return the filter that a stored point must match to be deleted."""
-    return {
-        "must": [{"has_id": list(ids)}],
-        "should": [
-            {"key": field, "range": {"lte": bound}},
-            {"is_empty": {"key": field}},
-        ],
-    }
-
-
-def by_version(batch: Iterable[Encoded]) -> dict[Any, list[Encoded]]:
-    """Group points by version: one condition serves a whole group."""
+def by_version(
+    points: Iterable[Encoded], field: str
+) -> list[tuple[list[Encoded], dict[str, Any]]]:
+    """Group points by version: one condition on the stored points serves a group."""
     groups: dict[Any, list[Encoded]] = {}
-    for point in batch:
+    for point in points:
         groups.setdefault(point.version, []).append(point)
-    return groups
+    return [
+        (
+            group,
+            {
+                "should": [
+                    {"key": field, "range": {"lt": version}},
+                    {"is_empty": {"key": field}},
+                ]
+            },
+        )
+        for version, group in groups.items()
+    ]
+
+
+def by_bound(request: Delete) -> list[dict[str, Any]]:
+    """Return the filters that a conditional deletion goes by, one per bound."""
+    groups: dict[int, list[int | str]] = {}
+    for number, bound in zip(request.ids or (), request.up_to or (), strict=True):
+        groups.setdefault(bound, []).append(number)
+    return [
+        {
+            "must": [{"has_id": group}],
+            "should": [
+                {"key": request.newer_by, "range": {"lte": bound}},
+                {"is_empty": {"key": request.newer_by}},
+            ],
+        }
+        for bound, group in groups.items()
+    ]
+
+
+def by_filter(ids: Ids | None, chosen: Json | None) -> Json:
+    """Choose by filter alone: a server refuses a list that names an absent id."""
+    return chosen if chosen is not None else {"must": [{"has_id": list(ids or ())}]}

@@ -9,27 +9,41 @@ authentication and middleware.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import orjson
 
 from fm_storage.vectors.points import ScoredPoint
+from fm_storage.vectors.request.operations import (
+    Count,
+    Delete,
+    DeletePayload,
+    Json,
+    Query,
+    Request,
+    Retrieve,
+    Scroll,
+    SetPayload,
+    Upsert,
+)
 from fm_storage.vectors.request.points import Encoded, Floats, Terms
 from fm_storage.vectors.server.errors import translated
 from fm_storage.vectors.server.models import plain_request, point_from
-from fm_storage.vectors.server.protocol import by_version, not_newer, older_than
+from fm_storage.vectors.server.protocol import by_bound, by_filter, by_version
 
 if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient
 
 __all__ = ["RestPoints"]
 
-Json = Mapping[str, Any]
-Ids = Sequence[int | str]
+Sent: TypeAlias = "tuple[str, str, bytes, bool]"
+"""Method, path, body, and whether the answer waits for a write."""
 
 _POINTS = "/collections/{collection_name}/points"
+_BATCH = f"{_POINTS}/batch"
 _HEADERS = {"Content-Type": "application/json"}
 _SMALL = 640 * 1024  # bytes: about a millisecond
 _LONG_ANSWER = 200
@@ -72,23 +86,94 @@ def _list_of(batch: Sequence[Encoded]) -> bytes:
     return b"[" + b",".join(texts) + b"]"
 
 
-def _upsert_body(batch: Sequence[Encoded], newer_by: str | None) -> bytes:
-    if newer_by is None:
-        return b'{"points":' + _list_of(batch) + b"}"
+def _upsert_body(request: Upsert) -> bytes:
+    if request.newer_by is None:
+        return b'{"points":' + _list_of(request.points) + b"}"
     operations = [
         {
             "upsert": {
                 "points": orjson.Fragment(_list_of(group)),
-                "update_filter": older_than(newer_by, version),
+                "update_filter": condition,
             }
         }
-        for version, group in by_version(batch).items()
+        for group, condition in by_version(request.points, request.newer_by)
     ]
     return orjson.dumps({"operations": operations})
 
 
-def _chosen(ids: Ids | None, chosen: Json | None) -> dict[str, Any]:
-    return {"filter": chosen} if chosen is not None else {"points": list(ids or ())}
+def _set_payload(request: SetPayload) -> Sent:
+    chosen = by_filter(request.ids, request.filter)
+    body = {"payload": orjson.Fragment(request.payload), "filter": chosen}
+    if request.key is not None:
+        body["key"] = request.key
+    method = "PUT" if request.overwrite else "POST"
+    return method, f"{_POINTS}/payload", orjson.dumps(body), True
+
+
+def _delete_payload(request: DeletePayload) -> Sent:
+    chosen = by_filter(request.ids, request.filter)
+    body = orjson.dumps({"keys": request.keys, "filter": chosen})
+    return "POST", f"{_POINTS}/payload/delete", body, True
+
+
+def _delete(request: Delete) -> Sent:
+    if request.up_to is not None:
+        operations = [{"delete": {"filter": chosen}} for chosen in by_bound(request)]
+        return "POST", _BATCH, orjson.dumps({"operations": operations}), True
+    chosen = (
+        {"points": request.ids}
+        if request.filter is None
+        else {"filter": request.filter}
+    )
+    return "POST", f"{_POINTS}/delete", orjson.dumps(chosen), True
+
+
+def _retrieve(request: Retrieve) -> Sent:
+    body = {
+        "ids": request.ids,
+        "with_payload": request.with_payload,
+        "with_vector": request.with_vector,
+    }
+    return "POST", _POINTS, orjson.dumps(body), False
+
+
+def _scroll(request: Scroll) -> Sent:
+    return "POST", f"{_POINTS}/scroll", _body(_given(request)), False
+
+
+def _query(request: Query) -> Sent:
+    body = _named(_given(request))
+    return "POST", f"{_POINTS}/query", _body(body), False
+
+
+def _count(request: Count) -> Sent:
+    body = {"exact": True, **_given(request)}
+    return "POST", f"{_POINTS}/count", orjson.dumps(body), False
+
+
+_REQUESTS: dict[str, Callable[[Any], Sent]] = {
+    "count": _count,
+    "delete": _delete,
+    "delete_payload": _delete_payload,
+    "query": _query,
+    "retrieve": _retrieve,
+    "scroll": _scroll,
+    "set_payload": _set_payload,
+}
+
+
+def _given(request: Any) -> dict[str, Any]:
+    """Return what a request gives: as Qdrant's API, None means nothing."""
+    values = {field.name: getattr(request, field.name) for field in fields(request)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _named(stage: Json) -> dict[str, Any]:
+    """Leave the name of the unnamed vector out of a query and its stages."""
+    made = {k: v for k, v in stage.items() if k != "using" or v}
+    if "prefetch" in made:
+        made["prefetch"] = [_named(inner) for inner in made["prefetch"]]
+    return made
 
 
 class RestPoints:
@@ -100,16 +185,35 @@ class RestPoints:
         # turn would keep the loop waiting for all of them.
         self._encoding = asyncio.Lock()
 
-    async def _send(
-        self,
-        operation: str,
-        method: str,
-        path: str,
-        collection: str,
-        body: bytes,
-        *,
-        write: bool = False,
-    ) -> Any:
+    async def call(self, operation: str, collection: str, request: Request) -> Any:
+        """Carry out one operation."""
+        if isinstance(request, Upsert):
+            sent = await self._upsert(request)
+        else:
+            sent = _REQUESTS[operation](request)
+        answer = await self._send(operation, collection, sent)
+        if isinstance(request, Retrieve):
+            place = {number: position for position, number in enumerate(request.ids)}
+            answer.sort(key=lambda point: place[point["id"]])
+            return await _points(answer)
+        if isinstance(request, Scroll):
+            return await _points(answer["points"]), answer.get("next_page_offset")
+        if isinstance(request, Query):
+            return await _points(answer["points"])
+        return answer["count"] if isinstance(request, Count) else None
+
+    async def _upsert(self, request: Upsert) -> Sent:
+        if sum(point.size for point in request.points) <= _SMALL:
+            body = _upsert_body(request)
+        else:
+            async with self._encoding:
+                body = await asyncio.to_thread(_upsert_body, request)
+        if request.newer_by is None:
+            return "PUT", _POINTS, body, True
+        return "POST", _BATCH, body, True
+
+    async def _send(self, operation: str, collection: str, sent: Sent) -> Any:
+        method, path, body, write = sent
         with translated(operation, collection):
             answer = await self._client.http.client.request(
                 type_=dict,
@@ -122,18 +226,6 @@ class RestPoints:
             )
         return answer["result"]
 
-    async def upsert(
-        self, collection: str, batch: Sequence[Encoded], *, newer_by: str | None
-    ) -> None:
-        """Write one batch, conditionally with *newer_by*."""
-        if sum(point.size for point in batch) <= _SMALL:
-            body = _upsert_body(batch, newer_by)
-        else:
-            async with self._encoding:
-                body = await asyncio.to_thread(_upsert_body, batch, newer_by)
-        method, path = ("PUT", _POINTS) if newer_by is None else ("POST", _BATCH)
-        await self._send("upsert_points", method, path, collection, body, write=True)
-
     async def put_meta(
         self, collection: str, number: int, payload: Json, *, replace: bool
     ) -> None:
@@ -143,121 +235,8 @@ class RestPoints:
         }
         if not replace:
             request["update_filter"] = {"must": [{"has_id": []}]}
-        await self._send(
-            "set_marker", "PUT", _POINTS, collection, orjson.dumps(request), write=True
-        )
-
-    async def delete(
-        self, collection: str, *, ids: Ids | None, chosen: Json | None
-    ) -> None:
-        """Delete by ids or by filter."""
-        body = orjson.dumps(_chosen(ids, chosen))
-        await self._send(
-            "delete_points", "POST", f"{_POINTS}/delete", collection, body, write=True
-        )
-
-    async def delete_up_to(
-        self, collection: str, ids: Ids, field: str, bounds: Sequence[int]
-    ) -> None:
-        """Delete points whose number is not greater than the bound."""
-        groups: dict[int, list[int | str]] = {}
-        for number, bound in zip(ids, bounds, strict=True):
-            groups.setdefault(bound, []).append(number)
-        operations = [
-            {"delete": {"filter": not_newer(field, bound, group)}}
-            for bound, group in groups.items()
-        ]
-        if operations:
-            body = orjson.dumps({"operations": operations})
-            await self._send(
-                "delete_points", "POST", _BATCH, collection, body, write=True
-            )
-
-    async def set_payload(
-        self,
-        collection: str,
-        payload: bytes,
-        *,
-        chosen: Json,
-        key: str | None,
-        overwrite: bool,
-    ) -> None:
-        """Merge into, or replace, payloads."""
-        request = {"payload": orjson.Fragment(payload), "filter": chosen}
-        if key is not None:
-            request["key"] = key
-        await self._send(
-            "set_payload",
-            "PUT" if overwrite else "POST",
-            f"{_POINTS}/payload",
-            collection,
-            orjson.dumps(request),
-            write=True,
-        )
-
-    async def delete_payload(
-        self,
-        collection: str,
-        keys: Sequence[str],
-        *,
-        chosen: Json,
-    ) -> None:
-        """Remove fields from payloads."""
-        request = {"keys": list(keys), "filter": chosen}
-        await self._send(
-            "delete_payload",
-            "POST",
-            f"{_POINTS}/payload/delete",
-            collection,
-            orjson.dumps(request),
-            write=True,
-        )
-
-    async def query(self, collection: str, request: Json) -> list[ScoredPoint]:
-        """Answer one query."""
-        made = {k: v for k, v in request.items() if k != "using" or v}
-        for stage in made.get("prefetch") or ():
-            if not stage.get("using"):
-                stage.pop("using", None)
-        answer = await self._send(
-            "query", "POST", f"{_POINTS}/query", collection, _body(made)
-        )
-        return await _points(answer["points"])
-
-    async def retrieve(
-        self, collection: str, ids: Ids, request: Json
-    ) -> list[ScoredPoint]:
-        """Return points by id, in the order asked for."""
-        if not ids:
-            return []
-        body = orjson.dumps({"ids": list(ids), **request})
-        answer = await self._send("retrieve", "POST", _POINTS, collection, body)
-        place = {number: position for position, number in enumerate(ids)}
-        answer.sort(key=lambda point: place[point["id"]])
-        return await _points(answer)
-
-    async def scroll(
-        self, collection: str, request: Json
-    ) -> tuple[list[ScoredPoint], int | str | None]:
-        """Return one page and the offset of the next."""
-        body = orjson.dumps({k: v for k, v in request.items() if v is not None})
-        answer = await self._send(
-            "scroll", "POST", f"{_POINTS}/scroll", collection, body
-        )
-        return await _points(answer["points"]), answer.get("next_page_offset")
-
-    async def count(self, collection: str, chosen: Json | None) -> int:
-        """Count matching points."""
-        request: dict[str, Any] = {"exact": True}
-        if chosen:
-            request["filter"] = chosen
-        answer = await self._send(
-            "count", "POST", f"{_POINTS}/count", collection, orjson.dumps(request)
-        )
-        return int(answer["count"])
-
-
-_BATCH = f"{_POINTS}/batch"
+        body = orjson.dumps(request)
+        await self._send("set_marker", collection, ("PUT", _POINTS, body, True))
 
 
 async def _points(found: Sequence[dict[str, Any]]) -> list[ScoredPoint]:

@@ -1,32 +1,30 @@
-"""What every call of a store shares: its life, its name, one deadline, counting.
+"""How every public call of a store is run: life, loop, deadline, retries, counting.
 
-Apart from the calls themselves, which are grouped by what they do.
+The calls themselves stand in ``store.py``; each of them is one ``run()`` around
+one or more ``ask()``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from enum import Enum
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fm_storage.config import CollectionConfig, QdrantConfig
-from fm_storage.errors import (
-    ForkedProcess,
-    InvalidName,
-    StorageClosed,
-    VectorStoreUnavailable,
-    WrongLoop,
-)
+from fm_storage.concurrency.lifecycle import Home, Life
+from fm_storage.config import QdrantConfig
+from fm_storage.errors import InvalidName, VectorStoreUnavailable
 from fm_storage.errors.vectors import name_operation
-from fm_storage.vectors.backend import Backend
-from fm_storage.vectors.retry import Retry, Scope, call_scope
+from fm_storage.vectors.backend import Backend, backend_for
+from fm_storage.vectors.request.operations import Request
+from fm_storage.vectors.retry import Scope, current_scope, pause_before_retry
 from fm_storage.vectors.tracing import span
 
-__all__ = ["Life", "StoreCalls", "check_name"]
+__all__ = ["Calls", "check_name"]
 
 T = TypeVar("T")
 
@@ -44,127 +42,171 @@ _WITHOUT_COLLECTION = frozenset(
 )
 
 
-class Life(Enum):
-    """Where a store is in its life."""
+class Calls:
+    """A store's engine, and how one public call reaches it.
 
-    NEW = "not opened"
-    OPEN = "open"
-    CLOSED = "closed"
+    Attributes:
+        config: Where the vectors are, and the bounds of a call.
+        folder: Data folder of an embedded engine.
+        backend: The engine, once opened.
+        specs: Definitions of collections as last seen.
+        calls: Calls answered, by operation.
+        errors: Calls that raised, by operation.
+        retries: Attempts repeated after a failure that may pass.
+    """
 
-
-class StoreCalls:
-    """State of a store, and how one public call is run."""
-
-    def __init__(
-        self, config: QdrantConfig, *, folder: str | os.PathLike[str] | None = None
-    ) -> None:
-        self.config = config
-        self.folder = None if folder is None else Path(folder)
+    def __init__(self, config: QdrantConfig, folder: Path | None) -> None:
+        self.config, self.folder = config, folder
         # Changed by open() and aclose() only.
-        self._life = Life.NEW
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = 0
-        self._backend: Backend
+        self._home = Home("vector store")
+        self.backend: Backend
         # Changed by every call.
-        self._specs: dict[str, dict[str, Any]] = {}
-        self._calls: Counter[str] = Counter()
-        self._errors: Counter[str] = Counter()
-        self._retry = Retry()
-        # Changed by when_defined() only.
-        self._listeners: list[Callable[[str, CollectionConfig], None]] = []
+        self.specs: dict[str, dict[str, Any]] = {}
+        self.calls: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.retries = 0
 
-    def when_defined(self, listener: Callable[[str, CollectionConfig], None]) -> None:
-        """Have *listener* told of each definition that this store gives to a name.
+    async def open(self) -> bool:
+        """Choose and open the engine; False when that was done before."""
+        if self._home.life is Life.OPEN:
+            return False
+        self._home = Home("vector store")  # may be another process than ours was
+        self._home.enter()
+        self.backend = backend_for(self.config, self.folder)
+        await self.backend.open()
+        self._home.life = Life.OPEN
+        return True
 
-        Called as ``listener(name, definition)`` when a collection was ensured, and
-        when ``reindex()`` has exchanged a name; it must neither wait nor raise.
-        """
-        self._listeners.append(listener)
+    async def aclose(self) -> None:
+        """Let go of the engine; harmless when repeated, or in a forked child."""
+        if self._home.life is not Life.OPEN:
+            return
+        self._home.life = Life.CLOSED
+        if not self._home.forked:
+            await self.backend.aclose()
 
-    def _defined(self, name: str, definition: CollectionConfig) -> None:
-        for listener in self._listeners:
-            listener(name, definition)
+    def check(self) -> None:
+        """Refuse a use outside the store's life, process or loop."""
+        self._home.require_open()
 
-    def _check(self) -> None:
-        if self._life is not Life.OPEN:
-            raise StorageClosed(
-                f"vector store: it is {self._life.value}; use it inside 'async with' "
-                "or between open() and aclose()"
-            )
-        if self._pid != os.getpid():
-            raise ForkedProcess("vector store")
-
-    def _backend_(self) -> Backend:
-        self._check()
-        return self._backend
-
-    async def _spec(self, collection: str) -> dict[str, Any]:
-        spec = self._specs.get(collection)
+    async def spec(self, collection: str) -> dict[str, Any]:
+        """Return a collection's definition, as last seen where it was."""
+        spec = self.specs.get(collection)
         if spec is None:
-            spec = await self._backend.spec(collection)
-            self._specs[collection] = spec
+            spec = self.specs[collection] = await self.ask("spec", collection)
         return spec
 
-    async def _changed_spec(self, collection: str) -> dict[str, Any] | None:
+    async def changed_spec(self, collection: str) -> dict[str, Any] | None:
         """Look a definition up again; None when it is what was known."""
-        known = self._specs.pop(collection, None)
-        spec = await self._spec(collection)
+        known = self.specs.pop(collection, None)
+        spec = await self.spec(collection)
         return None if spec == known else spec
 
-    async def _call(
+    async def ask(
+        self, operation: str, collection: str | None, request: Request | None = None
+    ) -> Any:
+        """Have the engine carry out one operation.
+
+        The one place where attempts are repeated: after a failure that may pass,
+        while the deadline of the call around lasts.
+        """
+        failures = 0
+        while True:
+            try:
+                return await self.backend.call(operation, collection, request)
+            except VectorStoreUnavailable as exc:
+                if not self.backend.retries:
+                    raise
+                await pause_before_retry(exc, failures)
+                failures += 1
+                self.retries += 1
+
+    async def one(
         self,
         operation: str,
         collection: str | None,
-        run: Callable[[], Awaitable[T]],
+        asked: str | None = None,
+        request: Request | None = None,
         *,
-        once: bool = False,
+        timeout: float | None = None,
+    ) -> Any:
+        """Run a public call that is one operation of the engine.
+
+        Args:
+            operation: Name of the call in errors, statistics and spans.
+            collection: What it is about.
+            asked: The engine's operation; the same by default.
+            request: Its request.
+            timeout: Seconds; ``qdrant.timeout`` by default.
+        """
+        return await self.run(
+            operation,
+            collection,
+            lambda: self.ask(asked or operation, collection, request),
+            timeout=timeout,
+        )
+
+    async def run(
+        self,
+        operation: str,
+        collection: str | None,
+        work: Callable[[], Awaitable[T]],
+        *,
         timeout: float | None = None,
     ) -> T:
-        """Run one public call: life, loop, deadline, retries, counting, span."""
-        self._check()
-        if asyncio.get_running_loop() is not self._loop:
-            raise WrongLoop("vector store")
+        """Run one public call: life, loop, deadline, counting, span."""
+        # Compared here, as every call passes by; require_open() finds the error.
+        # After a fork no loop runs: the process is compared first.
+        home = self._home
+        if home.life is not Life.OPEN or home.pid != os.getpid():
+            home.require_open()
+        loop = asyncio.get_running_loop()
+        if home.loop is not loop:
+            home.require_open()
         if operation not in _WITHOUT_COLLECTION:
             check_name(collection)
-        self._calls[operation] += 1
+        self.calls[operation] += 1
         within = self.config.timeout if timeout is None else timeout
-        until = self._loop.time() + within
-        with (
-            span(operation, collection, engine=self._backend.kind),
-            call_scope(until) as scope,
-        ):
-            deadline = asyncio.timeout_at(until)
-            try:
-                async with deadline:
-                    return await self._retry.run(
-                        run, active=self._backend.retries and not once
-                    )
-            except TimeoutError as exc:
-                self._errors[operation] += 1
-                if not deadline.expired():
-                    raise
-                raise self._late(operation, collection, scope, within) from exc
-            except Exception as exc:  # counted, named, and passed on
-                self._errors[operation] += 1
-                name_operation(exc, operation)
-                if collection is not None:
-                    self._specs.pop(collection, None)
-                raise
-
-    def _late(
-        self, operation: str, collection: str | None, scope: Scope, within: float
-    ) -> VectorStoreUnavailable:
-        if operation == "ready":  # changes nothing
-            said = scope.failure or f"vector store: no answer within {within:g} s"
-            return VectorStoreUnavailable(said, operation=operation)
-        failed = f" (before: {scope.failure})" if scope.failure else ""
-        return VectorStoreUnavailable(
-            f"vector store: {operation} got no answer within "
-            f"{within:g} s{failed}; whether it was carried out is not "
-            "known; raise qdrant.timeout",
-            operation=operation,
-            collection=collection,
+        scope = Scope(loop.time() + within)
+        trace = sys.modules.get("opentelemetry.trace")
+        spanned = (
+            nullcontext()
+            if trace is None
+            else span(trace, operation, collection, engine=self.backend.kind)
         )
+        outer = current_scope.set(scope)
+        deadline = asyncio.timeout_at(scope.deadline)
+        try:
+            with spanned:
+                try:
+                    async with deadline:
+                        return await work()
+                except Exception as exc:  # counted, named, and passed on
+                    self.errors[operation] += 1
+                    if collection is not None:
+                        self.specs.pop(collection, None)
+                    if isinstance(exc, TimeoutError) and deadline.expired():
+                        raise _late(operation, collection, scope, within) from exc
+                    name_operation(exc, operation)
+                    raise
+        finally:
+            current_scope.reset(outer)
+
+
+def _late(
+    operation: str, collection: str | None, scope: Scope, within: float
+) -> VectorStoreUnavailable:
+    if operation == "ready":  # changes nothing
+        message = scope.failure or f"vector store: no answer within {within:g} s"
+        return VectorStoreUnavailable(message, operation=operation)
+    failed = f" (before: {scope.failure})" if scope.failure else ""
+    return VectorStoreUnavailable(
+        f"vector store: {operation} got no answer within "
+        f"{within:g} s{failed}; whether it was carried out is not "
+        "known; raise qdrant.timeout",
+        operation=operation,
+        collection=collection,
+    )
 
 
 def check_name(name: object) -> None:

@@ -1,33 +1,58 @@
 """Moving a collection to a new definition while it is read and written.
 
-Apart from the store, because this is a protocol over its calls: copy, copy what
-has changed since, exchange the name, copy the last stragglers, drop the old one.
-A point that was copied carries a fingerprint of its source until the end, so
-that a killed run goes on where it was and copies nothing twice.
+A protocol over the store's calls: copy, copy what has changed since, exchange the
+name, copy the last stragglers, drop the old one. A point that was copied carries a
+fingerprint of its source until the end, so that a killed run goes on where it was
+and copies nothing twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeAlias
 
 import orjson
 
 from fm_storage._typing import Progress
 from fm_storage.config import CollectionConfig
 from fm_storage.errors import CollectionNotFound
-from fm_storage.vectors.points import Point, ScoredPoint, SparseVector
+from fm_storage.vectors.points import CollectionInfo, Point, ScoredPoint, SparseVector
 from fm_storage.vectors.request.definitions import spec_of
-
-if TYPE_CHECKING:
-    from fm_storage.vectors.store.store import QdrantStore
 
 __all__ = ["Embed", "ReindexReport", "reindex"]
 
 Embed = Callable[[Sequence[ScoredPoint]], Awaitable[Sequence[Any]]]
 """Returns the new vectors of points, in order."""
+
+Call: TypeAlias = "Callable[..., Awaitable[Any]]"
+
+
+class Collections(Protocol):
+    """The calls of a ``QdrantStore`` that a reindex makes."""
+
+    @property
+    def collection_info(self) -> Callable[[str], Awaitable[CollectionInfo]]: ...
+    @property
+    def iter_points(self) -> Callable[..., AsyncIterator[ScoredPoint]]: ...
+    @property
+    def retrieve(self) -> Callable[..., Awaitable[list[ScoredPoint]]]: ...
+    @property
+    def count(self) -> Callable[[str], Awaitable[int]]: ...
+    @property
+    def ensure_collection_exists(self) -> Call: ...
+    @property
+    def upsert_points(self) -> Call: ...
+    @property
+    def delete_points(self) -> Call: ...
+    @property
+    def delete_payload(self) -> Call: ...
+    @property
+    def exchange(self) -> Call: ...
+    @property
+    def delete_collection(self) -> Call: ...
+
 
 MARK = "_fm_src"
 _PAGE = 200
@@ -54,7 +79,7 @@ class ReindexReport:
 
 
 async def reindex(
-    store: QdrantStore,
+    store: Collections,
     collection: str,
     definition: CollectionConfig,
     embed: Embed | None = None,
@@ -93,7 +118,7 @@ async def reindex(
 class _Run:
     def __init__(
         self,
-        store: QdrantStore,
+        store: Collections,
         target: str,
         embed: Embed | None,
         progress: Progress | None,

@@ -1,33 +1,62 @@
 """``QdrantStore``: one interface to vectors, whichever engine holds them.
 
-Everything that must be the same on every engine happens here and in the calls
-beside, once: the life of the store, checking before writing, splitting,
-deadlines, retries, counting. What differs sits behind it, in ``embedded.py`` and
-``server.py``.
+What must be the same on every engine happens above it, once: checking before
+writing, splitting, deadlines, retries, counting. What differs is behind
+``Backend.call()``.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 from fm_storage._typing import JsonObject, Progress
-from fm_storage.config import CollectionConfig
+from fm_storage.config import CollectionConfig, QdrantConfig
 from fm_storage.errors import VectorStoreUnavailable
-from fm_storage.vectors.backend import backend_for
-from fm_storage.vectors.points import VectorStatistics
-from fm_storage.vectors.store.call import Life
-from fm_storage.vectors.store.collections import CollectionCalls
-from fm_storage.vectors.store.reading import ReadingCalls
+from fm_storage.vectors.points import (
+    CollectionInfo,
+    Point,
+    PointId,
+    ScoredPoint,
+    VectorStatistics,
+)
+from fm_storage.vectors.request.definitions import spec_of
+from fm_storage.vectors.request.filters import Filter, as_json, normal_filter
+from fm_storage.vectors.request.operations import (
+    Alias,
+    Count,
+    DeletePayload,
+    Exchange,
+    Index,
+    Marker,
+    Retrieve,
+    Scroll,
+    SetPayload,
+)
+from fm_storage.vectors.request.payloads import encode_payload
+from fm_storage.vectors.request.points import to_wire_id
+from fm_storage.vectors.request.queries import (
+    Asked,
+    hybrid,
+    payload_selector,
+    query_parameters,
+    vector_selector,
+)
+from fm_storage.vectors.store.call import Calls, check_name
+from fm_storage.vectors.store.collections import META_COLLECTION, ensure, info_from
+from fm_storage.vectors.store.reading import find
 from fm_storage.vectors.store.reindex import Embed, ReindexReport, reindex
-from fm_storage.vectors.store.writing import WritingCalls
+from fm_storage.vectors.store.writing import deletion, ids_or_filter_of, upsert
 
 __all__ = ["QdrantStore"]
 
+_PAGE = 500
 
-class QdrantStore(CollectionCalls, WritingCalls, ReadingCalls):
+
+class QdrantStore:
     """Collections of points, in an embedded engine or on a server.
 
     Opening is cheap: an embedded engine is started by the first call. Every
@@ -48,6 +77,15 @@ class QdrantStore(CollectionCalls, WritingCalls, ReadingCalls):
         EmbeddedFailed: Any method: the embedded engine cannot be started.
     """
 
+    def __init__(
+        self, config: QdrantConfig, *, folder: str | os.PathLike[str] | None = None
+    ) -> None:
+        self.config = config
+        self.folder = None if folder is None else Path(folder)
+        self._calls = Calls(config, self.folder)
+        # Changed by when_defined() only.
+        self._listeners: list[Callable[[str, CollectionConfig], None]] = []
+
     # Life
 
     async def open(self) -> None:
@@ -56,13 +94,8 @@ class QdrantStore(CollectionCalls, WritingCalls, ReadingCalls):
         Raises:
             CollectionMismatch: A configured collection exists and differs.
         """
-        if self._life is Life.OPEN:
+        if not await self._calls.open():
             return
-        self._backend = backend_for(self.config, self.folder)
-        self._loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
-        await self._backend.open()
-        self._life = Life.OPEN
         try:
             for name, definition in self.config.collections.items():
                 await self.ensure_collection_exists(name, definition)
@@ -72,11 +105,7 @@ class QdrantStore(CollectionCalls, WritingCalls, ReadingCalls):
 
     async def aclose(self) -> None:
         """Let go of the engine; harmless when repeated, or in a forked child."""
-        if self._life is not Life.OPEN:
-            return
-        self._life = Life.CLOSED
-        if self._pid == os.getpid():
-            await self._backend.aclose()
+        await self._calls.aclose()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -88,8 +117,8 @@ class QdrantStore(CollectionCalls, WritingCalls, ReadingCalls):
     @property
     def native(self) -> Any:
         """The ``AsyncQdrantClient`` below, or None for the embedded engine."""
-        self._check()
-        return self._backend.native
+        self._calls.check()
+        return self._calls.backend.native
 
     async def ready(self, *, timeout: float | None = None) -> str:
         """Wait for an answer; return a line that says what answered.
@@ -101,9 +130,8 @@ class QdrantStore(CollectionCalls, WritingCalls, ReadingCalls):
             VectorStoreUnavailable: Nothing answers, or a server too old for
                 conditional updates (before 1.16).
         """
-        ask = self._backend_().ready
         try:
-            return await self._call("ready", None, ask, timeout=timeout)
+            answer: str = await self._calls.one("ready", None, timeout=timeout)
         except VectorStoreUnavailable as exc:
             if not exc.retryable or self.config.embedded:
                 raise
@@ -112,32 +140,172 @@ class QdrantStore(CollectionCalls, WritingCalls, ReadingCalls):
                 f"running at {self.config.url}, and is the address right?",
                 operation="ready",
             ) from exc
+        return answer
 
     def statistics(self) -> VectorStatistics:
         """Return what this store has done since it opened; no I/O."""
-        self._check()
+        calls = self._calls
+        calls.check()
         return VectorStatistics(
-            calls=dict(self._calls),
-            errors=dict(self._errors),
-            retries=self._retry.count,
-            restarts=self._backend.restarts,
-            engine=self._backend.kind,
-            engine_pid=self._backend.pid,
+            calls=dict(calls.calls),
+            errors=dict(calls.errors),
+            retries=calls.retries,
+            restarts=calls.backend.restarts,
+            engine=calls.backend.kind,
+            engine_pid=calls.backend.pid,
         )
 
     async def identity(self) -> str:
         """Return the stable id of this vector store."""
-        return await self._call("identity", None, self._backend_().identity)
+        return str(await self._calls.one("identity", None))
 
     async def get_marker(self) -> JsonObject:
         """Return what ``set_marker()`` noted last; empty at first."""
-        return await self._call("get_marker", None, self._backend_().get_marker)
+        return dict(await self._calls.one("get_marker", None, "marker"))
 
     async def set_marker(self, marker: Mapping[str, object]) -> None:
         """Note a small JSON object in the vector store itself, durably."""
-        await self._call(
-            "set_marker", None, lambda: self._backend.set_marker(dict(marker))
+        await self._calls.one("set_marker", None, request=Marker(dict(marker)))
+
+    # Collections
+
+    async def ensure_collection_exists(
+        self,
+        name: str,
+        vector_size: int | CollectionConfig | None = None,
+        distance: str = "Cosine",
+        *,
+        add_indexes: bool = True,
+        **options: Any,
+    ) -> bool:
+        """Create a collection unless it is there; return whether it was created.
+
+        Any number of tasks and processes may ask at once. Nothing is ever
+        deleted to make a definition fit.
+
+        Args:
+            name: Name of the collection.
+            vector_size: Size of its one unnamed vector, or a whole
+                ``CollectionConfig``.
+            distance: ``Cosine``, ``Euclid``, ``Dot`` or ``Manhattan``.
+            add_indexes: Create payload indexes that the definition names and an
+                existing collection lacks.
+            **options: Fields of ``CollectionConfig``.
+
+        Raises:
+            CollectionMismatch: It exists with another definition; the error
+                names each field.
+            ConfigurationInvalid: The definition is wrong.
+            InvalidName: The name is empty, too long, or holds ``/``.
+        """
+        check_name(name)
+        if isinstance(vector_size, CollectionConfig):
+            definition = vector_size
+        else:
+            if vector_size is not None:
+                options["size"] = vector_size
+            definition = CollectionConfig(distance=distance, **options)
+        created = await self._calls.run(
+            "ensure_collection_exists",
+            name,
+            lambda: ensure(
+                self._calls, name, spec_of(definition), add_indexes=add_indexes
+            ),
         )
+        self._defined(name, definition)
+        return created
+
+    def when_defined(self, listener: Callable[[str, CollectionConfig], None]) -> None:
+        """Call *listener* on each definition that this store gives to a name.
+
+        Called as ``listener(name, definition)`` when a collection was ensured, and
+        when ``reindex()`` has exchanged a name; it must neither wait nor raise.
+        """
+        self._listeners.append(listener)
+
+    def _defined(self, name: str, definition: CollectionConfig) -> None:
+        for listener in self._listeners:
+            listener(name, definition)
+
+    async def list_collections(self) -> list[str]:
+        """Return the names of all collections, sorted; aliases are not among them."""
+        names, _ = await self._calls.one("list_collections", None, "collections")
+        return sorted(name for name in names if name != META_COLLECTION)
+
+    async def collection_info(self, name: str) -> CollectionInfo:
+        """Return definition and sizes of a collection, or of an alias' target.
+
+        Raises:
+            CollectionNotFound: There is none.
+        """
+        return info_from(await self._calls.one("collection_info", name, "info"))
+
+    async def delete_collection(self, name: str) -> bool:
+        """Delete a collection, its points and aliases; False when there is none."""
+        self._calls.specs.clear()
+        return bool(await self._calls.one("delete_collection", name, "drop"))
+
+    async def create_payload_index(
+        self, collection: str, field: str, schema: str | Mapping[str, object]
+    ) -> None:
+        """Index a payload field; harmless when it is indexed already.
+
+        Args:
+            collection: Name of an existing collection.
+            field: Payload field (``a.b`` reaches into objects).
+            schema: ``keyword``, ``integer``, ``float``, ``bool``, ``datetime``,
+                ``uuid``, ``geo`` or ``text``, or Qdrant's options with ``type``.
+
+        Raises:
+            CollectionNotFound: There is no such collection.
+            InvalidRecord: The schema is not known.
+        """
+        plain = as_json(schema)
+        await self._calls.one(
+            "create_payload_index", collection, "create_index", Index(field, plain)
+        )
+        self._calls.specs.pop(collection, None)
+
+    async def delete_payload_index(self, collection: str, field: str) -> None:
+        """Drop the index of a payload field; harmless when there is none."""
+        await self._calls.one(
+            "delete_payload_index", collection, "delete_index", Index(field)
+        )
+        self._calls.specs.pop(collection, None)
+
+    async def list_aliases(self) -> dict[str, str]:
+        """Return ``{alias: collection}``."""
+        _, aliases = await self._calls.one("list_aliases", None, "collections")
+        return dict(aliases)
+
+    async def set_aliases(self, targets: Mapping[str, str | None]) -> None:
+        """Point aliases at collections, or remove them (None), all at once.
+
+        Readers of an alias see its old target or its new one, never neither.
+
+        Raises:
+            CollectionNotFound: A target does not exist; nothing was changed.
+            InvalidName: An alias is the name of a collection.
+        """
+        for alias in targets:
+            check_name(alias)
+        await self._calls.one("set_aliases", None, request=Alias(dict(targets)))
+        self._calls.specs.clear()
+
+    async def exchange(self, name: str, target: str, *, retired: str) -> None:
+        """Let *name*, an alias or a collection's own, mean *target* from now on.
+
+        A collection of that name is called *retired* afterwards in the embedded
+        engine, at one stroke; a server cannot rename, so there it is deleted, and
+        for a moment the name means nothing. An alias changes at one stroke on both.
+
+        Raises:
+            CollectionNotFound: There is no *target*.
+            InvalidName: *retired* is taken.
+        """
+        check_name(retired)
+        await self._calls.one("exchange", name, request=Exchange(target, retired))
+        self._calls.specs.clear()
 
     async def reindex(
         self,
@@ -161,7 +329,7 @@ class QdrantStore(CollectionCalls, WritingCalls, ReadingCalls):
                 collection's own name (which is an alias from then on).
             definition: The new definition.
             embed: Returns the new vectors of points; without it they are copied.
-            version: Tells apart two reindexes to the same definition (another
+            version: Distinguishes two reindexes to the same definition (another
                 model of the same size).
             progress: Called as ``progress(copied, total)``.
 
@@ -178,3 +346,423 @@ class QdrantStore(CollectionCalls, WritingCalls, ReadingCalls):
             progress=progress,
             exchanged=lambda: self._defined(collection, definition),
         )
+
+    # Writing
+
+    async def upsert_points(
+        self,
+        collection: str,
+        points: Iterable[Point],
+        *,
+        newer_by: str | None = None,
+        progress: Progress | None = None,
+    ) -> int:
+        """Write points, replacing those with the same id; return how many were given.
+
+        Nothing is sent unless every point fits. Large sets are split by bytes
+        and count and sent a few at a time; if one request fails for good, or the
+        call is cancelled, others may have been applied.
+
+        Args:
+            collection: Name of an existing collection or alias.
+            points: ``Point`` objects (``PointStruct`` of the client will do).
+            newer_by: Payload field with a number: a stored point is replaced
+                only by one whose number is greater.
+            progress: Called as ``progress(done, total)`` after each request.
+
+        Raises:
+            CollectionNotFound: There is no such collection.
+            DimensionMismatch: A vector's length is not the collection's.
+            InvalidVector: A vector is unknown, missing, or not finite.
+            InvalidRecord: An id or a payload cannot be stored.
+
+        See https://qdrant.tech/documentation/concepts/points/.
+        """
+        return await self._calls.run(
+            "upsert_points",
+            collection,
+            lambda: upsert(self._calls, collection, list(points), newer_by, progress),
+        )
+
+    async def delete_points(
+        self,
+        collection: str,
+        ids_or_filter: Iterable[PointId] | Filter,
+        *,
+        newer_by: str | None = None,
+        up_to: Mapping[PointId, int] | None = None,
+    ) -> None:
+        """Delete points by id, or those that match a filter; absent ones are fine.
+
+        Args:
+            collection: Name of an existing collection or alias.
+            ids_or_filter: Ids, or a filter in any form.
+            newer_by: With *up_to*: payload field with a number.
+            up_to: With *newer_by*: a point is deleted only if its number is
+                not greater than the one given for its id.
+
+        Raises:
+            CollectionNotFound: There is no such collection.
+            InvalidRecord: An id or the filter is wrong, or *up_to* lacks an id.
+        """
+        request = deletion(collection, ids_or_filter, newer_by, up_to)
+        if request.ids != []:
+            await self._calls.one("delete_points", collection, "delete", request)
+
+    async def set_payload(
+        self,
+        collection: str,
+        payload: Mapping[str, object],
+        ids_or_filter: Iterable[PointId] | Filter,
+        *,
+        key: str | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Merge *payload* into that of points chosen by id or filter.
+
+        Args:
+            collection: Name of an existing collection or alias.
+            payload: Fields to set.
+            ids_or_filter: Ids, or a filter in any form; absent ids are skipped.
+            key: Payload object to merge into; the top by default.
+            overwrite: Replace the whole payload instead.
+
+        Raises:
+            CollectionNotFound: There is no such collection.
+            InvalidRecord: The payload, an id or the filter is wrong.
+        """
+        ids, chosen = ids_or_filter_of(ids_or_filter)
+        text = encode_payload(payload, collection)
+        if ids != []:
+            request = SetPayload(text, ids, chosen, key, overwrite)
+            await self._calls.one("set_payload", collection, request=request)
+
+    async def delete_payload(
+        self,
+        collection: str,
+        keys: Sequence[str],
+        ids_or_filter: Iterable[PointId] | Filter,
+    ) -> None:
+        """Remove fields from the payload of points chosen by id or filter.
+
+        Raises:
+            CollectionNotFound: There is no such collection.
+            InvalidRecord: An id or the filter is wrong.
+        """
+        ids, chosen = ids_or_filter_of(ids_or_filter)
+        if ids != []:
+            request = DeletePayload(list(keys), ids, chosen)
+            await self._calls.one("delete_payload", collection, request=request)
+
+    # Reading
+
+    async def search(
+        self,
+        collection: str,
+        vector: Any,
+        limit: int = 10,
+        filter: Filter = None,
+        *,
+        using: str = "",
+        offset: int = 0,
+        score_threshold: float | None = None,
+        with_payload: bool | Sequence[str] = True,
+        with_vectors: bool | Sequence[str] = False,
+        exact: bool = False,
+        params: Mapping[str, object] | None = None,
+    ) -> list[ScoredPoint]:
+        """Return the points nearest to *vector*, best first.
+
+        Args:
+            collection: Name of an existing collection or alias.
+            vector: A dense or sparse vector, or the id of a stored point, which
+                is then left out of the answer.
+            limit: How many points at most.
+            filter: Only points that match it.
+            using: Name of the vector to compare with; ``""`` is the unnamed one.
+            offset: How many of the best to skip.
+            score_threshold: Only points at least this good.
+            with_payload: Whether to return payloads, or which fields.
+            with_vectors: Whether to return vectors, or which.
+            exact: Compare with every point, without an index.
+            params: Qdrant's search parameters (``{"hnsw_ef": 256}``).
+
+        Raises:
+            CollectionNotFound: There is no such collection.
+            DimensionMismatch: The vector's length is not the collection's.
+            InvalidVector: The vector is unknown or not finite.
+            InvalidRecord: The filter or a parameter is wrong.
+            RecordNotFound: There is no point with the id given as *vector*.
+        """
+        asked = Asked(
+            vector,
+            limit=limit,
+            filter=filter,
+            using=using,
+            offset=offset,
+            score_threshold=score_threshold,
+            with_payload=with_payload,
+            with_vectors=with_vectors,
+            exact=exact,
+            params=params,
+        )
+        return await self._found("search", collection, asked)
+
+    async def query(
+        self,
+        collection: str,
+        query: Any = None,
+        *,
+        prefetch: Any = None,
+        fusion: str | Mapping[str, object] | None = None,
+        limit: int = 10,
+        filter: Filter = None,
+        using: str = "",
+        offset: int = 0,
+        score_threshold: float | None = None,
+        with_payload: bool | Sequence[str] = True,
+        with_vectors: bool | Sequence[str] = False,
+        exact: bool = False,
+        params: Mapping[str, object] | None = None,
+        operation: str = "query",
+    ) -> list[ScoredPoint]:
+        """Answer a query of several stages, best first.
+
+        Args:
+            collection: Name of an existing collection or alias.
+            query: A vector, a point's id, or a query in the form of Qdrant's
+                REST API or of the client's models (``{"recommend": …}``).
+            prefetch: Stages whose results are fused or ranked again: mappings
+                with ``query``, ``using``, ``filter``, ``limit``, ``prefetch``.
+            fusion: ``rrf`` or ``dbsf``, or ``{"rrf": {"k": …, "weights": …}}``.
+            limit: How many points at most.
+            filter: Only points that match it.
+            using: Name of the vector to compare with.
+            offset: How many of the best to skip.
+            score_threshold: Only points at least this good.
+            with_payload: Whether to return payloads, or which fields.
+            with_vectors: Whether to return vectors, or which.
+            exact: Compare with every point, without an index.
+            params: Qdrant's search parameters.
+            operation: Name of the call in errors, statistics and spans.
+
+        Raises:
+            CollectionNotFound: There is no such collection.
+            DimensionMismatch: A vector's length is not the collection's.
+            InvalidVector: A vector is unknown or not finite.
+            InvalidRecord: The query, the filter or a parameter is wrong.
+            RecordNotFound: There is no point with an id used as an example.
+        """
+        asked = Asked(
+            query,
+            prefetch=prefetch,
+            fusion=fusion,
+            limit=limit,
+            filter=filter,
+            using=using,
+            offset=offset,
+            score_threshold=score_threshold,
+            with_payload=with_payload,
+            with_vectors=with_vectors,
+            exact=exact,
+            params=params,
+        )
+        return await self._found(operation, collection, asked)
+
+    async def _found(
+        self, operation: str, collection: str, asked: Asked
+    ) -> list[ScoredPoint]:
+        return await self._calls.run(
+            operation, collection, lambda: find(self._calls, collection, asked)
+        )
+
+    async def search_hybrid(
+        self,
+        collection: str,
+        embedding: Any,
+        limit: int = 10,
+        filter: Filter = None,
+        *,
+        dense: str = "dense",
+        sparse: str = "sparse",
+        candidates: int | None = None,
+        with_payload: bool | Sequence[str] = True,
+    ) -> list[ScoredPoint]:
+        """Search by both parts of an embedding, fused by reciprocal rank.
+
+        Args:
+            collection: Name of an existing collection or alias.
+            embedding: Object with ``dense`` and ``sparse``; either may be None,
+                and without both nothing is found.
+            limit: How many points at most.
+            filter: Only points that match it.
+            dense: Name of the dense vector.
+            sparse: Name of the sparse vector.
+            candidates: Points that each part contributes; five times *limit*,
+                and at least 20, by default.
+            with_payload: Whether to return payloads, or which fields.
+
+        Raises:
+            CollectionNotFound: There is no such collection.
+            InvalidVector: The embedding does not fit.
+            InvalidRecord: It is no embedding.
+        """
+        asked = hybrid(
+            collection,
+            embedding,
+            limit=limit,
+            filter=filter,
+            dense=dense,
+            sparse=sparse,
+            candidates=candidates,
+        )
+        if asked is None:
+            return []
+        asked = replace(asked, with_payload=with_payload)
+        return await self._found("search_hybrid", collection, asked)
+
+    async def recommend(
+        self,
+        collection: str,
+        positive: Sequence[Any],
+        negative: Sequence[Any] = (),
+        *,
+        strategy: str = "average_vector",
+        limit: int = 10,
+        filter: Filter = None,
+        using: str = "",
+        with_payload: bool | Sequence[str] = True,
+        with_vectors: bool | Sequence[str] = False,
+    ) -> list[ScoredPoint]:
+        """Return points like *positive* and unlike *negative* ones, best first.
+
+        Args:
+            collection: Name of an existing collection or alias.
+            positive: Ids of stored points, or vectors.
+            negative: The same.
+            strategy: ``average_vector``, ``best_score`` or ``sum_scores``.
+            limit: How many points at most.
+            filter: Only points that match it.
+            using: Name of the vector to compare with.
+            with_payload: Whether to return payloads, or which fields.
+            with_vectors: Whether to return vectors, or which.
+
+        Raises:
+            CollectionNotFound: There is no such collection.
+            RecordNotFound: There is no point with one of the ids.
+            InvalidVector: A vector does not fit.
+            InvalidRecord: There is no example, or the strategy is not known.
+        """
+        asked = Asked(
+            {
+                "recommend": {
+                    "positive": list(positive),
+                    "negative": list(negative),
+                    "strategy": strategy,
+                }
+            },
+            limit=limit,
+            filter=filter,
+            using=using,
+            with_payload=with_payload,
+            with_vectors=with_vectors,
+        )
+        return await self._found("recommend", collection, asked)
+
+    async def retrieve(
+        self,
+        collection: str,
+        ids: Iterable[PointId],
+        *,
+        with_payload: bool | Sequence[str] = True,
+        with_vectors: bool | Sequence[str] = False,
+    ) -> list[ScoredPoint]:
+        """Return points by id, in the order asked for; absent ones are left out.
+
+        Raises:
+            CollectionNotFound: There is no such collection.
+            InvalidRecord: An id is wrong.
+        """
+        request = Retrieve(
+            list(dict.fromkeys(to_wire_id(value)[0] for value in ids)),
+            payload_selector(with_payload),
+            vector_selector(with_vectors),
+        )
+        found: list[ScoredPoint] = await self._calls.one(
+            "retrieve", collection, request=request
+        )
+        return found
+
+    async def count(self, collection: str, filter: Filter = None) -> int:
+        """Count the points that match, exactly.
+
+        Raises:
+            CollectionNotFound: There is no such collection.
+            InvalidRecord: The filter is wrong.
+        """
+        request = Count(normal_filter(filter))
+        return int(await self._calls.one("count", collection, request=request))
+
+    async def scroll(
+        self,
+        collection: str,
+        *,
+        limit: int = 10,
+        offset: PointId | None = None,
+        filter: Filter = None,
+        with_payload: bool | Sequence[str] = True,
+        with_vectors: bool | Sequence[str] = False,
+        order_by: str | Mapping[str, object] | None = None,
+    ) -> tuple[list[ScoredPoint], int | str | None]:
+        """Return one page of points, and the offset of the next or None.
+
+        Pages go by id. With *order_by* (which needs a payload index) there is
+        no next page; continue with its ``start_from``.
+
+        Raises:
+            CollectionNotFound: There is no such collection.
+            InvalidRecord: The filter, offset or order is wrong.
+        """
+        request = Scroll(
+            query_parameters(limit, 0)[0],
+            None if offset is None else to_wire_id(offset)[0],
+            normal_filter(filter),
+            payload_selector(with_payload),
+            vector_selector(with_vectors),
+            dict(order_by) if isinstance(order_by, Mapping) else order_by,
+        )
+        points, following = await self._calls.one("scroll", collection, request=request)
+        return points, following
+
+    async def iter_points(
+        self,
+        collection: str,
+        *,
+        filter: Filter = None,
+        with_payload: bool | Sequence[str] = True,
+        with_vectors: bool | Sequence[str] = False,
+        page: int = _PAGE,
+    ) -> AsyncIterator[ScoredPoint]:
+        """Yield every point once, by id, with one page in memory at a time.
+
+        Points written or deleted meanwhile may or may not be seen; every other
+        point is seen exactly once.
+
+        Raises:
+            CollectionNotFound: There is no such collection.
+            InvalidRecord: The filter is wrong.
+        """
+        offset: int | str | None = None
+        while True:
+            points, offset = await self.scroll(
+                collection,
+                limit=page,
+                offset=offset,
+                filter=filter,
+                with_payload=with_payload,
+                with_vectors=with_vectors,
+            )
+            for point in points:
+                yield point
+            if offset is None:
+                return

@@ -1,7 +1,6 @@
 """Collections as lines of JSON, out and in again.
 
-Apart from the store, because a file outlives every engine: its first line tells
-the definition, each further line is one point.
+The first line holds the definition, each further line one point.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ async def export_points(
 
 
 def head_of(info: CollectionInfo, collection: str) -> dict[str, Any]:
-    """Return what a file tells of its collection."""
+    """Return what a file says of its collection."""
     return {
         "fm_storage": FORMAT,
         "collection": collection,
@@ -97,7 +96,7 @@ async def import_points(
         progress: Called as ``progress(done, None)``.
 
     Raises:
-        InvalidRecord: A line is damaged; its number is told. Points of whole
+        InvalidRecord: A line is damaged; the error has its number. Points of whole
             batches before it are there.
         CollectionMismatch: The collection exists and differs.
     """
@@ -127,7 +126,7 @@ async def import_points(
 
 
 def definition_from(head: Mapping[str, Any]) -> CollectionConfig:
-    """Return the definition that the head of a file tells."""
+    """Return the definition in the head of a file."""
     vectors = dict(head["vectors"])
     sparse = {
         name: {k: v for k, v in given.items() if k in {"modifier", "on_disk"}}
@@ -151,10 +150,10 @@ def _parsed(line: bytes, number: int) -> dict[str, Any]:
     try:
         found = orjson.loads(line)
     except orjson.JSONDecodeError as exc:
-        message = f"import: line {number} is not JSON ({exc}); mend or remove it"
+        message = f"import: line {number} is not JSON ({exc}); correct or remove it"
         raise InvalidRecord(message, index=number - 1) from None
     if not isinstance(found, dict):
-        message = f"import: line {number} is no object; mend or remove it"
+        message = f"import: line {number} is no object; correct or remove it"
         raise InvalidRecord(message, index=number - 1)
     return found
 
@@ -166,7 +165,7 @@ def _point(given: Mapping[str, Any], number: int) -> Point:
             vector = {name: _vector(value) for name, value in vector.items()}
         return Point(given["id"], vector, given.get("payload") or {})
     except KeyError as exc:
-        message = f"import: line {number} has no {exc}; mend or remove it"
+        message = f"import: line {number} has no {exc}; correct or remove it"
         raise InvalidRecord(message, index=number - 1) from None
 
 

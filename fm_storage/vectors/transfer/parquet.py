@@ -1,8 +1,8 @@
 """Collections as Parquet files, out and in again.
 
-Apart from the lines of JSON, because it needs the extra ``parquet``: columns for
-those who analyse vectors with other tools, a tenth of the size, and the same
-definition in the file's metadata. One page of points is in memory at a time.
+Needs the extra ``parquet``: columns for those who analyse vectors with other tools,
+a tenth of the size, and the same definition in the file's metadata. One page of
+points is in memory at a time.
 
 Columns: ``id`` (text), ``number`` (the id where it is an integer), ``vector`` or
 ``vector.NAME`` (float32, fixed size), ``sparse.NAME`` (indices and values), and

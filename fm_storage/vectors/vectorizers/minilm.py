@@ -1,8 +1,7 @@
 """A BERT encoder in numpy, for all-MiniLM-L6-v2: tokens, six layers, their mean.
 
-Apart from the vectorizer, because it is arithmetic and nothing else. Torch would
-be gigabytes for what takes a hundred lines; numpy lets go of the interpreter
-while it multiplies, so that an event loop beside it goes on.
+Torch would be gigabytes for what takes a hundred lines; numpy releases the
+interpreter while it multiplies, so that an event loop beside it goes on.
 
 Loaded only with the extra ``minilm``.
 """

@@ -1,6 +1,6 @@
 """Vectorizers with a model: the dense part of a model, the sparse one of words.
 
-Apart from the lexical vectorizer, because each needs an extra. A model knows that
+Each needs an extra. A model knows that
 "refused" and "rejected" are close, words know that an identifier is that one:
 both parts together, fused by rank, find more than either.
 """

@@ -85,7 +85,7 @@ def _match(given: Json) -> Any:
         message = f"unknown match {sorted(given)}"
         raise BadRequest(message)
     if name == "value" and isinstance(value, bool):
-        # The engine takes True for the integer 1; numpy's bool is told apart.
+        # The engine takes True for the integer 1; numpy's bool is a bool.
         # numpy is loaded only for such a filter: it costs more than the engine.
         import numpy as np
 

@@ -1,8 +1,8 @@
 """Definitions and parameters as the types of qdrant-edge.
 
-Runs in the engine's process only. Apart from the engine, because this and the
-two files beside it (filters, queries) are the only places that know the names
-qdrant-edge gives to things, which drift between its minor releases.
+Runs in the engine's process only. This file and the ``edge_*.py`` beside it
+are the only places that know the names of qdrant-edge, which drift between its
+minor releases.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 qdrant-edge holds the interpreter's lock through every call and hangs in a
 forked child, so all this runs in a process of its own, behind the Unix socket
-of ``serve.py``, and no event loop of an application ever waits for it.
+of ``main.py``, and no event loop of an application ever waits for it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any
 
 import qdrant_edge as edge
 
+from fm_storage.vectors.embedded.frames import PROTOCOL
 from fm_storage.vectors.embedded.process.edge_types import BadRequest
 from fm_storage.vectors.embedded.process.index_build import Build, wants_index
-from fm_storage.vectors.embedded.process.manifest import Catalogue, sync_folder
+from fm_storage.vectors.embedded.process.manifest import Manifest, sync_folder
 from fm_storage.vectors.embedded.process.shard import PointNotFound, Shard, WrongVector
 from fm_storage.vectors.embedded.process.vector_bytes import Raw
 
 __all__ = ["REST", "Engine", "refusal"]
 
-PROTOCOL = 1
 REST = 60.0
 """Seconds between two attempts to build an index that failed."""
 
@@ -49,45 +49,45 @@ class Engine:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.catalogue = Catalogue(folder)
-        self.shelves: dict[str, Shard] = {}
+        self.manifest = Manifest(folder)
+        self.shards: dict[str, Shard] = {}
         self.builds: dict[str, Build] = {}
         self.index_threshold = 20_000
         self._rest_until: dict[str, float] = {}
-        # Told of a build before its pipe is closed: who listens must stop first.
+        # Called before a build's pipe is closed: the selector must drop it first.
         self.forget: Callable[[Build], None] = lambda _build: None
         self.to_flush: set[str] = set()
         self._reads: dict[str, Callable[[dict[str, Any], Raw], Any]] = {
             "hello": lambda request, _out: self._hello(request),
             "collections": lambda _request, _out: {
-                "names": sorted(self.catalogue.collections),
-                "aliases": self.catalogue.aliases,
+                "names": sorted(self.manifest.collections),
+                "aliases": self.manifest.aliases,
             },
             "info": lambda request, _out: self._info(request["c"]),
-            "spec": lambda request, _out: self.catalogue.collections[
+            "spec": lambda request, _out: self.manifest.collections[
                 self._name(request["c"])
             ]["spec"],
-            "retrieve": lambda request, out: self._shelf(request).retrieve(
+            "retrieve": lambda request, out: self._shard(request).retrieve(
                 request, out
             ),
-            "scroll": lambda request, out: self._shelf(request).scroll(request, out),
-            "count": lambda request, _out: self._shelf(request).count(
+            "scroll": lambda request, out: self._shard(request).scroll(request, out),
+            "count": lambda request, _out: self._shard(request).count(
                 request.get("filter")
             ),
-            "marker": lambda _request, _out: self.catalogue.marker,
+            "marker": lambda _request, _out: self.manifest.marker,
         }
         self._writes: dict[str, Callable[[dict[str, Any], memoryview], Any]] = {
-            "upsert": lambda request, raw: self._shelf(request).upsert(request, raw),
-            "delete": lambda request, _raw: self._shelf(request).delete(request),
-            "set_payload": lambda request, _raw: self._shelf(request).set_payload(
+            "upsert": lambda request, raw: self._shard(request).upsert(request, raw),
+            "delete": lambda request, _raw: self._shard(request).delete(request),
+            "set_payload": lambda request, _raw: self._shard(request).set_payload(
                 request
             ),
-            "delete_payload": lambda request, _raw: self._shelf(request).delete_payload(
+            "delete_payload": lambda request, _raw: self._shard(request).delete_payload(
                 request
             ),
             "create": lambda request, _raw: self._create(request),
             "drop": lambda request, _raw: self._drop(request),
-            "aliases": lambda request, _raw: self._aliases(request),
+            "set_aliases": lambda request, _raw: self._aliases(request),
             "exchange": lambda request, _raw: self._exchange(request),
             "create_index": lambda request, _raw: self._create_index(request),
             "delete_index": lambda request, _raw: self._delete_index(request),
@@ -100,17 +100,17 @@ class Engine:
         return operation == "query" or operation in self._reads
 
     def open(self) -> None:
-        """Read the catalogue; shards are opened when they are asked for."""
-        self.catalogue.load()
+        """Read the manifest; shards are opened when they are asked for."""
+        self.manifest.load()
 
     def close(self) -> None:
         """Sync and close every shard."""
         for name in list(self.builds):
             self.end_build(name)
-        for shelf in self.shelves.values():
+        for shard in self.shards.values():
             with suppress(Exception):
-                shelf.close()
-        self.shelves.clear()
+                shard.close()
+        self.shards.clear()
 
     # Index builds
 
@@ -119,15 +119,15 @@ class Engine:
         now = time.monotonic()
         if self.builds:
             return []
-        for name, shelf in self.shelves.items():
+        for name, shard in self.shards.items():
             if self._rest_until.get(name, 0.0) > now:
                 continue
-            if wants_index(shelf, self.index_threshold):
+            if wants_index(shard, self.index_threshold):
                 try:
-                    build = Build(shelf, self.catalogue.shards)
+                    build = Build(shard, self.manifest.shards_folder)
                 except OSError:  # no process to be had just now
                     traceback.print_exc()
-                    shelf.journal = None
+                    shard.journal = None
                     self._rest_until[name] = now + REST
                     continue
                 self.builds[name] = build
@@ -138,7 +138,7 @@ class Engine:
         """Whether a write has to wait until its shard has been copied."""
         if not self.builds:
             return False
-        name = self.catalogue.resolve(request.get("c") or "")
+        name = self.manifest.resolve(request.get("c") or "")
         build = self.builds.get(name or "")
         return build is not None and build.paused
 
@@ -162,10 +162,10 @@ class Engine:
                 traceback.print_exc()
                 self.end_build(name)
 
-    def _swap(self, shelf: Shard, folder: str) -> None:
-        sync_folder(self.catalogue.shards)
-        with self.catalogue.changing():
-            self.catalogue.collections[shelf.name]["folder"] = folder
+    def _swap(self, shard: Shard, folder: str) -> None:
+        sync_folder(self.manifest.shards_folder)
+        with self.manifest.changing():
+            self.manifest.collections[shard.name]["folder"] = folder
 
     # Answers
 
@@ -182,28 +182,28 @@ class Engine:
         """
         answers: list[Any] = [None] * len(requests)
         ready: list[tuple[int, edge.QueryRequest]] = []
-        shelf: Shard | None = None
+        shard: Shard | None = None
         for position, (request, raw) in enumerate(requests):
             try:
-                shelf = self._shelf(request)
-                ready.append((position, shelf.query_request(request["q"], raw)))
+                shard = self._shard(request)
+                ready.append((position, shard.query_request(request, raw)))
             except Exception as exc:
                 answers[position] = exc
-        if shelf is None:
+        if shard is None:
             return answers
         queries = [query for _, query in ready]
-        for (position, _), hits in zip(ready, _found(shelf, queries), strict=True):
+        for (position, _), hits in zip(ready, _found(shard, queries), strict=True):
             if isinstance(hits, Exception):
                 answers[position] = hits
                 continue
             out = Raw()
-            answers[position] = (shelf.hits(hits, out), bytes(out.floats))
+            answers[position] = (shard.hits(hits, out), bytes(out.floats))
         return answers
 
     def write(self, request: dict[str, Any], raw: memoryview) -> Any:
         """Apply one write; it is durable after the flush that may follow."""
         answer = self._writes[request["op"]](request, raw)
-        name = self.catalogue.resolve(request.get("c") or "")
+        name = self.manifest.resolve(request.get("c") or "")
         if name is not None and request.get("sync"):
             self.to_flush.add(name)
         return answer
@@ -212,141 +212,141 @@ class Engine:
         """Sync the shards that were written to and whose writers asked for it."""
         names, self.to_flush = self.to_flush, set()
         for name in names:
-            shelf = self.shelves.get(name)
-            if shelf is not None and shelf.dirty:
-                shelf.flush()
+            shard = self.shards.get(name)
+            if shard is not None and shard.dirty:
+                shard.flush()
 
     def _hello(self, request: dict[str, Any]) -> dict[str, Any]:
         self.index_threshold = int(request.get("index_threshold", 20_000))
         return {
             "protocol": PROTOCOL,
             "pid": os.getpid(),
-            "identity": self.catalogue.identity,
+            "identity": self.manifest.identity,
         }
 
     def _name(self, name: str) -> str:
-        found = self.catalogue.resolve(name)
+        found = self.manifest.resolve(name)
         if found is None:
             raise _Missing(name)
         return found
 
-    def _shelf(self, request: dict[str, Any]) -> Shard:
+    def _shard(self, request: dict[str, Any]) -> Shard:
         name = self._name(request["c"])
-        shelf = self.shelves.get(name)
-        if shelf is None:
-            entry = self.catalogue.collections[name]
-            shelf = Shard.load(
-                name, self.catalogue.shards / entry["folder"], entry["spec"]
+        shard = self.shards.get(name)
+        if shard is None:
+            entry = self.manifest.collections[name]
+            shard = Shard.load(
+                name, self.manifest.shards_folder / entry["folder"], entry["spec"]
             )
-            self.shelves[name] = shelf
-        return shelf
+            self.shards[name] = shard
+        return shard
 
     def _info(self, asked: str) -> dict[str, Any]:
         name = self._name(asked)
         return {
             "name": name,
-            "aliases": self.catalogue.aliases_of(name),
+            "aliases": self.manifest.aliases_of(name),
             "status": "yellow" if name in self.builds else "green",
-            **self._shelf({"c": name}).info(),
+            **self._shard({"c": name}).info(),
         }
 
     def _create(self, request: dict[str, Any]) -> bool:
         name, spec = request["c"], request["spec"]
-        if self.catalogue.resolve(name) is not None:
+        if self.manifest.resolve(name) is not None:
             return False
         folder = uuid.uuid4().hex
-        shelf = Shard.create(name, self.catalogue.shards / folder, spec)
-        sync_folder(self.catalogue.shards)
-        with self.catalogue.changing():
-            self.catalogue.collections[name] = {"folder": folder, "spec": spec}
-        self.shelves[name] = shelf
+        shard = Shard.create(name, self.manifest.shards_folder / folder, spec)
+        sync_folder(self.manifest.shards_folder)
+        with self.manifest.changing():
+            self.manifest.collections[name] = {"folder": folder, "spec": spec}
+        self.shards[name] = shard
         return True
 
     def _drop(self, request: dict[str, Any]) -> bool:
         name = request["c"]
-        if name not in self.catalogue.collections:
+        if name not in self.manifest.collections:
             return False
         self.end_build(name)
         self._rest_until.pop(name, None)  # another collection of this name may come
-        with self.catalogue.changing():
-            entry = self.catalogue.collections.pop(name)
-            for alias in self.catalogue.aliases_of(name):
-                del self.catalogue.aliases[alias]
-        shelf = self.shelves.pop(name, None)
-        if shelf is not None:
-            shelf.shard.close()
-        shutil.rmtree(self.catalogue.shards / entry["folder"], ignore_errors=True)
+        with self.manifest.changing():
+            entry = self.manifest.collections.pop(name)
+            for alias in self.manifest.aliases_of(name):
+                del self.manifest.aliases[alias]
+        shard = self.shards.pop(name, None)
+        if shard is not None:
+            shard.edge_shard.close()
+        shutil.rmtree(self.manifest.shards_folder / entry["folder"], ignore_errors=True)
         return True
 
     def _exchange(self, request: dict[str, Any]) -> None:
         """Let a collection's own name mean another one; the old one is renamed."""
         name, target, retired = request["c"], request["target"], request["retired"]
-        if name in self.catalogue.collections:
-            if self.catalogue.resolve(retired) is not None:
+        if name in self.manifest.collections:
+            if self.manifest.resolve(retired) is not None:
                 raise _Taken(retired)
             self.end_build(name)
             self._rest_until.pop(name, None)
-        with self.catalogue.changing():
-            if name in self.catalogue.collections:
-                entry = self.catalogue.collections.pop(name)
-                self.catalogue.collections[retired] = entry
-                for alias in self.catalogue.aliases_of(name):
-                    self.catalogue.aliases[alias] = self._name(target)
-            self.catalogue.aliases[name] = self._name(target)
-        shelf = self.shelves.pop(name, None)
-        if shelf is not None:
-            shelf.name = retired
-            self.shelves[retired] = shelf
+        with self.manifest.changing():
+            if name in self.manifest.collections:
+                entry = self.manifest.collections.pop(name)
+                self.manifest.collections[retired] = entry
+                for alias in self.manifest.aliases_of(name):
+                    self.manifest.aliases[alias] = self._name(target)
+            self.manifest.aliases[name] = self._name(target)
+        shard = self.shards.pop(name, None)
+        if shard is not None:
+            shard.name = retired
+            self.shards[retired] = shard
 
     def _aliases(self, request: dict[str, Any]) -> None:
-        with self.catalogue.changing():
-            for alias, target in request["set"].items():
+        with self.manifest.changing():
+            for alias, target in request["targets"].items():
                 if target is None:
-                    self.catalogue.aliases.pop(alias, None)
+                    self.manifest.aliases.pop(alias, None)
                     continue
-                if alias in self.catalogue.collections:
+                if alias in self.manifest.collections:
                     raise _Taken(alias)
-                self.catalogue.aliases[alias] = self._name(target)
+                self.manifest.aliases[alias] = self._name(target)
 
     def _create_index(self, request: dict[str, Any]) -> None:
-        shelf = self._shelf(request)
-        shelf.create_index(request["field"], request["schema"])
-        shelf.flush()
-        indexes = {**shelf.spec["payload_indexes"], request["field"]: request["schema"]}
-        self._respecify(shelf, indexes)
+        shard = self._shard(request)
+        shard.create_index(request["field"], request["schema"])
+        shard.flush()
+        indexes = {**shard.spec["payload_indexes"], request["field"]: request["schema"]}
+        self._respecify(shard, indexes)
 
     def _delete_index(self, request: dict[str, Any]) -> None:
-        shelf = self._shelf(request)
-        shelf.delete_index(request["field"])
-        shelf.flush()
-        indexes = dict(shelf.spec["payload_indexes"])
+        shard = self._shard(request)
+        shard.delete_index(request["field"])
+        shard.flush()
+        indexes = dict(shard.spec["payload_indexes"])
         indexes.pop(request["field"], None)
-        self._respecify(shelf, indexes)
+        self._respecify(shard, indexes)
 
-    def _respecify(self, shelf: Shard, indexes: dict[str, Any]) -> None:
-        spec = {**shelf.spec, "payload_indexes": indexes}
-        with self.catalogue.changing():
-            self.catalogue.collections[shelf.name]["spec"] = spec
-        shelf.spec = spec
+    def _respecify(self, shard: Shard, indexes: dict[str, Any]) -> None:
+        spec = {**shard.spec, "payload_indexes": indexes}
+        with self.manifest.changing():
+            self.manifest.collections[shard.name]["spec"] = spec
+        shard.spec = spec
 
     def _set_marker(self, request: dict[str, Any]) -> None:
-        with self.catalogue.changing():
-            self.catalogue.marker = request["marker"]
+        with self.manifest.changing():
+            self.manifest.marker = request["marker"]
 
     def _flush_one(self, request: dict[str, Any]) -> None:
-        self._shelf(request).flush()
+        self._shard(request).flush()
 
 
-def _found(shelf: Shard, queries: list[edge.QueryRequest]) -> list[Any]:
+def _found(shard: Shard, queries: list[edge.QueryRequest]) -> list[Any]:
     """Return the hits of each query, or the exception it met."""
     if len(queries) > 1:
         # One at fault fails a batch; then they are asked one by one.
         with suppress(Exception):
-            return list(shelf.shard.query_batch(edge.QueryBatchRequest(queries)))
+            return list(shard.edge_shard.query_batch(edge.QueryBatchRequest(queries)))
     found: list[Any] = []
     for query in queries:  # a batch of one takes a seventh longer than a query
         try:
-            found.append(shelf.shard.query(query))
+            found.append(shard.edge_shard.query(query))
         except Exception as exc:
             found.append(exc)
     return found
@@ -365,9 +365,9 @@ def refusal(exc: Exception) -> dict[str, Any]:
         return {"err": "no_point", "text": text}
     if isinstance(exc, BadRequest | KeyError | TypeError | ValueError):
         return {"err": "bad", "text": f"{type(exc).__name__}: {text}"}
-    said = text.lower()
-    if "dimension" in said or "vector name" in said:
+    lower = text.lower()
+    if "dimension" in lower or "vector name" in lower:
         return {"err": "vector", "text": text}
-    if "index for" in said or "appropriate index" in said or "bad request" in said:
+    if "index for" in lower or "appropriate index" in lower or "bad request" in lower:
         return {"err": "bad", "text": text}
     return {"err": "internal", "text": text}

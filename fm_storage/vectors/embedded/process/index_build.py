@@ -1,8 +1,7 @@
 """Index builds as the engine sees them: when one begins, what it waits for.
 
-Apart from the engine's loop, because a build is a small life of its own: copy,
-index, replay, swap. Until the swap is in the catalogue the old shard counts, and
-after a crash the copy is a folder that nobody names.
+A build goes through copy, index, replay, swap. Until the swap is in the manifest
+the old shard counts, and after a crash the copy is a folder that it does not name.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from typing import IO, Any
 
 import qdrant_edge as edge
 
+from fm_storage.vectors.embedded.boot import command
 from fm_storage.vectors.embedded.process.shard import Shard
 
 __all__ = ["Build", "touch", "wants_index"]
@@ -29,32 +28,21 @@ _PATIENCE = 60.0
 _REPLAY_TURN = 0.03
 _JOURNAL_LIMIT = 512 * 1024 * 1024
 _TOUCHED = 256 * 1024 * 1024  # bytes: some 50 ms
-
-_BOOT = """
-import json, sys, types
-roots, paths, argument = json.loads(sys.argv[1])
-sys.path.extend(path for path in paths if path not in sys.path)
-for name, root in roots.items():
-    package = types.ModuleType(name)
-    package.__path__ = [root]
-    sys.modules[name] = package
-from fm_storage.vectors.embedded.process.indexer import main
-main(argument)
-"""
+_INDEXER = "fm_storage.vectors.embedded.process.indexer"
 
 
-def wants_index(shelf: Shard, threshold: int) -> bool:
+def wants_index(shard: Shard, threshold: int) -> bool:
     """Whether enough vectors lie outside the index, and the writers are calm."""
-    if not shelf.spec["vectors"]:
+    if not shard.spec["vectors"]:
         return False
-    if shelf.outside_index() < threshold:
-        shelf.due_since = None
+    if shard.outside_index() < threshold:
+        shard.due_since = None
         return False
     now = time.monotonic()
-    if shelf.due_since is None:
-        shelf.due_since = now
+    if shard.due_since is None:
+        shard.due_since = now
     # In the middle of a bulk load a build would soon be out of date.
-    return now - shelf.last_write >= _QUIET or now - shelf.due_since >= _PATIENCE
+    return now - shard.last_write >= _QUIET or now - shard.due_since >= _PATIENCE
 
 
 def touch(shard: edge.EdgeShard, spec: dict[str, Any]) -> None:
@@ -86,38 +74,30 @@ class Build:
         out: The pipe on which the process reports; readable when it does.
     """
 
-    def __init__(self, shelf: Shard, shards: Path) -> None:
-        self.shelf = shelf
+    def __init__(self, shard: Shard, shards: Path) -> None:
+        self.shard = shard
         self.folder = uuid.uuid4().hex
         self.target = shards / self.folder
         self.paused = True
         self.ready = False
-        shelf.flush()
-        shelf.journal = []
-        shelf.journal_bytes = 0
+        shard.flush()
+        shard.journal = []
+        shard.journal_bytes = 0
         self._fresh: edge.EdgeShard | None = None
         self._process = self._start()
         assert self._process.stdout is not None
         self.out: IO[bytes] = self._process.stdout
 
     def _start(self) -> subprocess.Popen[bytes]:
-        here = Path(__file__).resolve().parents[2]
-        roots = {"fm_storage": str(here.parent), "fm_storage.vectors": str(here)}
         argument = json.dumps(
             {
-                "source": str(self.shelf.folder),
+                "source": str(self.shard.folder),
                 "target": str(self.target),
-                "spec": self.shelf.spec,
+                "spec": self.shard.spec,
             }
         )
         return subprocess.Popen(
-            [
-                sys.executable,
-                "-I",
-                "-c",
-                _BOOT,
-                json.dumps([roots, [p for p in sys.path if p], argument]),
-            ],
+            command(_INDEXER, argument),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             env={**os.environ, "RAYON_NUM_THREADS": "1"},
@@ -125,10 +105,10 @@ class Build:
 
     def report(self) -> bool:
         """Read what the process says; False when the build has failed."""
-        said = os.read(self.out.fileno(), 4096)
-        if not said:
+        report = os.read(self.out.fileno(), 4096)
+        if not report:
             return self.ready
-        for line in said.decode().split():
+        for line in report.decode().split():
             if line == "copied":
                 self.paused = False
             elif line == "done":
@@ -139,24 +119,24 @@ class Build:
         """Replay a slice of what was written meanwhile; True once swapped.
 
         Args:
-            commit: Puts the new folder into the catalogue, durably.
+            commit: Puts the new folder into the manifest, durably.
         """
-        shelf = self.shelf
+        shard = self.shard
         if self._fresh is None:
             self._fresh = edge.EdgeShard.load(str(self.target))
-            touch(self._fresh, shelf.spec)
+            touch(self._fresh, shard.spec)
         until = time.monotonic() + _REPLAY_TURN
-        journal = shelf.journal
+        journal = shard.journal
         assert journal is not None
         while journal and time.monotonic() < until:
             self._fresh.update(journal.pop(0))
         if journal:
             return False
         self._fresh.flush()
-        old_shard, old_folder = shelf.shard, shelf.folder
-        commit(shelf, self.folder)
-        shelf.shard, shelf.folder = self._fresh, self.target
-        shelf.journal = None
+        old_shard, old_folder = shard.edge_shard, shard.folder
+        commit(shard, self.folder)
+        shard.edge_shard, shard.folder = self._fresh, self.target
+        shard.journal = None
         self._fresh = None
         old_shard.close()
         shutil.rmtree(old_folder, ignore_errors=True)
@@ -165,11 +145,11 @@ class Build:
 
     def too_long(self) -> bool:
         """Whether more was written meanwhile than is kept in memory."""
-        return self.shelf.journal_bytes > _JOURNAL_LIMIT
+        return self.shard.journal_bytes > _JOURNAL_LIMIT
 
     def give_up(self) -> None:
         """End the build and leave the collection as it is."""
-        self.shelf.journal = None
+        self.shard.journal = None
         if self._fresh is not None:
             self._fresh.close()
             self._fresh = None

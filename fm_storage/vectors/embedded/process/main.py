@@ -133,7 +133,7 @@ class Server:
 
     def _hear(self, build: Build) -> None:
         if not build.report():
-            self.engine.end_build(build.shelf.name)
+            self.engine.end_build(build.shard.name)
         if build.ready:
             self._forget(build)
 
@@ -366,7 +366,7 @@ def main(folder_name: str) -> None:
     signal.signal(signal.SIGTERM, leave)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    # Whoever started us stops to listen now: nothing may be written there again.
+    # The starting process reads no further: nothing may be written there again.
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.close(silence)

@@ -1,9 +1,9 @@
-"""The catalogue of the embedded engine: which collection lives in which folder.
+"""The manifest of the embedded engine: which collection lives in which folder.
 
 One JSON file beside the shards, replaced atomically and synced, so that after
 any crash it names exactly the shards that count; folders it does not name are
-left-overs and are removed. Apart from the shards, because it is the only thing
-that may be believed about them.
+left-overs and are removed. Nothing else is
+believed about them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["Catalogue", "sync_folder"]
+__all__ = ["Manifest", "sync_folder"]
 
 _FORMAT = 1
 
@@ -33,7 +33,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-class Catalogue:
+class Manifest:
     """Collections, aliases, identity and marker of one data folder.
 
     Attributes:
@@ -45,7 +45,7 @@ class Catalogue:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.shards = folder / "shards"
+        self.shards_folder = folder / "shards"
         self._file = folder / "catalogue.json"
         self.identity = ""
         self.marker: dict[str, Any] = {}
@@ -58,7 +58,7 @@ class Catalogue:
         Raises:
             ValueError: The file is damaged or was written by a newer version.
         """
-        self.shards.mkdir(mode=0o700, exist_ok=True)
+        self.shards_folder.mkdir(mode=0o700, exist_ok=True)
         if self._file.exists():
             data = orjson.loads(self._file.read_bytes())
             if data.get("format") != _FORMAT:
@@ -72,7 +72,7 @@ class Catalogue:
             self.collections = data["collections"]
             self.aliases = data["aliases"]
         else:
-            if any(self.shards.iterdir()):
+            if any(self.shards_folder.iterdir()):
                 message = (
                     f"{self.folder}: it holds shards but no catalogue.json; "
                     "restore the file, or empty the folder"
@@ -81,7 +81,7 @@ class Catalogue:
             self.identity = str(uuid.uuid4())
             self.save()
         named = {entry["folder"] for entry in self.collections.values()}
-        for left in self.shards.iterdir():
+        for left in self.shards_folder.iterdir():
             if left.name not in named:
                 shutil.rmtree(left, ignore_errors=True)
 

@@ -2,7 +2,7 @@
 
 Runs in the engine's process only. Everything that the shard itself does not do
 (conditional batches, ids inside queries, vectors as raw bytes) happens here;
-sockets and the catalogue are other files' business.
+``engine.py`` keeps the manifest, ``main.py`` the sockets.
 """
 
 from __future__ import annotations
@@ -60,39 +60,39 @@ class Shard:
         self.journal: list[edge.UpdateOperation] | None = None
         self.journal_bytes = 0
         self._written = 0
-        self.shard: edge.EdgeShard
+        self.edge_shard: edge.EdgeShard
 
     @classmethod
     def create(cls, name: str, folder: Path, spec: dict[str, Any]) -> Shard:
         """Make the shard's folder and the indexes its definition names."""
-        shelf = cls(name, folder, spec)
+        shard = cls(name, folder, spec)
         folder.mkdir(mode=0o700)
-        shelf.shard = edge.EdgeShard.create(str(folder), edge_config(spec))
+        shard.edge_shard = edge.EdgeShard.create(str(folder), edge_config(spec))
         for field, schema in spec["payload_indexes"].items():
-            shelf._index(field, schema)
-        shelf.flush()
-        return shelf
+            shard._index(field, schema)
+        shard.flush()
+        return shard
 
     @classmethod
     def load(cls, name: str, folder: Path, spec: dict[str, Any]) -> Shard:
         """Open an existing shard; its log is replayed by the engine itself."""
-        shelf = cls(name, folder, spec)
-        shelf.shard = edge.EdgeShard.load(str(folder))
-        return shelf
+        shard = cls(name, folder, spec)
+        shard.edge_shard = edge.EdgeShard.load(str(folder))
+        return shard
 
     def flush(self) -> None:
         """Sync everything written so far to the disk."""
-        self.shard.flush()
+        self.edge_shard.flush()
         self.dirty = False
 
     def close(self) -> None:
         """Sync and close."""
         self.flush()
-        self.shard.close()
+        self.edge_shard.close()
 
     def outside_index(self) -> int:
         """Return how many vectors are compared one by one."""
-        info = self.shard.info()
+        info = self.edge_shard.info()
         names = len(self.spec["vectors"]) + len(self.spec["sparse_vectors"])
         if info.points_count * names - info.indexed_vectors_count <= 0:
             return 0
@@ -108,7 +108,7 @@ class Shard:
 
     def update(self, operation: edge.UpdateOperation) -> None:
         """Apply one operation; it is in the log when this returns."""
-        self.shard.update(operation)
+        self.edge_shard.update(operation)
         self.dirty = True
         self.last_write = time.monotonic()
         if self.journal is not None:
@@ -167,7 +167,7 @@ class Shard:
     ) -> list[int]:
         stored = {
             wire_id(record.id): (record.payload or {}).get(field)
-            for record in self.shard.retrieve(ids, [field], None)
+            for record in self.edge_shard.retrieve(ids, [field], None)
         }
         chosen: dict[Any, int] = {}
         for position, point in enumerate(ids):
@@ -190,7 +190,7 @@ class Shard:
             limit = dict(zip(ids, bounds, strict=True))
             ids = [
                 wire_id(record.id)
-                for record in self.shard.retrieve(ids, [field], None)
+                for record in self.edge_shard.retrieve(ids, [field], None)
                 if ((record.payload or {}).get(field) or 0) <= limit[wire_id(record.id)]
             ]
         if ids:
@@ -231,7 +231,7 @@ class Shard:
 
     def _existing(self, ids: list[Any]) -> list[Any]:
         # A batch with one unknown id would be applied in part and then refused.
-        return [record.id for record in self.shard.retrieve(ids, None, None)]
+        return [record.id for record in self.edge_shard.retrieve(ids, None, None)]
 
     def _index(self, field: str, schema: Any) -> None:
         self.update(
@@ -279,7 +279,9 @@ class Shard:
                 array("f", raw[middle : middle + 4 * count].tobytes()).tolist(),
             )
         point = reference["@id"]
-        for record in self.shard.retrieve([point], None, [using] if using else True):
+        for record in self.edge_shard.retrieve(
+            [point], None, [using] if using else True
+        ):
             found: Any = record.vector
             if isinstance(found, dict):
                 found = found.get(using)
@@ -314,7 +316,7 @@ class Shard:
         """Return points by id, in the order asked for, without the missing ones."""
         ids: list[Any] = request["ids"]
         found = self._records(
-            self.shard.retrieve(
+            self.edge_shard.retrieve(
                 ids,
                 _selector(request.get("with_payload")),
                 request.get("with_vector") or False,
@@ -326,7 +328,7 @@ class Shard:
 
     def scroll(self, request: Json, out: Raw) -> dict[str, Any]:
         """Return one page and the offset of the next."""
-        found, following = self.shard.scroll(
+        found, following = self.edge_shard.scroll(
             edge.ScrollRequest(
                 offset=request.get("offset"),
                 limit=request["limit"],
@@ -343,13 +345,13 @@ class Shard:
 
     def count(self, chosen: Json | None) -> int:
         """Count the points that match, exactly."""
-        return self.shard.count(
+        return self.edge_shard.count(
             edge.CountRequest(filter=filter_from(chosen), exact=True)
         )
 
     def info(self) -> dict[str, Any]:
         """Return sizes and definition."""
-        info = self.shard.info()
+        info = self.edge_shard.info()
         return {
             "spec": self.spec,
             "points": info.points_count,

@@ -16,13 +16,13 @@ from tests.support.waiting import until
 
 @pytest.fixture
 async def ends() -> AsyncIterator[tuple[EngineConnection, socket.socket]]:
-    """Give a link, and the socket at its other end."""
+    """Give a connection, and the socket at its other end."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     loop = asyncio.get_running_loop()
-    _, link = await loop.create_unix_connection(EngineConnection, sock=ours)
-    yield link, theirs
-    link.transport.abort()
+    _, connection = await loop.create_unix_connection(EngineConnection, sock=ours)
+    yield connection, theirs
+    connection.transport.abort()
     theirs.close()
 
 
@@ -43,9 +43,9 @@ async def test_answer_may_come_in_pieces(
     ends: tuple[EngineConnection, socket.socket],
 ) -> None:
     """Bytes one by one, two answers at once, an answer nobody waits for: all fine."""
-    link, theirs = ends
+    connection, theirs = ends
     loop = asyncio.get_running_loop()
-    call = asyncio.create_task(link.call({"op": "count"}))
+    call = asyncio.create_task(connection.call({"op": "count"}))
     number, request = await asked(theirs)
     assert request == {"op": "count"}
     nobody = pack(number + 1, {"ok": "for nobody"})
@@ -59,8 +59,8 @@ async def test_large_answer_is_read_beside_the_loop(
     ends: tuple[EngineConnection, socket.socket],
 ) -> None:
     """An answer of megabytes comes through whole."""
-    link, theirs = ends
-    call = asyncio.create_task(link.call({"op": "scroll"}))
+    connection, theirs = ends
+    call = asyncio.create_task(connection.call({"op": "scroll"}))
     number, _ = await asked(theirs)
     long = ["x" * 100] * 20_000
     await asyncio.get_running_loop().sock_sendall(theirs, pack(number, {"ok": long}))
@@ -72,27 +72,29 @@ async def test_bytes_of_a_stranger_end_the_line(
     ends: tuple[EngineConnection, socket.socket],
 ) -> None:
     """What is no frame of ours ends the connection, and whoever waits is told."""
-    link, theirs = ends
-    call = asyncio.create_task(link.call({"op": "count"}))
+    connection, theirs = ends
+    call = asyncio.create_task(connection.call({"op": "count"}))
     await asked(theirs)
     await asyncio.get_running_loop().sock_sendall(theirs, b"HTTP/1.1 200 OK\r\n" * 5)
     with pytest.raises(Gone):
         await call
-    assert not link.open
+    assert not connection.open
     with pytest.raises(Gone):
-        await link.call({"op": "count"})
+        await connection.call({"op": "count"})
 
 
 async def test_slow_reader_holds_requests_back(
     ends: tuple[EngineConnection, socket.socket],
 ) -> None:
     """Requests wait while the engine does not read, and end with the line."""
-    link, theirs = ends
+    connection, theirs = ends
     calls = [
-        asyncio.create_task(link.call({"op": "upsert"}, b"x" * 2_000_000))
+        asyncio.create_task(connection.call({"op": "upsert"}, b"x" * 2_000_000))
         for _ in range(4)
     ]
-    await until(lambda: bool(link._waiting) and not link._may_write.is_set())
+    await until(
+        lambda: bool(connection._waiting) and not connection._may_write.is_set()
+    )
     theirs.close()
     for found in await asyncio.gather(*calls, return_exceptions=True):
         assert isinstance(found, Gone)
@@ -102,11 +104,13 @@ async def test_reader_that_catches_up_lets_requests_through(
     ends: tuple[EngineConnection, socket.socket],
 ) -> None:
     """Once the engine reads again, what was held back is sent."""
-    link, theirs = ends
+    connection, theirs = ends
     loop = asyncio.get_running_loop()
-    first = asyncio.create_task(link.call({"op": "a"}, b"x" * 4_000_000))
-    await until(lambda: bool(link._waiting) and not link._may_write.is_set())
-    second = asyncio.create_task(link.call({"op": "b"}))
+    first = asyncio.create_task(connection.call({"op": "a"}, b"x" * 4_000_000))
+    await until(
+        lambda: bool(connection._waiting) and not connection._may_write.is_set()
+    )
+    second = asyncio.create_task(connection.call({"op": "b"}))
     numbers: list[int] = []
     data = b""
     while len(numbers) < 2:

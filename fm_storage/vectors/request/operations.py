@@ -1,0 +1,161 @@
+"""One frozen request per operation, checked, as every engine is handed it.
+
+An operation is known to an engine by its name: the key of a backend's table and
+the ``op`` of the embedded engine's protocol. Filters are in the form of Qdrant's
+REST API, ids are native, vectors are encoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from fm_storage.vectors.request.points import Encoded
+
+__all__ = [
+    "Alias",
+    "Count",
+    "Create",
+    "Delete",
+    "DeletePayload",
+    "Exchange",
+    "Ids",
+    "Index",
+    "Json",
+    "Marker",
+    "Query",
+    "Request",
+    "Retrieve",
+    "Scroll",
+    "SetPayload",
+    "Upsert",
+]
+
+Json: TypeAlias = "Mapping[str, Any]"
+Ids: TypeAlias = "Sequence[int | str]"
+
+
+@dataclass(frozen=True, slots=True)
+class Upsert:
+    """Write one batch; with *newer_by* only what is newer than the stored point."""
+
+    points: Sequence[Encoded]
+    newer_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete points by id or filter; *up_to* spares newer ones, one bound per id."""
+
+    ids: Ids | None
+    filter: Json | None
+    newer_by: str | None = None
+    up_to: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SetPayload:
+    """Merge into, or replace, the payload (JSON text) of points."""
+
+    payload: bytes
+    ids: Ids | None
+    filter: Json | None
+    key: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePayload:
+    """Remove fields from the payload of points."""
+
+    keys: Sequence[str]
+    ids: Ids | None
+    filter: Json | None
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One query with its prefetch stages; answered by a list of hits."""
+
+    limit: int
+    offset: int
+    using: str
+    with_payload: Any
+    with_vector: Any
+    query: Any = None
+    prefetch: Any = None
+    filter: Json | None = None
+    score_threshold: float | None = None
+    params: Json | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieve:
+    """Return points by id, in the order asked for."""
+
+    ids: Ids
+    with_payload: Any
+    with_vector: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Scroll:
+    """Return one page of points, and the offset of the next."""
+
+    limit: int
+    offset: int | str | None
+    filter: Json | None
+    with_payload: Any
+    with_vector: Any
+    order_by: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Count matching points, exactly."""
+
+    filter: Json | None
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Create a collection; answered by False when the name is taken."""
+
+    spec: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Index a payload field, or drop its index."""
+
+    field: str
+    schema: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """Point aliases at collections, or remove them (None), all at once."""
+
+    targets: Mapping[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Let a name mean *target*; a collection of that name becomes *retired*."""
+
+    target: str
+    retired: str
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """Note a small JSON object in the store itself, durably."""
+
+    marker: Json
+
+
+Request: TypeAlias = (
+    "Upsert | Delete | SetPayload | DeletePayload | Query | Retrieve | Scroll | Count"
+    " | Create | Index | Alias | Exchange | Marker"
+)
