@@ -1,7 +1,7 @@
 """fm_storage: asyncio-native storage on PostgreSQL and Qdrant.
 
 ``async with StorageManager() as storage`` opens everything; its docstring, and
-the README, tell the rest. Importing this package does no I/O and loads no heavy
+the README, describe the rest. Importing this package does no I/O and loads no heavy
 client.
 """
 

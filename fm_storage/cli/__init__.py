@@ -16,22 +16,22 @@ import click
 __all__ = ["cli", "main"]
 
 _COMMANDS = {
-    "demo": ("demo", "Show the whole system at work on real errors."),
+    "demo": ("demo", "Run the whole system once, on errors that really happen."),
     "errors": ("errors", "List, show, ingest, group and compare errors."),
-    "health": ("health", "Say how each part is, and how quickly it answers."),
+    "health": ("health", "Show the state of each part and its response time."),
     "migrate": ("migrate", "Apply migrations, or write a new one."),
-    "outbox": ("outbox", "Look after the vectors on their way to Qdrant."),
-    "rollback": ("migrate", "Take back the last migrations."),
+    "outbox": ("outbox", "Deliver vectors to Qdrant; compare and repair both stores."),
+    "rollback": ("migrate", "Roll back the last migrations."),
     "schema": ("migrate", "Describe every table and column of the database."),
     "sessions": ("sessions", "List and reap temporary views."),
-    "status": ("migrate", "Say which migrations are applied."),
+    "status": ("migrate", "Show which migrations are applied."),
     "vectors": ("vectors", "List, search, export and import collections."),
 }
 
 _EPILOG = """\b
 Examples:
-  fm-storage demo                      everything once, on errors that happen
-  fm-storage errors ingest server.log  put a log file into the catalogue
+  fm-storage demo                      the whole system once, on real errors
+  fm-storage errors ingest server.log  import a log file into the catalogue
   fm-storage errors similar 'timeout'  errors that look like this text
   fm-storage health --json             for a monitoring probe
 
@@ -85,14 +85,16 @@ class _LazyGroup(click.Group):
     "--config",
     "config_file",
     type=click.Path(dir_okay=False),
-    help="Read settings from this TOML file.",
+    help="TOML file to read settings from.",
 )
 @click.option(
     "--env-file",
     type=click.Path(dir_okay=False),
-    help="Read settings from this .env file.",
+    help=".env file to read settings from.",
 )
-@click.option("-v", "--verbose", count=True, help="Log more (-v, -vv).")
+@click.option(
+    "-v", "--verbose", count=True, help="Log more: -v for INFO, -vv for DEBUG."
+)
 @click.version_option(package_name="fm-storage", prog_name="fm-storage")
 @click.pass_context
 def cli(
@@ -101,7 +103,7 @@ def cli(
     env_file: str | None,
     verbose: int,
 ) -> None:
-    """Keep rows in PostgreSQL and vectors in Qdrant, and look after both."""
+    """Manage rows in PostgreSQL and vectors in Qdrant."""
     from fm_storage.cli.common import Settings, configure_logging
 
     if config_file and env_file:

@@ -1,4 +1,4 @@
-"""What every command shares: settings, running, output, mistakes.
+"""Shared by every command: settings, running, output, errors.
 
 Text from logs and databases is hostile until it has passed ``plain()``: it may
 hold rich markup, ANSI escapes or bidirectional overrides.
@@ -12,7 +12,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,6 +27,7 @@ from fm_storage.config import StorageConfig
 from fm_storage.errors import ConfigurationInvalid, StorageError
 
 if TYPE_CHECKING:
+    from fm_storage._typing import Progress
     from fm_storage.manager import StorageManager
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "json_option",
     "plain",
     "print_json",
+    "progress_bar",
     "report",
     "run",
     "with_storage",
@@ -87,7 +90,7 @@ def plain(text: object, *, limit: int | None = None) -> Text:
 
 
 def ago(moment: datetime | None) -> str:
-    """Say how long ago *moment* (aware) was: ``3 min ago``."""
+    """Return how long ago *moment* (aware) was: ``3 min ago``."""
     if moment is None:
         return "never"
     seconds = (datetime.now(UTC) - moment).total_seconds()
@@ -99,7 +102,7 @@ def ago(moment: datetime | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where the settings come from, as the command line said."""
+    """Where the settings come from, as the command line specifies."""
 
     config_file: str | None = None
     env_file: str | None = None
@@ -121,7 +124,7 @@ def configure_logging(verbose: int) -> None:
     logging.basicConfig(
         level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
-    # A variable without effect is the user's affair, not a detail of the work.
+    # A variable without effect is always reported, whatever the verbosity.
     logging.getLogger("fm_storage.config").setLevel(min(level, logging.WARNING))
 
 
@@ -193,6 +196,20 @@ def json_option(function: F) -> F:
     )(function)
 
 
+@contextmanager
+def progress_bar(what: str, *, quiet: bool = False) -> Iterator[Progress]:
+    """Show a bar on standard error, if that is a terminal and not *quiet*."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    out = _console(stderr=True)
+    hidden = quiet or not out.is_terminal
+    with Bar(*columns, console=out, transient=True, disable=hidden) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def print_json(value: object) -> None:
     """Print *value* as JSON; dataclasses, UUIDs and times are understood."""
     data = orjson.dumps(
@@ -203,7 +220,7 @@ def print_json(value: object) -> None:
     click.echo(data.decode())
 
 
-# What errors advise to programmers, as it is for whoever types commands.
+# The remedies of errors are for programmers; here in terms of commands.
 _IN_COMMANDS = (
     (
         "create it with ensure_collection_exists()",
@@ -250,7 +267,7 @@ def exit_code_of(exc: BaseException) -> int | None:
 
 
 def _show_usage(exc: click.ClickException) -> None:
-    """Say how the command is used, as click does, if that was the mistake."""
+    """Print the usage, as click does, if the command was used wrongly."""
     ctx = exc.ctx if isinstance(exc, click.UsageError) else None
     if ctx is None:
         return
@@ -263,11 +280,11 @@ def _show_usage(exc: click.ClickException) -> None:
 
 
 def report(exc: BaseException) -> None:
-    """Say on standard error what went wrong, in one line without a traceback."""
+    """Print the error on standard error, in one line without a traceback."""
     if isinstance(exc, click.exceptions.Exit | SystemExit):
         return
     if isinstance(exc, BrokenPipeError):
-        # The reader (head, less) has gone; nobody is left to be told.
+        # The reader (head, less) has gone; nobody is left to read a message.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     if isinstance(exc, click.exceptions.NoArgsIsHelpError):
@@ -281,14 +298,14 @@ def report(exc: BaseException) -> None:
         for inner in exc.exceptions:
             report(inner)
         return
-    said = str(exc)
+    message = str(exc)
     if isinstance(exc, click.ClickException):
-        said = exc.format_message()
+        message = exc.format_message()
         _show_usage(exc)
     elif (
         isinstance(exc, OSError) and exc.filename and not isinstance(exc, StorageError)
     ):
-        said = f"{exc.filename}: {exc.strerror}"
+        message = f"{exc.filename}: {exc.strerror}"
     for advice, command in _IN_COMMANDS:
-        said = said.replace(advice, command)
-    shown.print(Text("error: ", style="bold red") + plain(said), soft_wrap=True)
+        message = message.replace(advice, command)
+    shown.print(Text("error: ", style="bold red") + plain(message), soft_wrap=True)

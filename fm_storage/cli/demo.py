@@ -33,17 +33,17 @@ T = TypeVar("T")
 @click.command(
     epilog=(
         "\b\nExamples:\n"
-        "  fm-storage demo                 errors that happen on this machine\n"
-        "  fm-storage demo server.log      and those of a log file of yours\n"
+        "  fm-storage demo                 with errors that happen on this machine\n"
+        "  fm-storage demo server.log      and those of your own log file\n"
     )
 )
 @click.argument("log", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.pass_obj
 def demo(settings: Settings, log: str | None) -> None:
-    """Record, ingest, group and compare errors; open a session and leave.
+    """Record, import, group and compare errors; open and close a session.
 
-    LOG is a log file to ingest; without one, the log that this demonstration
-    writes itself is taken.
+    LOG is a log file to import; by default, the log that this demonstration
+    writes itself.
     """
     _Demo(settings, console(), log).show()
 

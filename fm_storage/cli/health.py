@@ -1,4 +1,4 @@
-"""``fm-storage health``: how each part is, for people and for probes."""
+"""``fm-storage health``: the state of each part, for people and for probes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _STYLES = {"ok": "green", "degraded": "yellow", "down": "bold red", "off": "dim"
     epilog=(
         "\b\nExamples:\n"
         "  fm-storage health            a table for people\n"
-        "  fm-storage health --json     for a probe; exit code 1 unless all is well\n"
+        "  fm-storage health --json     for probes; exit code 1 unless all are ok\n"
     )
 )
 @click.option(
@@ -47,12 +47,12 @@ _STYLES = {"ok": "green", "degraded": "yellow", "down": "bold red", "off": "dim"
     type=click.FloatRange(min=0, min_open=True),
     default=5.0,
     show_default=True,
-    help="Seconds that each part may take to answer.",
+    help="Maximum number of seconds for each part to answer.",
 )
 @json_option
 @click.pass_obj
 def health(settings: Settings, timeout: float, *, as_json: bool) -> None:
-    """Ask every part how it is, and how quickly it answers."""
+    """Show the state of every part, and how quickly it answers."""
 
     async def ask(storage: StorageManager) -> Health:
         return await storage.health(timeout=timeout)
@@ -62,7 +62,7 @@ def health(settings: Settings, timeout: float, *, as_json: bool) -> None:
     except ConfigurationInvalid:
         raise
     except (StorageError, OSError) as exc:
-        # It could not even open: that, too, is what was asked for.
+        # It could not open, which is a state to be shown as well.
         found = run(_without_manager(settings, exc, timeout))
     if as_json:
         print_json({"status": found.status, "parts": found.parts})
@@ -82,7 +82,7 @@ def health(settings: Settings, timeout: float, *, as_json: bool) -> None:
 async def _without_manager(
     settings: Settings, exc: StorageError | OSError, timeout: float
 ) -> Health:
-    """Tell which part kept the manager from opening, and ask the vector store."""
+    """Return which part kept the manager from opening, and ask the vector store."""
     from fm_storage.manager.health import Health, PartHealth, probe
     from fm_storage.vectors import QdrantStore
 

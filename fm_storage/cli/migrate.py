@@ -1,7 +1,7 @@
 """``fm-storage migrate``, ``rollback``, ``status``, ``schema``.
 
-They open the server alone, not the manager, whose opening would apply what these
-commands are asked to show, stop before, or take back.
+They open the server alone: opening the manager would apply the migrations that
+these commands are asked to show, to stop before, or to roll back.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _source_option = click.option(
     "--source",
     "sources",
     multiple=True,
-    help="A further folder, or package:NAME:FOLDER, besides the configured ones.",
+    help="Additional folder, or package:NAME:FOLDER.",
 )
 
 
@@ -47,10 +47,10 @@ _source_option = click.option(
     invoke_without_command=True,
     epilog=(
         "\b\nExamples:\n"
-        "  fm-storage migrate                     apply what is pending\n"
+        "  fm-storage migrate                     apply pending migrations\n"
         "  fm-storage migrate --dry-run           show the SQL, change nothing\n"
         "  fm-storage migrate --to 3              stop after number 0003\n"
-        "  fm-storage migrate new 'add invoices'  both files from the template\n"
+        "  fm-storage migrate new 'add invoices'  create both files from the template\n"
         "  fm-storage migrate baseline --to 0002  record what exists already\n"
     ),
 )
@@ -70,7 +70,7 @@ def migrate(
     sources: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Apply what is pending; a plain re-run converges whatever happened before."""
+    """Apply pending migrations; if interrupted, run it again."""
     if ctx.invoked_subcommand is not None:
         return
     done = _with_migrator(ctx.obj, lambda it: it.apply(to=to, dry_run=dry_run), sources)
@@ -82,7 +82,7 @@ def migrate(
 @click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where to; the first configured source, else ./migrations.",
+    help="Folder to write to; the first configured source, else ./migrations.",
 )
 @click.pass_obj
 def new(settings: Settings, *, name: str, folder: Path | None) -> None:
@@ -126,7 +126,7 @@ def _is_source(folder: Path, configured: Sequence[str]) -> bool:
 def baseline(
     settings: Settings, *, to: str | None, sources: tuple[str, ...], as_json: bool
 ) -> None:
-    """Record migrations as applied without running them (objects exist already)."""
+    """Record migrations as applied without running them."""
     done = _with_migrator(settings, lambda it: it.baseline(to), sources)
     if as_json:
         print_json(done)
@@ -140,12 +140,18 @@ def baseline(
 @click.command(
     epilog=(
         "\b\nExamples:\n"
-        "  fm-storage rollback              take back the last migration\n"
+        "  fm-storage rollback              roll back the last migration\n"
         "  fm-storage rollback --steps 3    the last three, newest first\n"
         "  fm-storage rollback --dry-run    show the SQL, change nothing\n"
     )
 )
-@click.option("--steps", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of migrations.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the SQL; change nothing.")
 @_source_option
 @json_option
@@ -158,7 +164,7 @@ def rollback(
     sources: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Take back the last migrations; refused where no rollback file says how."""
+    """Roll back the last migrations; refused for one without a rollback file."""
     done = _with_migrator(
         settings, lambda it: it.rollback(steps=steps, dry_run=dry_run), sources
     )
@@ -177,7 +183,7 @@ def rollback(
 @json_option
 @click.pass_obj
 def status(settings: Settings, *, sources: tuple[str, ...], as_json: bool) -> None:
-    """Say how every migration stands: applied, pending, or drifted, and since when."""
+    """Show every migration: applied, pending or drifted, and since when."""
     found = _with_migrator(settings, lambda it: it.status(), sources)
     if as_json:
         print_json(found)
@@ -221,7 +227,7 @@ def _with_migrator(
     job: Callable[[Migrator], Awaitable[T]],
     sources: tuple[str, ...] = (),
 ) -> T:
-    """Run *job* with a migrator on the configured server, ours or another."""
+    """Run *job* with a migrator on the configured server, embedded or not."""
 
     async def body() -> T:
         from fm_storage.migrate import Migrator
@@ -230,19 +236,19 @@ def _with_migrator(
         migrations = config.migrations.model_copy(
             update={"sources": (*config.migrations.sources, *sources)}
         )
-        tell = _Teller()
+        report = _Reporter()
         if migrations.dsn is not None:
-            return await job(Migrator.for_server(None, migrations, progress=tell))
+            return await job(Migrator.for_server(None, migrations, progress=report))
         postgres = _postgres(config)
         if not postgres.embedded:
-            return await job(Migrator.for_server(postgres, migrations, progress=tell))
+            return await job(Migrator.for_server(postgres, migrations, progress=report))
         from fm_storage.postgres.embedded.embedded import (
             EmbeddedPostgres,
         )
 
         folder = config.embedded_folder(postgres.dsn) / "postgres"
         async with EmbeddedPostgres(folder) as dsn:
-            return await job(Migrator(dsn, migrations, progress=tell))
+            return await job(Migrator(dsn, migrations, progress=report))
 
     return run(body())
 
@@ -255,8 +261,8 @@ def _postgres(config: StorageConfig) -> PostgresConfig:
     return config.postgres
 
 
-class _Teller:
-    """Says on standard error what takes long, or waits, or was cleared away."""
+class _Reporter:
+    """Prints on standard error what takes long, waits, or was cleaned up."""
 
     def __init__(self) -> None:
         self._last: Progress | None = None
@@ -270,19 +276,19 @@ class _Teller:
         )
         if progress.what == "statement":
             if same:
-                self._say(
+                self._print(
                     f"{progress.name}: statement {progress.step} of "
                     f"{progress.steps} still runs, {progress.elapsed:.0f} s so far"
                 )
         elif progress.what == "waiting":
-            self._say(f"waiting for {progress.name}, which migrates")
+            self._print(f"waiting for {progress.name}, which migrates")
         elif progress.what == "blocked":
-            self._say(f"{progress.name}: a table is in use; trying again")
+            self._print(f"{progress.name}: a table is in use; trying again")
         elif progress.what == "invalid index":
-            self._say(f"dropping {progress.name}, left by an interrupted build")
+            self._print(f"dropping {progress.name}, left by an interrupted build")
 
     @staticmethod
-    def _say(text: str) -> None:
+    def _print(text: str) -> None:
         click.echo(plain(text).plain, err=True)
 
 

@@ -1,4 +1,4 @@
-"""Small pieces of work that really fail, for the demonstration.
+"""Tasks that really fail, for the demonstration.
 
 Nothing here raises an error by hand: a port refuses, a parser stumbles, a server
 rejects a statement, and the traceback is the one that an application would see.

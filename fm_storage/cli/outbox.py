@@ -6,19 +6,17 @@ is and only ``drain`` delivers.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from fm_storage.cli.common import (
     Settings,
     console,
     json_option,
     print_json,
+    progress_bar,
     with_storage,
 )
 from fm_storage.cli.outbox_text import (
@@ -32,7 +30,6 @@ from fm_storage.cli.outbox_text import (
 )
 
 if TYPE_CHECKING:
-    from fm_storage._typing import Progress as Report
     from fm_storage.manager import StorageManager
     from fm_storage.outbox import RebuildReport, RepairReport, Verification
 
@@ -89,7 +86,7 @@ def drain(settings: Settings, *, timeout: float, as_json: bool) -> None:
     are made by the application's own vectorizer wait for the application. Exit
     code 1 if something is left or set aside.
     """
-    with _progress("delivering", quiet=as_json) as report:
+    with progress_bar("delivering", quiet=as_json) as report:
         done = _with_catalogue(
             settings,
             lambda storage: storage.outbox.drain(timeout=timeout, progress=report),
@@ -112,7 +109,7 @@ def verify(settings: Settings, *, collection: str | None, as_json: bool) -> None
     Exact also while the application writes. Exit code 1 if they differ, or if
     points are set aside: those differ until they are retried or discarded.
     """
-    with _progress("comparing", quiet=as_json) as report:
+    with progress_bar("comparing", quiet=as_json) as report:
 
         async def job(storage: StorageManager) -> Verification:
             await _known(storage, collection)
@@ -144,7 +141,7 @@ def repair(
 
     Exit code 1 if something is left, or if points are set aside.
     """
-    with _progress("comparing", quiet=as_json) as report:
+    with progress_bar("comparing", quiet=as_json) as report:
 
         async def job(storage: StorageManager) -> RepairReport:
             await _known(storage, collection)
@@ -188,7 +185,7 @@ def rebuild(
     if bool(collections) == everything and not adopt:
         raise click.UsageError("name collections, or give --all")
 
-    with _progress("copying", quiet=as_json) as report:
+    with progress_bar("copying", quiet=as_json) as report:
 
         async def job(storage: StorageManager) -> list[RebuildReport]:
             for name in collections:
@@ -313,19 +310,6 @@ async def _known(storage: StorageManager, collection: str | None) -> None:
 
 def _ids(given: Sequence[str]) -> list[int | str] | None:
     return [int(one) if one.isdecimal() else one for one in given] or None
-
-
-@contextmanager
-def _progress(what: str, *, quiet: bool) -> Iterator[Report | None]:
-    """Show a bar on standard error, if it is a terminal."""
-    stderr = Console(stderr=True)
-    if quiet or not stderr.is_terminal:
-        yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=stderr, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _counted(count: int, what: str, *, as_json: bool) -> None:

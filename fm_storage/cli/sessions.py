@@ -1,7 +1,7 @@
-"""``fm-storage sessions``: who has temporary views, and dropping what is orphaned.
+"""``fm-storage sessions``: list temporary views, and drop orphaned ones.
 
-Lifecycle without the background reaper, which would otherwise do what ``--dry-run``
-only shows.
+The manager is opened without the background reaper, which would otherwise drop what
+``--dry-run`` only shows.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _STYLES = {"own": "green", "other": "green", "orphaned": "yellow", "kept": "cyan
 @click.group(
     epilog=(
         "\b\nExamples:\n"
-        "  fm-storage sessions list            every view, whose it is, how large\n"
-        "  fm-storage sessions reap --dry-run  what dead processes left\n"
-        "  fm-storage sessions reap            drop it\n"
-        "  fm-storage sessions reap --kept     also what was kept on purpose\n"
+        "  fm-storage sessions list            every view, its owner and its size\n"
+        "  fm-storage sessions reap --dry-run  show views of ended processes\n"
+        "  fm-storage sessions reap            drop them\n"
+        "  fm-storage sessions reap --kept     also views that were kept on purpose\n"
     )
 )
 def sessions() -> None:
@@ -62,16 +62,18 @@ def list_(settings: Settings, *, as_json: bool) -> None:
 
 
 @sessions.command()
-@click.option("--dry-run", is_flag=True, help="Say what would go; drop nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show what would be dropped; drop nothing."
+)
 @click.option("--kept", is_flag=True, help="Also views that were kept on purpose.")
 @json_option
 @click.pass_obj
 def reap(settings: Settings, *, dry_run: bool, kept: bool, as_json: bool) -> None:
-    """Drop the views of dead processes, now.
+    """Drop the views of ended processes, now.
 
     Takes a moment if there are any: an owner's lock must be free in two looks, two
     seconds apart (a minute after the server was restarted). Views that could not be
-    dropped are told with the server's reason, and the exit code is 1.
+    dropped are listed with the server's reason, and the exit code is 1.
     """
     report = _with_sessions(
         settings, lambda storage: storage.sessions.reap(dry_run=dry_run, kept=kept)
@@ -129,7 +131,7 @@ def _tell(report: CleanupReport, *, dry_run: bool) -> None:
     for name in report.already_gone:
         console().print(plain(f"already gone: {name}"))
     for name in report.forgotten:
-        console().print(plain(f"left to its maker: {name}"))
+        console().print(plain(f"left to its creator: {name}"))
     for refusal in report.refused:
         state = f" ({refusal.sqlstate})" if refusal.sqlstate else ""
         console().print(plain(f"refused{state} {refusal.view}: {refusal.message}"))

@@ -1,19 +1,16 @@
-"""``fm-storage vectors``: collections at a glance, searched, exported, imported.
+"""``fm-storage vectors``: list, search, export and import collections.
 
-Opens the vector store alone; PostgreSQL is neither needed nor asked.
+Only the vector store is opened; PostgreSQL is not needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import orjson
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from fm_storage.cli.common import (
@@ -22,6 +19,7 @@ from fm_storage.cli.common import (
     json_option,
     plain,
     print_json,
+    progress_bar,
     run,
 )
 from fm_storage.errors import (
@@ -53,13 +51,13 @@ _NOT_INDEXED = (
 @click.group(
     epilog=(
         "\b\nExamples:\n"
-        "  fm-storage vectors list                       what there is, how much\n"
-        "  fm-storage vectors info docs                  one collection in full\n"
-        "  fm-storage vectors search docs 'pool timeout' by words, when lexical\n"
+        "  fm-storage vectors list                       collections, their sizes\n"
+        "  fm-storage vectors info docs                  one in detail\n"
+        "  fm-storage vectors search docs 'pool timeout' by words\n"
         "  fm-storage vectors search docs '[0.1, 0.7]'   by a vector\n"
         "  fm-storage vectors export docs -o docs.jsonl  lines of JSON\n"
-        "  fm-storage vectors export docs -o docs.parquet  or columns\n"
-        "  fm-storage vectors import docs.jsonl          and back, anywhere\n"
+        "  fm-storage vectors export docs -o docs.parquet  as columns\n"
+        "  fm-storage vectors import docs.jsonl          into this or another store\n"
     )
 )
 def vectors() -> None:
@@ -82,38 +80,37 @@ def _with(settings: Settings, job: Callable[[QdrantStore], Awaitable[T]]) -> T:
             folder = config.embedded_folder(config.qdrant.url)
         async with QdrantStore(config.qdrant, folder=folder) as store:
             if folder is None:
-                # Whoever looks on does not wait through every retry of a call.
+                # Do not wait through every retry of a call at the terminal.
                 await store.ready(timeout=_PATIENCE)
             return await job(store)
 
     try:
         return run(body())
     except CollectionNotFound as exc:
-        message = (
+        raise click.ClickException(
             f"there is no collection {exc.collection!r}; "
             "'fm-storage vectors list' names those there are"
-        )
-        raise click.ClickException(message) from exc
+        ) from exc
     except RecordNotFound as exc:
-        message = f"collection {exc.table!r} has no point {exc.key!r}"
-        raise click.ClickException(message) from exc
+        raise click.ClickException(
+            f"collection {exc.table!r} has no point {exc.key!r}"
+        ) from exc
     except CollectionMismatch as exc:
-        told = ", ".join(
+        differing = ", ".join(
             f"{field} is {there!r} there and {asked!r} in the file"
             for field, (asked, there) in exc.differences.items()
         )
-        message = (
-            f"collection {exc.collection!r} exists and differs: {told}; "
+        raise click.ClickException(
+            f"collection {exc.collection!r} exists and differs: {differing}; "
             "import under another name with --collection"
-        )
-        raise click.ClickException(message) from exc
+        ) from exc
 
 
 @vectors.command("list")
 @json_option
 @click.pass_obj
 def list_(settings: Settings, *, as_json: bool) -> None:
-    """Name every collection, with its size and aliases."""
+    """List every collection, with its size and aliases."""
 
     async def job(store: QdrantStore) -> list[Any]:
         names = await store.list_collections()
@@ -145,7 +142,7 @@ def list_(settings: Settings, *, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def info(settings: Settings, *, collection: str, as_json: bool) -> None:
-    """Say what a collection is and how much it holds."""
+    """Show the definition and the size of a collection."""
     found = _with(settings, lambda store: store.collection_info(collection))
     if as_json:
         print_json(found)
@@ -174,9 +171,15 @@ def info(settings: Settings, *, collection: str, as_json: bool) -> None:
 @vectors.command()
 @click.argument("collection")
 @click.argument("query")
-@click.option("-n", "--limit", default=10, show_default=True, help="Points at most.")
+@click.option(
+    "-n", "--limit", default=10, show_default=True, help="Maximum number of points."
+)
 @click.option("--filter", "chosen", help="Filter as JSON, in short form.")
-@click.option("--using", default="", help="Name of the vector to compare with.")
+@click.option(
+    "--using",
+    default="",
+    help="Name of the vector to compare with, if the collection has several.",
+)
 @json_option
 @click.pass_obj
 def search(
@@ -195,8 +198,7 @@ def search(
     """
     wanted = _json(chosen, "--filter")
     if limit < 1:
-        message = f"--limit is {limit}; give 1 or more"
-        raise click.UsageError(message)
+        raise click.UsageError(f"--limit is {limit}; give 1 or more")
 
     async def job(store: QdrantStore) -> list[ScoredPoint]:
         info = await store.collection_info(collection)
@@ -263,8 +265,8 @@ def _check_using(info: CollectionInfo, using: str) -> None:
     if names == [""]:
         message = f"collection {info.name!r} has one unnamed vector; leave --using out"
     else:
-        told = " or ".join(name for name in names if name)
-        message = f"say with --using which vector to compare with: {told}"
+        choices = " or ".join(name for name in names if name)
+        message = f"say with --using which vector to compare with: {choices}"
     raise click.UsageError(message)
 
 
@@ -274,29 +276,7 @@ def _json(text: str | None, what: str) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as exc:
-        message = f"{what} is not JSON ({exc})"
-        raise click.UsageError(message) from None
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Report]:
-    """Show a bar on standard error, where somebody looks at it."""
-    shown = Console(stderr=True)
-    bar = Progress(
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        console=shown,
-        disable=not shown.is_terminal,
-        transient=True,
-    )
-    with bar:
-        task = bar.add_task(what, total=None)
-
-        def report(done: int, total: int | None) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield report
+        raise click.UsageError(f"{what} is not JSON ({exc})") from None
 
 
 @vectors.command("export")
@@ -338,7 +318,7 @@ def export(
                 progress=report,
             )
 
-    with _progress("exporting") as report:
+    with progress_bar("exporting") as report:
         done = _with(settings, lambda store: job(store, report))
     click.echo(f"{done} points exported", err=True)
 
@@ -348,10 +328,12 @@ def export(
     "file",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
 )
-@click.option("--collection", help="Name to use instead of the file's.")
+@click.option(
+    "--collection", help="Name of the collection; by default the one in the file."
+)
 @click.pass_obj
 def import_(settings: Settings, *, file: Path, collection: str | None) -> None:
-    """Read FILE, which 'export' wrote; the collection is made if need be.
+    """Read FILE, written by 'export'; create the collection if it does not exist.
 
     Points with the same id are replaced, so an interrupted import can be repeated.
     """
@@ -370,6 +352,6 @@ def import_(settings: Settings, *, file: Path, collection: str | None) -> None:
                 store, lines, collection=collection, progress=report
             )
 
-    with _progress("importing") as report:
+    with progress_bar("importing") as report:
         done = _with(settings, lambda store: job(store, report))
     click.echo(f"{done} points imported", err=True)

@@ -8,7 +8,7 @@ import enum
 import os
 from typing import TYPE_CHECKING, Any, Self
 
-from fm_storage.errors import ForkedProcess, StorageClosed, StorageError, WrongLoop
+from fm_storage.errors import ForkedProcess, StorageClosed, WrongLoop
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -71,28 +71,20 @@ class Home:
             raise WrongLoop(self.owner, none_runs=True) from None
         return self.loop
 
-    def elsewhere(self) -> StorageError | None:
-        """Return the error for a use in another process or loop, if this is one.
+    def check(self) -> None:
+        """Refuse a use in another process or on another loop.
 
         Any loop will do until ``enter()`` has been called, and a call from outside
         every loop is no use of another one.
-        """
-        if self.forked:
-            return ForkedProcess(self.owner)
-        if self.loop is not None and self.loop is not _running_loop():
-            return None if _running_loop() is None else WrongLoop(self.owner)
-        return None
-
-    def check(self) -> None:
-        """Refuse a use in another process or on another loop.
 
         Raises:
             ForkedProcess: This is a forked child.
             WrongLoop: Another event loop runs here.
         """
-        error = self.elsewhere()
-        if error is not None:
-            raise error
+        if os.getpid() != self.pid:
+            raise ForkedProcess(self.owner)
+        if self.loop is not None and _running_loop() not in (None, self.loop):
+            raise WrongLoop(self.owner)
 
     def require_open(self, *also: Life) -> None:
         """Refuse a use outside the object's life, process or loop.

@@ -1,6 +1,6 @@
 """Settings: every number that can be changed, complete and frozen.
 
-Apart from the parts they configure, so that a wrong value is refused before
+Separate from the parts they configure, so that a wrong value is refused before
 anything is opened. Sources, strongest first: keywords, the environment
 (``FM_STORAGE_POSTGRES__DSN`` is ``postgres.dsn``), a ``.env`` or TOML file that
 was named explicitly. A ``ConfigManager`` is a source of its own.

@@ -28,8 +28,7 @@ def check_address(dsn: str, *, others: str = "") -> None:
         others: What else may begin it, for the message.
     """
     if not dsn.startswith(_SCHEMES):
-        message = f"must start with postgresql://{others and f' or {others}'}"
-        raise ValueError(message)
+        raise ValueError(f"must start with postgresql://{others and f' or {others}'}")
     # The last @ ends the user part, whatever the password holds.
     rest = dsn.partition("://")[2].rpartition("@")[2]
     hosts, _, query = rest.partition("?")
@@ -44,11 +43,11 @@ def check_address(dsn: str, *, others: str = "") -> None:
 def _check_port(port: str) -> None:
     if port and not port.isdecimal():
         # Not shown: in an address without @ it may be the password.
-        message = "has a port that is no number; write host:5432"
-        raise ValueError(message)
+        raise ValueError("has a port that is no number; write host:5432")
     if port and not 1 <= int(port) <= _LAST:
-        message = f"has port {port}, which is not from 1 to {_LAST}; write host:5432"
-        raise ValueError(message)
+        raise ValueError(
+            f"has port {port}, which is not from 1 to {_LAST}; write host:5432"
+        )
 
 
 _DEMANDS = {
@@ -87,11 +86,10 @@ def check_security(dsn: str, tls: object = None) -> None:
             continue
         if name == "channel_binding" and _is_verified(dsn, tls):
             continue
-        message = (
+        raise ValueError(
             f"{name}={value}{where} is a demand on the server that the driver "
             f"(asyncpg) does not check; {_REMEDIES[name]}"
         )
-        raise ValueError(message)
 
 
 def is_unbound(dsn: str, tls: object = None) -> bool:

@@ -1,7 +1,4 @@
-"""Passwords out of addresses: what may be shown in a message.
-
-Apart because every room that shows an address needs it, and none its sections.
-"""
+"""Masking of passwords in addresses, for messages."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""What is wrong with a value, and which values are accepted, in our own words.
+"""Messages about a wrong value: what was given, and which values are accepted.
 
-Apart from the sections, because it needs only their fields: pydantic's own report
-says neither what was given nor what to write instead, and says it per branch of a
-union. Values are shown, but never a secret's: a field that is kept out of ``repr``,
-an address, and what stands where a whole section belongs.
+Pydantic's own report contains neither, and repeats itself for each branch of a union.
+Values are shown, except secrets: fields that are kept out of ``repr``, addresses, and
+whatever stands where a whole section belongs.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def _values(choices: Sequence[Schema]) -> list[Schema]:
 
 
 def refused(given: object, accepted: Schema, *, secret: bool) -> str:
-    """Say that *given* is not what the setting takes, and what it takes."""
+    """Return the message for *given*, which the setting does not accept."""
     if isinstance(given, str) and given[:1] in {"{", "["}:
         try:
             json.loads(given)
@@ -77,7 +76,7 @@ def refused(given: object, accepted: Schema, *, secret: bool) -> str:
 
 
 def broken_json(exc: BaseException, accepted: Schema, *, secret: bool) -> str:
-    """Say where JSON ends to be JSON; what stands there only if that is no secret."""
+    """Return the message for broken JSON: where, and what stands there if no secret."""
     place = ""
     if isinstance(exc, json.JSONDecodeError):
         near = exc.doc[max(0, exc.pos - _AROUND) : exc.pos + _AROUND]
@@ -94,10 +93,10 @@ def _words(schema: Schema) -> str:
     """Return what *schema* accepts, as an end of "give …"."""
     choices = schema.get("anyOf", [schema])
     values = _values(choices)
-    said = " or ".join(dict.fromkeys(map(_one, values)))
+    accepted = " or ".join(dict.fromkeys(map(_one, values)))
     if _is_section(schema) and len(values) < len(choices):
-        return f"{said}, or none to do without it"  # others say it by being absent
-    return said
+        return f"{accepted}, or none to do without it"  # others may be left out
+    return accepted
 
 
 def _one(schema: Schema) -> str:

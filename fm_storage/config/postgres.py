@@ -35,14 +35,14 @@ class PostgresConfig(Section):
         close_timeout: How long closing waits for borrowers.
         max_lifetime: Age at which a connection is replaced (less 10 % jitter).
         max_idle: How long an unused connection above *min_size* is kept.
-        check_after: A connection idle for longer is checked before it is lent.
+        check_after: A connection idle for longer is checked before it is used again.
         check_timeout: How long that check may take.
         leak_after: A connection borrowed for longer is reported once, with the
             borrower's stack; None reports only at closing.
         reset: ``tracked`` resets a connection only after statements that may
             have left something behind; ``always`` after every use.
         pooler: ``auto`` detects PgBouncer and the like; ``transaction`` and
-            ``none`` say it outright.
+            ``none`` state it.
         slow_acquire: Waiting longer than this is logged.
         slow_query: A statement running longer than this is logged; None never.
     """
@@ -92,11 +92,10 @@ class PostgresConfig(Section):
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
         if self.min_size > self.max_size:
-            message = (
+            raise ValueError(
                 f"min_size {self.min_size} is above max_size {self.max_size}; "
                 "lower min_size or raise max_size"
             )
-            raise ValueError(message)
         return self
 
     @property

@@ -67,11 +67,13 @@ class CollectionConfig(Section):
     @model_validator(mode="after")
     def _has_a_vector(self) -> Self:
         if self.size is None and not self.vectors and not self.sparse_vectors:
-            message = "no vector is defined; give size, vectors or sparse_vectors"
-            raise ValueError(message)
+            raise ValueError(
+                "no vector is defined; give size, vectors or sparse_vectors"
+            )
         if self.size is not None and self.vectors:
-            message = "size and vectors exclude each other; name every dense vector"
-            raise ValueError(message)
+            raise ValueError(
+                "size and vectors exclude each other; name every dense vector"
+            )
         return self
 
 
@@ -114,19 +116,17 @@ class QdrantConfig(Section):
         if url.startswith(("http://", "https://")):
             parts = urlsplit(url)
             if not parts.hostname:
-                message = "has no host; write http://host:6333"
-                raise ValueError(message)
+                raise ValueError("has no host; write http://host:6333")
             try:
                 _ = parts.port
             except ValueError:
-                message = "has a port that no server has; write http://host:6333"
-                raise ValueError(message) from None
+                raise ValueError(
+                    "has a port that no server has; write http://host:6333"
+                ) from None
             if parts.username or parts.password:
-                message = "holds credentials; put the key into qdrant.api_key"
-                raise ValueError(message)
+                raise ValueError("holds credentials; put the key into qdrant.api_key")
             return url
-        message = "must start with http://, https:// or embedded:"
-        raise ValueError(message)
+        raise ValueError("must start with http://, https:// or embedded:")
 
     @property
     def embedded(self) -> bool:

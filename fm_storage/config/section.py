@@ -1,7 +1,7 @@
-"""What all sections have in common, and how a wrong setting is told.
+"""The base of all sections, and the errors for wrong settings.
 
-Apart because the sections derive from it, and pydantic's own report would show
-neither dotted keys nor a remedy, but perhaps a secret.
+Pydantic's own report would show neither dotted keys nor a remedy, but perhaps a
+secret; it is translated here.
 """
 
 from __future__ import annotations
@@ -81,16 +81,17 @@ def explained(
         elif error["type"] == "extra_forbidden":
             problems.append((outer, _unknown(path, model)))
         elif field is None or error["type"] in {"value_error", "missing"}:
-            said = error["msg"].removeprefix("Value error, ")
-            said = "is missing; set it" if error["type"] == "missing" else said
-            problems.append((outer or "config", said))
+            problem = error["msg"].removeprefix("Value error, ")
+            if error["type"] == "missing":
+                problem = "is missing; set it"
+            problems.append((outer or "config", problem))
         else:
             below, accepted = placed(field, error["loc"][1:])
             key = ".".join([*([prefix] if prefix else []), path[0], *below])
             secret = _is_secret(path[0], field)
-            said = refused(error["input"], accepted, secret=secret)
-            problems.append((key, said))
-    problems = list(dict.fromkeys(problems))  # a union says it once per branch
+            problem = refused(error["input"], accepted, secret=secret)
+            problems.append((key, problem))
+    problems = list(dict.fromkeys(problems))  # a union reports each branch
     return ConfigurationInvalid(*problems[0], *problems[1:])
 
 
@@ -105,20 +106,20 @@ def located(
     keywords: Mapping[str, Any],
     prefix: str,
 ) -> ConfigurationInvalid:
-    """Add to each problem the variable that is to blame, if it is one."""
+    """Add to each problem the variable that it comes from, if it is one."""
     names = {name.upper(): name for name, value in environ.items() if value}
     problems: list[tuple[str, str]] = []
-    for key, said in exc.problems:
+    for key, problem in exc.problems:
         parts = key.split(".")
         ends = range(0 if _holds(keywords, parts) else len(parts), 0, -1)
         variables = [prefix + "__".join(parts[:end]).upper() for end in ends]
         found = next((names[name] for name in variables if name in names), None)
-        problems.append((key, f"{said} (in {found})" if found else said))
+        problems.append((key, f"{problem} (in {found})" if found else problem))
     return ConfigurationInvalid(*problems[0], *problems[1:])
 
 
 def _holds(keywords: Mapping[str, Any], parts: Sequence[str]) -> bool:
-    """Return whether a keyword, which is stronger than a variable, says *parts*."""
+    """Return whether a keyword, which is stronger than a variable, sets *parts*."""
     at: Any = keywords
     for part in parts:
         if not isinstance(at, Mapping):
@@ -132,12 +133,12 @@ def _holds(keywords: Mapping[str, Any], parts: Sequence[str]) -> bool:
 def explained_json(
     exc: BaseException, model: type[BaseModel], environ: Mapping[str, str], prefix: str
 ) -> ConfigurationInvalid:
-    """Tell of the variable whose JSON the parser could not read."""
+    """Return the error for the variable whose JSON the parser could not read."""
     text = getattr(exc, "doc", None)
     name = next((name for name, value in environ.items() if value == text), None)
     if name is None:
         return ConfigurationInvalid(
-            "config", "a variable holds JSON that cannot be read; mend it"
+            "config", "a variable holds JSON that cannot be read; correct it"
         )
     path = name.upper().removeprefix(prefix).lower().split("__")
     field, at = model.model_fields[path[0]], model
@@ -149,9 +150,9 @@ def explained_json(
         field = at.model_fields[path[below]]
         below += 1
     names, accepted = placed(field, path[below:])
-    said = broken_json(exc, accepted, secret=_is_secret(path[below - 1], field))
+    problem = broken_json(exc, accepted, secret=_is_secret(path[below - 1], field))
     key = ".".join([*path[:below], *names])
-    return ConfigurationInvalid(key, f"{said} (in {name})")
+    return ConfigurationInvalid(key, f"{problem} (in {name})")
 
 
 def _unknown(path: list[str], model: type[BaseModel]) -> str:

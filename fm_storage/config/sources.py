@@ -1,7 +1,4 @@
-"""Where settings come from: an application's own, the environment, TOML.
-
-Apart from the settings, which do not know how they were written down.
-"""
+"""Sources of settings: an application's own, the environment, TOML."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ PREFIX = "FM_STORAGE_"
 
 @runtime_checkable
 class ConfigManager(Protocol):
-    """Whatever an application keeps its settings in.
+    """Anything in which an application keeps its settings.
 
     ``get`` answers *default* for a key it does not know. The keys are those of
     ``StorageConfig``, dotted: ``postgres.dsn``, ``qdrant.collections``.
@@ -115,7 +112,7 @@ _OF_A_SERVICE = re.compile(
 def _is_of_a_service(name: str, value: str) -> bool:
     """Whether Kubernetes, or a link of Docker, put the variable there.
 
-    ``NAME_PORT=tcp://…`` is told by its value: with a number it is a person's slip.
+    ``NAME_PORT=tcp://…`` is known by its value: with a number it is a mistake.
     See https://kubernetes.io/docs/concepts/services-networking/service/.
     """
     return bool(_OF_A_SERVICE.fullmatch(name)) or (
@@ -165,7 +162,7 @@ def _decoded(value: str) -> Any:
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return *base* with what *over* says on top, section by section."""
+    """Return *base* with *over* on top, section by section."""
     result = dict(base)
     for key, value in over.items():
         below = result.get(key)
@@ -190,7 +187,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
             shown, f"cannot be read ({exc.strerror}); name an existing TOML file"
         ) from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigurationInvalid(shown, f"is not TOML ({exc}); mend it") from None
+        raise ConfigurationInvalid(shown, f"is not TOML ({exc}); correct it") from None
     nested = data.get("tool", {})
     if isinstance(nested, dict) and isinstance(nested.get("fm_storage"), dict):
         return dict(nested["fm_storage"])

@@ -37,7 +37,7 @@ __all__ = ["StorageConfig"]
 
 
 def _off(value: object) -> object:
-    """Let the environment and files say None, which they have no word for."""
+    """Read the words by which the environment and files write None."""
     if isinstance(value, str) and value.strip().lower() in {"none", "null", "off"}:
         return None
     return value
@@ -50,7 +50,7 @@ _env_file: ContextVar[Path | None] = ContextVar("_env_file", default=None)
 class StorageConfig(BaseSettings):
     """All settings of one ``StorageManager``; frozen.
 
-    Keywords win over the environment. With nothing said, both engines are
+    Keywords win over the environment. With nothing set, both engines are
     embedded and keep their data under ``./.fm_storage``.
 
     Attributes:
@@ -96,7 +96,7 @@ class StorageConfig(BaseSettings):
             found = explained(exc, type(self), "")
             raise located(found, self._variables(), values, PREFIX) from None
         except SettingsError as exc:
-            # Said of a variable whose JSON is broken, by the section it belongs to.
+            # A variable holds broken JSON; its section explains it.
             why = exc.__cause__ or exc
             raise explained_json(why, type(self), self._variables(), PREFIX) from None
         self._refuse_halves()

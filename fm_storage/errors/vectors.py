@@ -59,12 +59,12 @@ class CollectionMismatch(StorageError):
     ) -> None:
         self.collection = collection
         self.differences = dict(differences)
-        said = ", ".join(
+        differing = ", ".join(
             f"{field} is {found!r} but {asked!r} was asked for"
             for field, (asked, found) in self.differences.items()
         )
         super().__init__(
-            f"collection {collection!r}: {said}; use another name, or reindex()"
+            f"collection {collection!r}: {differing}; use another name, or reindex()"
         )
 
 
@@ -132,12 +132,12 @@ class NotSynced(StorageError, TimeoutError):
         problem: str | None = None,
         final: bool = False,
     ) -> None:
-        said = f" ({problem})" if problem else ""
+        reason = f" ({problem})" if problem else ""
         super().__init__(
             f"point {point_id!r}: set aside because the vector store refuses it"
-            f"{said}; see 'fm-storage outbox quarantine list'"
+            f"{reason}; see 'fm-storage outbox quarantine list'"
             if final
-            else f"point {point_id!r}: not delivered within {waited:.2f} s{said}; "
+            else f"point {point_id!r}: not delivered within {waited:.2f} s{reason}; "
             "it stays queued, see 'fm-storage outbox status'"
         )
         self.point_id, self.waited, self.problem = point_id, waited, problem
@@ -169,7 +169,7 @@ class RateLimited(VectorStoreUnavailable):
     """The vector store asked for patience for longer than the deadline allows.
 
     Attributes:
-        retry_after: Seconds the store asked to wait, if it said so.
+        retry_after: Seconds that the store asked to wait, if it did.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Shutdown hooks: ``atexit`` for coroutines, and what sets them off."""
+"""Shutdown hooks: ``atexit`` for coroutines, and what triggers them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One-liners for the hosts of applications: aiohttp, and any ASGI server.
 
-Apart from the hooks, because each host has its own idea of a beginning and an end;
-here they are all brought down to one: ``lifespan()``. Nothing of a host is imported.
+Each host has its own idea of a start and an end; here all are derived from one,
+``lifespan()``. Nothing of a host is imported.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[Any]]
 
 
 class Hosted(abc.ABC):
-    """What lives as long as the application that a host serves."""
+    """An object that is open for as long as the application that a host serves."""
 
     @abc.abstractmethod
     def lifespan(self, app: object = None) -> AbstractAsyncContextManager[None]:
-        """Be there for the block: ``FastAPI(lifespan=…)`` and Starlette alike."""
+        """Open for the block: ``FastAPI(lifespan=…)``, and Starlette's."""
 
     async def cleanup_ctx(self, app: object = None) -> AsyncIterator[None]:
-        """Be there for an aiohttp application: ``app.cleanup_ctx.append(…)``."""
+        """Open for an aiohttp application: ``app.cleanup_ctx.append(…)``."""
         async with self.lifespan(app):
             yield
 
     def asgi(self, app: Application) -> Application:
-        """Be there for an ASGI application: ``app = storage.asgi(app)``.
+        """Open for an ASGI application: ``app = storage.asgi(app)``.
 
-        For applications that have no lifespan of their own to hang it on, under any
-        server that speaks the lifespan protocol (hypercorn, uvicorn, granian). One
-        that the application has runs inside ours.
+        For applications without a lifespan of their own, under any server that speaks
+        the lifespan protocol (hypercorn, uvicorn, granian). A lifespan that the
+        application has runs inside ours.
         """
 
         async def wrapped(scope: Any, receive: Receive, send: Send) -> None:
@@ -61,15 +61,17 @@ class _Lifespan:
         self._receive = receive
         self._send = send
         self._replayed = False
-        self._told: set[str] = set()
+        self._sent: set[str] = set()
 
     async def run(self, app: Application, scope: Any) -> None:
-        """Open ours, let the application run, close ours, and tell the server."""
+        """Open ours, let the application run, close ours, and answer the server."""
         self._startup = await self._receive()
         try:
             await self._ours.__aenter__()
-        except Exception as exc:  # told to the server, and passed on
-            await self._say("lifespan.startup.failed", f"{type(exc).__name__}: {exc}")
+        except Exception as exc:  # reported to the server, and passed on
+            await self._answer(
+                "lifespan.startup.failed", f"{type(exc).__name__}: {exc}"
+            )
             raise
         failure: Exception | None = None
         try:
@@ -80,20 +82,20 @@ class _Lifespan:
             except Exception as exc:
                 failure = exc
         if failure is not None:
-            await self._say("lifespan.shutdown.failed", str(failure))
+            await self._answer("lifespan.shutdown.failed", str(failure))
             raise failure
-        if "lifespan.startup.failed" not in self._told:
-            await self._say("lifespan.shutdown.complete")
+        if "lifespan.startup.failed" not in self._sent:
+            await self._answer("lifespan.shutdown.complete")
 
     async def _run_theirs(self, app: Application, scope: Any) -> None:
         try:
             await app(scope, self._replay, self._pass_on)
         except Exception:  # an application may raise anything at a lifespan
-            if self._told:
+            if self._sent:
                 raise
             # Before it answered: it has no lifespan, which is its right.
-        if not self._told:
-            await self._say("lifespan.startup.complete")
+        if not self._sent:
+            await self._answer("lifespan.startup.complete")
             await self._receive()
 
     async def _replay(self) -> Message:
@@ -105,12 +107,12 @@ class _Lifespan:
     async def _pass_on(self, message: Message) -> None:
         kind = message["type"]
         if kind == "lifespan.shutdown.complete":
-            return  # said when ours has ended, too
-        self._told.add(kind)
+            return  # sent when ours has ended, too
+        self._sent.add(kind)
         await self._send(message)
 
-    async def _say(self, kind: str, message: str | None = None) -> None:
-        said: Message = {"type": kind}
+    async def _answer(self, kind: str, message: str | None = None) -> None:
+        answer: Message = {"type": kind}
         if message is not None:
-            said["message"] = message
-        await self._send(said)
+            answer["message"] = message
+        await self._send(answer)

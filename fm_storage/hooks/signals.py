@@ -1,7 +1,4 @@
-"""Signals while hooks run, and SIGTERM by consent.
-
-Apart because signals belong to the application: what is taken here, when, and
-how it is given back must be readable in one place.
+"""Signals: SIGINT while hooks run, and SIGTERM where the application agrees.
 
 * While hooks run, the first SIGINT waits until they are done and the second
   leaves at once. Only Python's own reaction is held back (the default
@@ -23,6 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+from fm_storage.concurrency.lifecycle import Home
 
 __all__ = ["SignalGuard", "held"]
 
@@ -55,14 +54,14 @@ def held() -> Iterator[None]:
     if not _is_pythons_own(before):
         yield
         return
-    pid = os.getpid()
+    home = Home("signals")
     seen = 0
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
         nonlocal seen
         del frame
         seen += 1
-        if seen > 1 or os.getpid() != pid:
+        if seen > 1 or home.forked:
             _leave(signum)
 
     signal.signal(signal.SIGINT, on_signal)
@@ -80,11 +79,10 @@ class SignalGuard:
 
     def __init__(self) -> None:
         self._taken: dict[int, Any] = {}
-        self._pid = os.getpid()
+        self._home = Home("signals")  # by take()
         self._busy = 0  # by busy()
         self._count = 0  # signals outside hooks, by the handler
         self._waiting = 0  # a signal that came while hooks ran, by the handler
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
 
     def take(self, signals: tuple[int, ...]) -> tuple[signal.Signals, ...]:
@@ -95,9 +93,9 @@ class SignalGuard:
         """
         if threading.current_thread() is not threading.main_thread():
             return ()
-        self._loop = asyncio.get_running_loop()
+        self._home = Home("signals")
+        self._home.enter()
         self._task = asyncio.current_task()
-        self._pid = os.getpid()
         for signum in signals:
             if signum in self._taken or signal.getsignal(signum) is not signal.SIG_DFL:
                 continue
@@ -114,7 +112,7 @@ class SignalGuard:
         if (
             self._count
             or self._waiting
-            or os.getpid() != self._pid
+            or self._home.forked
             or threading.current_thread() is not threading.main_thread()
         ):
             return
@@ -136,7 +134,7 @@ class SignalGuard:
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         del frame
-        if os.getpid() != self._pid:
+        if self._home.forked:
             # A forked child: the parent's hooks are none of its business.
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
@@ -149,13 +147,14 @@ class SignalGuard:
         self._count += 1
         if self._count > 1:
             _leave(signum)
-        if self._loop is None or not self._loop.is_running():
+        loop = self._home.loop
+        if loop is None or not loop.is_running():
             raise SystemExit(_EXIT + signum)
-        self._loop.call_soon_threadsafe(self._begin, signum)
+        loop.call_soon_threadsafe(self._begin, signum)
 
     def _begin(self, signum: int) -> None:
         """Cancel the task; leave the loop with the exit code once it is done."""
-        loop, task = self._loop, self._task
+        loop, task = self._home.loop, self._task
         if loop is None or loop.is_closed():
             return
 

@@ -1,28 +1,24 @@
-"""The hooks themselves: registered, run last-in first-out, each under a deadline.
-
-Apart from what sets them off (``ladder``) and from signals, so that the promise
-"every hook is tried" can be read without either.
-"""
+"""The hooks themselves: registered, run last-in first-out, each under a deadline."""
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import logging
-import os
 import signal
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
-from fm_storage.concurrency.shield import abandon, shielded
-from fm_storage.errors import StorageClosed, WrongLoop
+from fm_storage.concurrency.lifecycle import Home
+from fm_storage.concurrency.shield import Once, abandon, shielded, wait_done
+from fm_storage.concurrency.threads import in_thread
+from fm_storage.errors import StorageClosed
 from fm_storage.hooks import triggers
 from fm_storage.hooks.hosts import Hosted
 from fm_storage.hooks.signals import SignalGuard, held
@@ -77,12 +73,11 @@ class ShutdownHooks(Hosted):
         self._timeout = timeout
         self._total_timeout = total_timeout
         self._hooks: list[_Hook] = []  # by register() and the run
-        self._pid = os.getpid()
+        self._home = Home("shutdown hooks")  # its loop is the armed one, by arm()
         self._closed = False  # by the run
-        self._told = False  # whether aclose() was called, by aclose()
-        self._run: asyncio.Task[list[Exception]] | None = None  # by _start()
+        self._raised = False  # whether aclose() was called, by aclose()
+        self._running = Once(self._run_all)
         self._closer: Callable[[], Awaitable[None]] | None = None  # by arm()
-        self._loop: asyncio.AbstractEventLoop | None = None  # the armed one, by arm()
         self._signals = SignalGuard()
 
     # -- registering ------------------------------------------------------------
@@ -146,13 +141,13 @@ class ShutdownHooks(Hosted):
         self.disarm()
         triggers.arm(closer)
         self._closer = closer
-        self._loop = asyncio.get_running_loop()
+        self._home.loop = asyncio.get_running_loop()
 
     def disarm(self) -> None:
         """Take back what ``arm()`` and ``handle_signals()`` did."""
         if self._closer is not None:
             triggers.disarm(self._closer)
-            self._closer = self._loop = None
+            self._closer = self._home.loop = None
         self._signals.give_back()
 
     def handle_signals(self, *signals: int) -> tuple[signal.Signals, ...]:
@@ -227,13 +222,13 @@ class ShutdownHooks(Hosted):
         Raises:
             WrongLoop: They are to run at the end of another loop, which is open.
         """
-        if os.getpid() != self._pid or self.running_here:
+        home = self._home
+        if home.forked or self.running_here:
             return []
-        own = self._loop
-        if own not in (None, asyncio.get_running_loop()) and not own.is_closed():
-            raise WrongLoop("shutdown hooks")
+        if home.loop is not None and not home.loop.is_closed():
+            home.check()
         # A little more than the run allows itself: it always ends by itself.
-        return await shielded(self._joined, timeout=self._total_timeout * 2 + 5)
+        return await shielded(self._running, timeout=self._total_timeout * 2 + 5)
 
     async def aclose(self) -> None:
         """Run every hook, then raise what failed, together.
@@ -245,7 +240,7 @@ class ShutdownHooks(Hosted):
             WrongLoop: See ``run()``.
         """
         failures = await self.run()
-        first, self._told = not self._told, True
+        first, self._raised = not self._raised, True
         self.disarm()
         if failures and first:
             raise ExceptionGroup("shutdown hooks failed", failures)
@@ -271,11 +266,6 @@ class ShutdownHooks(Hosted):
         await self.run()
         self.disarm()
 
-    async def _joined(self) -> list[Exception]:
-        if self._run is None or self._run.cancelled():
-            self._run = asyncio.ensure_future(self._run_all())
-        return await asyncio.shield(self._run)
-
     async def _run_all(self) -> list[Exception]:
         _running_in.set(_running_in.get() | {id(self)})
         failures: list[Exception] = []
@@ -296,13 +286,8 @@ class ShutdownHooks(Hosted):
 async def _attempt(hook: _Hook, timeout: float) -> Exception | None:
     """Run one hook in a task of its own; return its failure, raise nothing."""
     task = asyncio.ensure_future(_outcome(hook))
-    deadline = monotonic() + timeout
-    while not task.done() and (left := deadline - monotonic()) > 0:
-        try:
-            await asyncio.wait({task}, timeout=left)
-        except asyncio.CancelledError:
-            # asyncio.run cancels every task at its end; the hooks go on.
-            continue
+    # asyncio.run() cancels every task at its end, also this one; the hooks go on.
+    await wait_done(task, timeout)
     if task.cancelled():
         return RuntimeError(f"shutdown hook {hook}: it was cancelled")
     if task.done():
@@ -319,7 +304,10 @@ async def _outcome(hook: _Hook) -> Exception | None:
         if inspect.iscoroutinefunction(hook.function):
             result: Any = hook.function(*hook.args, **hook.kwargs)
         else:
-            result = await _in_thread(hook)
+            # Not in the default executor: asyncio.run() waits for that one without
+            # end, and a hook that hangs must be left behind.
+            call = partial(hook.function, *hook.args, **hook.kwargs)
+            result = await in_thread(call, name=f"shutdown hook {hook}")
         if inspect.isawaitable(result):
             await result
     except Exception as exc:
@@ -329,41 +317,3 @@ async def _outcome(hook: _Hook) -> Exception | None:
         failure.__cause__ = exc
         return failure
     return None
-
-
-async def _in_thread(hook: _Hook) -> Any:
-    """Call a sync hook in a daemon thread, which may be left behind.
-
-    Not the default executor: ``asyncio.run`` waits for that one without end.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Any] = loop.create_future()
-    context = contextvars.copy_context()
-
-    def settle(result: object, error: BaseException | None) -> None:
-        if done.done():
-            return
-        if error is None:
-            done.set_result(result)
-        elif isinstance(error, StopIteration):
-            done.set_exception(RuntimeError(repr(error)))
-        else:
-            done.set_exception(error)
-
-    def call() -> None:
-        result, error = None, None
-        try:
-            result = context.run(hook.function, *hook.args, **hook.kwargs)
-        except BaseException as exc:
-            error = exc
-        try:
-            loop.call_soon_threadsafe(settle, result, error)
-        except RuntimeError:
-            logger.warning("shutdown hook %s ended after its loop had", hook)
-
-    try:
-        threading.Thread(target=call, name=f"hook {hook}", daemon=True).start()
-    except RuntimeError:
-        # At interpreter exit no thread can be started any more (3.12).
-        return hook.function(*hook.args, **hook.kwargs)
-    return await done

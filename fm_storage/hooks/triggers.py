@@ -1,7 +1,6 @@
-"""What sets hooks off when nobody calls ``aclose()``.
+"""What runs hooks when nobody calls ``aclose()``: the loop's end, or the exit.
 
-Apart because it is about event loops and the interpreter, not about hooks. One
-*master* per loop holds every closer of that loop, so that they run last-in
+One *master* per loop holds every closer of that loop, so that they run last-in
 first-out: several suspended generators would be closed at once, in any order.
 """
 
@@ -20,6 +19,7 @@ from typing import Any
 
 import anyio
 
+from fm_storage.concurrency.lifecycle import Home
 from fm_storage.hooks.signals import held
 
 __all__ = ["arm", "disarm"]
@@ -40,7 +40,7 @@ class _Master:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.pid = os.getpid()
+        self.home = Home("shutdown")
         self.closers: list[Closer] = []
         self.closing = False
         self._generator = self._suspend()
@@ -52,12 +52,12 @@ class _Master:
         try:
             yield
         finally:
-            async with _GeneratorsSeenTo():
+            async with _ClosingGenerators():
                 await self.close()
 
     async def close(self) -> None:
         """Run every closer, last first; a failure is logged, the rest go on."""
-        if os.getpid() != self.pid:
+        if self.home.forked:
             return
         self.closing = True
         try:
@@ -75,12 +75,13 @@ class _Master:
             _step(self._generator.aclose())
 
 
-class _GeneratorsSeenTo:
+class _ClosingGenerators:
     """A block that closes the asynchronous generators begun in it, and only those.
 
-    The loop is closing its own by now, would not see to later ones, and warns of
-    each (an error under ``-W error``): every ``@asynccontextmanager`` is one, so
-    that this is none. The hooks set here are this thread's, which is this loop's.
+    The loop is closing its own by now; it would not close later ones, and warns of
+    each (an error under ``-W error``). Every ``@asynccontextmanager`` is a generator,
+    so this block is a class. The hooks set here are this thread's, which is this
+    loop's.
     See https://docs.python.org/3/library/sys.html#sys.set_asyncgen_hooks.
     """
 
@@ -127,7 +128,7 @@ def arm(closer: Closer) -> None:
     # calls exec() makes Python forget that a KeyboardInterrupt ended the program.
     anyio.get_cancelled_exc_class()
     master = _masters.get(loop)
-    if master is None or master.pid != os.getpid():
+    if master is None or master.home.forked:
         master = _masters[loop] = _Master(loop)
     master.closers.append(closer)
 
@@ -135,7 +136,7 @@ def arm(closer: Closer) -> None:
 def disarm(closer: Closer) -> None:
     """Take *closer* back; one that is not armed is ignored."""
     for master in list(_masters.values()):
-        if closer in master.closers and master.pid == os.getpid():
+        if closer in master.closers and not master.home.forked:
             master.closers.remove(closer)
             if not master.closers and not master.closing:
                 master.retire()
@@ -145,7 +146,7 @@ def disarm(closer: Closer) -> None:
 def _at_exit() -> None:
     """Close what is left on loops that were never closed properly."""
     for master in reversed(list(_masters.values())):
-        if master.pid != os.getpid() or not master.closers:
+        if master.home.forked or not master.closers:
             continue
         loop = master.loop
         if loop.is_closed():

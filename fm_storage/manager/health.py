@@ -1,7 +1,4 @@
-"""What a manager tells about itself: health by part, and counters.
-
-Apart from the manager so that a monitoring probe can import the types alone.
-"""
+"""Health of a storage manager, part by part."""
 
 from __future__ import annotations
 
@@ -9,11 +6,19 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from functools import partial
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
-__all__ = ["Health", "PartHealth", "probe"]
+if TYPE_CHECKING:
+    from fm_storage.manager.parts import Parts
+    from fm_storage.postgres import Pool
+    from fm_storage.vectors import QdrantStore
 
-Status = Literal["ok", "degraded", "down", "off"]
+__all__ = ["Health", "PartHealth", "check_parts", "probe"]
+
+Status: TypeAlias = Literal["ok", "degraded", "down", "off"]
+
+Ask: TypeAlias = "Callable[[], Awaitable[tuple[str, str]]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,7 @@ class Health:
 
 async def probe(
     name: str,
-    ask: Callable[[], Awaitable[tuple[str, str]]],
+    ask: Ask,
     *,
     timeout: float,
 ) -> PartHealth:
@@ -76,10 +81,55 @@ async def probe(
     status: Status
     try:
         async with asyncio.timeout(timeout):
-            said, detail = await ask()
-            status = cast("Status", said)
+            found, detail = await ask()
+            status = cast("Status", found)
     except TimeoutError as exc:
         status, detail = "down", str(exc) or f"no answer within {timeout:g} s"
     except Exception as exc:
         status, detail = "down", str(exc) or type(exc).__name__
     return PartHealth(name, status, time.perf_counter() - begin, detail)
+
+
+async def check_parts(parts: Parts, *, timeout: float) -> Health:
+    """Ask every part at once, each for *timeout* seconds at most."""
+    pool, qdrant = parts.pool, parts.qdrant
+    asked: dict[str, Ask | None] = dict.fromkeys(
+        ("postgres", "migrations", "qdrant", "outbox", "sessions")
+    )
+    if pool is not None:
+        asked["postgres"] = partial(_ask_postgres, pool, parts)
+        asked["migrations"] = partial(_ask_migrations, pool, parts)
+    if qdrant is not None:
+        # A little less than the part has, so that it can say what is wrong.
+        asked["qdrant"] = partial(_ask_qdrant, qdrant, 0.9 * timeout)
+    if parts.outbox is not None:
+        asked["outbox"] = parts.outbox.health
+    if parts.sessions is not None:
+        asked["sessions"] = parts.sessions.health
+
+    async def one(name: str, ask: Ask | None) -> PartHealth:
+        if ask is None:
+            return PartHealth(name, "off", detail="switched off")
+        return await probe(name, ask, timeout=timeout)
+
+    return Health(tuple(await asyncio.gather(*(one(*each) for each in asked.items()))))
+
+
+async def _ask_postgres(pool: Pool, parts: Parts) -> tuple[str, str]:
+    await pool.fetchval("SELECT 1")
+    major, minor = divmod(pool.server_version, 10_000)
+    kind = "embedded PostgreSQL" if parts.embedded else "PostgreSQL"
+    pooled = " behind a transaction pooler" if pool.transaction_pooler else ""
+    return "ok", f"{kind} {major}.{minor}{pooled}"
+
+
+async def _ask_migrations(pool: Pool, parts: Parts) -> tuple[str, str]:
+    found = await parts.migrator().status(executor=pool)
+    others = [f"{one.id} is {one.state}" for one in found if one.state != "applied"]
+    if others:
+        return "degraded", ", ".join(others)
+    return "ok", f"{len(found)} applied"
+
+
+async def _ask_qdrant(store: QdrantStore, timeout: float) -> tuple[str, str]:
+    return "ok", await store.ready(timeout=timeout)

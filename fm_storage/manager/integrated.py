@@ -1,6 +1,6 @@
 """ConfigManager, StorageManager and ErrorManager opened together.
 
-Apart because an application that has its own start-up needs only the manager.
+An application with a start-up of its own needs only ``StorageManager``.
 """
 
 from __future__ import annotations

@@ -1,22 +1,20 @@
-"""The manager: one awaitable object in front of every part.
-
-What a part does is told in its own room, and how parts open and close in
-``life``; here stands what the manager offers.
-"""
+"""The manager: one awaitable object in front of every part."""
 
 from __future__ import annotations
 
-import asyncio
+import logging
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from fm_storage.concurrency.lifecycle import Home, Life, Lifecycle
+from fm_storage.concurrency.shield import Once, shielded
 from fm_storage.config import StorageConfig
-from fm_storage.errors import ConfigurationInvalid
-from fm_storage.manager.health import Health, PartHealth, probe
-from fm_storage.manager.life import ManagerLife
-from fm_storage.manager.transaction import StorageTransaction, transaction_class
+from fm_storage.errors import ConfigurationInvalid, StorageClosed
+from fm_storage.hooks import Hosted, ShutdownHooks
+from fm_storage.manager.health import Health, check_parts
+from fm_storage.manager.parts import Parts
+from fm_storage.manager.transaction import StorageTransaction
 from fm_storage.migrate import Progress as MigrationProgress
 from fm_storage.outbox import Outbox
 from fm_storage.postgres import Pool
@@ -32,13 +30,17 @@ if TYPE_CHECKING:
         Mapping,
         Sequence,
     )
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
 
     from fm_storage.config import ConfigManager
     from fm_storage.outbox import OutboxStatistics
-    from fm_storage.postgres import PoolStatistics, Transaction
+    from fm_storage.postgres import PoolStatistics
     from fm_storage.sessions import SessionStatistics
 
 __all__ = ["StorageManager", "StorageStatistics"]
+
+logger = logging.getLogger("fm_storage.manager")
 
 T = TypeVar("T")
 Model = TypeVar("Model")
@@ -54,7 +56,7 @@ class StorageStatistics:
     sessions: SessionStatistics | None
 
 
-class StorageManager(ManagerLife):
+class StorageManager(Lifecycle, Hosted):
     """PostgreSQL and Qdrant behind one awaitable object.
 
     ``async with StorageManager() as storage`` opens it and closes it on every
@@ -79,6 +81,27 @@ class StorageManager(ManagerLife):
         EmbeddedFailed: While opening, if an embedded engine cannot run.
     """
 
+    def __init__(self, config: StorageConfig | None = None) -> None:
+        self.config = StorageConfig() if config is None else config
+        if not isinstance(self.config, StorageConfig):
+            raise ConfigurationInvalid(
+                "config",
+                f"is a {type(config).__name__}; give a StorageConfig, such as "
+                "StorageConfig(postgres=PostgresConfig(dsn=…), qdrant=…)",
+            )
+        self.hooks = ShutdownHooks()
+        self._home = Home(
+            "storage manager",
+            usage="use it inside 'async with', or between "
+            "'await StorageManager(…)' and aclose()",
+        )
+        self._parts = Parts(
+            self.config, lambda statements: StorageTransaction(statements, self)
+        )
+        self._repositories: dict[type[Any], Repository[Any]] = {}  # by repository()
+        self._closing = Once(self._close)
+        self._failures: list[Exception] = []  # by _close(), until they are raised
+
     @classmethod
     def from_config_manager(cls, manager: ConfigManager) -> Self:
         """Make a manager whose settings come from *manager* alone.
@@ -88,50 +111,129 @@ class StorageManager(ManagerLife):
         """
         return cls(StorageConfig.from_config_manager(manager))
 
-    def _transaction_class(self) -> type[Transaction]:
-        return transaction_class(self)
+    def __repr__(self) -> str:
+        postgres, qdrant = self.config.postgres, self.config.qdrant
+        parts = (
+            postgres.safe_dsn if postgres else "no PostgreSQL",
+            qdrant.url if qdrant else "no Qdrant",
+        )
+        return f"<{type(self).__name__} {self._home.life.value}: {', '.join(parts)}>"
+
+    # -- opening and closing ---------------------------------------------
+
+    async def _opened(self) -> Self:
+        home = self._home
+        if home.life is not Life.NEW:
+            raise StorageClosed(
+                f"storage manager: it is {home.life.value}; make a new one "
+                "(a manager is opened once)"
+            )
+        home.enter()
+        home.life = Life.OPENING
+        self.hooks.arm(self._close_quietly)
+        try:
+            await self._parts.open()
+        except BaseException:  # close what was opened, then pass it on
+            await shielded(self._close_quietly)
+            raise
+        home.life = Life.OPEN
+        return self
+
+    @asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+        """Open for as long as an ASGI application lives: ``FastAPI(lifespan=…)``."""
+        del app
+        async with self:
+            yield
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close it; what fails is logged, and hides nothing that ended the block."""
+        try:
+            await self.aclose()
+        except ExceptionGroup as failed:
+            for failure in failed.exceptions:
+                logger.exception("closing failed in part", exc_info=failure)
+
+    async def aclose(self) -> None:
+        """Run the shutdown hooks, then close every part. Closing twice is fine.
+
+        Hooks still have every part; the pool closes after them. Everything is
+        tried whatever fails, and finished if the caller is cancelled; the
+        cancellation goes on afterwards.
+
+        Raises:
+            ExceptionGroup: What failed in hooks or parts, together. The end of an
+                ``async with`` block logs it instead.
+        """
+        home = self._home
+        if home.forked:
+            return
+        if home.life in {Life.NEW, Life.CLOSED}:
+            home.life = Life.CLOSED
+            return
+        home.check()
+        if self.hooks.running_here:
+            return  # a hook of ours: the close it wants is under way
+        await shielded(self._closing)
+        failures, self._failures = self._failures, []
+        if failures:
+            raise ExceptionGroup("storage manager: closing failed in part", failures)
+
+    async def _close_quietly(self) -> None:
+        """Close at the loop's end, or after a failed start: log what fails."""
+        await self._closing()
+        failures, self._failures = self._failures, []
+        for failure in failures:
+            logger.error("closing failed in part", exc_info=failure)
+
+    async def _close(self) -> None:
+        self._home.life = Life.CLOSING
+        with self.hooks.guarded():
+            # Hooks run first: they may need every part.
+            failed = await self.hooks.run()
+            self._failures = [*failed, *await self._parts.close()]
+        self._home.life = Life.CLOSED
+        self.hooks.disarm()
 
     # -- parts -----------------------------------------------------------
 
     @property
     def pool(self) -> Pool:
         """The connection pool."""
-        self._check()
-        return self._part(self._pool, "postgres")
+        return self._use(self._parts.pool, "postgres")
 
     @property
     def qdrant(self) -> QdrantStore:
         """The vector store."""
-        self._check()
-        return self._part(self._qdrant, "qdrant")
+        return self._use(self._parts.qdrant, "qdrant")
 
     @property
     def outbox(self) -> Outbox:
         """Vectors on their way from PostgreSQL to Qdrant."""
-        self._check()
-        return self._part(self._outbox, "postgres")
+        return self._use(self._parts.outbox, "postgres")
 
     @property
     def sessions(self) -> SessionService:
         """Temporary views of this and of other processes."""
-        self._check()
-        return self._part(self._sessions, "postgres")
+        return self._use(self._parts.sessions, "postgres")
 
     @property
     def error_entries(self) -> ErrorEntryRepository:
         """The repository of recorded errors."""
-        self._check()
-        return self._part(self._error_entries, "postgres")
+        return self._use(self._parts.error_entries, "postgres")
 
-    @staticmethod
-    def _part(part: T | None, key: str) -> T:
+    def _use(self, part: T | None, key: str) -> T:
+        self._home.require_open(Life.CLOSING)  # hooks use parts while it closes
         if part is None:
             raise ConfigurationInvalid(
                 key, f"is switched off; leave out {key}=None to use this part"
             )
         return part
-
-    # -- work ------------------------------------------------------------
 
     def repository(
         self,
@@ -147,7 +249,7 @@ class StorageManager(ManagerLife):
         """Return the repository of *model*; declared once, known afterwards.
 
         The options are needed where the model is declared and can be left out
-        later; what they mean is told by ``Repository``.
+        later; see ``Repository`` for their meaning.
 
         Args:
             model: A slotted dataclass, a pydantic model or a msgspec struct.
@@ -179,15 +281,15 @@ class StorageManager(ManagerLife):
             self._repositories[model] = known
         return known
 
-    @asynccontextmanager
-    async def transaction(
+    def transaction(
         self,
         *,
         isolation: str | None = None,
         readonly: bool = False,
         deferrable: bool = False,
         connection: Any = None,
-    ) -> AsyncIterator[StorageTransaction]:
+        timeout: float | None = None,
+    ) -> AbstractAsyncContextManager[StorageTransaction]:
         """Open a transaction: commits when its block ends, else rolls back.
 
         Args:
@@ -198,35 +300,44 @@ class StorageManager(ManagerLife):
                 cannot fail.
             connection: A connection of asyncpg that the caller holds; the
                 transaction joins what is open on it, and never closes it.
+            timeout: Seconds to wait for a connection; ``acquire_timeout`` if None.
 
         Raises:
             PoolTimeout: No connection became free in time.
         """
-        async with self.pool.transaction(
+        opened: AbstractAsyncContextManager[Any] = self.pool.transaction(
             isolation=isolation,
             readonly=readonly,
             deferrable=deferrable,
             connection=connection,
-        ) as opened:
-            yield cast("StorageTransaction", opened)
+            timeout=timeout,
+        )
+        return opened
 
     async def run_in_transaction(
         self,
         fn: Callable[[StorageTransaction], Awaitable[T]],
         *,
         isolation: str | None = "serializable",
-        attempts: int = 5,
+        readonly: bool = False,
+        deferrable: bool = False,
+        attempts: int = 10,
     ) -> T:
         """Run *fn* in a transaction; run it whole again if the server asks.
 
         *fn* must be able to run several times: only its database work is undone.
+        See ``Pool.run_in_transaction()`` for what is repeated.
 
         Raises:
             SerializationFailed: Still failing after *attempts* (40001).
             DeadlockDetected: Still failing after *attempts* (40P01).
         """
         return await self.pool.run_in_transaction(
-            fn, isolation=isolation, attempts=attempts
+            fn,
+            isolation=isolation,
+            readonly=readonly,
+            deferrable=deferrable,
+            attempts=attempts,
         )
 
     def session(
@@ -264,12 +375,12 @@ class StorageManager(ManagerLife):
         Raises:
             MigrationFailed: One did not apply; those before it stay applied.
         """
-        self._check()
-        applied = await self._migrator(progress).apply(to=to)
+        self._home.require_open(Life.CLOSING)
+        applied = await self._parts.migrator(progress).apply(to=to)
         await self.pool.drain()
         return [one.id for one in applied]
 
-    # -- what it tells ---------------------------------------------------
+    # -- health and counters ---------------------------------------------
 
     async def health(self, *, timeout: float = 5.0) -> Health:
         """Ask every part how it is; never raises for a part that is ill.
@@ -277,57 +388,16 @@ class StorageManager(ManagerLife):
         Args:
             timeout: Seconds at most for each part; all are asked at once.
         """
-        self._check()
-        asked = (
-            ("postgres", self._pool, self._ask_postgres),
-            ("migrations", self._pool, self._ask_migrations),
-            ("qdrant", self._qdrant, partial(self._ask_qdrant, timeout)),
-            ("outbox", self._outbox, self._ask_outbox),
-            ("sessions", self._sessions, self._ask_sessions),
-        )
-
-        async def one(
-            name: str,
-            part: object,
-            ask: Callable[[], Awaitable[tuple[str, str]]],
-        ) -> PartHealth:
-            if part is None:
-                return PartHealth(name, "off", detail="switched off")
-            return await probe(name, ask, timeout=timeout)
-
-        return Health(tuple(await asyncio.gather(*(one(*each) for each in asked))))
-
-    async def _ask_postgres(self) -> tuple[str, str]:
-        pool = self.pool
-        await pool.fetchval("SELECT 1")
-        major, minor = divmod(pool.server_version, 10_000)
-        kind = "embedded PostgreSQL" if self._embedded else "PostgreSQL"
-        pooled = " behind a transaction pooler" if pool.transaction_pooler else ""
-        return "ok", f"{kind} {major}.{minor}{pooled}"
-
-    async def _ask_migrations(self) -> tuple[str, str]:
-        found = await self._migrator().status(executor=self.pool)
-        others = [f"{one.id} is {one.state}" for one in found if one.state != "applied"]
-        if others:
-            return "degraded", ", ".join(others)
-        return "ok", f"{len(found)} applied"
-
-    async def _ask_qdrant(self, timeout: float) -> tuple[str, str]:
-        # A little less than the part has: so that it can say what is wrong.
-        return "ok", str(await self.qdrant.ready(timeout=0.9 * timeout))
-
-    async def _ask_outbox(self) -> tuple[str, str]:
-        return await self.outbox.health()
-
-    async def _ask_sessions(self) -> tuple[str, str]:
-        return await self.sessions.health()
+        self._home.require_open(Life.CLOSING)
+        return await check_parts(self._parts, timeout=timeout)
 
     def statistics(self) -> StorageStatistics:
         """Return the counters of every part, as they are now; no I/O."""
-        self._check()
+        self._home.require_open(Life.CLOSING)
+        parts = self._parts
         return StorageStatistics(
-            pool=self._pool.statistics() if self._pool else None,
-            qdrant=self._qdrant.statistics() if self._qdrant else None,
-            outbox=self._outbox.statistics() if self._outbox else None,
-            sessions=self._sessions.statistics() if self._sessions else None,
+            pool=parts.pool.statistics() if parts.pool else None,
+            qdrant=parts.qdrant.statistics() if parts.qdrant else None,
+            outbox=parts.outbox.statistics() if parts.outbox else None,
+            sessions=parts.sessions.statistics() if parts.sessions else None,
         )

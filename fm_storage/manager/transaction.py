@@ -1,23 +1,37 @@
-"""The public transaction: the verbs, and the parts that take part in it.
-
-Put together here because only the manager knows repositories and outbox; the
-pool below knows statements alone.
-"""
+"""The public transaction: the verbs, and the parts that take part in it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from fm_storage.postgres import Transaction
 
 if TYPE_CHECKING:
-    from fm_storage.manager.storage import StorageManager
-    from fm_storage.outbox import BoundOutbox
+    from fm_storage.outbox import BoundOutbox, Outbox
+    from fm_storage.postgres.connection.statements import Statements
     from fm_storage.repositories import ErrorEntryRepository, Repository
 
-__all__ = ["StorageTransaction", "transaction_class"]
+__all__ = ["Storage", "StorageTransaction"]
 
 Model = TypeVar("Model")
+
+
+class Storage(Protocol):
+    """What can be bound to a transaction; a ``StorageManager`` has it."""
+
+    @property
+    def error_entries(self) -> ErrorEntryRepository:
+        """The repository of recorded errors."""
+        ...
+
+    @property
+    def outbox(self) -> Outbox:
+        """Vectors on their way to Qdrant."""
+        ...
+
+    def repository(self, model: type[Model], /) -> Repository[Model]:
+        """Return the repository of *model*."""
+        ...
 
 
 class StorageTransaction(Transaction):
@@ -28,7 +42,9 @@ class StorageTransaction(Transaction):
     called on the manager instead runs outside.
     """
 
-    _storage: ClassVar[StorageManager]
+    def __init__(self, statements: Statements, storage: Storage) -> None:
+        super().__init__(statements)
+        self._storage = storage
 
     @property
     def error_entries(self) -> ErrorEntryRepository:
@@ -37,7 +53,7 @@ class StorageTransaction(Transaction):
 
     @property
     def outbox(self) -> BoundOutbox:
-        """The outbox: what it is told is delivered only if this commits."""
+        """The outbox: what it is given is delivered only if this commits."""
         return self._storage.outbox.bind(self)
 
     def repository(self, model: type[Model]) -> Repository[Model]:
@@ -47,8 +63,3 @@ class StorageTransaction(Transaction):
         table and key are the default ones.
         """
         return self._storage.repository(model).bind(self)
-
-
-def transaction_class(storage: StorageManager) -> type[StorageTransaction]:
-    """Return the class of the transactions of *storage*."""
-    return type("Transaction", (StorageTransaction,), {"_storage": storage})

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from fm_storage.postgres.connection.connection import Connection
 from fm_storage.postgres.connection.transaction import Transaction
-from fm_storage.postgres.copy.files import CopyProgress
 from fm_storage.postgres.copy.records import Encoded
-from fm_storage.postgres.executor import Executor, Record
+from fm_storage.postgres.executor import CopyProgress, Executor, Record
 from fm_storage.postgres.pool.listen import Notification
 from fm_storage.postgres.pool.pool import Pool
 from fm_storage.postgres.sql import Sql, quote_ident, quote_qualified

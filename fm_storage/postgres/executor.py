@@ -1,32 +1,88 @@
 """What runs statements, as seen by the rooms above: the ``Executor`` protocol.
 
-Apart so that a repository can name its executor without knowing whether it is
-the pool, one connection or a transaction.
+A repository names its executor without knowing whether it is the pool, one
+connection or a transaction.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+import os
+from collections.abc import AsyncIterable, Callable
+from dataclasses import dataclass
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    BinaryIO,
+    Literal,
+    Protocol,
+    TypeAlias,
+    TypedDict,
+    Unpack,
+    runtime_checkable,
+)
 
 from asyncpg import Record
 
 if TYPE_CHECKING:
-    from collections.abc import (
-        AsyncIterable,
-        AsyncIterator,
-        Callable,
-        Iterable,
-        Sequence,
-    )
+    from collections.abc import AsyncIterator, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from fm_storage.postgres.connection.transaction import Transaction
-    from fm_storage.postgres.copy.files import CopyProgress, Format, Source, Target
-
-__all__ = ["Executor", "Record", "Value"]
+__all__ = [
+    "CopyOptions",
+    "CopyProgress",
+    "Executor",
+    "Record",
+    "Source",
+    "Target",
+    "TransactionExecutor",
+    "Value",
+]
 
 Value: TypeAlias = Any
 """A parameter or a column's value: whatever the type in the database maps to."""
+
+Source: TypeAlias = str | os.PathLike[str] | BinaryIO | AsyncIterable[bytes]
+Target: TypeAlias = str | os.PathLike[str] | BinaryIO
+
+
+@dataclass(frozen=True, slots=True)
+class CopyProgress:
+    """Progress of a COPY of a file.
+
+    Attributes:
+        done: Bytes read or written.
+        total: Size of the file in bytes, None where that is not known.
+        elapsed: Seconds since it began.
+    """
+
+    done: int
+    total: int | None
+    elapsed: float
+
+
+class CopyOptions(TypedDict, total=False):
+    """What ``copy_from()`` and ``copy_to()`` take beside table and file.
+
+    Attributes:
+        columns: The columns in the file's order; by default the table's.
+        schema: The table's schema, if not the search path's.
+        format: ``csv`` (the default), ``text`` or ``binary``, as the server defines
+            them.
+        header: Whether the first line names the columns; CSV: yes.
+        delimiter: What stands between values; by default the format's.
+        null: What stands for NULL; by default the format's.
+        progress: Called on the loop, at most ten times a second, and at the end.
+        timeout: Seconds; None (the default) is for ever.
+    """
+
+    columns: Sequence[str] | None
+    schema: str | None
+    format: Literal["csv", "text", "binary"]
+    header: bool | None
+    delimiter: str | None
+    null: str | None
+    progress: Callable[[CopyProgress], object] | None
+    timeout: float | None
 
 
 @runtime_checkable
@@ -93,15 +149,7 @@ class Executor(Protocol):
         table: str,
         source: Source,
         /,
-        *,
-        columns: Sequence[str] | None = None,
-        schema: str | None = None,
-        format: Format = "csv",
-        header: bool | None = None,
-        delimiter: str | None = None,
-        null: str | None = None,
-        progress: Callable[[CopyProgress], object] | None = None,
-        timeout: float | None = None,
+        **options: Unpack[CopyOptions],
     ) -> int:
         """Write the rows of a file into a table, all or none; return how many."""
         ...
@@ -114,14 +162,7 @@ class Executor(Protocol):
         table: str | None = None,
         query: str | None = None,
         args: Sequence[Value] = (),
-        columns: Sequence[str] | None = None,
-        schema: str | None = None,
-        format: Format = "csv",
-        header: bool | None = None,
-        delimiter: str | None = None,
-        null: str | None = None,
-        progress: Callable[[CopyProgress], object] | None = None,
-        timeout: float | None = None,
+        **options: Unpack[CopyOptions],
     ) -> int:
         """Write a table, or a query's rows, into a file; return how many rows."""
         ...
@@ -138,6 +179,15 @@ class Executor(Protocol):
         isolation: str | None = None,
         readonly: bool = False,
         deferrable: bool = False,
-    ) -> AbstractAsyncContextManager[Transaction]:
+    ) -> AbstractAsyncContextManager[TransactionExecutor]:
         """Open a transaction, or a savepoint inside one."""
+        ...
+
+
+@runtime_checkable
+class TransactionExecutor(Executor, Protocol):
+    """An open transaction: the verbs of ``Executor``, and savepoints."""
+
+    def savepoint(self) -> AbstractAsyncContextManager[TransactionExecutor]:
+        """Open a savepoint: what its block did is undone if it fails."""
         ...

@@ -1,7 +1,7 @@
 """Numbers about a pool: what it counts, and the frozen snapshot it returns.
 
-Apart so that counting stays a few additions on the hot path and every sum,
-percentile and rounding happens only when somebody asks.
+Counting is a few additions on the hot path; sums and percentiles are computed
+only when somebody asks.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ class PoolStatistics:
         name: The pool's name.
         size: Connections that exist or are being made.
         idle: Connections nobody uses.
-        busy: Connections lent.
-        mending: Connections being reset or closed.
+        busy: Connections in use.
+        resetting: Connections being reset or closed.
         connecting: Connections being made.
         waiting: Callers in the queue.
-        acquired: Times a connection was lent.
+        acquired: How often a connection was acquired.
         acquire_p50: Median wait for a connection (exact to 10 %).
         acquire_p99: 99th percentile of it.
         acquire_max: Longest wait.
         timeouts: Callers who left the queue at their deadline.
         cancels: Callers who were cancelled in the queue.
-        checks_failed: Idle connections found dead before they were lent.
+        checks_failed: Idle connections found dead when acquired.
         resets: Connections reset because a statement may have left something.
         connects: Connections made.
         connect_failures: Attempts to connect that failed.
@@ -51,7 +51,7 @@ class PoolStatistics:
     size: int
     idle: int
     busy: int
-    mending: int
+    resetting: int
     connecting: int
     waiting: int
     acquired: int
@@ -77,7 +77,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.at_once = 0
-        """Connections lent without waiting; the hot path adds only here."""
+        """Acquired without waiting; the hot path adds only here."""
         self.timeouts = 0
         self.cancels = 0
         self.checks_failed = 0
@@ -94,7 +94,7 @@ class Counters:
         self._buckets = [0] * (_BUCKETS + 1)
 
     def add_wait(self, seconds: float) -> None:
-        """Count one wait for a connection that was not lent at once."""
+        """Count one wait for a connection that was not served at once."""
         self.waited += 1
         self.longest = max(self.longest, seconds)
         at = 0

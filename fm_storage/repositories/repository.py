@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Generic, Self, TypeVar
 
-from fm_storage.errors import ConfigurationInvalid
+from fm_storage.errors import ConfigurationInvalid, RecordNotFound
 from fm_storage.postgres.executor import Executor
 from fm_storage.repositories.model.declaration import Column
 from fm_storage.repositories.model.entity import Entity
@@ -144,7 +144,10 @@ class Repository(Generic[M]):
             RecordNotFound: There is none; ``find_by_id()`` returns None instead.
             InvalidRecord: *key* cannot be a key of this table.
         """
-        return await reading.get_by_id(self._bound, key)
+        found = await reading.find_by_id(self._bound, key)
+        if found is None:
+            raise RecordNotFound(self.entity.name, key)
+        return found
 
     async def find_many(
         self,

@@ -255,9 +255,9 @@ async def test_a_failing_start_closes_what_was_open(
         await storage
 
     assert not isinstance(caught.value, AssertionError)
-    assert storage._pool is not None
+    assert storage._parts.pool is not None
     with pytest.raises(StorageClosed):
-        await storage._pool.fetchval("SELECT 1")
+        await storage._parts.pool.fetchval("SELECT 1")
 
 
 async def test_missing_migrations_are_named(empty_dsn: str):

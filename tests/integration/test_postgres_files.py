@@ -179,4 +179,4 @@ async def test_a_copy_cancelled_in_the_middle_writes_nothing(pool):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await pool.fetchval("SELECT count(*) FROM u", timeout=10) == 0
-    await until(lambda: not pool.statistics().mending)
+    await until(lambda: not pool.statistics().resetting)

@@ -318,7 +318,7 @@ async def test_drain_replaces_every_connection(empty_dsn):
             await pool.drain()
             assert await connection.fetchval("SELECT pg_backend_pid()") == held
             assert await pool.fetchval("SELECT pg_backend_pid()") not in {held, other}
-        await until(lambda: pool.statistics().mending == 0)
+        await until(lambda: pool.statistics().resetting == 0)
         assert await pool.fetchval("SELECT pg_backend_pid()") not in {held, other}
         assert pool.statistics().generation == 1
 
@@ -530,7 +530,7 @@ async def test_reset_always_resets_every_time(empty_dsn):
         await pool.fetchval(Sql("SELECT 1"))
         async with pool.acquire():
             pass
-        await until(lambda: pool.statistics().mending == 0)
+        await until(lambda: pool.statistics().resetting == 0)
         assert pool.statistics().resets == 3
 
 

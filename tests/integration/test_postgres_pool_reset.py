@@ -99,3 +99,12 @@ async def test_a_transaction_left_open_is_rolled_back(one):
     assert await one.fetchval("SELECT count(*) FROM t") == 0
     await one.execute("BEGIN")
     assert await one.fetchval("SELECT count(*) FROM t") == 0
+
+
+async def test_our_own_sql_is_trusted(one):
+    """Sql is a promise of whoever wrote it: nothing is reset after it."""
+    resets = one.statistics().resets
+    await one.fetch(Sql("SELECT set_config('synchronous_commit', 'on', true)"))
+    async with one.acquire() as connection:
+        await connection.fetch(Sql("SELECT set_config('lock_timeout', '0', true)"))
+    assert one.statistics().resets == resets

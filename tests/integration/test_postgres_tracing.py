@@ -66,7 +66,7 @@ async def test_a_span_ends_with_the_call(empty_dsn, spans):
     async with Pool(PostgresConfig(dsn=empty_dsn)) as pool:
         with pytest.raises(QueryTimeout):
             await pool.fetchval("SELECT pg_sleep(25)", timeout=0.05)
-        await until(lambda: not pool.statistics().mending)
+        await until(lambda: not pool.statistics().resetting)
         task = asyncio.create_task(pool.fetchval("SELECT pg_sleep(26)"))
         watcher = await asyncpg.connect(empty_dsn)  # leaves no spans
         await sleeping_on_server(watcher)
@@ -85,7 +85,7 @@ async def test_without_a_provider_there_are_none(empty_dsn):
     """The default provider counts as none, so a statement costs nothing more."""
     async with Pool(PostgresConfig(dsn=empty_dsn)) as pool:
         assert await pool.fetchval("SELECT 1") == 1
-        assert tracing.active is False
+        assert tracing.state.active is False
 
 
 @pytest.fixture
@@ -182,4 +182,4 @@ async def test_without_a_meter_nothing_is_measured(empty_dsn):
     """The default provider counts as none."""
     async with Pool(PostgresConfig(dsn=empty_dsn)) as pool:
         assert await pool.fetchval("SELECT 1") == 1
-        assert metrics.active is False
+        assert metrics.state.active is False

@@ -175,7 +175,7 @@ async def test_get_or_create_makes_a_deleted_row_new(articles):
 
 
 async def test_one_of_many_creates_the_deleted_row(leaves):
-    """Sixteen tasks, one key: exactly one of them is told that it created it."""
+    """Sixteen tasks, one key: exactly one of them learns that it created it."""
     await leaves.create(Leaf(1, 1, "old"))
     await leaves.delete((1, 1))
 

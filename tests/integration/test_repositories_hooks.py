@@ -73,10 +73,10 @@ async def test_hooks_run_in_the_transaction_of_the_change(tables):
     @products.after("create")
     async def refuse_dear_ones(_transaction, change: Change[Product]) -> None:
         if change.records[0].price > 10:
-            raise ValueError("too dear")
+            raise ValueError("too expensive")
 
     await products.create(Product(sku="a", price=1))
-    with pytest.raises(ValueError, match="too dear"):
+    with pytest.raises(ValueError, match="too expensive"):
         await products.create(Product(sku="b", price=11))
     with pytest.raises(DuplicateRecord):
         await products.create(Product(sku="a", price=2))

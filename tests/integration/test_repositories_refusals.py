@@ -145,13 +145,13 @@ async def forked_process(shop: Shop) -> NoReturn:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:  # no test machinery may run in the child
-        said = b""
+        sent = b""
         try:
             asyncio.run(shop.products.count())
         except errors.StorageError as exc:
-            said = pickle.dumps(exc)
+            sent = pickle.dumps(exc)
         finally:
-            os.write(writer, said)
+            os.write(writer, sent)
             os._exit(0)
     os.close(writer)
     await asyncio.to_thread(os.waitpid, child, 0)

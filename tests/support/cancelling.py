@@ -51,7 +51,7 @@ async def cancel_at_random(dsn, count):
             if start % 50 == 0:
                 most = max(most, await watcher.fetchval(_BACKENDS))
         async with asyncio.timeout(20):
-            while pool.statistics().busy or pool.statistics().mending:
+            while pool.statistics().busy or pool.statistics().resetting:
                 await asyncio.sleep(0.01)
         numbers = pool.statistics()
         assert numbers.size == numbers.idle <= 4

@@ -1,7 +1,7 @@
 """Models of every kind that a repository accepts, and the tables they live in.
 
-Apart from the tests because annotations are resolved in a module's own names, and
-because type checkers look at them too (``tests/typing/api.py``).
+Annotations are resolved in a module's own names; type checkers look at them too
+(``tests/typing/api.py``).
 """
 
 from __future__ import annotations

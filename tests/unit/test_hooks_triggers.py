@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -12,6 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 import uvloop
 
+from fm_storage.concurrency.lifecycle import Home
 from fm_storage.hooks import ShutdownHooks, triggers
 
 
@@ -112,7 +112,7 @@ def test_an_interruption_at_exit_is_the_exit_code(
     monkeypatch.setattr(triggers, "_leave", left.append)
 
     class Master:
-        pid = os.getpid()
+        home = Home("shutdown")
         closers = (1,)
         loop = asyncio.new_event_loop()
 

@@ -1,7 +1,7 @@
 """JSON to and from Python values, as PostgreSQL's json and jsonb want it.
 
-Apart because what orjson lets through silently (NaN becomes null) must be
-refused here, once, for every statement.
+What orjson accepts silently (NaN becomes null) is refused here, once, for every
+statement.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from fm_storage.errors import InvalidRecord
+from fm_storage.postgres.connect.internals import codec_settings, forget_statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -106,14 +107,16 @@ decode_json = orjson.loads
 """Return the value of JSON text; the parser itself, a frame less for each value."""
 
 
-def install_codecs(raw: asyncpg.Connection[Any]) -> None:
+def install_codecs(
+    raw: asyncpg.Connection[Any], types: Sequence[tuple[int, str]] = _OIDS
+) -> None:
     """Make *raw* exchange json and jsonb as Python values, without I/O.
 
     ``set_type_codec()`` would ask the server for the types' numbers, which are
     fixed, at the price of round trips on every new connection.
     """
-    settings: Any = raw._protocol.get_settings()  # type: ignore[attr-defined]  # noqa: SLF001 - see above
-    for oid, name in _OIDS:
+    settings = codec_settings(raw)
+    for oid, name in types:
         settings.add_python_codec(
             oid, name, "pg_catalog", [], "scalar", encode_json, decode_json, "text"
         )
@@ -121,28 +124,24 @@ def install_codecs(raw: asyncpg.Connection[Any]) -> None:
 
 @contextmanager
 def foreign_codecs(raw: asyncpg.Connection[Any]) -> Iterator[None]:
-    """Lend our codecs to somebody's connection that has none of its own.
+    """Install our codecs on a connection of the caller's that has none of its own.
 
     Prepared statements remember the codecs of their time, so the driver's cache
     is dropped when they change.
     """
-    driver: Any = raw
-    settings = driver._protocol.get_settings()  # noqa: SLF001 - as above
+    settings = codec_settings(raw)
     missing = [
         (oid, name)
         for oid, name in _OIDS
         if settings.get_data_codec(oid, -1) is settings.get_data_codec(oid, -1, True)
     ]
-    for oid, name in missing:
-        settings.add_python_codec(
-            oid, name, "pg_catalog", [], "scalar", encode_json, decode_json, "text"
-        )
+    install_codecs(raw, missing)
     if missing:
-        driver._drop_local_statement_cache()  # noqa: SLF001 - as above
+        forget_statements(raw)
     try:
         yield
     finally:
         for oid, name in missing:
             settings.remove_python_codec(oid, name, "pg_catalog")
-        if missing and not driver.is_closed():
-            driver._drop_local_statement_cache()  # noqa: SLF001 - as above
+        if missing:
+            forget_statements(raw)

@@ -1,7 +1,7 @@
 """Composite types as instances of a class: rows inside a row, typed.
 
-Apart because the driver knows a type by its number on one connection, and every
-connection that is made later must be told as well.
+The driver knows a type by its number on one connection, so a registered type is
+installed on every connection that is made later.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from fm_storage.postgres.sql import Sql
 
 if TYPE_CHECKING:
     from fm_storage.postgres.executor import Executor
-    from fm_storage.postgres.pool.pool import Pool
 
-__all__ = ["Composite", "register"]
+__all__ = ["Composite", "composite_of"]
 
 _log = logging.getLogger("fm_storage.postgres")
 
@@ -44,53 +43,38 @@ class Composite:
     decode: Callable[[tuple[Any, ...]], Any]
 
     async def install(self, raw: asyncpg.Connection[Any]) -> None:
-        """Tell a connection; a type that was changed or dropped since is left out."""
+        """Register it on *raw*, unless it was changed or dropped since."""
         try:
             await self.try_on(raw)
-        except (ValueError, asyncpg.InterfaceError) as exc:
+        except ValueError as exc:
             _log.warning(
-                "type %s.%s: not told to a new connection: %s",
+                "type %s.%s: not registered on a new connection: %s",
                 self.schema,
                 self.name,
                 exc,
             )
 
     async def try_on(self, raw: asyncpg.Connection[Any]) -> None:
-        """Tell a connection.
+        """Register it on *raw*.
 
         Raises:
-            ValueError: There is no such type; the driver's word for it.
-            asyncpg.InterfaceError: The driver cannot do this type.
+            ValueError: There is no such type.
+            ConfigurationInvalid: The driver cannot read one of its fields inside a
+                row (json).
         """
-        await raw.set_type_codec(
-            self.name,
-            schema=self.schema,
-            encoder=self.encode,
-            decoder=self.decode,
-            format="tuple",
-        )
-
-
-async def register(pool: Pool, name: str, kind: type[Any], schema: str) -> Composite:
-    """Find out how *kind* and the type meet, and try it on a connection of its own.
-
-    Raises:
-        InvalidName: There is no such composite type.
-        ConfigurationInvalid: It has other fields than *kind*, or some that the
-            driver cannot read inside a row (json).
-    """
-    found = await composite_of(pool, name, kind, schema)
-    trial = await pool.connect("types")
-    try:
-        await found.try_on(trial.raw)
-    except asyncpg.InterfaceError as exc:
-        raise ConfigurationInvalid(
-            f"type {schema}.{name}",
-            f"cannot be registered ({exc}); keep json in a column of its own",
-        ) from exc
-    finally:
-        await trial.aclose()
-    return found
+        try:
+            await raw.set_type_codec(
+                self.name,
+                schema=self.schema,
+                encoder=self.encode,
+                decoder=self.decode,
+                format="tuple",
+            )
+        except asyncpg.InterfaceError as exc:
+            raise ConfigurationInvalid(
+                f"type {self.schema}.{self.name}",
+                f"cannot be registered ({exc}); keep json in a column of its own",
+            ) from exc
 
 
 async def composite_of(

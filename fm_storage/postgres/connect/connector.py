@@ -1,7 +1,7 @@
 """How one connection to the server is made: address, TLS, password, set-up.
 
-Apart because the pool, the lease and the listener all connect in this one way,
-and because a pooler between us and the server is discovered here.
+Pool, lease and listener all connect this way; a pooler between us and the server
+is discovered here.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 from pydantic import SecretStr
 
 from fm_storage.config import mask_dsn
@@ -25,6 +26,7 @@ from fm_storage.errors import (
     StorageError,
 )
 from fm_storage.postgres.connect.codecs import install_codecs
+from fm_storage.postgres.connect.internals import socket_of, use_statement_cache
 from fm_storage.postgres.errors import translate
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ _LOOKS = 3
 
 
 class Connector:
-    """Makes connections; holds what was learnt from the first one.
+    """Makes connections; keeps what the first one showed.
 
     Attributes:
         transaction_pooler: Whether a transaction pooler stands between us and
@@ -119,60 +121,49 @@ class Connector:
     async def _connect(
         self, purpose: str, dsn: str | None, settings: Mapping[str, str]
     ) -> asyncpg.Connection[Any]:
+        wanted = {**self._settings, **settings}
+        raw: asyncpg.Connection[Any] | None = None
         try:
-            raw = await self._dial(purpose, dsn, {**self._settings, **settings})
-        except asyncpg.PostgresError as exc:
-            if exc.sqlstate != _REFUSED_SETTING or not (self._settings or settings):
-                raise self._failed(exc) from exc
-            raw = await self._dial_without_settings(purpose, dsn, settings)
-        except Exception as exc:  # translated, and passed on
-            raise self._failed(exc) from exc
-        try:
+            try:
+                raw = await self._dial(purpose, dsn, wanted)
+            except asyncpg.PostgresError as exc:
+                if exc.sqlstate != _REFUSED_SETTING or not wanted:
+                    raise
+                raw = await self._dial(purpose, dsn, {})
+                self._note_dropped(wanted)
             await self._set_up(raw, foreign=dsn is not None)
-        except StorageError:
-            raw.terminate()
-            raise
-        except TimeoutError:
-            raw.terminate()
-            raise
-        except Exception as exc:  # translated, and passed on
-            raw.terminate()
-            raise self._failed(exc) from exc
-        except BaseException:  # let go of the line, then pass it on
-            raw.terminate()
-            raise
+        except BaseException as exc:  # close it, then pass the error on
+            if raw is not None:
+                raw.terminate()
+            found = self._failed(exc)
+            if found is exc:
+                raise
+            raise found from exc
         return raw
 
-    async def _dial_without_settings(
-        self, purpose: str, dsn: str | None, settings: Mapping[str, str]
-    ) -> asyncpg.Connection[Any]:
-        """Connect to what refuses start-up parameters, as PgBouncer does."""
-        dropped = sorted({*self._settings, *settings})
-        try:
-            raw = await self._dial(purpose, dsn, {})
-        except Exception as exc:  # translated, and passed on
-            raise self._failed(exc) from exc
+    def _note_dropped(self, settings: Mapping[str, str]) -> None:
+        """Remember that start-up parameters are refused, as PgBouncer does."""
         _log.warning(
             "%s: the pooler refuses start-up parameters, so these are not set: %s; "
             "set them with ALTER ROLE",
             self.server,
-            ", ".join(dropped),
+            ", ".join(sorted(settings)),
         )
         self._settings = {}
-        return raw
 
     async def _dial(
         self, purpose: str, dsn: str | None, settings: Mapping[str, str]
     ) -> asyncpg.Connection[Any]:
         config = self._config
         direct = self.transaction_pooler is False or dsn is not None
+        wanted = config.target_session_attrs
         if dsn is not None:  # ours was checked with the settings
             check_security(dsn, config.ssl)
         return await asyncpg.connect(
             _for_driver(dsn) if dsn else self._dsn,
             password=self._password(),
             ssl=config.ssl,
-            target_session_attrs=config.target_session_attrs,  # type: ignore[arg-type]  # words are accepted
+            target_session_attrs=wanted and SessionAttribute(wanted),
             server_settings={
                 "application_name": _application_name(config, purpose),
                 **settings,
@@ -201,7 +192,7 @@ class Connector:
         if self.transaction_pooler is None:
             self.transaction_pooler = await self._meets_transaction_pooler(raw)
             if not self.transaction_pooler:
-                _use_statement_cache(raw, self._config.statement_cache_size)
+                use_statement_cache(raw, self._config.statement_cache_size)
 
     async def _meets_transaction_pooler(self, raw: asyncpg.Connection[Any]) -> bool:
         """Find out what answers: the server itself, or a pooler, and its mode.
@@ -245,9 +236,11 @@ class Connector:
 
         return ask
 
-    def _failed(self, exc: Exception) -> BaseException:
+    def _failed(self, exc: BaseException) -> BaseException:
         """Translate a failure to connect, naming the server."""
-        if isinstance(exc, (TimeoutError, StorageError)):
+        if isinstance(exc, (TimeoutError, StorageError)) or not isinstance(
+            exc, Exception
+        ):
             return exc
         if isinstance(exc, asyncpg.PostgresError):
             found = translate(exc, owner=self.server)
@@ -278,17 +271,9 @@ class Connector:
         )
 
 
-def _use_statement_cache(raw: asyncpg.Connection[Any], size: int) -> None:
-    """Switch the statement cache on that a first connection does without."""
-    driver: Any = raw
-    driver._stmt_cache.set_max_size(size)  # noqa: SLF001 - fixed at connect otherwise
-    driver._stmt_cache_enabled = size > 0  # noqa: SLF001 - as above
-
-
 def _keep_alive(raw: asyncpg.Connection[Any]) -> None:
     """Let the kernel notice a peer that went away without a word."""
-    driver: Any = raw
-    sock = driver._transport.get_extra_info("socket")  # noqa: SLF001 - not offered otherwise
+    sock = socket_of(raw)
     if sock is None or sock.family not in {socket.AF_INET, socket.AF_INET6}:
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -1,21 +1,19 @@
-"""One borrowed or dedicated connection.
-
-Apart from the pool because it is what users hold: it knows its verbs and its
-own end, and nothing of queues.
-"""
+"""One borrowed or dedicated connection: what users hold."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
-from fm_storage.postgres.connection.statements import Verbs
+from fm_storage.postgres.connection.statements import Stream
 from fm_storage.postgres.connection.transaction import (
     Transaction,
     begin_sql,
     savepoint_on,
     transaction_on,
 )
+from fm_storage.postgres.connection.verbs import Verbs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +21,8 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from fm_storage.postgres.connection.entry import PoolEntry
+    from fm_storage.postgres.connection.statements import Statements
+    from fm_storage.postgres.executor import Value
 
 __all__ = ["Connection"]
 
@@ -36,44 +35,38 @@ class Connection(Verbs):
     One task at a time may use it.
     """
 
-    _what = "connection"
-
-    def __init__(
-        self,
-        link: PoolEntry,
-        *,
-        owner: str,
-        command_timeout: float | None,
-        slow_query: float | None = None,
-        transaction_class: type[Transaction] = Transaction,
-        dedicated: bool = False,
-    ) -> None:
-        super().__init__(
-            link,
-            owner=owner,
-            command_timeout=command_timeout,
-            slow_query=slow_query,
-        )
-        self._transaction_class = transaction_class
+    def __init__(self, statements: Statements, *, dedicated: bool = False) -> None:
+        super().__init__(statements.run)
+        self._statements = statements
         self._dedicated = dedicated
 
     @property
     def raw(self) -> asyncpg.Connection[Any]:
-        """The driver's connection; touching it means a reset after release."""
-        if self._link is None:
-            raise self._gone()
-        self._link.dirty = True
-        return self._link.raw
+        """The driver's connection; using it means a reset after release."""
+        entry = self._statements.required()
+        entry.dirty = True
+        return entry.raw
 
     @property
     def is_closed(self) -> bool:
         """Whether the connection was given back, closed or lost."""
-        return self._link is None or self._link.raw.is_closed()
+        entry = self._statements.entry
+        return entry is None or entry.raw.is_closed()
 
     @property
     def in_transaction(self) -> bool:
         """Whether the server sees an open transaction on this connection."""
-        return self._link is not None and self._link.raw.is_in_transaction()
+        entry = self._statements.entry
+        return entry is not None and entry.raw.is_in_transaction()
+
+    def stream(self, sql: str, /, *args: Value, prefetch: int = 1000) -> Stream:
+        """Open a server cursor; the block gets an iterator over its rows.
+
+        The cursor lives in a transaction, opened read-only if there is none.
+        No timeout applies. Leaving the block early, for any reason, leaves
+        nothing open.
+        """
+        return Stream(self._statements, sql, args, prefetch)
 
     def transaction(
         self,
@@ -87,19 +80,16 @@ class Connection(Verbs):
         Raises:
             ConfigurationInvalid: The isolation level is unknown.
         """
-        link = self._link
-        if link is None:
-            raise self._gone()
+        entry = self._statements.required()
         begin = begin_sql(isolation=isolation, readonly=readonly, deferrable=deferrable)
-        if link.raw.is_in_transaction():
-            return savepoint_on(self, link, self._transaction_class)
-        return transaction_on(self, link, self._transaction_class, begin)
+        if entry.raw.is_in_transaction():
+            return savepoint_on(self._statements)
+        return transaction_on(self._statements, begin)
 
     def add_termination_listener(self, callback: Callable[[], None]) -> None:
         """Call *callback* once, on the loop, when the connection ends."""
-        if self._link is None:
-            raise self._gone()
-        self._link.raw.add_termination_listener(lambda _raw: callback())
+        raw = self._statements.required().raw
+        raw.add_termination_listener(lambda _raw: callback())
 
     async def aclose(self, timeout: float = 1.0) -> None:
         """Close a dedicated connection; a second call does nothing.
@@ -108,15 +98,12 @@ class Connection(Verbs):
         closed without the server's answer. A borrowed connection is given back
         by its block instead, and a forked child closes nothing.
         """
-        if not self._dedicated:
-            return
-        link, self._link = self._link, None
-        if link is None or link.forked:
+        entry = self._statements.release() if self._dedicated else None
+        if entry is None or entry.forked:
             return
         try:
-            async with asyncio.timeout(timeout):
-                await link.raw.close()
-        except Exception:  # noqa: S110 - it is being thrown away
-            pass
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(timeout):
+                    await entry.raw.close()
         finally:
-            link.raw.terminate()
+            entry.raw.terminate()

@@ -1,10 +1,9 @@
 """The driver's calls, in the shortest form the driver allows.
 
-Apart because this is the one file that goes past asyncpg's public methods for
-speed: a statement that is already prepared is bound and executed directly,
-which saves five Python frames, three clocks and a context manager per call.
-Everything else, preparing above all, is left to the public method. asyncpg is
-pinned below 0.33 for this; ``test_postgres_driver.py`` compares both ways.
+A statement that is already prepared is bound and executed directly, past asyncpg's
+public methods: that saves five Python frames, three clocks and a context manager
+per call. Everything else, preparing above all, is left to the public method.
+asyncpg is pinned below 0.33 for this; ``test_postgres_driver.py`` compares both.
 """
 
 from __future__ import annotations
@@ -15,13 +14,28 @@ import asyncpg
 from asyncpg.exceptions import OutdatedSchemaCacheError
 
 from fm_storage.errors import StorageError
+from fm_storage.postgres.connect.internals import (
+    close_portal,
+    describe,
+    forget_statements,
+    parameter_types,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from fm_storage.postgres.executor import Value
 
-__all__ = ["execute", "executemany", "fetch", "fetchrow", "was_unsent"]
+__all__ = [
+    "close_cursor",
+    "execute",
+    "executemany",
+    "fetch",
+    "fetch_more",
+    "fetchrow",
+    "open_cursor",
+    "was_unsent",
+]
 
 _SUSPECT = (
     asyncpg.InvalidCachedStatementError,
@@ -43,11 +57,11 @@ async def fetch(
     timeout: float | None,
 ) -> list[asyncpg.Record]:
     """Return all rows."""
-    statement = raw._stmt_cache.get((sql, _RECORD, False))  # noqa: SLF001 - see the module
+    statement = raw._stmt_cache.get((sql, _RECORD, False))
     rows: list[asyncpg.Record]
     if statement is not None:
         try:
-            rows = await raw._protocol.bind_execute(  # noqa: SLF001 - see the module
+            rows = await raw._protocol.bind_execute(
                 statement, args, "", _ALL, _ROWS, timeout
             )
         except _SUSPECT as exc:
@@ -65,10 +79,10 @@ async def fetchrow(
     timeout: float | None,
 ) -> asyncpg.Record | None:
     """Return the first row, or None."""
-    statement = raw._stmt_cache.get((sql, _RECORD, False))  # noqa: SLF001 - see the module
+    statement = raw._stmt_cache.get((sql, _RECORD, False))
     if statement is not None:
         try:
-            rows = await raw._protocol.bind_execute(  # noqa: SLF001 - see the module
+            rows = await raw._protocol.bind_execute(
                 statement, args, "", 1, _ROWS, timeout
             )
         except _SUSPECT as exc:
@@ -88,10 +102,10 @@ async def execute(
     """Return the status tag."""
     statement = None
     if args:
-        statement = raw._stmt_cache.get((sql, _RECORD, False))  # noqa: SLF001 - see the module
+        statement = raw._stmt_cache.get((sql, _RECORD, False))
     if statement is not None:
         try:
-            _, status, _ = await raw._protocol.bind_execute(  # noqa: SLF001 - see the module
+            _, status, _ = await raw._protocol.bind_execute(
                 statement, args, "", _ALL, _STATUS, timeout
             )
         except _SUSPECT as exc:
@@ -99,8 +113,8 @@ async def execute(
         else:
             tag: str = status.decode()
             return tag
-    said: str = await raw.execute(sql, *args, timeout=timeout)
-    return said
+    answer: str = await raw.execute(sql, *args, timeout=timeout)
+    return answer
 
 
 async def executemany(
@@ -112,6 +126,26 @@ async def executemany(
 ) -> None:
     """Run once for each row of parameters."""
     await raw.executemany(sql, rows, timeout=timeout)
+
+
+async def open_cursor(raw: Any, sql: str, *args: Value, timeout: float | None) -> Any:
+    """Prepare *sql* and return a cursor over its rows; nothing is fetched yet."""
+    return await raw.cursor(sql, *args, timeout=timeout)
+
+
+async def fetch_more(
+    _raw: Any, _sql: str, cursor: Any, count: int, *, timeout: float | None
+) -> list[asyncpg.Record]:
+    """Return the next *count* rows of *cursor*."""
+    rows: list[asyncpg.Record] = await cursor.fetch(count, timeout=timeout)
+    return rows
+
+
+async def close_cursor(
+    raw: Any, _sql: str, cursor: Any, *, timeout: float | None
+) -> None:
+    """Close *cursor*, if its transaction is still open."""
+    await close_portal(raw, cursor, timeout)
 
 
 def was_unsent(raw: Any, exc: BaseException) -> bool:
@@ -153,9 +187,9 @@ async def _forget(
             or not await _is_outdated(raw, sql, statement, timeout)
         ):
             raise exc
-        raw._drop_local_statement_cache()  # noqa: SLF001 - see the module
+        forget_statements(raw)
         return  # nothing had been sent
-    raw._drop_local_statement_cache()  # noqa: SLF001 - see the module
+    forget_statements(raw)
     if raw.is_in_transaction():
         raise exc
 
@@ -168,13 +202,9 @@ async def _is_outdated(
 ) -> bool:
     """Ask the server whether the parameters of *sql* have other types by now."""
     try:
-        fresh = await raw._get_statement(sql, timeout, use_cache=False)  # noqa: SLF001 - see the module
+        fresh = await describe(raw, sql, timeout)
         # Preparing alone leaves its locks until the next statement ends.
         await raw.execute("SELECT 1", timeout=timeout)
     except asyncpg.PostgresError:
         return False  # the first error is the caller's answer
-    return bool(_types(fresh) != _types(statement))
-
-
-def _types(statement: Any) -> list[int]:
-    return [parameter.oid for parameter in statement._get_parameters()]  # noqa: SLF001 - see the module
+    return parameter_types(fresh) != parameter_types(statement)

@@ -1,14 +1,13 @@
 """A transaction on a connection that somebody else opened.
 
-Apart because here nothing is ours: the connection comes with its own codecs and
-perhaps its own transaction, and leaves exactly as it came.
+Nothing here is ours: the connection comes with its own codecs and perhaps its own
+transaction, and leaves exactly as it came.
 """
 
 from __future__ import annotations
 
-import math
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
@@ -16,6 +15,7 @@ from fm_storage.errors import ConfigurationInvalid
 from fm_storage.postgres.connect.codecs import foreign_codecs
 from fm_storage.postgres.connection.connection import Connection
 from fm_storage.postgres.connection.entry import PoolEntry
+from fm_storage.postgres.connection.statements import Rules, Statements
 from fm_storage.postgres.connection.transaction import (
     Transaction,
     begin_sql,
@@ -26,11 +26,7 @@ from fm_storage.postgres.connection.transaction import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from fm_storage.config import PostgresConfig
-
 __all__ = ["adopted", "join"]
-
-T = TypeVar("T", bound=Transaction)
 
 
 def adopted(made: object, *, purpose: str) -> Connection:
@@ -48,25 +44,19 @@ def adopted(made: object, *, purpose: str) -> Connection:
             f"it gave a {type(made).__name__}; return a connection, of "
             "asyncpg.connect() or Pool.connect()",
         )
-    return Connection(
-        PoolEntry(raw, generation=0, expires=math.inf),
-        owner=purpose,
-        command_timeout=60.0,
-        dedicated=True,
-    )
+    rules = Rules(purpose, 60.0, None, Transaction)
+    return Connection(Statements(PoolEntry(raw), rules), dedicated=True)
 
 
 @asynccontextmanager
 async def join(
     raw: asyncpg.Connection[Any],
-    kind: type[T],
+    rules: Rules,
     *,
-    owner: str,
-    config: PostgresConfig,
     isolation: str | None,
     readonly: bool,
     deferrable: bool,
-) -> AsyncIterator[T]:
+) -> AsyncIterator[Any]:
     """Run the block in a transaction, or a savepoint, on *raw*.
 
     If the block fails and the rollback does too, *raw* is closed: it could
@@ -84,16 +74,10 @@ async def join(
             f"is a {type(raw).__name__}; give a connection of asyncpg's, or leave it "
             "out to borrow one of the pool's",
         )
-    link = PoolEntry(raw, foreign=True)
-    outer = Connection(
-        link,
-        owner=f"{owner} (joined connection)",
-        command_timeout=config.command_timeout,
-        slow_query=config.slow_query,
-    )
+    outer = Statements(PoolEntry(raw, foreign=True), rules)
     with foreign_codecs(raw):
         if not raw.is_in_transaction():
-            async with transaction_on(outer, link, kind, begin) as transaction:
+            async with transaction_on(outer, begin) as transaction:
                 yield transaction
             return
         if begin != "BEGIN":
@@ -102,5 +86,5 @@ async def join(
                 "isolation, readonly and deferrable are set by the outermost "
                 "transaction, which the connection is already in; leave them out",
             )
-        async with savepoint_on(outer, link, kind) as transaction:
+        async with savepoint_on(outer) as transaction:
             yield transaction

@@ -1,25 +1,26 @@
 """Transactions and savepoints: the verbs between a BEGIN and its end.
 
-Apart because the end must be reached on every path: an error, a cancellation, a
-connection that broke.
+The end is reached on every path: an error, a cancellation, a broken connection.
 """
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
-from fm_storage.errors import ConfigurationInvalid, ConnectionFailed, QueryFailed
-from fm_storage.postgres.connection.statements import Verbs
+from fm_storage.errors import ConfigurationInvalid, QueryFailed
+from fm_storage.postgres.connection import driver
+from fm_storage.postgres.connection.statements import GOODBYE, Stream, finish
+from fm_storage.postgres.connection.verbs import Verbs
 from fm_storage.postgres.sql import Sql
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
-    from fm_storage.postgres.connection.entry import PoolEntry
+    from fm_storage.postgres.connection.statements import Statements
+    from fm_storage.postgres.executor import Value
 
 __all__ = ["Transaction", "begin_sql", "savepoint_on", "transaction_on"]
 
@@ -28,9 +29,9 @@ _ISOLATION = {
     "repeatable_read": "REPEATABLE READ",
     "serializable": "SERIALIZABLE",
 }
-_GOODBYE = 0.4
-"""A ROLLBACK takes no time; a server that needs longer has stopped answering."""
-T = TypeVar("T", bound="Transaction")
+_BEGIN = Sql("BEGIN")
+_COMMIT = Sql("COMMIT")
+_ROLLBACK = Sql("ROLLBACK")
 _numbers = itertools.count(1)
 
 
@@ -44,6 +45,8 @@ def begin_sql(
 
     See https://www.postgresql.org/docs/current/sql-begin.html.
     """
+    if isolation is None and not readonly and not deferrable:
+        return _BEGIN
     words = ["BEGIN"]
     if isolation is not None:
         level = _ISOLATION.get(isolation.lower().replace(" ", "_"))
@@ -68,13 +71,22 @@ class Transaction(Verbs):
     ``ConnectionReleased``.
     """
 
-    _what = "transaction"
+    def __init__(self, statements: Statements) -> None:
+        super().__init__(statements.run)
+        self._statements = statements
+
+    def stream(self, sql: str, /, *args: Value, prefetch: int = 1000) -> Stream:
+        """Open a server cursor; the block gets an iterator over its rows.
+
+        No timeout applies. Leaving the block early, for any reason, leaves
+        nothing open.
+        """
+        return Stream(self._statements, sql, args, prefetch)
 
     def savepoint(self) -> AbstractAsyncContextManager[Self]:
         """Open a savepoint: what its block did is undone if it fails."""
-        if self._link is None:
-            raise self._gone()
-        return savepoint_on(self, self._link, type(self))
+        self._statements.required()
+        return savepoint_on(self._statements)
 
     def transaction(
         self,
@@ -97,30 +109,19 @@ class Transaction(Verbs):
         return self.savepoint()
 
 
-def _inside(outer: Verbs, link: PoolEntry, kind: type[T]) -> T:
-    return kind(
-        link,
-        owner=outer._owner,  # noqa: SLF001 - same room
-        command_timeout=outer._command_timeout,  # noqa: SLF001 - same room
-        slow_query=outer._slow_query,  # noqa: SLF001 - same room
-    )
-
-
 @asynccontextmanager
-async def transaction_on(
-    outer: Verbs, link: PoolEntry, kind: type[T], begin: Sql
-) -> AsyncIterator[T]:
-    """Run BEGIN on *link*, yield a transaction, and end it on every path."""
-    await outer.execute(begin)
-    inner = _inside(outer, link, kind)
+async def transaction_on(outer: Statements, begin: Sql) -> AsyncIterator[Any]:
+    """Run *begin*, yield a transaction, and end it on every path."""
+    await outer.run(driver.execute, begin)
+    inner, transaction = outer.transaction()
     try:
-        yield inner
+        yield transaction
     except BaseException:  # undo, then pass it on
-        inner._link = None  # noqa: SLF001 - same room
-        await _undo(outer, link, "ROLLBACK")
+        inner.release()
+        await _undo(outer, _ROLLBACK)
         raise
-    inner._link = None  # noqa: SLF001 - same room
-    if await outer.execute(Sql("COMMIT")) == "ROLLBACK":
+    inner.release()
+    if await outer.run(driver.execute, _COMMIT) == "ROLLBACK":
         raise QueryFailed(
             "transaction: the server rolled it back because a statement in it "
             "had failed; let that error leave the block",
@@ -129,71 +130,31 @@ async def transaction_on(
 
 
 @asynccontextmanager
-async def savepoint_on(
-    outer: Verbs, link: PoolEntry, kind: type[T]
-) -> AsyncIterator[T]:
-    """Run SAVEPOINT on *link*, yield a transaction, and end it on every path."""
+async def savepoint_on(outer: Statements) -> AsyncIterator[Any]:
+    """Set a savepoint, yield a transaction, and end it on every path."""
     name = f"fm_{next(_numbers)}"
-    await outer.execute(Sql(f"SAVEPOINT {name}"))
-    inner = _inside(outer, link, kind)
+    await outer.run(driver.execute, Sql(f"SAVEPOINT {name}"))
+    inner, transaction = outer.transaction()
     try:
-        yield inner
+        yield transaction
     except BaseException:  # undo, then pass it on
-        inner._link = None  # noqa: SLF001 - same room
+        inner.release()
         await _undo(
-            outer, link, f"ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}"
+            outer, Sql(f"ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}")
         )
         raise
-    inner._link = None  # noqa: SLF001 - same room
-    await outer.execute(Sql(f"RELEASE SAVEPOINT {name}"))
+    inner.release()
+    await outer.run(driver.execute, Sql(f"RELEASE SAVEPOINT {name}"))
 
 
-async def _undo(verbs: Verbs, link: PoolEntry, sql: str) -> None:
+async def _undo(statements: Statements, sql: Sql) -> None:
     """Roll back because the block failed.
 
-    The error that leaves the block is the caller's, so a failure in here is
-    not raised over it: the connection is closed and never lent again, which
-    rolls back as well. The same if it is cancelled, or takes too long.
+    If that fails too, is cancelled, or takes too long, the connection is closed
+    and never used again, which rolls back as well.
     """
-    if link.raw.is_closed() or link.forked:
+    entry = statements.entry
+    if entry is None or entry.raw.is_closed() or entry.forked:
         return
-    work = asyncio.ensure_future(verbs.execute(Sql(sql), timeout=_GOODBYE))
-    work.add_done_callback(look_at)
-    try:
-        await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait({work}, timeout=_GOODBYE)
-        if not work.done() or work.cancelled() or work.exception() is not None:
-            _give_up(link)
-        raise
-    except Exception:
-        _give_up(link)
-
-
-def look_at(work: asyncio.Future[Any]) -> None:
-    """Take note of a failure that nobody may be left to await."""
-    if not work.cancelled():
-        work.exception()
-
-
-def _give_up(link: PoolEntry) -> None:
-    link.doubtful = True
-    link.raw.terminate()
-
-
-def is_worth_repeating(error: Exception, *, committing: bool) -> bool:
-    """Whether running the whole transaction again is safe and may help.
-
-    A connection lost before COMMIT was sent rolled everything back; lost at
-    COMMIT, the outcome is unknown, and only the caller can look.
-    """
-    if isinstance(error, ConnectionFailed):
-        return error.retryable and not committing
-    if isinstance(error, QueryFailed):
-        return error.sqlstate in _REPEATED or (
-            error.sqlstate == "0A000" and error.retryable
-        )
-    return False
-
-
-_REPEATED = frozenset({"40001", "40P01", "25006"})
+    if not await finish(entry, statements.run(driver.execute, sql, (), GOODBYE)):
+        entry.give_up()

@@ -1,17 +1,16 @@
-"""The verbs by name, for pool, connection and transaction alike.
+"""The verbs by name, the same for pool, connection and transaction.
 
-Apart because what a verb promises (``Executor``) does not depend on where it runs:
-how a call of the driver is run, and under which rules, is ``_run()`` of each.
+How a call of the driver is run, and under which rules, is what each of them gives
+to ``Verbs``.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 from fm_storage.postgres.connection import driver
-from fm_storage.postgres.copy import files
+from fm_storage.postgres.copy.files import FileIn, FileOut
 from fm_storage.postgres.copy.records import Copy
 
 if TYPE_CHECKING:
@@ -25,12 +24,27 @@ if TYPE_CHECKING:
 
     from asyncpg import Record
 
-    from fm_storage.postgres.executor import Value
+    from fm_storage.postgres.executor import CopyOptions, Source, Target, Value
 
-__all__ = ["Calls"]
+__all__ = ["Run", "Verbs"]
 
 
-class Calls(ABC):
+class Run(Protocol):
+    """Runs one call of the driver: ``call(raw, sql, *args, timeout=…)``."""
+
+    def __call__(
+        self,
+        call: Callable[..., Awaitable[Any]],
+        sql: str,
+        args: Sequence[Any],
+        timeout: float | None,
+        /,
+    ) -> Awaitable[Any]:
+        """Run it and return what it returns."""
+        ...
+
+
+class Verbs:
     """One statement a call, on the pool, a connection or in a transaction.
 
     ``timeout`` is in seconds and covers the whole call, waiting for a connection
@@ -51,15 +65,8 @@ class Calls(ABC):
     See https://www.postgresql.org/docs/current/errcodes-appendix.html.
     """
 
-    @abstractmethod
-    async def _run(
-        self,
-        call: Callable[..., Awaitable[Any]],
-        sql: str,
-        args: Sequence[Any],
-        timeout: float | None,
-    ) -> Any:
-        """Run one call of the driver under the rules of the subclass."""
+    def __init__(self, run: Run) -> None:
+        self._run = run
 
     async def fetch(
         self, sql: str, /, *args: Value, timeout: float | None = None
@@ -172,19 +179,7 @@ class Calls(ABC):
         return done
 
     async def copy_from(
-        self,
-        table: str,
-        source: files.Source,
-        /,
-        *,
-        columns: Sequence[str] | None = None,
-        schema: str | None = None,
-        format: files.Format = "csv",
-        header: bool | None = None,
-        delimiter: str | None = None,
-        null: str | None = None,
-        progress: Callable[[files.CopyProgress], object] | None = None,
-        timeout: float | None = None,
+        self, table: str, source: Source, /, **options: Unpack[CopyOptions]
     ) -> int:
         """Write the rows of a file into a table, all or none; return how many.
 
@@ -193,48 +188,25 @@ class Calls(ABC):
         Args:
             table: The table.
             source: A path, a binary file, or an async iterable of bytes, in UTF-8.
-            columns: The columns in the file's order; by default the table's.
-            schema: The table's schema, if not the search path's.
-            format: ``csv``, ``text`` or ``binary``, as the server defines them.
-            header: Whether the first line names columns and is skipped; CSV: yes.
-            delimiter: What stands between values; by default the format's.
-            null: What stands for NULL; by default the format's.
-            progress: Called on the loop as it goes on, and at the end.
-            timeout: Seconds; None is for ever.
+            **options: ``columns``, ``schema``, ``format``, ``header`` (a first line
+                that is skipped), ``delimiter``, ``null``, ``progress``, ``timeout``:
+                see ``CopyOptions``.
 
         Raises:
             InvalidRecord: A value does not fit; ``index`` is its line.
             OSError: The file cannot be read.
         """
-        job = files.FileIn(
-            table,
-            source,
-            columns=columns,
-            schema=schema,
-            fmt=format,
-            header=header,
-            delimiter=delimiter,
-            null=null,
-            progress=progress,
-        )
-        return await job.copy(self._run, math.inf if timeout is None else timeout)
+        return await FileIn(table, source, options).copy(self._run)
 
     async def copy_to(
         self,
-        target: files.Target,
+        target: Target,
         /,
         *,
         table: str | None = None,
         query: str | None = None,
         args: Sequence[Value] = (),
-        columns: Sequence[str] | None = None,
-        schema: str | None = None,
-        format: files.Format = "csv",
-        header: bool | None = None,
-        delimiter: str | None = None,
-        null: str | None = None,
-        progress: Callable[[files.CopyProgress], object] | None = None,
-        timeout: float | None = None,
+        **options: Unpack[CopyOptions],
     ) -> int:
         """Write a table, or a query's rows, into a file; return how many rows.
 
@@ -246,29 +218,12 @@ class Calls(ABC):
             table: The table; or
             query: a statement that gives rows, with ``$1`` … for
             args: its values.
-            columns: The table's columns to write.
-            schema: The table's schema, if not the search path's.
-            format: ``csv``, ``text`` or ``binary``, as the server defines them.
-            header: Whether the first line names the columns; CSV: yes.
-            delimiter: What stands between values; by default the format's.
-            null: What stands for NULL; by default the format's.
-            progress: Called on the loop as it goes on, and at the end.
-            timeout: Seconds; None is for ever.
+            **options: ``columns`` and ``schema`` of a table, ``format``, ``header``,
+                ``delimiter``, ``null``, ``progress``, ``timeout``: see
+                ``CopyOptions``.
 
         Raises:
             OSError: The file cannot be written.
         """
-        job = files.FileOut(
-            target,
-            table=table,
-            query=query,
-            args=args,
-            columns=columns,
-            schema=schema,
-            fmt=format,
-            header=header,
-            delimiter=delimiter,
-            null=null,
-            progress=progress,
-        )
-        return await job.copy(self._run, math.inf if timeout is None else timeout)
+        job = FileOut(target, options, table=table, query=query, args=args)
+        return await job.copy(self._run)

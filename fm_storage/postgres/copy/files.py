@@ -1,8 +1,8 @@
 """COPY between a file and a table, with progress.
 
-Apart from COPY of records, because here the server reads and writes the format
-(CSV, text, its own binary): the bytes pass through, in blocks, and files are read
-and written in a thread, never on the event loop.
+The server reads and writes the format (CSV, text, its own binary): the bytes pass
+through in blocks, and files are read and written in a thread, never on the event
+loop.
 
 See https://www.postgresql.org/docs/current/sql-copy.html.
 """
@@ -14,31 +14,22 @@ import os
 import re
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import (
-    AsyncIterable,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Sequence,
-)
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
 
 import asyncpg
 
 from fm_storage.errors import ConfigurationInvalid, ConnectionFailed, InvalidRecord
+from fm_storage.postgres.connect.internals import copy_in, copy_out, with_literals
+from fm_storage.postgres.executor import CopyOptions, CopyProgress
 from fm_storage.postgres.sql import Sql, quote_ident, quote_qualified
 
 if TYPE_CHECKING:
-    from fm_storage.postgres.executor import Value
+    from fm_storage.postgres.executor import Source, Target, Value
 
-__all__ = ["CopyProgress", "FileIn", "FileOut", "Format", "Source", "Target"]
-
-Format: TypeAlias = Literal["csv", "text", "binary"]
-Source: TypeAlias = str | os.PathLike[str] | BinaryIO | AsyncIterable[bytes]
-Target: TypeAlias = str | os.PathLike[str] | BinaryIO
+__all__ = ["FileIn", "FileOut"]
 
 Run: TypeAlias = Callable[..., Awaitable[Any]]
 T = TypeVar("T")
@@ -48,157 +39,111 @@ _EVERY = 0.1
 _PLACE = re.compile(r"COPY .*?, line (\d+)(?:, column ([^:,]+))?")
 
 
-@dataclass(frozen=True, slots=True)
-class CopyProgress:
-    """How far a COPY of a file is.
-
-    Attributes:
-        done: Bytes read or written.
-        total: Bytes there are, None where that is not known.
-        elapsed: Seconds since it began.
-    """
-
-    done: int
-    total: int | None
-    elapsed: float
-
-
 class _Meter:
-    """Tells the progress, ten times a second at most, and at the end."""
+    """Reports the progress, ten times a second at most, and at the end."""
 
     def __init__(
-        self, tell: Callable[[CopyProgress], object] | None, total: int | None
+        self, report: Callable[[CopyProgress], object] | None, total: int | None = None
     ) -> None:
-        self._tell = tell
+        self._report = report
         self._total = total
         self._done = 0
         self._began = monotonic()
-        self._told = 0.0
+        self._reported = 0.0
 
     def add(self, size: int) -> None:
-        """Count *size* bytes more."""
+        """Count *size* more bytes."""
         self._done += size
-        if self._tell is not None and monotonic() - self._told >= _EVERY:
-            self._say()
+        if monotonic() - self._reported >= _EVERY:
+            self.report()
 
-    def end(self) -> None:
-        """Say how much it was."""
-        self._say()
-
-    def _say(self) -> None:
-        self._told = monotonic()
-        if self._tell is not None:
-            self._tell(CopyProgress(self._done, self._total, self._told - self._began))
-
-
-def _options(
-    fmt: Format, *, header: bool | None, delimiter: str | None, null: str | None
-) -> str:
-    """Return what stands behind a COPY, quoted."""
-    if fmt not in {"csv", "text", "binary"}:
-        raise ConfigurationInvalid(
-            "format", f"{fmt!r} is unknown; use csv, text or binary"
-        )
-    words = [f"FORMAT {fmt}"]
-    if header is None and fmt == "csv":
-        header = True
-    if header:
-        words.append("HEADER")
-    for name, given in (("DELIMITER", delimiter), ("NULL", null)):
-        if given is not None:
-            # E'' means the same whatever standard_conforming_strings is.
-            inner = given.replace("\\", "\\\\").replace("'", "''")
-            words.append(f"{name} E'{inner}'")
-    if fmt != "binary":
-        words.append("ENCODING 'UTF8'")
-    return f"({', '.join(words)})"
+    def report(self) -> None:
+        """Report what has been counted."""
+        if self._report is not None:
+            self._reported = now = monotonic()
+            self._report(CopyProgress(self._done, self._total, now - self._began))
 
 
 class _FileJob(ABC):
-    """One COPY with a file at our end, which is opened before anything is borrowed."""
+    """One COPY with a file at our end, which is opened before anything is borrowed.
+
+    Attributes:
+        sql: The statement.
+    """
 
     sql: str
-    broken: OSError | None = None
-    """What our file said, which the driver would take for the connection's end."""
 
-    async def copy(self, run: Run, timeout: float | None) -> int:
+    def __init__(self, options: CopyOptions) -> None:
+        unknown = options.keys() - CopyOptions.__annotations__
+        if unknown:
+            raise TypeError(f"unexpected keyword argument {min(unknown)!r}")
+        self._progress = options.get("progress")
+        self._timeout = options.get("timeout")
+        self._with = _with(options)
+        self._file: BinaryIO | None = None  # by _open()
+        self._broken: OSError | None = None
+        """What our file raised, which the driver takes for the connection's end."""
+
+    async def copy(self, run: Run) -> int:
         """Open the file, have *run* do the COPY, close the file."""
         await self._open()
         whole = False
+        timeout = float("inf") if self._timeout is None else self._timeout
         try:
             done: int = await run(self.run, self.sql, (), timeout)
             whole = True
         except ConnectionFailed:
-            if self.broken is not None:
-                raise self.broken from None
+            if self._broken is not None:
+                raise self._broken from None
             raise
         finally:
-            self._close(whole=whole)
+            if self._file is not None:
+                self._file.close()
+            self._closed(whole=whole)
         return done
 
     @abstractmethod
     async def run(
         self, raw: asyncpg.Connection[Any], sql: str, *, timeout: float | None
     ) -> int:
-        """Do the COPY and return how many rows there were."""
+        """Do the COPY and return the number of rows."""
 
     @abstractmethod
     async def _open(self) -> None:
         """Open the file, if it was given by name."""
 
-    @abstractmethod
-    def _close(self, *, whole: bool) -> None:
-        """Close what ``_open()`` opened; *whole* if the COPY got to its end."""
+    def _closed(self, *, whole: bool) -> None:
+        """Clean up when the file is closed; *whole* if the COPY got to its end."""
+        del whole
 
     async def _on_disk(self, job: Callable[..., T], *arguments: object) -> T:
-        """Run *job* in a thread, and remember what the file system has against it."""
+        """Run *job* in a thread, and remember an error of the file system."""
         try:
             return await asyncio.to_thread(job, *arguments)
         except OSError as exc:
-            self.broken = exc
+            self._broken = exc
             raise
 
 
 class FileIn(_FileJob):
-    """One COPY of a file into a table.
+    """One COPY of a file into a table."""
 
-    Attributes:
-        sql: The statement, from quoted identifiers.
-    """
-
-    def __init__(
-        self,
-        table: str,
-        source: Source,
-        *,
-        columns: Sequence[str] | None,
-        schema: str | None,
-        fmt: Format,
-        header: bool | None,
-        delimiter: str | None,
-        null: str | None,
-        progress: Callable[[CopyProgress], object] | None,
-    ) -> None:
+    def __init__(self, table: str, source: Source, options: CopyOptions) -> None:
+        super().__init__(options)
         self._source = source
-        self._file: BinaryIO | None = None  # by _open()
         self._total: int | None = None
-        self._progress = progress
-        options = _options(fmt, header=header, delimiter=delimiter, null=null)
-        self.sql = Sql(f"COPY {_table(schema, table, columns)} FROM STDIN {options}")
+        self.sql = Sql(f"COPY {_table(table, options)} FROM STDIN {self._with}")
 
     async def run(
         self, raw: asyncpg.Connection[Any], sql: str, *, timeout: float | None
     ) -> int:
-        """Send the file and return how many rows it had.
+        """Send the file and return the number of its rows.
 
         Raises:
             InvalidRecord: A line does not fit; nothing was written.
         """
-        driver: Any = raw
         try:
-            tag: str = await driver._protocol.copy_in(  # noqa: SLF001 - as the driver's own COPY does
-                sql, self._blocks(), None, None, None, timeout
-            )
+            return await copy_in(raw, sql, blocks=self._blocks(), timeout=timeout)
         except asyncpg.DataError as exc:
             place = _PLACE.search(getattr(exc, "context", None) or "")
             if place is None:
@@ -212,17 +157,11 @@ class FileIn(_FileJob):
             )
             found.sqlstate = exc.sqlstate
             raise found from exc
-        return int(tag.rpartition(" ")[2])
 
     async def _open(self) -> None:
         if isinstance(self._source, str | os.PathLike):
             self._file = await asyncio.to_thread(Path(self._source).open, "rb")
             self._total = os.fstat(self._file.fileno()).st_size
-
-    def _close(self, *, whole: bool) -> None:
-        del whole
-        if self._file is not None:
-            self._file.close()
 
     async def _blocks(self) -> AsyncIterator[bytes]:
         meter = _Meter(self._progress, self._total)
@@ -235,71 +174,53 @@ class FileIn(_FileJob):
             while block := await self._on_disk(file.read, _BLOCK):
                 meter.add(len(block))
                 yield block
-        meter.end()
+        meter.report()
 
 
 class FileOut(_FileJob):
-    """One COPY of a table, or of a query's rows, into a file.
-
-    Attributes:
-        sql: The statement, without the query's values.
-    """
+    """One COPY of a table, or of a query's rows, into a file."""
 
     def __init__(
         self,
         target: Target,
+        options: CopyOptions,
         *,
         table: str | None,
         query: str | None,
         args: Sequence[Value],
-        columns: Sequence[str] | None,
-        schema: str | None,
-        fmt: Format,
-        header: bool | None,
-        delimiter: str | None,
-        null: str | None,
-        progress: Callable[[CopyProgress], object] | None,
     ) -> None:
+        super().__init__(options)
         if (table is None) == (query is None):
             raise ConfigurationInvalid(
                 "copy_to", "takes either a table or a query; give one of them"
             )
         self._target = target
-        self._file: BinaryIO | None = None  # by _open()
         self._part: Path | None = None
         self._args = tuple(args)
-        self._query = query
-        self._progress = progress
-        self._end = " TO STDOUT " + _options(
-            fmt, header=header, delimiter=delimiter, null=null
-        )
+        self._query = query or ""
         if table is not None:
-            self.sql = Sql(f"COPY {_table(schema, table, columns)}{self._end}")
+            self.sql = Sql(f"COPY {_table(table, options)} TO STDOUT {self._with}")
         else:
-            self.sql = f"COPY ({query}){self._end}"
+            self.sql = f"COPY ({query}) TO STDOUT {self._with}"
 
     async def run(
         self, raw: asyncpg.Connection[Any], sql: str, *, timeout: float | None
     ) -> int:
-        """Write the file and return how many rows it has."""
+        """Write the file and return the number of its rows."""
         if self._args:
-            # COPY takes no parameters: the server writes them as literals.
-            from asyncpg import utils
-
-            text = await utils._mogrify(raw, self._query or "", self._args)  # noqa: SLF001 - as the driver's own does
-            sql = f"COPY ({text}){self._end}"
-        meter = _Meter(self._progress, None)
+            text = await with_literals(raw, self._query, self._args)
+            sql = f"COPY ({text}) TO STDOUT {self._with}"
+        meter = _Meter(self._progress)
         file: Any = self._file or self._target
 
         async def sink(block: bytes) -> None:
             await self._on_disk(file.write, block)
             meter.add(len(block))
 
-        driver: Any = raw
-        tag: str = await driver._protocol.copy_out(sql, sink, timeout)  # noqa: SLF001 - as above
+        rows = await copy_out(raw, sql, sink, timeout)
         await self._on_disk(file.flush)
-        meter.end()
-        return int(tag.rpartition(" ")[2])
+        meter.report()
+        return rows
 
     async def _open(self) -> None:
         if isinstance(self._target, str | os.PathLike):
@@ -308,18 +229,42 @@ class FileOut(_FileJob):
             self._part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
             self._file = await asyncio.to_thread(self._part.open, "xb")
 
-    def _close(self, *, whole: bool) -> None:
-        if self._part is None or self._file is None:
+    def _closed(self, *, whole: bool) -> None:
+        if self._part is None:
             return
-        self._file.close()
         if whole:
             self._part.replace(Path(str(self._target)))
         else:
             self._part.unlink(missing_ok=True)
 
 
-def _table(schema: str | None, table: str, columns: Sequence[str] | None) -> str:
-    named = quote_qualified(schema, table)
+def _table(table: str, options: CopyOptions) -> str:
+    named = quote_qualified(options.get("schema"), table)
+    columns = options.get("columns")
     if columns is None:
         return named
     return f"{named} ({', '.join(map(quote_ident, columns))})"
+
+
+def _with(options: CopyOptions) -> str:
+    """Return what stands behind a COPY, quoted."""
+    form = options.get("format", "csv")
+    if form not in {"csv", "text", "binary"}:
+        raise ConfigurationInvalid(
+            "format", f"{form!r} is unknown; use csv, text or binary"
+        )
+    words = [f"FORMAT {form}"]
+    header = options.get("header")
+    if header or (header is None and form == "csv"):
+        words.append("HEADER")
+    for name, given in (
+        ("DELIMITER", options.get("delimiter")),
+        ("NULL", options.get("null")),
+    ):
+        if given is not None:
+            # E'' means the same whatever standard_conforming_strings is.
+            inner = given.replace("\\", "\\\\").replace("'", "''")
+            words.append(f"{name} E'{inner}'")
+    if form != "binary":
+        words.append("ENCODING 'UTF8'")
+    return f"({', '.join(words)})"

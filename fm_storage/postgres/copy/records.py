@@ -1,7 +1,7 @@
 """COPY of Python records into a table, json columns included.
 
-Apart because the driver's own method refuses columns with a text codec, which
-json and jsonb have here.
+The driver's own method refuses columns with a text codec, which json and jsonb
+have here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fm_storage.errors import InvalidRecord, StorageError
 from fm_storage.postgres.connect.codecs import encode_json
+from fm_storage.postgres.connect.internals import (
+    column_types,
+    copy_in,
+    describe,
+    socket_of,
+)
 from fm_storage.postgres.sql import Sql, quote_ident, quote_qualified
 
 if TYPE_CHECKING:
@@ -42,12 +48,12 @@ _JSON: dict[str, Encoder] = {"json": _json, "jsonb": _jsonb}
 class Encoded:
     """Records whose values are already as the driver takes them, JSON as text.
 
-    For callers that know the table: nothing is looked at on the way.
+    For callers that know the table: nothing is checked on the way.
 
     Attributes:
         rows: The records.
-        reached: Tells the position of the record that the driver took last, if it
-            is known.
+        reached: Returns the position of the record that the driver took last, if
+            it is known.
     """
 
     __slots__ = ("reached", "rows")
@@ -90,28 +96,27 @@ class Copy:
     async def run(
         self, raw: asyncpg.Connection[Any], sql: str, *, timeout: float | None
     ) -> int:
-        """Send the records and return how many there were.
+        """Send the records and return how many.
 
         Raises:
             InvalidRecord: A record does not fit; nothing was written.
         """
-        driver: Any = raw
-        _widen(driver._transport.get_extra_info("socket"))  # noqa: SLF001 - the driver offers no other way
+        _widen(socket_of(raw))
         records = self._records
         if isinstance(records, Encoded):
-            described = await self._prepare(
-                driver, self._columns, timeout, ignore_custom_codec=True
+            described = await describe(
+                raw, self._select(self._columns), timeout, ignore_custom_codec=True
             )
             rows: Any = records.rows
             reached = records.reached
         else:
-            described, encoders = await self._describe(driver, timeout)
-            kind = _CountedAsync if isinstance(records, AsyncIterable) else _Counted
-            rows = counted = kind(records, encoders)
+            described, encoders = await self._describe(raw, timeout)
+            counted = _Counted(encoders)
+            rows = counted.rows(records)
             reached = counted.reached
         try:
-            tag: str = await driver._protocol.copy_in(  # noqa: SLF001 - as above
-                sql, None, None, rows, described, timeout
+            return await copy_in(
+                raw, sql, records=rows, described=described, timeout=timeout
             )
         except (TypeError, ValueError, OverflowError, IndexError) as exc:
             if isinstance(exc, StorageError) and not isinstance(exc, InvalidRecord):
@@ -123,12 +128,9 @@ class Copy:
                 f"{at}a value does not fit its column ({why}); convert it",
                 index=index,
             ) from exc
-        return int(tag.rpartition(" ")[2])
 
     async def _describe(
-        self,
-        driver: Any,
-        timeout: float | None,
+        self, raw: asyncpg.Connection[Any], timeout: float | None
     ) -> tuple[Any, dict[int, Encoder]]:
         """Return a statement with the columns' types, and what to encode first.
 
@@ -136,14 +138,16 @@ class Copy:
         Their binary form is simply known bytes, so such a column is described
         as bytea.
         """
-        described = await self._prepare(driver, self._columns, timeout)
-        types = [a.type for a in described._get_attributes()]  # noqa: SLF001 - as above
+        # Described anew each time: the binary form of what a column was before
+        # ALTER TABLE would be refused, or worse, taken for something else.
+        described = await describe(raw, self._select(self._columns), timeout)
+        types = column_types(described)
         encoders = {
             at: _JSON[each.name] for at, each in enumerate(types) if each.name in _JSON
         }
         own = [each.oid for each in types if each.oid >= _FIRST_OWN_OID]
         if own:
-            rows = await driver.fetch(_ENUMS, own, timeout=timeout)
+            rows = await raw.fetch(_ENUMS, own, timeout=timeout)
             enums = {row["oid"] for row in rows}
             for at, each in enumerate(types):
                 if each.oid in enums:
@@ -152,28 +156,11 @@ class Copy:
             columns = list(self._columns)
             for at in encoders:
                 columns[at] = f"NULL::bytea AS {columns[at]}"
-            described = await self._prepare(driver, columns, timeout)
+            described = await describe(raw, self._select(columns), timeout)
         return described, encoders
 
-    async def _prepare(
-        self,
-        driver: Any,
-        columns: Sequence[str],
-        timeout: float | None,
-        *,
-        ignore_custom_codec: bool = False,
-    ) -> Any:
-        """Return a statement that knows the columns' types as they are now.
-
-        Not from the driver's cache: the binary form of what a column was before
-        ALTER TABLE would be refused, or worse, taken for something else.
-        """
-        return await driver._get_statement(  # noqa: SLF001 - as the driver's own COPY does
-            f"SELECT {', '.join(columns)} FROM {self._target} LIMIT 0",
-            timeout,
-            use_cache=False,
-            ignore_custom_codec=ignore_custom_codec,
-        )
+    def _select(self, columns: Sequence[str]) -> str:
+        return f"SELECT {', '.join(columns)} FROM {self._target} LIMIT 0"
 
 
 def _widen(connected: Any) -> None:
@@ -189,24 +176,33 @@ def _widen(connected: Any) -> None:
 
 
 class _Counted:
-    """Records on their way out: counted, encoded where the driver cannot."""
+    """Counts records on their way out and encodes what the driver cannot."""
 
-    def __init__(
-        self,
-        records: Iterable[Sequence[Any]] | AsyncIterable[Sequence[Any]],
-        encoders: dict[int, Encoder],
-    ) -> None:
-        self.index = -1
-        self._records = records
+    def __init__(self, encoders: dict[int, Encoder]) -> None:
         self._encoders = encoders
+        self._index = -1
 
     def reached(self) -> int:
         """Return the position of the record that the driver took last."""
-        return self.index
+        return self._index
 
-    def __iter__(self) -> Iterator[Sequence[Any]]:
-        for index, record in enumerate(self._records):  # type: ignore[arg-type]  # see Copy
-            self.index = index
+    def rows(
+        self, records: Iterable[Sequence[Any]] | AsyncIterable[Sequence[Any]]
+    ) -> Iterator[Sequence[Any]] | AsyncIterator[Sequence[Any]]:
+        """Return the records as the driver takes them."""
+        if isinstance(records, AsyncIterable):
+            return self._of_async(records)
+        return self._of(records)
+
+    def _of(self, records: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:
+        for self._index, record in enumerate(records):
+            yield self._encoded(record)
+
+    async def _of_async(
+        self, records: AsyncIterable[Sequence[Any]]
+    ) -> AsyncIterator[Sequence[Any]]:
+        async for record in records:
+            self._index += 1
             yield self._encoded(record)
 
     def _encoded(self, record: Sequence[Any]) -> Sequence[Any]:
@@ -217,13 +213,3 @@ class _Counted:
             if row[at] is not None:
                 row[at] = encode(row[at])
         return row
-
-
-class _CountedAsync(_Counted):
-    """The same for an asynchronous source."""
-
-    async def __aiter__(self) -> AsyncIterator[Sequence[Any]]:
-        self.index = -1
-        async for record in self._records:  # type: ignore[union-attr]  # see Copy
-            self.index += 1
-            yield self._encoded(record)

@@ -1,32 +1,32 @@
-"""How the pool gets new connections, in good times and in bad.
+"""How the pool gets new connections.
 
-Apart because patience is a subject of its own. While connecting works, as many
-attempts run at once as there are callers waiting. After a failure a single one
-runs, with pauses that grow with the outage (a twentieth of it, 10 ms to 2 s, so
-that a short outage is noticed to be over at once); callers wait inside their
-own deadlines, and nobody sees the failures in between.
+While connecting works, as many attempts run at once as there are callers waiting.
+After a failure a single one runs, with pauses that grow with the outage (a twentieth
+of it, 10 ms to 2 s, so that the end of a short outage is noticed at once); callers
+wait inside their own deadlines, and nobody sees the failures in between.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fm_storage.errors import StorageError
 from fm_storage.postgres.connection.entry import PoolEntry
-from fm_storage.postgres.telemetry import metrics
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     import asyncpg
 
+    from fm_storage.config import PostgresConfig
+    from fm_storage.postgres.connect.connector import Connector
     from fm_storage.postgres.pool.core import PoolCore
 
 __all__ = ["Growth"]
 
-_log = logging.getLogger("fm_storage.postgres")
 _SHORTEST_PAUSE, _LONGEST_PAUSE, _SHARE = 0.01, 2.0, 0.05
 _SHORTEST_ATTEMPT = 1.0
 _FIRST_PAUSE = 0.1
@@ -35,53 +35,39 @@ _SOON = frozenset({"57P03", "53300"})
 
 
 class Growth:
-    """Makes links for the lender's queue and for ``min_size``."""
+    """Makes connections for the core's queue and for ``min_size``."""
 
-    def __init__(self, lender: PoolCore) -> None:
-        self._lender = lender
-        self.connecting = 0
-        self._failing_since: float | None = None
-        self._last_error: StorageError | None = None
-        self._usual = lender.config.connect_timeout
-        """How long the last success took; an attempt gets four times as long."""
+    def __init__(
+        self,
+        core: PoolCore,
+        connector: Connector,
+        config: PostgresConfig,
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        self._core = core
+        self._connector = connector
+        self._config = config
+        self._spawn = spawn
+        self._usual = config.connect_timeout
+        """Seconds of the last success; an attempt gets four times as long."""
         self._timeouts = 0
-
-    def trouble(self) -> str | None:
-        """Say why connections do not come, or None while they do."""
-        if self._failing_since is None:
-            return None
-        return (
-            f"for {monotonic() - self._failing_since:.1f} s no connection could be "
-            f"made, last: {self._last_error}"
-        )
 
     def wake(self) -> None:
         """Start as many attempts as are needed, allowed and sensible."""
-        lender = self._lender
-        if lender.loop is None:
-            return
-        room = lender.config.max_size - lender.size
-        need = min(room, self._wanted())
-        for _ in range(need):
-            if self._failing_since is not None and self.connecting:
+        core = self._core
+        for _ in range(core.missing):
+            if core.failing_for is not None and core.connecting:
                 return
-            lender.size += 1
-            self.connecting += 1
-            lender.spawn(self._grow())
-
-    def _wanted(self) -> int:
-        lender = self._lender
-        for_queue = lender.waiting - self.connecting
-        return max(for_queue, lender.config.min_size - lender.size)
+            core.reserve()
+            self._spawn(self._grow())
 
     async def first(self) -> PoolEntry:
-        """Make the first link; a server that is just starting is waited for."""
-        config = self._lender.config
-        deadline = monotonic() + config.connect_timeout
+        """Make the first connection; a server that is just starting is waited for."""
+        deadline = monotonic() + self._config.connect_timeout
         while True:
             started = monotonic()
             try:
-                raw = await self._lender.connector.connect(
+                raw = await self._connector.connect(
                     timeout=max(0.001, deadline - started)
                 )
             except StorageError as error:
@@ -89,83 +75,58 @@ class Growth:
                     raise
                 await asyncio.sleep(_FIRST_PAUSE)
             else:
-                return self.note_success(raw, started)
+                return self._made(raw, started)
 
     async def _grow(self) -> None:
-        """Make one link; while that fails, keep trying for whoever waits."""
-        lender = self._lender
-        link: PoolEntry | None = None
+        """Make one connection; while that fails, keep trying for those who wait."""
+        core = self._core
+        entry: PoolEntry | None = None
         try:
-            while link is None:
+            while True:
                 started = monotonic()
                 try:
-                    raw = await lender.connector.connect(timeout=self._patience())
+                    raw = await self._connector.connect(timeout=self._patience())
                 except StorageError as error:
-                    self._note_failure(error, started)
+                    self._failed(error, started)
                     if not error.retryable:
-                        lender.refuse_waiters(error)
+                        core.refuse_waiters(error)
                         return
                 else:
-                    link = self.note_success(raw, started)
+                    entry = self._made(raw, started)
                     break
-                if self.connecting > 1 or not self._is_needed():
+                if core.connecting > 1 or not core.is_waiting:
                     return
                 await asyncio.sleep(self._pause())
-                if not self._is_needed():
+                if not core.is_waiting:
                     return
         finally:
-            self.connecting -= 1
-            if link is None:
-                lender.size -= 1
-        if lender.loop is None:
-            lender.retire(link)
-        else:
-            lender.hand(link)
-            self.wake()
+            if entry is None:
+                core.cancel_reservation()
+        core.admit(entry)
 
-    def _is_needed(self) -> bool:
-        lender = self._lender
-        return lender.loop is not None and (
-            lender.waiting > 0 or lender.size <= lender.config.min_size
-        )
-
-    def note_success(self, raw: asyncpg.Connection[Any], started: float) -> PoolEntry:
+    def _made(self, raw: asyncpg.Connection[Any], started: float) -> PoolEntry:
         """Wrap a new connection, and learn that the server is there."""
-        lender = self._lender
-        if self._failing_since is not None:
-            _log.info(
-                "%s: connected again after %.1f s",
-                lender.owner,
-                monotonic() - self._failing_since,
-            )
-        self._failing_since = self._last_error = None
+        core = self._core
         self._timeouts = 0
         self._usual = monotonic() - started
-        lender.counters.connects += 1
-        metrics.connected(lender.name, self._usual)
-        lifetime = lender.config.max_lifetime * random.uniform(0.9, 1.0)
-        link = PoolEntry(
+        core.note_success(self._usual)
+        lifetime = self._config.max_lifetime * random.uniform(0.9, 1.0)
+        entry = PoolEntry(
             raw,
-            lender=lender,
-            generation=lender.generation,
+            on_error=core.note,
+            generation=core.generation,
             expires=monotonic() + lifetime,
         )
-        raw.add_termination_listener(lambda _: lender.on_end(link))
-        return link
+        raw.add_termination_listener(lambda _: core.on_end(entry))
+        return entry
 
-    def _note_failure(self, error: StorageError, started: float) -> None:
-        lender = self._lender
-        lender.counters.connect_failures += 1
-        self._last_error = error
+    def _failed(self, error: StorageError, started: float) -> None:
         if monotonic() - started >= _SHORTEST_ATTEMPT:
             self._timeouts += 1
-        if self._failing_since is None:
-            self._failing_since = started
-            _log.warning("%s: cannot connect: %s", lender.owner, error)
+        self._core.note_failure(error, started)
 
     def _pause(self) -> float:
-        since = self._failing_since
-        outage = 0.0 if since is None else monotonic() - since
+        outage = self._core.failing_for or 0.0
         pause = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, _SHARE * outage))
         return pause * random.uniform(0.8, 1.0)
 
@@ -179,4 +140,4 @@ class Growth:
         """
         usual = max(_SHORTEST_ATTEMPT, 4 * self._usual)
         allowed = usual * float(2 ** min(self._timeouts, 10))
-        return min(self._lender.config.connect_timeout, allowed)
+        return min(self._config.connect_timeout, allowed)

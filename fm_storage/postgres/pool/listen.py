@@ -1,8 +1,7 @@
 """LISTEN as an async iterator that outlives its connection.
 
-Apart because notifications need a connection of their own, which nobody resets,
-and because a lost connection loses what was sent meanwhile: the iterator says
-so instead of pretending.
+Notifications need a connection of their own, which nobody resets. What was sent
+while there was none is lost: the iterator then yields ``missed``.
 """
 
 from __future__ import annotations
@@ -11,22 +10,18 @@ import asyncio
 import logging
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-from fm_storage.errors import (
-    ConfigurationInvalid,
-    ConnectionFailed,
-    PoolClosed,
-    StorageError,
-)
+from fm_storage.concurrency.backoff import Backoff
+from fm_storage.errors import ConnectionFailed, StorageError
+from fm_storage.postgres.connect.internals import set_listener
 from fm_storage.postgres.sql import Sql, quote_ident
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from types import TracebackType
 
     from fm_storage.postgres.connection.connection import Connection
-    from fm_storage.postgres.pool.pool import Pool
 
 __all__ = ["Listener", "Notification", "Subscription"]
 
@@ -106,7 +101,7 @@ class Subscription:
         return self._arrived.popleft()
 
     def push(self, notification: Notification) -> None:
-        """Add *notification*; a reader far behind loses the oldest and is told."""
+        """Add *notification*; a reader far behind gets ``missed``."""
         if len(self._arrived) >= _KEPT:
             self._arrived.clear()
             notification = Notification(self.channel, "", 0, missed=True)
@@ -123,8 +118,18 @@ class Subscription:
 class Listener:
     """All subscriptions of a pool, and the one connection that serves them."""
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    def __init__(
+        self,
+        name: str,
+        *,
+        connect: Callable[[str], Awaitable[Connection]],
+        require_open: Callable[[], None],
+        limit: float,
+    ) -> None:
+        self._owner = f"pool {name!r}"
+        self._connect = connect
+        self._require_open = require_open
+        self._limit = limit
         self._subscriptions: list[Subscription] = []
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -136,27 +141,19 @@ class Listener:
 
     async def enter(self, subscription: Subscription) -> None:
         """Begin to listen; returns when the server does."""
-        pool = self._pool
-        pool._lender.require_open()  # noqa: SLF001 - same room
-        if pool.transaction_pooler:
-            raise ConfigurationInvalid(
-                "postgres.dsn",
-                "names a transaction pooler, through which LISTEN hears nothing; "
-                "poll instead, or use a direct address",
-            )
+        self._require_open()
         self._subscriptions.append(subscription)
         self._changed.set()
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(
-                self._keep(), name=f"fm_storage {pool.name} listen"
+                self._keep(), name=f"fm_storage {self._owner} listen"
             )
-        limit = pool.config.acquire_timeout
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(self._limit):
                 await subscription.ready.wait()
         except TimeoutError:
             raise ConnectionFailed(
-                f"pool {pool.name!r}: no connection to listen on within {limit:.1f} s"
+                f"{self._owner}: no connection to listen on within {self._limit:.1f} s"
             ) from None
         if subscription.error is not None:
             raise subscription.error
@@ -167,10 +164,10 @@ class Listener:
             self._subscriptions.remove(subscription)
             self._changed.set()
 
-    async def aclose(self) -> None:
-        """End every iteration with ``PoolClosed`` and close the connection."""
+    async def aclose(self, error: StorageError) -> None:
+        """End every iteration with *error* and close the connection."""
         for subscription in self._subscriptions:
-            subscription.fail(PoolClosed(self._pool.name))
+            subscription.fail(error)
         self._subscriptions.clear()
         task, self._task = self._task, None
         if task is not None:
@@ -179,12 +176,12 @@ class Listener:
 
     async def _keep(self) -> None:
         """Hold a listening connection while anybody wants one."""
-        pause, lost = _SHORTEST_PAUSE, False
+        pauses, lost = Backoff(_SHORTEST_PAUSE, _LONGEST_PAUSE), False
         while self._subscriptions:
             try:
-                connection = await self._pool.connect("listen")
+                connection = await self._connect("listen")
                 try:
-                    pause = _SHORTEST_PAUSE
+                    pauses.reset()
                     await self._serve(connection, lost=lost)
                 finally:
                     await connection.aclose()
@@ -194,14 +191,13 @@ class Listener:
                         subscription.fail(exc)
                     self._subscriptions.clear()
                     return
-                _log.info("pool %r: listening again soon: %s", self._pool.name, exc)
+                _log.info("%s: listening again soon: %s", self._owner, exc)
                 lost = True
-                await asyncio.sleep(pause)
-                pause = min(_LONGEST_PAUSE, 2 * pause)
+                await pauses.sleep()
 
     async def _serve(self, connection: Connection, *, lost: bool) -> None:
         """Listen on what is wanted until nobody wants anything."""
-        raw: Any = connection.raw
+        raw = connection.raw
         connection.add_termination_listener(self._changed.set)
         heard: set[str] = set()
         while True:
@@ -213,10 +209,10 @@ class Listener:
                 await connection.execute(
                     Sql(f"LISTEN {quote_ident(channel)}"), timeout=_ALIVE_WITHIN
                 )
-                raw._listeners[channel] = {_Callback(self._deliver)}  # noqa: SLF001 - add_listener() has no deadline
+                set_listener(raw, channel, self._deliver)
                 heard.add(channel)
             for channel in heard - wanted:
-                raw._listeners.pop(channel, None)  # noqa: SLF001 - as above
+                set_listener(raw, channel, None)
                 await connection.execute(
                     Sql(f"UNLISTEN {quote_ident(channel)}"), timeout=_ALIVE_WITHIN
                 )
@@ -233,19 +229,9 @@ class Listener:
             except TimeoutError:
                 await connection.execute(Sql("SELECT 1"), timeout=_ALIVE_WITHIN)
             if connection.is_closed:
-                raise ConnectionFailed(
-                    f"pool {self._pool.name!r}: the listening connection ended"
-                )
+                raise ConnectionFailed(f"{self._owner}: the listening connection ended")
 
     def _deliver(self, _raw: object, pid: int, channel: str, payload: str) -> None:
         for each in self._subscriptions:
             if each.channel == channel:
                 each.push(Notification(channel, payload, pid))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Callback:
-    """A listener in the shape that the driver keeps them."""
-
-    cb: Any
-    is_async: bool = False

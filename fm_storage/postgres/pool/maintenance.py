@@ -1,80 +1,114 @@
-"""What is done to a connection between two borrowers, off everyone's path.
+"""What a pool does to its connections between two borrowers, off everyone's path.
 
-Apart because it is the only part of lending that talks to the server: roll
-back, reset, or say goodbye. Each is bounded; a connection that does not answer
-in time is dropped without ceremony and its slot freed.
+Roll back, reset, close: each is bounded, and a connection that does not answer in
+time is terminated and its slot freed. Now and then the pool closes connections that
+are old or unused, refills ``min_size`` and reports leaks.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from fm_storage.postgres.connect.internals import (
+    forget_session,
+    wait_for_cancellation,
+)
 from fm_storage.postgres.connection.classifier import RESET_SQL
+from fm_storage.postgres.pool.core import Verdict
+from fm_storage.postgres.pool.timeouts import Ticker
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from fm_storage.config import PostgresConfig
+    from fm_storage.postgres.connect.connector import Connector
     from fm_storage.postgres.connection.entry import PoolEntry
     from fm_storage.postgres.pool.core import PoolCore
 
-__all__ = ["drop", "mend", "say_goodbye"]
+__all__ = ["Maintenance"]
 
 _GOODBYE = 1.0
+_SHORTEST, _LONGEST = 0.02, 15.0
 
 
-async def mend(lender: PoolCore, link: PoolEntry) -> None:
-    """Make *link* as good as new and lend it on, or drop it."""
-    try:
-        await _clean(link, lender)
-    except asyncio.CancelledError:
-        drop(lender, link)
-        raise
-    except Exception:
-        drop(lender, link)
-        return
-    lender.mending.discard(link)
-    lender.settle(link)
+class Maintenance:
+    """Carries out what the core decided."""
 
+    def __init__(
+        self, core: PoolCore, connector: Connector, config: PostgresConfig
+    ) -> None:
+        self._core = core
+        self._connector = connector
+        self._limit = config.check_timeout
+        self._tasks: set[asyncio.Task[None]] = set()
+        bounds = (config.max_idle, config.max_lifetime, config.leak_after or _LONGEST)
+        self.ticker = Ticker(min(_LONGEST, max(_SHORTEST, min(bounds) / 4)), core.sweep)
 
-async def _clean(link: PoolEntry, lender: PoolCore) -> None:
-    limit = lender.config.check_timeout
-    raw: Any = link.raw
-    # A cancelled statement is over only when the server has said so; before
-    # that the transaction status is yesterday's.
-    await raw._protocol._wait_for_cancellation(limit)  # noqa: SLF001 - the driver's own bounded wait
-    words = []
-    if raw.is_in_transaction():
-        words.append("ROLLBACK")
-    # Behind a transaction pooler the reset would hit somebody else's session.
-    if link.dirty and not lender.connector.transaction_pooler:
-        words.append(RESET_SQL)
-        lender.counters.resets += 1
-    raw._top_xact = None  # noqa: SLF001 - its transaction is over
-    raw._listeners.clear()  # noqa: SLF001 - and nobody listens any more
-    raw._log_listeners.clear()  # noqa: SLF001 - as above
-    for sql in words:
-        await raw.execute(sql, timeout=limit)
-    link.dirty = False
-    if link.refused_write:
-        link.refused_write = False
-        if await raw.fetchval("SELECT pg_is_in_recovery()", timeout=limit):
-            lender.renew("the server accepts no more writes")
+    def act(self, entry: PoolEntry, verdict: Verdict) -> None:
+        """Reset or close *entry* in a task."""
+        work = self._reset if verdict is Verdict.RESET else self._close
+        self.spawn(work(entry))
 
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run *work* in a task that ``cancel()`` waits for."""
+        loop = self._core.home or asyncio.get_running_loop()
+        task = loop.create_task(work, name=f"fm_storage {self._core.name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-def drop(lender: PoolCore, link: PoolEntry) -> None:
-    """End *link* now and free its slot, once."""
-    link.raw.terminate()
-    if link in lender.mending:
-        lender.forget(link)
+    async def cancel(self, limit: float) -> None:
+        """Cancel all tasks, and wait for them for *limit* seconds."""
+        last = monotonic() + limit
+        while self._tasks and (left := last - monotonic()) > 0:
+            for task in self._tasks:  # one that ends may have begun another
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=left)
 
+    async def _reset(self, entry: PoolEntry) -> None:
+        """Make *entry* as good as new and give it back, or drop it."""
+        try:
+            await self._clean(entry)
+        except asyncio.CancelledError:
+            self._drop(entry)
+            raise
+        except Exception:
+            self._drop(entry)
+            return
+        self._core.give_reset(entry)
 
-async def say_goodbye(lender: PoolCore, link: PoolEntry) -> None:
-    """Close *link* yielding_gil within a second, then rudely, and free its slot."""
-    try:
-        async with asyncio.timeout(_GOODBYE):
-            await link.raw.close()
-    except TimeoutError:
-        pass
-    except Exception:  # noqa: S110 - it is being thrown away
-        pass
-    finally:
-        drop(lender, link)
+    async def _clean(self, entry: PoolEntry) -> None:
+        raw, limit = entry.raw, self._limit
+        await wait_for_cancellation(raw, limit)
+        words = []
+        if raw.is_in_transaction():
+            words.append("ROLLBACK")
+        # Behind a transaction pooler the reset would hit somebody else's session.
+        if entry.dirty and not self._connector.transaction_pooler:
+            words.append(RESET_SQL)
+            self._core.counters.resets += 1
+        forget_session(raw)
+        for sql in words:
+            await raw.execute(sql, timeout=limit)
+        entry.dirty = False
+        if entry.refused_write:
+            entry.refused_write = False
+            if await raw.fetchval("SELECT pg_is_in_recovery()", timeout=limit):
+                self._core.renew("the server accepts no more writes")
+
+    async def _close(self, entry: PoolEntry) -> None:
+        """Close gracefully (1 s), then terminate; always release the slot."""
+        try:
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(_GOODBYE):
+                    await entry.raw.close()
+        finally:
+            self._drop(entry)
+
+    def _drop(self, entry: PoolEntry) -> None:
+        """Terminate *entry* and free its slot, once."""
+        entry.raw.terminate()
+        if entry in self._core.resetting:
+            self._core.forget(entry)

@@ -1,76 +1,120 @@
-"""The pool as its users see it: its life, borrowing, transactions, numbers.
-
-Apart from the lender, which decides who gets a connection, and from the pool's
-verbs, which are the hot path.
-"""
+"""The pool as its users see it: its life, borrowing, transactions, numbers."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-import sys
+import inspect
+from collections.abc import Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from fm_storage.concurrency.shield import shielded
+from fm_storage.concurrency.backoff import Backoff
+from fm_storage.concurrency.lifecycle import Life
+from fm_storage.concurrency.shield import Once, shielded
 from fm_storage.errors import ConfigurationInvalid, PoolClosed, StorageError
 from fm_storage.postgres.connect import composites
 from fm_storage.postgres.connect.connector import Connector
 from fm_storage.postgres.connection.connection import Connection
-from fm_storage.postgres.connection.entry import Borrower, PoolEntry
+from fm_storage.postgres.connection.entry import PoolEntry
 from fm_storage.postgres.connection.joining import join
-from fm_storage.postgres.connection.transaction import Transaction, is_worth_repeating
-from fm_storage.postgres.pool import closing
-from fm_storage.postgres.pool.core import Life, PoolCore
-from fm_storage.postgres.pool.housekeeping import Housekeeping
+from fm_storage.postgres.connection.statements import Rules, Statements, Stream
+from fm_storage.postgres.connection.transaction import (
+    Transaction,
+    begin_sql,
+    transaction_on,
+)
+from fm_storage.postgres.connection.verbs import Verbs
+from fm_storage.postgres.pool.closing import close
+from fm_storage.postgres.pool.core import PoolCore, Verdict
+from fm_storage.postgres.pool.growth import Growth
 from fm_storage.postgres.pool.listen import Listener, Subscription
-from fm_storage.postgres.pool.statements import PoolVerbs
-from fm_storage.postgres.pool.timeouts import StatementTimeouts
-from fm_storage.postgres.statistics import PoolStatistics
+from fm_storage.postgres.pool.maintenance import Maintenance
+from fm_storage.postgres.pool.retry import is_worth_repeating
+from fm_storage.postgres.pool.statements import PoolStatements
+from fm_storage.postgres.pool.timeouts import Ticker, timeout_interval
 from fm_storage.postgres.telemetry import metrics, tracing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-    from types import FrameType, TracebackType
+    from collections.abc import AsyncIterator, Awaitable
+    from types import TracebackType
 
     import asyncpg
     from asyncpg import Record
 
     from fm_storage.config import PostgresConfig
     from fm_storage.postgres.executor import Value
+    from fm_storage.postgres.statistics import PoolStatistics
 
 __all__ = ["Pool"]
 
 T = TypeVar("T")
-_FRAMES = 6
-_LONGEST_PAUSE = 0.5
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.004, 0.5
 
 
-class Pool(PoolVerbs):
-    """Connections to one PostgreSQL, lent first come first served.
+class Pool(Verbs):
+    """Connections to one PostgreSQL, for the caller who came first.
 
     Every verb borrows a connection for itself; ``acquire()`` and
     ``transaction()`` borrow one for a block. Belongs to the event loop and the
     process that opened it.
 
-    Attributes:
-        transaction_class: What ``transaction()`` yields; may be replaced by a
-            subclass of ``Transaction`` before opening.
+    Args:
+        config: Size, timeouts and all other settings.
+        dsn: The address, if not that of *config*.
+        name: For messages, metrics and names of tasks.
+        make_transaction: Makes what ``transaction()`` yields: ``Transaction``, or a
+            subclass with what else the application does in one.
     """
 
     def __init__(
-        self, config: PostgresConfig, *, dsn: str | None = None, name: str = "postgres"
+        self,
+        config: PostgresConfig,
+        *,
+        dsn: str | None = None,
+        name: str = "postgres",
+        make_transaction: Callable[[Statements], Transaction] = Transaction,
     ) -> None:
         self.config = config
         self.name = name
-        self.transaction_class: type[Transaction] = Transaction
         self._connector = Connector(config, dsn=dsn)
-        lender = PoolCore(name, config, self._connector)
-        super().__init__(lender, config)
-        self._housekeeping = Housekeeping(lender)
-        self._watch = StatementTimeouts(lender)
-        self._listener = Listener(self)
-        self._closed: asyncio.Future[None] | None = None
+        self._core = core = PoolCore(
+            name,
+            config,
+            grow=self._grow,
+            act=self._act,
+        )
+        super().__init__(PoolStatements(core, config).run)
+        self._rules = Rules(
+            core.owner, config.command_timeout, config.slow_query, make_transaction
+        )
+        self._maintenance = Maintenance(core, self._connector, config)
+        self._growth = Growth(core, self._connector, config, self._maintenance.spawn)
+        self._timeouts = Ticker(
+            timeout_interval(config.command_timeout), core.cancel_overdue
+        )
+        self._listener = Listener(
+            name,
+            connect=self.connect,
+            require_open=self._require_listening,
+            limit=config.acquire_timeout,
+        )
+        self._closed: Once[None] | None = None
+
+    def __repr__(self) -> str:
+        core = self._core
+        return (
+            f"<{type(self).__name__} {self.name!r} {core.life.value}: "
+            f"{core.size} of {self.config.max_size} connection(s)>"
+        )
+
+    # What the core decides is carried out by parts that need the core themselves.
+
+    def _grow(self) -> None:
+        self._growth.wake()
+
+    def _act(self, entry: PoolEntry, verdict: Verdict) -> None:
+        self._maintenance.act(entry, verdict)
 
     @property
     def transaction_pooler(self) -> bool:
@@ -95,26 +139,29 @@ class Pool(PoolVerbs):
             ConnectionFailed: No server answered as it should.
             PoolClosed: The pool was closed; make a new one.
         """
-        lender = self._lender
-        if lender.life is Life.OPEN:
-            lender.require_open()
+        core = self._core
+        if core.life is Life.OPEN:
+            core.require_open()
             return
-        if lender.life is not Life.NEW:
-            raise PoolClosed(self.name, state=lender.life.value)
+        if core.life is not Life.NEW:
+            raise PoolClosed(self.name, state=core.life.value)
         tracing.switch_on()
-        lender.size += 1
+        core.reserve()
         try:
-            link = await lender.growth.first()
+            entry = await self._growth.first()
         except BaseException:  # give its place back, then pass it on
-            lender.size -= 1
+            core.cancel_reservation()
             raise
-        lender.home = lender.loop = asyncio.get_running_loop()
-        lender.life = Life.OPEN
-        metrics.watch(lender)
-        lender.hand(link)
-        lender.growth.wake()
-        self._housekeeping.begin()
-        self._watch.begin()
+        core.open()
+        metrics.watch(
+            self.statistics,
+            min_size=self.config.min_size,
+            max_size=self.config.max_size,
+        )
+        core.admit(entry)
+        loop = asyncio.get_running_loop()
+        self._maintenance.ticker.begin(loop)
+        self._timeouts.begin(loop)
 
     async def aclose(self, timeout: float | None = None) -> None:
         """Close every connection; a second call waits for the first.
@@ -124,26 +171,25 @@ class Pool(PoolVerbs):
         named in the log, with the place it borrowed at, and its connection is
         cut. If cancelled, closing goes on to its end first.
         """
-        lender = self._lender
-        if lender.forked or lender.life is Life.NEW:
-            lender.life = Life.CLOSED
+        core = self._core
+        if core.forked or core.life is Life.NEW:
+            core.end()
             return
-        if lender.home is not asyncio.get_running_loop():
-            if lender.life is Life.CLOSED:
+        if core.home is not asyncio.get_running_loop():
+            if core.life is Life.CLOSED:
                 return
-            raise lender.refusal()
+            raise core.refusal()
         limit = self.config.close_timeout if timeout is None else timeout
         if self._closed is None:
-            self._closed = asyncio.ensure_future(self._close(limit))
-        closed = self._closed
-        await shielded(lambda: closing.wait_for(closed), timeout=limit + 1.0)
+            self._closed = Once(lambda: self._close(limit))
+        await shielded(self._closed, timeout=limit + 1.0)
 
     async def _close(self, limit: float) -> None:
-        metrics.unwatch(self._lender)
-        self._housekeeping.end()
-        await self._listener.aclose()
-        await closing.close(self._lender, limit)
-        self._watch.end()
+        metrics.unwatch(self.statistics)
+        self._maintenance.ticker.end()
+        await self._listener.aclose(PoolClosed(self.name))
+        await close(self._core, self._maintenance, limit)
+        self._timeouts.end()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -158,25 +204,29 @@ class Pool(PoolVerbs):
         await self.aclose()
 
     async def drain(self) -> None:
-        """Replace every connection: idle ones now, lent ones when they return.
+        """Replace every connection: idle ones now, those in use when they return.
 
         For after a migration or a failover. Nobody is interrupted.
         """
-        self._lender.require_open()
-        self._lender.renew("drain() was called")
+        self._core.require_open()
+        self._core.renew("drain() was called")
 
     # -- borrowing -------------------------------------------------------
 
-    def acquire(self, timeout: float | None = None) -> Acquire:
+    def acquire(self, timeout: float | None = None) -> Acquire[Connection]:
         """Borrow a connection for an ``async with`` block.
 
         Raises (on entering):
             PoolTimeout: None became free within *timeout* (``acquire_timeout``).
             ConnectionFailed: None could be made in that time.
         """
-        return Acquire(
-            self, self.config.acquire_timeout if timeout is None else timeout
-        )
+        return self._borrow(Connection, timeout)
+
+    def _borrow(
+        self, make: Callable[[Statements], T], timeout: float | None = None
+    ) -> Acquire[T]:
+        limit = self.config.acquire_timeout if timeout is None else timeout
+        return Acquire(self._core, self._rules, limit, make)
 
     @asynccontextmanager
     async def transaction(
@@ -195,22 +245,20 @@ class Pool(PoolVerbs):
         if one is open. It is neither closed nor given back.
         """
         if connection is not None:
+            owner = f"{self._core.owner} (joined connection)"
             async with join(
                 connection,
-                self.transaction_class,
-                owner=self._owner,
-                config=self.config,
+                replace(self._rules, owner=owner),
                 isolation=isolation,
                 readonly=readonly,
                 deferrable=deferrable,
             ) as joined:
                 yield joined
             return
+        begin = begin_sql(isolation=isolation, readonly=readonly, deferrable=deferrable)
         async with (
-            self.acquire(timeout) as borrowed,
-            borrowed.transaction(
-                isolation=isolation, readonly=readonly, deferrable=deferrable
-            ) as transaction,
+            self._borrow(_as_they_are, timeout) as statements,
+            transaction_on(statements, begin) as transaction,
         ):
             yield transaction
 
@@ -224,8 +272,8 @@ class Pool(PoolVerbs):
         reason, leaves nothing open.
         """
         async with (
-            self.acquire() as connection,
-            connection.stream(sql, *args, prefetch=prefetch) as rows,
+            self._borrow(_as_they_are) as statements,
+            Stream(statements, sql, args, prefetch) as rows,
         ):
             yield rows
 
@@ -252,6 +300,7 @@ class Pool(PoolVerbs):
         """
         if attempts < 1:
             raise ConfigurationInvalid("attempts", f"{attempts} is below 1")
+        pauses = Backoff(_SHORTEST_PAUSE, _LONGEST_PAUSE, jitter=1.0)
         for attempt in range(1, attempts + 1):
             committing = False
             try:
@@ -267,8 +316,7 @@ class Pool(PoolVerbs):
                     raise
             else:
                 return result
-            pause = min(_LONGEST_PAUSE, 0.002 * 2**attempt)
-            await asyncio.sleep(pause * random.random())
+            await pauses.sleep()
         raise AssertionError  # the last attempt returned or raised
 
     async def connect(
@@ -291,14 +339,8 @@ class Pool(PoolVerbs):
             ConnectionFailed: No server answered as it should.
         """
         raw = await self._connector.connect(purpose, dsn=dsn, settings=settings)
-        return Connection(
-            PoolEntry(raw),
-            owner=f"{self._owner} ({purpose})",
-            command_timeout=self.config.command_timeout,
-            slow_query=self.config.slow_query,
-            transaction_class=self.transaction_class,
-            dedicated=True,
-        )
+        rules = replace(self._rules, owner=f"{self._core.owner} ({purpose})")
+        return Connection(Statements(PoolEntry(raw), rules), dedicated=True)
 
     def listen(self, channel: str) -> Subscription:
         """Listen on *channel*: an async iterator over ``Notification``.
@@ -312,12 +354,22 @@ class Pool(PoolVerbs):
         """
         return self._listener.subscribe(channel)
 
+    def _require_listening(self) -> None:
+        """Refuse to listen where nothing can be heard."""
+        self._core.require_open()
+        if self.transaction_pooler:
+            raise ConfigurationInvalid(
+                "postgres.dsn",
+                "names a transaction pooler, through which LISTEN hears nothing; "
+                "poll instead, or use a direct address",
+            )
+
     async def register_composite(
         self, name: str, kind: type[Any], *, schema: str = "public"
     ) -> None:
         """Read and write the composite type *name* as instances of *kind*.
 
-        Holds for every connection lent from now on; register a type that others
+        Holds for every connection acquired from now on; register a type that others
         contain before them. A parameter may be a plain tuple all the same.
 
         Args:
@@ -330,45 +382,46 @@ class Pool(PoolVerbs):
             ConfigurationInvalid: *kind* has other fields, or some are json, which
                 the driver cannot read inside a row.
         """
-        found = await composites.register(self, name, kind, schema)
+        found = await composites.composite_of(self, name, kind, schema)
+        trial = await self.connect("types")
+        try:
+            await found.try_on(trial.raw)
+        finally:
+            await trial.aclose()
         self._connector.composites.append(found)
-        self._lender.renew(f"type {name} was registered")
+        self._core.renew(f"type {name} was registered")
 
     # -- numbers ---------------------------------------------------------
 
     def statistics(self) -> PoolStatistics:
         """Return a snapshot of the pool; no I/O."""
-        return closing.snapshot(self._lender)
+        return self._core.statistics()
 
 
-class Acquire:
+class Acquire(Generic[T]):
     """What ``Pool.acquire()`` returns: enter it to borrow, leave it to give back."""
 
-    __slots__ = ("_connection", "_limit", "_link", "_pool")
+    __slots__ = ("_core", "_limit", "_make", "_rules", "_statements")
 
-    def __init__(self, pool: Pool, limit: float) -> None:
-        self._pool = pool
+    def __init__(
+        self,
+        core: PoolCore,
+        rules: Rules,
+        limit: float,
+        make: Callable[[Statements], T],
+    ) -> None:
+        self._core = core
+        self._rules = rules
         self._limit = limit
-        self._link: PoolEntry | None = None
-        self._connection: Connection | None = None
+        self._make = make
+        self._statements: Statements | None = None
 
-    async def __aenter__(self) -> Connection:
-        pool = self._pool
-        lender = pool._lender  # noqa: SLF001 - same room
-        link = lender.take_now() or await lender.take(self._limit)
-        link.lease = Borrower(asyncio.current_task(), _borrower(sys._getframe(1)))  # noqa: SLF001 - extract_stack() is too dear
-        if lender.always_reset:
-            link.dirty = True
-        config = pool.config
-        self._link = link
-        self._connection = Connection(
-            link,
-            owner=lender.owner,
-            command_timeout=config.command_timeout,
-            slow_query=config.slow_query,
-            transaction_class=pool.transaction_class,
-        )
-        return self._connection
+    async def __aenter__(self) -> T:
+        core = self._core
+        entry = core.take_now() or await core.take(self._limit)
+        core.note_borrower(entry, inspect.currentframe())
+        self._statements = Statements(entry, self._rules)
+        return self._make(self._statements)
 
     async def __aexit__(
         self,
@@ -376,24 +429,10 @@ class Acquire:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        link, connection = self._link, self._connection
-        self._link = self._connection = None
-        if link is None or connection is None:
-            return
-        connection._link = None  # noqa: SLF001 - same room
-        self._pool._lender.give(link)  # noqa: SLF001 - same room
+        entry = None if self._statements is None else self._statements.release()
+        if entry is not None:
+            self._core.give(entry)
 
 
-def _borrower(frame: FrameType | None) -> list[tuple[str, int, str]]:
-    """Return the innermost frames outside this package and asyncio."""
-    frames: list[tuple[str, int, str]] = []
-    while frame is not None and len(frames) < _FRAMES:
-        code = frame.f_code
-        if code.co_filename.endswith("asyncio/events.py"):
-            break
-        if "fm_storage/postgres/" not in code.co_filename and not (
-            code.co_filename.endswith("/contextlib.py")
-        ):
-            frames.append((code.co_filename, frame.f_lineno, code.co_qualname))
-        frame = frame.f_back
-    return frames
+def _as_they_are(statements: Statements) -> Statements:
+    return statements

@@ -1,9 +1,9 @@
 """OpenTelemetry metrics of pools and statements, if the application has a meter.
 
-Apart because opentelemetry-api is an extra: without it, or without a provider,
-nothing is registered and nothing is counted twice. What a pool counts anyway is
-read when the application's exporter collects, so lending a connection costs
-nothing more; only waits, connects and statements are recorded as they happen.
+opentelemetry-api is an extra: without it, or without a provider, nothing is
+registered and nothing is counted twice. What a pool counts anyway is read when
+the application's exporter collects, so that acquiring costs nothing more; only
+waits, connects and statements are recorded as they happen.
 
 See https://opentelemetry.io/docs/specs/semconv/database/database-metrics/.
 """
@@ -13,15 +13,14 @@ from __future__ import annotations
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from fm_storage.postgres.pool.core import PoolCore
+from fm_storage.postgres.statistics import PoolStatistics
 
 __all__ = [
-    "active",
     "connected",
     "operation",
+    "state",
     "switch_on",
     "unwatch",
     "waited",
@@ -34,42 +33,26 @@ _STATE = f"{_PREFIX}state"
 # The conventions' boundaries for db.client.operation.duration.
 _SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 
-Attributes = dict[str, Any]
-Reading = Callable[["PoolCore"], Iterable[tuple[int, Attributes]]]
-
-active = False
-_provider: Any = None
-_observation: Any = None
-_operation: Any = None
-_wait: Any = None
-_create: Any = None
-# Replaced, never changed: the exporter's thread reads it.
-_watched: tuple[weakref.ref[PoolCore], ...] = ()
+Reading = Callable[[PoolStatistics, int, int], Iterable[tuple[int, str | None]]]
+"""From a pool's numbers and its two limits to values and what they are in."""
 
 
-def _count(lender: PoolCore) -> Iterable[tuple[int, Attributes]]:
-    used = len(lender.lent) + len(lender.mending)
-    return ((used, {_STATE: "used"}), (len(lender.idle), {_STATE: "idle"}))
+class _State:
+    """What is measured, for the whole process, like the provider itself."""
+
+    def __init__(self) -> None:
+        self.active = False
+        self.provider: Any = None
+        self.observation: Any = None
+        self.operation: Any = None
+        self.wait: Any = None
+        self.create: Any = None
+        # Replaced, never changed: the exporter's thread reads it.
+        self.watched: tuple[tuple[_Source, int, int], ...] = ()
 
 
-def _smallest(lender: PoolCore) -> Iterable[tuple[int, Attributes]]:
-    return ((lender.config.min_size, {}),)
-
-
-def _largest(lender: PoolCore) -> Iterable[tuple[int, Attributes]]:
-    return ((lender.config.max_size, {}),)
-
-
-def _pending(lender: PoolCore) -> Iterable[tuple[int, Attributes]]:
-    return ((lender.waiting, {}),)
-
-
-def _timeouts(lender: PoolCore) -> Iterable[tuple[int, Attributes]]:
-    return ((lender.counters.timeouts, {}),)
-
-
-def _acquired(lender: PoolCore) -> Iterable[tuple[int, Attributes]]:
-    return ((lender.counters.at_once + lender.counters.waited, {}),)
+_Source = weakref.WeakMethod[Callable[[], PoolStatistics]]
+state = _State()
 
 
 # Name, kind, unit, what it is, how it is read.
@@ -79,49 +62,52 @@ _OBSERVED: tuple[tuple[str, str, str, str, Reading], ...] = (
         "up_down_counter",
         "{connection}",
         "Connections by what they are doing.",
-        _count,
+        lambda pool, _low, _high: (
+            (pool.busy + pool.resetting, "used"),
+            (pool.idle, "idle"),
+        ),
     ),
     (
         f"{_PREFIX}idle.min",
         "up_down_counter",
         "{connection}",
         "Connections kept open while idle.",
-        _smallest,
+        lambda _pool, low, _high: ((low, None),),
     ),
     (
         f"{_PREFIX}idle.max",
         "up_down_counter",
         "{connection}",
-        "Idle connections at most.",
-        _largest,
+        "Maximum number of idle connections.",
+        lambda _pool, _low, high: ((high, None),),
     ),
     (
         f"{_PREFIX}max",
         "up_down_counter",
         "{connection}",
-        "Connections at most.",
-        _largest,
+        "Maximum number of connections.",
+        lambda _pool, _low, high: ((high, None),),
     ),
     (
         f"{_PREFIX}pending_requests",
         "up_down_counter",
         "{request}",
         "Callers that wait for a connection.",
-        _pending,
+        lambda pool, _low, _high: ((pool.waiting, None),),
     ),
     (
         f"{_PREFIX}timeouts",
         "counter",
         "{timeout}",
         "Callers that got no connection in time.",
-        _timeouts,
+        lambda pool, _low, _high: ((pool.timeouts, None),),
     ),
     (
         "fm_storage.pool.acquired",
         "counter",
         "{acquisition}",
-        "Connections lent, those that nobody had to wait for included.",
-        _acquired,
+        "Connections acquired, those without waiting included.",
+        lambda pool, _low, _high: ((pool.acquired, None),),
     ),
 )
 
@@ -132,7 +118,6 @@ def switch_on() -> bool:
     Returns whether anything is measured from now on. The default provider, which
     drops everything, counts as none.
     """
-    global active, _provider, _observation, _operation, _wait, _create  # noqa: PLW0603 - process-wide, like the provider itself
     try:
         from opentelemetry import metrics
     except ImportError:
@@ -143,26 +128,24 @@ def switch_on() -> bool:
         isinstance(provider, metrics.NoOpMeterProvider)
         or "Proxy" in type(provider).__name__
     ):
-        active = False
+        state.active = False
         return False
-    if provider is not _provider:
-        _provider, _observation = provider, metrics.Observation
+    if provider is not state.provider:
+        state.provider, state.observation = provider, metrics.Observation
         meter = provider.get_meter("fm_storage")
         for name, kind, unit, what, reading in _OBSERVED:
             make = getattr(meter, f"create_observable_{kind}")
             make(name, callbacks=[_reader(reading)], unit=unit, description=what)
-        _operation = _histogram(
+        state.operation = _histogram(
             meter, "db.client.operation.duration", "Duration of a statement."
         )
-        _wait = _histogram(
+        state.wait = _histogram(
             meter,
             f"{_PREFIX}wait_time",
-            "How long callers waited that were not lent a connection at once.",
+            "Wait of callers that did not get a connection at once.",
         )
-        _create = _histogram(
-            meter, f"{_PREFIX}create_time", "How long it took to connect."
-        )
-    active = True
+        state.create = _histogram(meter, f"{_PREFIX}create_time", "Time to connect.")
+    state.active = True
     return True
 
 
@@ -179,42 +162,49 @@ def _reader(reading: Reading) -> Callable[[Any], list[Any]]:
     """Return a callback that sums *reading* over the pools of each name."""
 
     def read(_options: object) -> list[Any]:
-        sums: dict[tuple[tuple[str, Any], ...], int] = defaultdict(int)
-        for reference in _watched:
-            lender = reference()
-            if lender is None:
+        sums: dict[tuple[tuple[str, str], ...], int] = defaultdict(int)
+        for reference, low, high in state.watched:
+            statistics = reference()
+            if statistics is None:
                 continue
-            for value, attributes in reading(lender):
-                sums[(_POOL, lender.name), *attributes.items()] += value
-        return [_observation(value, dict(key)) for key, value in sums.items()]
+            pool = statistics()
+            for value, kind in reading(pool, low, high):
+                key = ((_POOL, pool.name), *([(_STATE, kind)] if kind else []))
+                sums[key] += value
+        return [state.observation(value, dict(key)) for key, value in sums.items()]
 
     return read
 
 
-def watch(lender: PoolCore) -> None:
-    """Show a pool from now on."""
-    global _watched  # noqa: PLW0603 - see its comment
-    _watched = (*(r for r in _watched if r() is not None), weakref.ref(lender))
+def watch(
+    statistics: Callable[[], PoolStatistics], *, min_size: int, max_size: int
+) -> None:
+    """Show a pool from now on; *statistics* is a method of it, held weakly."""
+    unwatch()
+    added = (weakref.WeakMethod(statistics), min_size, max_size)
+    state.watched = (*state.watched, added)
 
 
-def unwatch(lender: PoolCore) -> None:
-    """Show a pool no longer."""
-    global _watched  # noqa: PLW0603 - see its comment
-    _watched = tuple(r for r in _watched if r() not in {None, lender})
+def unwatch(statistics: Callable[[], PoolStatistics] | None = None) -> None:
+    """Show a pool no longer, nor any that is gone."""
+    state.watched = tuple(
+        each for each in state.watched if each[0]() not in {None, statistics}
+    )
 
 
 def waited(pool: str, seconds: float) -> None:
     """Note that a caller had to wait for its connection."""
-    if active:
-        _wait.record(seconds, {_POOL: pool})
+    if state.active:
+        state.wait.record(seconds, {_POOL: pool})
 
 
 def connected(pool: str, seconds: float) -> None:
     """Note that a connection was made."""
-    if active:
-        _create.record(seconds, {_POOL: pool})
+    if state.active:
+        state.create.record(seconds, {_POOL: pool})
 
 
 def operation(seconds: float, attributes: Mapping[str, Any]) -> None:
     """Note how long a statement took, by *attributes* that are few in number."""
-    _operation.record(seconds, attributes)
+    if state.active:
+        state.operation.record(seconds, attributes)

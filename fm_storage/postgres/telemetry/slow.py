@@ -1,8 +1,4 @@
-"""One log line for a statement that took too long.
-
-Apart so that connection and pool say it in the same words, without parameters,
-which may be secret.
-"""
+"""The log line for a statement that took too long, without its parameters."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class _Members(dict[Any, enum.Enum]):
     members: type[enum.Enum]
 
     def __missing__(self, value: Any) -> enum.Enum:
-        # The enum's own ValueError says what is wrong, unless _missing_() helps.
+        # The enum's own ValueError names the value, unless _missing_() helps.
         return self.members(value)
 
 

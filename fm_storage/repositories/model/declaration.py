@@ -31,7 +31,7 @@ __all__ = ["Column", "Model", "read_model"]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """How a field is stored, where its annotation does not say it.
+    """How a field is stored, where its annotation leaves it open.
 
     Given in ``columns={"total": Column(type="numeric(12,2)")}`` or in the model:
     ``code: Annotated[str, Column(max_length=100)]``.

@@ -48,7 +48,7 @@ class Entity(Generic[M]):
         by_field: The same by name.
         key: The fields that identify a record.
         version: The field of the optimistic lock, or None.
-        deleted: The field that says when a row was deleted softly, or None.
+        deleted: The field with the moment of a soft deletion, or None.
         inserted: The fields that a new row is given.
         returned: The fields of a new row that only the server knows.
         insert_values: See ``ParameterEncoder.values()``.

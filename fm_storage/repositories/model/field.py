@@ -47,6 +47,6 @@ class Stored:
             raise self.refusal(str(exc), index) from exc
 
     def refusal(self, why: str, index: int | None = None) -> InvalidRecord:
-        """Return the error that says what is wrong with this field's value."""
+        """Return the error about what is wrong with this field's value."""
         at = "" if index is None else f"record {index}: "
         return InvalidRecord(f"{at}{self.field}: {why}", field=self.field, index=index)

@@ -30,7 +30,7 @@ __all__ = [
 
 
 class Refused(ValueError):
-    """A value that its column cannot hold; the message says why."""
+    """A value that its column cannot hold; the message is the reason."""
 
 
 class ColumnType:
@@ -362,5 +362,5 @@ class Uuid(Plain):
 
 
 def named(value: object) -> str:
-    """Return what a wrong value is, as a message says it."""
+    """Return what a wrong value is, as a message shows it."""
     return "None" if value is None else f"of type {type(value).__name__}"

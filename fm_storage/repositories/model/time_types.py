@@ -31,7 +31,7 @@ class Timestamp(Plain):
         self.sql = "timestamptz" if aware else "timestamp"
 
     def encode(self, value: Any) -> Any:
-        """Return *value* if it says its time zone, or may not."""
+        """Return *value* if it has a time zone, or must not."""
         if (
             self.aware
             and type(value) is dt.datetime

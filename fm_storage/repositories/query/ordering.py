@@ -33,12 +33,12 @@ OrderBy: TypeAlias = "str | Order | Sequence[str | Order]"
 
 
 def asc(field: str, *, nulls: Literal["first", "last"] | None = None) -> Order:
-    """Order from small to great; NULL comes last unless *nulls* says otherwise."""
+    """Order from small to great; NULL comes last unless *nulls* is "first"."""
     return Order(field, descending=False, nulls=nulls)
 
 
 def desc(field: str, *, nulls: Literal["first", "last"] | None = None) -> Order:
-    """Order from great to small; NULL comes first unless *nulls* says otherwise."""
+    """Order from great to small; NULL comes first unless *nulls* is "last"."""
     return Order(field, descending=True, nulls=nulls)
 
 

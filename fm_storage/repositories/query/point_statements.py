@@ -50,7 +50,7 @@ _IDS = {Uuid: "uuid", Integer: "integer", Text: "text"}
 
 
 class Points(Texts):
-    """The statements of one entity that also say what its point should be.
+    """The statements of one entity that also write its point.
 
     Attributes:
         collection: The collection of the vector store.

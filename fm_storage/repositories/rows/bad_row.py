@@ -50,7 +50,7 @@ async def naming_bad_row(
     *,
     on: tuple[Stored, ...] | None = None,
 ) -> R:
-    """Run *write*; if the server refuses, say which record it refuses."""
+    """Run *write*; if the server refuses, name the record it refuses."""
     executor = bound.executor
     try:
         if not isinstance(executor, Transaction):

@@ -119,7 +119,7 @@ async def copy(
         )
     except InvalidRecord:
         # A JSON value was changed while others were sent: a second look names
-        # the field. Else the column is narrower than the model says.
+        # the field. Else the column is narrower than in the model.
         entity.insert_columns(batch, copy=True)
         raise
 

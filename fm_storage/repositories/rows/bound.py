@@ -102,7 +102,7 @@ def only(record: M) -> Sequence[M]:
 
 
 def first_of(found: tuple[M, bool]) -> Sequence[M]:
-    """Return the records of a change that also says whether it created one."""
+    """Return the records of a change that also tells whether it created one."""
     return (found[0],)
 
 

@@ -148,7 +148,7 @@ def _key_columns(entity: Entity[M], wanted: list[Any]) -> list[Sequence[Any]]:
 
 
 def _mark(entity: Entity[M]) -> Stored:
-    """Return the field that says when a row was deleted."""
+    """Return the field with the moment of a soft deletion."""
     if entity.deleted is None:
         raise ConfigurationInvalid(
             "deleted",

@@ -83,9 +83,7 @@ class HookTable(Generic[M]):
             operation,
         ) in self._hooks
 
-    async def run(
-        self, moment: str, transaction: Transaction, change: Change[M]
-    ) -> None:
+    async def run(self, moment: str, transaction: Any, change: Change[M]) -> None:
         """Run the hooks in the order of their registration."""
         for hook in self._hooks.get((moment, change.operation), ()):
             await hook(transaction, change)

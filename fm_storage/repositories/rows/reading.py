@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
-from fm_storage.errors import InvalidRecord, RecordNotFound
+from fm_storage.errors import InvalidRecord
 from fm_storage.postgres.executor import Record
 from fm_storage.postgres.sql import Sql
 from fm_storage.repositories.model.entity import Entity
@@ -29,7 +29,6 @@ __all__ = [
     "exists",
     "find_by_id",
     "find_many",
-    "get_by_id",
     "page",
     "stream",
 ]
@@ -40,7 +39,7 @@ _BIGGEST = (1 << 63) - 1
 
 
 async def find_by_id(bound: Bound[M], key: object) -> M | None:
-    """Do what ``Repository.find_by_id()`` promises."""
+    """Do what ``Repository.find_by_id()`` promises, for ``get_by_id()`` too."""
     entity = bound.entity
     if isinstance(key, entity.plain_key):
         row = await bound.executor.fetchrow(bound.statements.get, key)
@@ -48,14 +47,6 @@ async def find_by_id(bound: Bound[M], key: object) -> M | None:
         values = entity.key_values(key)
         row = await bound.executor.fetchrow(bound.statements.get, *values)
     return None if row is None else entity.from_row(row)
-
-
-async def get_by_id(bound: Bound[M], key: object) -> M:
-    """Do what ``Repository.get_by_id()`` promises."""
-    found = await find_by_id(bound, key)
-    if found is None:
-        raise RecordNotFound(bound.entity.name, key)
-    return found
 
 
 async def find_many(

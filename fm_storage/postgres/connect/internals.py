@@ -1,0 +1,174 @@
+"""What asyncpg does not offer publicly, one function for each use.
+
+asyncpg is pinned below 0.33 for this module and for ``connection/driver.py``,
+the only ones that use its private members; ``test_postgres_driver.py`` holds both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from asyncpg import utils
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Awaitable, Callable
+
+__all__ = [
+    "abandon",
+    "close_portal",
+    "codec_settings",
+    "column_types",
+    "copy_in",
+    "copy_out",
+    "describe",
+    "forget_session",
+    "forget_statements",
+    "is_settled",
+    "parameter_types",
+    "server_of",
+    "set_listener",
+    "socket_of",
+    "use_statement_cache",
+    "wait_for_cancellation",
+    "with_literals",
+]
+
+
+def codec_settings(raw: Any) -> Any:
+    """Return the registry of codecs: ``set_type_codec()`` needs round trips."""
+    return raw._protocol.get_settings()
+
+
+def use_statement_cache(raw: Any, size: int) -> None:
+    """Set the size of the statement cache, which is fixed at connect otherwise."""
+    raw._stmt_cache.set_max_size(size)
+    raw._stmt_cache_enabled = size > 0
+
+
+def forget_statements(raw: Any) -> None:
+    """Drop the prepared statements; they are made again when needed."""
+    if not raw.is_closed():
+        raw._drop_local_statement_cache()
+
+
+def socket_of(raw: Any) -> Any:
+    """Return the socket, or None."""
+    return raw._transport.get_extra_info("socket")
+
+
+def server_of(raw: Any) -> dict[str, Any]:
+    """Return the server's address in the terms of OpenTelemetry."""
+    database, address = raw._params.database, raw._addr
+    found = {"db.namespace": database} if database else {}
+    if isinstance(address, tuple):
+        found["server.address"], found["server.port"] = address[:2]
+    elif address:
+        found["server.address"] = address
+    return found
+
+
+# -- the state of a connection between two statements ------------------------
+
+
+def is_settled(raw: Any) -> bool:
+    """Whether no transaction is open and no cancellation is under way."""
+    protocol = raw._protocol
+    return not (protocol.is_in_transaction() or protocol._is_cancelling())
+
+
+async def wait_for_cancellation(raw: Any, timeout: float) -> None:
+    """Wait until the server has confirmed a cancellation.
+
+    Before that the transaction status is that of the statement before.
+    """
+    await raw._protocol._wait_for_cancellation(timeout)
+
+
+def forget_session(raw: Any) -> None:
+    """Drop the driver's own transaction and listeners, as its pool does."""
+    raw._top_xact = None
+    raw._listeners.clear()
+    raw._log_listeners.clear()
+
+
+def abandon(raw: Any) -> None:
+    """Mark *raw* as closed without I/O, or its finaliser would send a goodbye."""
+    raw._aborted = True
+
+
+def set_listener(raw: Any, channel: str, callback: Callable[..., None] | None) -> None:
+    """Call *callback* on notifications; ``add_listener()`` has no deadline."""
+    if callback is None:
+        raw._listeners.pop(channel, None)
+    else:
+        raw._listeners[channel] = {_Callback(callback)}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Callback:
+    """A listener in the shape that the driver keeps them."""
+
+    cb: Callable[..., None]
+    is_async: bool = False
+
+
+# -- statements ---------------------------------------------------------------
+
+
+async def describe(
+    raw: Any, sql: str, timeout: float | None, *, ignore_custom_codec: bool = False
+) -> Any:
+    """Prepare *sql* anew, to learn its types as they are now."""
+    return await raw._get_statement(
+        sql, timeout, use_cache=False, ignore_custom_codec=ignore_custom_codec
+    )
+
+
+def column_types(described: Any) -> list[Any]:
+    """Return the types of the columns of a statement that ``describe()`` gave."""
+    return [attribute.type for attribute in described._get_attributes()]
+
+
+def parameter_types(described: Any) -> list[int]:
+    """Return the type numbers of its parameters."""
+    return [parameter.oid for parameter in described._get_parameters()]
+
+
+async def copy_in(
+    raw: Any,
+    sql: str,
+    *,
+    blocks: AsyncIterable[bytes] | None = None,
+    records: Any = None,
+    described: Any = None,
+    timeout: float | None,
+) -> int:
+    """Send *blocks*, or *records* as *described*; return the number of rows."""
+    tag: str = await raw._protocol.copy_in(
+        sql, blocks, None, records, described, timeout
+    )
+    return int(tag.rpartition(" ")[2])
+
+
+async def copy_out(
+    raw: Any,
+    sql: str,
+    sink: Callable[[bytes], Awaitable[None]],
+    timeout: float | None,
+) -> int:
+    """Give what the server sends to *sink*; return the number of rows."""
+    tag: str = await raw._protocol.copy_out(sql, sink, timeout)
+    return int(tag.rpartition(" ")[2])
+
+
+async def with_literals(raw: Any, sql: str, args: tuple[Any, ...]) -> str:
+    """Have the server write *args* into *sql*: COPY takes no parameters."""
+    text: str = await utils._mogrify(raw, sql, args)
+    return text
+
+
+async def close_portal(raw: Any, cursor: Any, timeout: float | None) -> None:
+    """Close *cursor*, unless the end of its transaction did."""
+    if raw.is_in_transaction() and cursor._portal_name:
+        await cursor._close_portal(timeout)
