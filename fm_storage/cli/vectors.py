@@ -310,12 +310,12 @@ def export(
 
         # Lazy: a mistake must not empty the file that is there.
         with click.open_file(str(output), "wb", lazy=True) as file:
+
+            def write(line: bytes) -> object:
+                return file.write(line)
+
             return await export_points(
-                store,
-                collection,
-                lambda line: file.write(line),  # noqa: PLW0108 - opened at the first
-                filter=wanted,
-                progress=report,
+                store, collection, write, filter=wanted, progress=report
             )
 
     with progress_bar("exporting") as report:

@@ -6,6 +6,10 @@ import abc
 import asyncio
 import enum
 import os
+
+# Returns None where get_running_loop() raises. Documented, underscore and all:
+# https://docs.python.org/3/library/asyncio-extending.html.
+from asyncio import _get_running_loop
 from typing import TYPE_CHECKING, Any, Self
 
 from fm_storage.errors import ForkedProcess, StorageClosed, WrongLoop
@@ -83,7 +87,7 @@ class Home:
         """
         if os.getpid() != self.pid:
             raise ForkedProcess(self.owner)
-        if self.loop is not None and _running_loop() not in (None, self.loop):
+        if self.loop is not None and _get_running_loop() not in (None, self.loop):
             raise WrongLoop(self.owner)
 
     def require_open(self, *also: Life) -> None:
@@ -100,11 +104,6 @@ class Home:
         if self.life is not Life.OPEN and self.life not in also:
             raise StorageClosed(f"{self.owner}: it is {self.life.value}; {self.usage}")
         self.check()
-
-
-# Returns None where get_running_loop() raises. Documented, underscore and all:
-# https://docs.python.org/3/library/asyncio-extending.html.
-_running_loop = asyncio._get_running_loop  # noqa: SLF001
 
 
 class Lifecycle(abc.ABC):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from asyncio import _unregister_task  # documented, see abandon()
 from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, Generic, TypeVar
@@ -131,7 +132,7 @@ def abandon(task: asyncio.Task[Any]) -> None:
     """
     task.cancel()
     _abandoned.add(task)
-    asyncio._unregister_task(task)  # noqa: SLF001 - documented there, underscore and all
+    _unregister_task(task)
     # Nor is its end with the interpreter worth a message: it was logged already.
     setattr(task, "_log_destroy_pending", False)  # noqa: B010 - as gather() does
     task.add_done_callback(_abandoned_ended)

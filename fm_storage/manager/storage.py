@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from asyncio import _get_running_loop  # get_running_loop() that returns None
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -228,7 +230,13 @@ class StorageManager(Lifecycle, Hosted):
         return self._use(self._parts.error_entries, "postgres")
 
     def _use(self, part: T | None, key: str) -> T:
-        self._home.require_open(Life.CLOSING)  # hooks use parts while it closes
+        home = self._home
+        if (  # not the usual case, which costs no call
+            home.life is not Life.OPEN
+            or home.loop is not _get_running_loop()
+            or home.pid != os.getpid()
+        ):
+            home.require_open(Life.CLOSING)  # hooks use parts while it closes
         if part is None:
             raise ConfigurationInvalid(
                 key, f"is switched off; leave out {key}=None to use this part"
