@@ -1,4 +1,4 @@
-"""Migrations that survive kill −9: files, record, runner, and a mended yoyo backend.
+"""Migrations that survive kill −9: files, record, runner, and a safe backend for yoyo.
 
 Importing this room loads neither yoyo nor psycopg; a call with something to apply
 does.

@@ -1,4 +1,4 @@
-"""yoyo's backend, mended: one connection, one transaction, a lock that dies with us.
+"""yoyo's backend made safe: one connection, one transaction, a lock that dies with it.
 
 Registered as the entry point ``postgresql+fm`` of yoyo, so that its stock command
 has the same safety as ours. Plain yoyo keeps its lock in a row (a kill leaves it),
@@ -27,7 +27,6 @@ from typing import Any, cast
 import psycopg
 import yoyo.connections
 import yoyo.migrations
-from psycopg import errors as pg
 
 from fm_storage.errors import MigrationFailed
 from fm_storage.migrate import ledger, pieces, statements
@@ -60,7 +59,6 @@ class FmStorageBackend(OneConnection):
     has_transactional_ddl = True
     _internal_schema_updated: bool = False
     _is_locked: bool = False
-    retried = (pg.LockNotAvailable, pg.DeadlockDetected)
 
     # -- the record -------------------------------------------------------
 
@@ -251,7 +249,7 @@ class FmStorageBackend(OneConnection):
                 stays.
         """
         if force:
-            message = "migrations: --force would leave half a migration; mend the file"
+            message = "migrations: --force would leave half of it; correct the file"
             raise MigrationFailed(message)
 
         def record() -> None:
@@ -285,31 +283,6 @@ class FmStorageBackend(OneConnection):
                 statements.run_as_one(self, migration, direction, record)
             else:
                 pieces.run_in_pieces(self, migration, direction, record)
-
-    def retrying(self, what: str, attempt: Callable[[], None]) -> None:
-        """Run *attempt* until it gets its table locks, within ``wait_timeout``.
-
-        Waiting for a lock makes later readers wait behind us; giving up after
-        ``lock_timeout`` lets them through before the next attempt.
-        """
-        deadline = time.monotonic() + self.wait_timeout
-        delay = 0.05
-        while True:
-            try:
-                return attempt()
-            except self.retried as exc:
-                if time.monotonic() > deadline:
-                    message = (
-                        f"migration {what!r}: no table lock within "
-                        f"{self.wait_timeout:g} s; end the transactions that hold "
-                        "it, or raise migrations.wait_timeout"
-                    )
-                    raise MigrationFailed(
-                        message, migration=what, sqlstate=exc.sqlstate
-                    ) from exc
-                self.report("blocked", what, 0, 0)
-                self.pause(delay * random.uniform(0.5, 1.5))
-                delay = min(delay * 2, 2.0)
 
 
 def source_of(migration: EngineMigration) -> str:

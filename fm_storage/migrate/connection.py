@@ -1,8 +1,4 @@
-"""The one connection that a migrating thread has, and how it is interrupted.
-
-Apart from the backend, which decides what runs on it: here are the address, the
-limits that do not count for schema changes, and what another thread may do.
-"""
+"""The one connection that a migrating thread has, and how it is interrupted."""
 
 from __future__ import annotations
 
@@ -16,10 +12,12 @@ from typing import Any, TypeVar, cast
 
 import psycopg
 import yoyo.connections
+from psycopg import errors as pg
 from psycopg.conninfo import conninfo_to_dict
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.utils import change_param_style
 
+from fm_storage.concurrency.backoff import Backoff
 from fm_storage.config import MigrationsConfig, mask_dsn
 from fm_storage.errors import (
     ConfigurationInvalid,
@@ -73,6 +71,7 @@ class OneConnection(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is 
 
     lock_timeout = 1.0
     wait_timeout = 600.0
+    retried = (pg.LockNotAvailable, pg.DeadlockDetected)
     has_savepoints = True
     _in_transaction: bool = False
 
@@ -187,7 +186,7 @@ class OneConnection(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is 
             raise MigrationStopped
 
     def cursor(self) -> psycopg.Cursor[Any]:
-        """Return a cursor, and say which statement it is about to run."""
+        """Return a cursor, and report which statement it is about to run."""
         self.check_stop()
         if self.step_of is not None:
             name, total = self.step_of
@@ -221,6 +220,30 @@ class OneConnection(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is 
         """Wait, but not longer than until ``stop`` is set."""
         if self.stop.wait(seconds):
             raise MigrationStopped
+
+    def retrying(self, what: str, attempt: Callable[[], None]) -> None:
+        """Run *attempt* until it gets its table locks, within ``wait_timeout``.
+
+        Waiting for a lock makes later readers wait behind us; giving up after
+        ``lock_timeout`` lets them through before the next attempt.
+        """
+        deadline = time.monotonic() + self.wait_timeout
+        delay = Backoff(0.05, 2.0)
+        while True:
+            try:
+                return attempt()
+            except self.retried as exc:
+                if time.monotonic() > deadline:
+                    message = (
+                        f"migration {what!r}: no table lock within "
+                        f"{self.wait_timeout:g} s; end the transactions that hold "
+                        "it, or raise migrations.wait_timeout"
+                    )
+                    raise MigrationFailed(
+                        message, migration=what, sqlstate=exc.sqlstate
+                    ) from exc
+                self.report("blocked", what, 0, 0)
+                self.pause(delay.next())
 
     def reset(self) -> None:
         """Forget what a migration set for the session, the limits included."""
@@ -272,11 +295,11 @@ def opened(
         backend.check_stop()
         yield backend
     except psycopg.Error as exc:
-        said = str(exc).strip()
+        what = str(exc).strip()
         if is_broken(backend, exc):
-            message = f"migrations: the connection broke ({said}); run it again"
+            message = f"migrations: the connection broke ({what}); run it again"
             raise ConnectionFailed(message, sqlstate=exc.sqlstate) from exc
-        message = f"migrations: {said}"
+        message = f"migrations: {what}"
         if exc.sqlstate == _NO_PRIVILEGE:
             message += "; set migrations.dsn to a role that owns the schema"
         raise MigrationFailed(message, sqlstate=exc.sqlstate) from exc
@@ -285,11 +308,11 @@ def opened(
 
 
 def _no_connection(dsn: str, exc: psycopg.OperationalError) -> StorageError:
-    """Say who did not let us in, and why, in one line and as the pool does."""
+    """Return the error for a failed login, in one line and worded as the pool's."""
     lines = [line.strip() for line in str(exc).splitlines()]
     reasons = [line for line in lines if "failed: " in line] or lines[:1]
     why = reasons[-1].rpartition("failed: ")[2].removeprefix("FATAL:").strip()
-    # libpq has no SQLSTATE for what is said before it lets anybody in.
+    # libpq has no SQLSTATE for an error before the login is complete.
     if _LOGIN_REFUSED.search(why):
         return PermissionDenied(
             f"{mask_dsn(dsn)}: {why}; check user and password, and what pg_hba.conf "
@@ -304,5 +327,5 @@ def _no_connection(dsn: str, exc: psycopg.OperationalError) -> StorageError:
 
 
 def is_broken(backend: OneConnection, exc: psycopg.Error) -> bool:
-    """Whether *exc* tells of the connection's end, not of a statement's."""
+    """Whether *exc* means that the connection ended, not that a statement failed."""
     return backend.connection.closed or (exc.sqlstate or "").startswith(("08", "57P"))

@@ -91,12 +91,12 @@ def compare(
     release: Callable[[], str],
     sources: Collection[str] | None = None,
 ) -> list[MigrationStatus]:
-    """Say how every file and every applied migration stands.
+    """Return how every file and every applied migration stands.
 
     Args:
         files: All files of the sources.
         applied: The whole record, in order of application.
-        release: Tells the version of fm_storage that asks, if it matters.
+        release: Returns the running version of fm_storage; called if it matters.
         sources: Names of the sources, also of those without files.
 
     Returns:
@@ -193,15 +193,15 @@ def refuse_drift(statuses: Sequence[MigrationStatus]) -> None:
     """Raise if any migration drifted.
 
     Raises:
-        MigrationFailed: Names every one, says since when, and what to do.
+        MigrationFailed: Names each, with the time and the remedy.
     """
     drifted = [status for status in statuses if status.state.drifted]
     if not drifted:
         return
-    said = "; ".join(
+    reasons = "; ".join(
         f"{status.id!r} is {status.state} ({status.detail})" for status in drifted
     )
-    message = f"migrations: the files and the database disagree: {said}"
+    message = f"migrations: the files and the database disagree: {reasons}"
     raise MigrationFailed(message, migration=drifted[0].id)
 
 

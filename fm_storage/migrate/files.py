@@ -1,6 +1,6 @@
-"""Migration files: where they lie and what they say, before anything runs.
+"""Migration files: where they lie and what they contain.
 
-Apart from the engine, so that a start with nothing pending reads a handful of
+Separate from the engine, so that a start with nothing pending reads a handful of
 small files and loads neither yoyo nor psycopg.
 """
 
@@ -161,7 +161,7 @@ def read_files(sources: Iterable[Source]) -> list[MigrationFile]:
             if needed not in found:
                 message = (
                     f"migration {file.id!r}: it depends on {needed!r}, which is in "
-                    "none of the sources; add the source or mend '-- depends:'"
+                    "none of the sources; add the source or correct '-- depends:'"
                 )
                 raise MigrationFailed(message, migration=file.id)
     return list(found.values())

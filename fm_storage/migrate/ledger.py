@@ -1,6 +1,6 @@
 """The record of applied migrations: its tables, and how to read them.
 
-Apart from the backend that writes them, because every start reads the record,
+Separate from the backend that writes them, because every start reads the record,
 through whatever connection is at hand, and only a start with something pending
 loads the engine. The tables lie in schema ``fm_storage``, so an application's
 own yoyo tables are never mistaken for ours.

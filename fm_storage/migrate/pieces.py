@@ -12,23 +12,19 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import errors as pg
 from yoyo.migrations import read_sql_migration
 
 from fm_storage.errors import MigrationFailed
-from fm_storage.migrate.connection import is_broken
+from fm_storage.migrate.connection import OneConnection, is_broken
 from fm_storage.migrate.statements import (
     EngineMigration,
     failure,
     sql_path,
     sql_statements,
 )
-
-if TYPE_CHECKING:
-    from fm_storage.migrate.backend import FmStorageBackend
 
 __all__ = ["run_in_pieces"]
 
@@ -53,7 +49,7 @@ _NOT_IN_A_TRANSACTION = (pg.ActiveSqlTransaction, pg.InvalidTransactionTerminati
 
 
 def run_in_pieces(
-    backend: FmStorageBackend,
+    backend: OneConnection,
     migration: EngineMigration,
     direction: str,
     record: Callable[[], None],
@@ -72,7 +68,7 @@ class _Run:
 
     def __init__(
         self,
-        backend: FmStorageBackend,
+        backend: OneConnection,
         migration: EngineMigration,
         direction: str,
     ) -> None:
@@ -135,7 +131,7 @@ class _Run:
 
         def attempt() -> None:
             nonlocal resumed
-            # After an interruption, or a deadlock, the catalogue tells what is there.
+            # After an interruption, or a deadlock, the catalogue shows what is there.
             if resumed and self._finished(text):
                 return
             resumed = True
@@ -213,7 +209,7 @@ class _Run:
 
 
 def _pieces(
-    backend: FmStorageBackend,
+    backend: OneConnection,
     migration: EngineMigration,
     direction: str,
 ) -> list[tuple[str, Callable[[], object]]]:
@@ -265,7 +261,7 @@ def _refuse_unnamed(name: str, number: int, text: str) -> None:
 
 
 def _index_state(
-    backend: FmStorageBackend, match: re.Match[str]
+    backend: OneConnection, match: re.Match[str]
 ) -> tuple[str, bool] | None:
     """Return the quoted name of the index, and whether it is valid."""
     rows = backend.fetch(
@@ -279,7 +275,7 @@ def _index_state(
     return (rows[0][0], rows[0][1]) if rows else None
 
 
-def _refuse_invalid(backend: FmStorageBackend, name: str, text: str) -> None:
+def _refuse_invalid(backend: OneConnection, name: str, text: str) -> None:
     match = _CREATE_INDEX.match(text)
     state = _index_state(backend, match) if match else None
     if state is not None and not state[1]:

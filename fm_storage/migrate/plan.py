@@ -1,6 +1,6 @@
 """Which migrations a call runs, decided under the lock.
 
-Apart from the runner because it loads the engine: the order comes from yoyo's own
+Separate from the runner because it loads the engine: the order comes from yoyo's own
 sort, over exactly the files that were compared with the record.
 """
 
@@ -51,7 +51,7 @@ def apply(
     dry_run: bool,
     tolerate: Check,
 ) -> list[PlannedMigration]:
-    """Apply the pending files up to *to*, or say which they are."""
+    """Apply the pending files up to *to*, or return which they are."""
     if dry_run:
         pending = _pending(backend, sources, files, to, tolerate)
         return [_planned(file) for file, _ in pending]
@@ -203,11 +203,11 @@ def _load(files: Sequence[MigrationFile]) -> dict[str, Any]:
             needs = {migration: migration.depends for migration in migrations}
             ordered = list(topological_sort(migrations, needs))
         except BadMigration as exc:
-            message = f"migrations: {exc.args[0]} could not be read; mend the file"
+            message = f"migrations: {exc.args[0]} could not be read; correct the file"
             raise MigrationFailed(message) from exc
         except CycleError as exc:
             circle = ", ".join(migration.id for migration in exc.args[1])
-            message = f"migrations: {circle} wait for each other; mend '-- depends:'"
+            message = f"migrations: {circle} wait for each other; correct '-- depends:'"
             raise MigrationFailed(message) from exc
     return {migration.id: migration for migration in ordered}
 

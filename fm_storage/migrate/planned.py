@@ -1,6 +1,6 @@
 """What a call to the migrator reports: plans, results and progress.
 
-Apart from the runner, so that the modules it loads only when something is pending
+Separate from the runner, so that the modules it loads only when something is pending
 can make them too.
 """
 
@@ -16,7 +16,7 @@ class Progress:
     """What a call is doing at the moment.
 
     Attributes:
-        what: ``waiting`` (for another process; *name* tells which), ``statement``,
+        what: ``waiting`` (for another process; *name* is which), ``statement``,
             ``blocked`` (a table is locked; it tries again), ``invalid index``
             (an interrupted one is dropped).
         name: The migration, or who holds the lock.

@@ -49,14 +49,14 @@ logger = logging.getLogger("fm_storage.migrate")
 T = TypeVar("T")
 
 _TICK = 5.0
-"""How often a call that goes on with the same says so."""
+"""Seconds between two reports of a call that still does the same."""
 
 _PATIENCE = 5.0
-"""How long a cancelled call waits for the server to roll back."""
+"""Seconds that a cancelled call waits for the server to roll back."""
 
 
 class Migrator:
-    """Brings a database's schema to where the migration files say.
+    """Brings a database's schema up to date with the migration files.
 
     Each call opens a connection of its own and closes it. Cancelling a call rolls
     back what was running; whatever happens, calling again goes on from there.
@@ -106,7 +106,7 @@ class Migrator:
     ) -> Self:
         """Make one for a configured server, or that of ``migrations.dsn``.
 
-        The address of the latter says everything; for the former, password and
+        The address of the latter is complete; for the former, password and
         TLS of ``postgres`` count as well.
 
         Args:
@@ -135,7 +135,7 @@ class Migrator:
     # -- looking -----------------------------------------------------------
 
     async def ensure(self, executor: Executor | None = None) -> list[PlannedMigration]:
-        """Bring the schema up to date, or refuse, as ``auto_apply`` says.
+        """Bring the schema up to date, or refuse, as ``auto_apply`` demands.
 
         This is what a start calls. With nothing pending it costs one query, on
         *executor* if one is given. Migrations that a later release has applied
@@ -167,7 +167,7 @@ class Migrator:
             raise SchemaOutOfDate(pending)
 
     async def status(self, executor: Executor | None = None) -> list[MigrationStatus]:
-        """Say how every migration stands; changes nothing.
+        """Return how every migration stands; changes nothing.
 
         Args:
             executor: Reads the record through this instead of a connection of
@@ -293,66 +293,34 @@ class Migrator:
 
     async def _run(self, work: Callable[[FmStorageBackend], T]) -> T:
         """Run *work* with a backend, in a thread, with progress and interruption."""
-        loop = asyncio.get_running_loop()
         password = await self._resolve_password()
-        started = time.monotonic()
-        seen = Progress("connecting", mask_dsn(self._dsn), 0, 0, 0.0)
-        held: list[FmStorageBackend] = []
-        stop = threading.Event()
-
-        def tell(progress: Progress) -> None:
-            if self._progress is not None:
-                self._progress(progress)
-
-        def report(what: str, name: str, step: int, steps: int) -> None:
-            nonlocal seen
-            now = Progress(what, name, step, steps, time.monotonic() - started)
-            same = (what, name, step) == (seen.what, seen.name, seen.step)
-            seen = now
-            if not same:
-                logger.debug("%s %s %d/%d", what, name, step, steps)
-                loop.call_soon_threadsafe(tell, now)
+        call = _Call(mask_dsn(self._dsn), self._progress)
 
         def body() -> T:
             # Imported here: this loads the engine and the driver.
-            from fm_storage.migrate import connection
-            from fm_storage.migrate.backend import (
-                FmStorageBackend,
-            )
+            from fm_storage.migrate.backend import FmStorageBackend
+            from fm_storage.migrate.connection import opened
 
-            with connection.opened(
+            with opened(
                 FmStorageBackend,
                 self._dsn,
                 self._config,
                 password=password,
                 options=self._options,
-                stop=stop,
+                stop=call.stop,
             ) as backend:
-                backend.report = report
-                held.append(backend)
+                call.attach(backend)
                 return work(backend)
 
-        def interrupt() -> None:
-            stop.set()  # also before there is a connection
-            for backend in held:
-                backend.interrupt()
-
-        def tick() -> None:
-            elapsed = time.monotonic() - started
-            logger.info("still %s %s after %.0f s", seen.what, seen.name, elapsed)
-            tell(replace(seen, elapsed=elapsed))
-            ticking[0] = loop.call_later(_TICK, tick)
-
-        ticking = [loop.call_later(_TICK, tick)]
         try:
             return await run_in_thread(
                 body,
                 name="fm_storage migrate",
-                interrupt=interrupt,
+                interrupt=call.interrupt,
                 patience=_PATIENCE,
             )
         finally:
-            ticking[0].cancel()
+            call.end()
 
     async def _resolve_password(self) -> str | None:
         password = self._password
@@ -364,8 +332,56 @@ class Migrator:
         return await value if inspect.isawaitable(value) else value
 
 
+class _Call:
+    """A call in progress: what its thread reports, and how it is interrupted."""
+
+    def __init__(
+        self, address: str, progress: Callable[[Progress], None] | None
+    ) -> None:
+        self.stop = threading.Event()  # by interrupt(), also before there is a backend
+        self._progress = progress
+        self._loop = asyncio.get_running_loop()
+        self._started = time.monotonic()
+        # The latest report; replaced as a whole, so that no lock is needed.
+        self._seen = Progress("connecting", address, 0, 0, 0.0)
+        self._backend: FmStorageBackend | None = None
+        self._timer = self._loop.call_later(_TICK, self._tick)
+
+    def attach(self, backend: FmStorageBackend) -> None:
+        """Hear of *backend*'s progress; in the thread that works."""
+        self._backend = backend
+        backend.report = self._report
+
+    def interrupt(self) -> None:
+        """Stop the work; in any thread."""
+        self.stop.set()
+        if self._backend is not None:
+            self._backend.interrupt()
+
+    def end(self) -> None:
+        """Report no longer; on the event loop."""
+        self._timer.cancel()
+
+    def _report(self, what: str, name: str, step: int, steps: int) -> None:
+        now = Progress(what, name, step, steps, time.monotonic() - self._started)
+        seen, self._seen = self._seen, now
+        if (what, name, step) != (seen.what, seen.name, seen.step):
+            logger.debug("%s %s %d/%d", what, name, step, steps)
+            self._loop.call_soon_threadsafe(self._show, now)
+
+    def _tick(self) -> None:
+        now = replace(self._seen, elapsed=time.monotonic() - self._started)
+        logger.info("still %s %s after %.0f s", now.what, now.name, now.elapsed)
+        self._timer = self._loop.call_later(_TICK, self._tick)
+        self._show(now)
+
+    def _show(self, progress: Progress) -> None:
+        if self._progress is not None:
+            self._progress(progress)
+
+
 async def _read_through(executor: Executor) -> list[ledger.Applied]:
-    # Loaded already by whoever has an executor.
+    # Loaded already where there is an executor.
     from fm_storage.postgres import Sql
 
     try:

@@ -130,9 +130,9 @@ def render(tables: Sequence[SchemaTable]) -> str:
             lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
         lines.append("")
         for index in table.indexes:
-            said = f": {index.comment}" if index.comment else ""
+            comment = f": {index.comment}" if index.comment else ""
             flag = "" if index.valid else " **INVALID**"
-            lines.append(f"- `{index.definition}`{flag}{said}")
+            lines.append(f"- `{index.definition}`{flag}{comment}")
         lines += [f"- {name}: `{text}`" for name, text in table.constraints.items()]
         lines.append("")
     return "\n".join(lines)

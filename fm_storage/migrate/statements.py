@@ -9,17 +9,14 @@ import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import psycopg
 from psycopg import errors as pg
 
 from fm_storage.errors import InvalidRecord, MigrationFailed
-from fm_storage.migrate.connection import is_broken
+from fm_storage.migrate.connection import OneConnection, is_broken
 from fm_storage.postgres.tokens import Token, fold, tokens
-
-if TYPE_CHECKING:
-    from fm_storage.migrate.backend import FmStorageBackend
 
 __all__ = [
     "EngineMigration",
@@ -45,7 +42,7 @@ class EngineMigration(Protocol):
         """Read the file."""
 
     def is_raw_sql(self) -> bool:
-        """Tell SQL from Python."""
+        """Whether the file is SQL, not Python."""
         ...
 
     def process_steps(self, backend: object, direction: str) -> None:
@@ -57,7 +54,7 @@ _TRANSACTION = "SELECT pg_current_xact_id()::text"
 _PARENTHESES = {"(": 1, ")": -1}
 _FUNCTION = re.compile(r"create (or replace )?(function|procedure)\b")
 _TELLING = 4
-"""How many words tell that a statement makes a function."""
+"""Words that show whether a statement makes a function."""
 
 _CONTROL = re.compile(
     r"(BEGIN|START\s+TRANSACTION|COMMIT|END|ABORT|PREPARE\s+TRANSACTION"
@@ -67,7 +64,7 @@ _CONTROL = re.compile(
 
 
 def run_as_one(
-    backend: FmStorageBackend,
+    backend: OneConnection,
     migration: EngineMigration,
     direction: str,
     record: Callable[[], None],
@@ -204,16 +201,16 @@ class _Nesting:
 
 
 def failure(name: str, exc: psycopg.Error, *, step: int = 0) -> MigrationFailed:
-    """Tell what the server said, at which statement, and what to do about it."""
-    said = (exc.diag.message_primary or str(exc)).strip()
-    remedy = "mend the file and run it again; nothing of it was kept"
+    """Return the server's message, the statement it is about, and the remedy."""
+    reason = (exc.diag.message_primary or str(exc)).strip()
+    remedy = "correct the file and run it again; nothing of it was kept"
     if isinstance(exc, pg.ActiveSqlTransaction):
         remedy = "add the line '-- transactional: false' at the top of the file"
     elif isinstance(exc, pg.InsufficientPrivilege):
         remedy = "set migrations.dsn to a role that owns the schema"
     where = f"statement {step}: " if step else ""
     return MigrationFailed(
-        f"migration {name!r}: {where}{said}; {remedy}",
+        f"migration {name!r}: {where}{reason}; {remedy}",
         migration=name,
         sqlstate=exc.sqlstate,
     )

@@ -11,7 +11,7 @@ from fm_storage.migrate.files import migration_paths
 __all__ = ["write"]
 
 _APPLY = """\
--- {title}: say here what for.
+-- {title}: describe the purpose here.
 {depends}
 -- The runner opens and commits the transaction: no BEGIN, no COMMIT. What cannot
 -- run in one (CREATE INDEX CONCURRENTLY) goes into a file of its own with the line

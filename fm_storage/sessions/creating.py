@@ -1,8 +1,9 @@
 """Making and refreshing one temporary view.
 
-Apart from the session because a creation is a small transaction with its own
-order: the registry row, then the view, its indexes and its mark. Everything
-happens or nothing does.
+A creation is one transaction: the registry row, then the view, its indexes and its
+mark. DDL takes no parameters, so the server writes the values of a view into its
+text: it infers their types, receives them as parameters of a SELECT, and answers
+with typed literals. Nothing is quoted on this side.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 from fm_storage.errors import (
     ConfigurationInvalid,
     InvalidName,
+    InvalidRecord,
     PermissionDenied,
     QueryFailed,
     QueryTimeout,
@@ -28,19 +30,37 @@ from fm_storage.errors import (
     StorageError,
 )
 from fm_storage.postgres import Connection, Sql, Transaction, quote_qualified
+from fm_storage.postgres.errors import translate
+from fm_storage.postgres.sql import sendable
+from fm_storage.postgres.tokens import tokens
 from fm_storage.sessions import registry
-from fm_storage.sessions.literals import rendered, scan
 from fm_storage.sessions.names import Kind, TempView
 
-__all__ = ["CreateProgress", "ViewPlan", "as_indexes", "create", "in_time", "refresh"]
+__all__ = [
+    "CreateProgress",
+    "Statement",
+    "ViewPlan",
+    "as_indexes",
+    "create",
+    "in_time",
+    "refresh",
+    "rendered",
+    "scan",
+]
 
 _INDEX = re.compile(
     r"\s*(?P<unique>unique\b)?\s*(?P<using>using\s+\w+\b)?\s*(?P<rest>.*)",
     re.IGNORECASE | re.DOTALL,
 )
 
-
-_TELL_EVERY = 1.0
+# A typmod of -1 rather than NULL: format_type(1042, NULL) is "character", which
+# as a cast means character(1) and would cut the value.
+_TYPE_NAMES = Sql(
+    "SELECT pg_catalog.format_type(t.oid, -1) AS name"
+    " FROM pg_catalog.unnest($1::oid[]) WITH ORDINALITY AS t (oid, place)"
+    " ORDER BY t.place"
+)
+_REPORT_EVERY = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +110,9 @@ class ViewPlan:
         what = "UNLOGGED TABLE" if self.kind == "table" else self.kind.upper()
         text = f"CREATE {what} {self.target} AS\n{query}"
         if self.kind != "view":
-            text += "\nWITH DATA" if self.with_data else "\nWITH NO DATA"
-        return text
+            return text + ("\nWITH DATA" if self.with_data else "\nWITH NO DATA")
+        # Analysed, not run: whatever it calls leaves nothing on this connection.
+        return Sql(text)
 
     def index_sql(self, index: str) -> str:
         """Return the CREATE INDEX for *index*: what stands behind ``ON view``.
@@ -124,7 +145,7 @@ def as_indexes(indexes: Sequence[str]) -> tuple[str, ...]:
 
 
 @asynccontextmanager
-async def in_time(timeout: float | None, said: str) -> AsyncIterator[None]:
+async def in_time(timeout: float | None, what: str) -> AsyncIterator[None]:
     """Bound the block to *timeout* seconds; None is for ever.
 
     Raises:
@@ -137,7 +158,7 @@ async def in_time(timeout: float | None, said: str) -> AsyncIterator[None]:
         if isinstance(exc, StorageError):
             raise
         raise QueryTimeout(
-            f"session: {said} within {timeout} s; raise timeout, or make the query "
+            f"session: {what} within {timeout} s; raise timeout, or make the query "
             "cheaper",
             sqlstate="57014",
         ) from exc
@@ -149,13 +170,14 @@ async def create(
     *,
     owner: uuid.UUID,
     session: uuid.UUID,
+    mark: str,
     keep: bool,
     progress: Callable[[CreateProgress], None] | None = None,
 ) -> tuple[TempView, int]:
     """Create the view of *plan*; return it and the number of its registry row.
 
-    If cancelled, the server is told; whether the view exists is then unknown
-    until the registry is asked.
+    If cancelled, the query is cancelled on the server; whether the view exists is
+    then unknown until the registry is asked.
 
     Raises:
         SessionLost: The owner was condemned by a reaper.
@@ -165,44 +187,43 @@ async def create(
     indexes = [plan.index_sql(index) for index in plan.indexes]
     total = 1 + len(indexes)
 
-    def tell(stage: str, done: int) -> None:
+    def report(stage: str, done: int) -> None:
         if progress is not None:
             progress(CreateProgress(stage, done, total, monotonic() - started))
 
     async with connection.transaction() as transaction:
         query = await rendered(connection, plan.sql, plan.args)
         number = await _add_row(transaction, plan, owner, session, keep=keep)
-        with _telling(lambda: tell("view", 0)):
+        with _reporting(lambda: report("view", 0)):
             status = await transaction.execute(plan.create_sql(query), timeout=math.inf)
         for done, statement in enumerate(indexes, 1):
-            with _telling(partial(tell, f"index {done}", done)):
+            with _reporting(partial(report, f"index {done}", done)):
                 await transaction.execute(statement, timeout=math.inf)
-        mark = registry.tag(owner, session)
         await transaction.execute(
             Sql(f"COMMENT ON {plan.kind.upper()} {plan.target} IS '{mark}'")
         )
         oid = await transaction.fetchval(registry.SET_OID, number, _rows_of(status))
-    tell("done", total)
+    report("done", total)
     return TempView(plan.schema, plan.name, plan.kind, oid), number
 
 
 @contextmanager
-def _telling(tell: Callable[[], None]) -> Iterator[None]:
-    """Tell now, and every second until the block ends.
+def _reporting(report: Callable[[], None]) -> Iterator[None]:
+    """Report now, and every second until the block ends.
 
     The server shows no progress of a CREATE MATERIALIZED VIEW; that it goes on, and
-    since when, is all there is to tell.
+    since when, is all that is known.
     """
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle
 
     def again() -> None:
         nonlocal timer
-        timer = loop.call_later(_TELL_EVERY, again)
-        tell()
+        timer = loop.call_later(_REPORT_EVERY, again)
+        report()
 
-    timer = loop.call_later(_TELL_EVERY, again)
-    tell()
+    timer = loop.call_later(_REPORT_EVERY, again)
+    report()
     try:
         yield
     finally:
@@ -232,7 +253,7 @@ async def _add_row(
     if not row["same_role"]:
         raise PermissionDenied(
             "session: the connection acts for another role (SET ROLE) than it "
-            "logged in as, and a reaper could not tell whose views these are; log "
+            "logged in as, and a reaper could not see whose views these are; log "
             "in as the role that shall own them",
             sqlstate="42501",
         )
@@ -303,3 +324,115 @@ async def refresh(
             Sql(f"REFRESH MATERIALIZED VIEW {how}{view.sql}"), timeout=math.inf
         )
     return let_in, why or ("" if let_in else "concurrently=False was asked for")
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One statement, cut at its parameters.
+
+    Attributes:
+        parts: Text between the parameters, one more than there are parameters.
+        parameters: Numbers of the parameters in the order of the text.
+    """
+
+    parts: tuple[str, ...]
+    parameters: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        """The statement as given, without what followed its last token."""
+        return self.filled(lambda number: f"${number}")
+
+    def filled(self, value: Callable[[int], str]) -> str:
+        """Return the text with ``value(number)`` in the place of each parameter."""
+        pieces = [self.parts[0]]
+        for number, part in zip(self.parameters, self.parts[1:], strict=True):
+            pieces += (value(number), part)
+        return "".join(pieces)
+
+
+def scan(sql: str, *, standard_strings: bool = True) -> Statement:
+    """Find the parameters of *sql*, which must be one statement.
+
+    Trailing semicolons, blanks and comments are cut off.
+
+    Args:
+        sql: The text.
+        standard_strings: The server's ``standard_conforming_strings``.
+
+    Raises:
+        InvalidRecord: There is no statement or a second one, or a string, name or
+            comment does not end.
+    """
+    parts: list[str] = []
+    numbers: list[int] = []
+    start = last = 0
+    ended = False
+    for token in tokens(sql, standard_strings=standard_strings, owner="view"):
+        if token.text == ";":
+            ended = True
+            continue
+        if ended:
+            raise InvalidRecord(
+                "view: the SQL holds a second statement; give one SELECT", field="sql"
+            )
+        last = token.end
+        if token.kind == "parameter":
+            parts.append(sql[start : token.start])
+            numbers.append(int(token.text[1:]))
+            start = last
+    if not last:
+        raise InvalidRecord("view: the SQL is empty; give a SELECT", field="sql")
+    parts.append(sql[start:last])
+    return Statement(tuple(parts), tuple(numbers))
+
+
+async def rendered(connection: Connection, sql: str, args: Sequence[Any]) -> str:
+    """Return *sql* as one statement with *args* written in as typed literals.
+
+    Raises:
+        InvalidRecord: The parameters and *args* do not match, a value does not fit
+            its parameter's type, or *sql* is not one statement.
+        QueryFailed: The server cannot parse *sql*, or infer a type.
+    """
+    raw = connection.raw
+    statement = scan(
+        sql,
+        standard_strings=getattr(
+            raw.get_settings(), "standard_conforming_strings", "on"
+        )
+        != "off",
+    )
+    wanted = max(statement.parameters, default=0)
+    if 0 in statement.parameters or wanted != len(args):
+        raise InvalidRecord(
+            f"view: its SQL has {_up_to(wanted)}, but {len(args)} value(s) were "
+            "given; give one for each",
+            field=f"${min(wanted, len(args)) + 1}",
+        )
+    if not args:
+        return statement.text
+    try:
+        sendable(statement.text)
+        prepared = await raw.prepare(statement.text)
+    except Exception as exc:  # the driver's errors become ours
+        error = translate(exc, owner="session")
+        if error is exc:
+            raise
+        raise error from exc
+    oids = [kind.oid for kind in prepared.get_parameters()]
+    names = [row["name"] for row in await connection.fetch(_TYPE_NAMES, oids)]
+    columns = ", ".join(
+        # format() uses the type's output function, where ::text could use a cast.
+        f"pg_catalog.format('(%L::%s)', ${n}::{name}, ${n + len(names)}::text)"
+        for n, name in enumerate(names, 1)
+    )
+    row = await connection.fetchrow(f"SELECT {columns}", *args, *names)
+    if row is None:
+        raise AssertionError(columns)
+    literals = list(row.values())
+    return statement.filled(lambda number: str(literals[number - 1]))
+
+
+def _up_to(wanted: int) -> str:
+    return f"parameters up to ${wanted}" if wanted else "no parameters"

@@ -1,6 +1,6 @@
-"""Dropping registered views: in batches, truthfully, and never somebody else's.
+"""Dropping registered views, for sessions and the reaper alike.
 
-Apart because a session and a reaper do it alike. One batch is one transaction
+One batch is one transaction
 (12,000 drops in one exhaust the lock table); if the server refuses a batch, its
 views go one by one, so that one bad view keeps no other. CASCADE is never used
 here.
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+from fm_storage.config import SessionConfig
 from fm_storage.errors import ConnectionFailed, QueryFailed
 from fm_storage.postgres import (
     Connection,
@@ -34,7 +35,7 @@ logger = logging.getLogger("fm_storage.sessions")
 _KINDS = {"view": "v", "materialized view": "m", "table": "r"}
 _SINGLE_WAIT = 0.25
 """Seconds one view waits for its lock once its batch has been refused."""
-_NOT_OURS = "its owner, kind or mark is not what the registry says"
+_NOT_OURS = "its owner, kind or mark is not what the registry holds"
 _FOREIGN = "it belongs to role {role!r}; that role, or a superuser, drops it"
 
 # The row is locked, so that two droppers share the work; the relation is looked
@@ -103,9 +104,8 @@ class _Sorted:
 async def drop_all(
     source: Source,
     claim: Claim,
+    config: SessionConfig,
     *,
-    batch_size: int,
-    lock_timeout: float,
     report: Callable[[CleanupReport], None],
 ) -> None:
     """Drop every view of *claim*; *report* is called after every transaction.
@@ -118,6 +118,7 @@ async def drop_all(
         ConnectionFailed: The connection broke; what was reported is done.
         PoolTimeout: No connection was free.
     """
+    batch_size, lock_timeout = config.batch_size, config.lock_timeout
     while True:
         async with source.acquire() as connection:
             try:

@@ -1,6 +1,6 @@
-"""The lease: one lock on one idle connection, which says "this process lives".
+"""The lease: one lock on one idle connection, which shows that a process lives.
 
-Apart because nothing else decides life and death. No heartbeat is sent and no
+Nothing else decides that a process is dead. No heartbeat is sent and no
 time is compared: a blocked event loop, or a stopped process, keeps its socket and
 so its lock; a dead one loses both at once. The connection is outside the pool
 (whose reset drops locks) and idle (a backend in mid-query keeps a dead client's
@@ -16,6 +16,7 @@ import os
 import socket
 import uuid
 
+from fm_storage.concurrency.backoff import Backoff
 from fm_storage.errors import (
     ConfigurationInvalid,
     ConnectionFailed,
@@ -32,7 +33,6 @@ logger = logging.getLogger("fm_storage.sessions")
 
 _PING_EVERY = 5.0
 _PING_TIMEOUT = 10.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
 
 
 class LeaseState(enum.Enum):
@@ -83,7 +83,7 @@ class Lease:
             SchemaOutOfDate: The registry's tables are missing.
             ConnectionFailed: No connection could be made.
         """
-        connection = await self._source.dedicated("lease", self._dsn)
+        connection = await self._source.connect("lease", dsn=self._dsn)
         try:
             self._pooled = await self._is_pooled(connection)
             if self._pooled:
@@ -100,7 +100,7 @@ class Lease:
                     await other.execute(Sql(registry.ADD_OWNER), *row)
             else:
                 self._backend = await self._take(connection, *row)
-        except BaseException as exc:  # let go of the line, then pass it on
+        except BaseException as exc:  # close the connection, then pass it on
             await connection.aclose()
             if isinstance(exc, StorageError):
                 raise registry.explained(exc) from exc.__cause__
@@ -218,7 +218,7 @@ class Lease:
             logger.info("session: the lease is held again; nothing was lost")
 
     async def _answers(self) -> bool:
-        """Whether the connection still works, which a cut cable does not tell."""
+        """Whether the connection still works, which a cut cable does not show."""
         connection = self._connection
         if connection is None or connection.is_closed:
             return False
@@ -233,7 +233,7 @@ class Lease:
         old, self._connection = self._connection, None
         if old is not None:
             await old.aclose(0.1)
-        pause = _FIRST_PAUSE
+        pause = Backoff(0.01, 1.0)
         while True:
             try:
                 found = await self._try_again()
@@ -242,12 +242,11 @@ class Lease:
                 found = None
             if found is not None:
                 return found
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            await pause.sleep()
 
     async def _try_again(self) -> bool | None:
         """Try once: True held, False condemned, None not yet."""
-        connection = await self._source.dedicated("lease", self._dsn)
+        connection = await self._source.connect("lease", dsn=self._dsn)
         try:
             if self._pooled:
                 held = await self._hold_in_transaction(connection)
@@ -270,7 +269,7 @@ class Lease:
                 self._backend = await connection.fetchval(
                     Sql("SELECT pg_catalog.pg_backend_pid()")
                 )
-        except BaseException:  # let go of the line, then pass it on
+        except BaseException:  # close the connection, then pass it on
             await connection.aclose()
             raise
         if found:

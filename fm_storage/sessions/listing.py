@@ -1,7 +1,4 @@
-"""Who has which temporary view: the query behind ``info()`` and ``sessions list``.
-
-Apart because it reads the server's catalogue widely and changes nothing.
-"""
+"""Who has which temporary view: the query behind ``info()`` and ``sessions list``."""
 
 from __future__ import annotations
 

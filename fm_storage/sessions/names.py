@@ -1,8 +1,4 @@
-"""Names of temporary views: made, checked, and shown with quotes where needed.
-
-Apart because a name is what users see and paste into their SQL, and because no
-other file here may build or take apart a name.
-"""
+"""Names of temporary views: made, checked, and shown with quotes where needed."""
 
 from __future__ import annotations
 
@@ -24,8 +20,7 @@ _MAX_PREFIX = 63 - 32
 
 # Every keyword that may not stand everywhere as a name, PostgreSQL 14 to 18
 # (pg_get_keywords(), categories C, R and T).
-_KEYWORDS = frozenset(
-    """
+_WORDS = """
     all analyse analyze and any array as asc asymmetric authorization between bigint
     binary bit boolean both case cast char character check coalesce collate
     collation column concurrently constraint create cross current_catalog
@@ -44,8 +39,8 @@ _KEYWORDS = frozenset(
     varchar variadic verbose when where window with xmlattributes xmlconcat
     xmlelement xmlexists xmlforest xmlnamespaces xmlparse xmlpi xmlroot xmlserialize
     xmltable
-    """.split()  # noqa: SIM905 - a list of a hundred words
-)
+"""
+_KEYWORDS = frozenset(_WORDS.split())
 
 
 def shown(name: str) -> str:

@@ -1,6 +1,6 @@
 """The reaper: drops what dead processes left, and only that.
 
-Apart from the session because it acts for strangers. A dead owner is one whose
+A dead owner is one whose
 lock was free in two looks, a grace apart on this process's own monotonic clock;
 no times of different machines are compared. Then, for good: the lock is taken,
 the owner's row is locked (a CREATE in flight makes that impossible: next time),
@@ -13,9 +13,10 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 
+from fm_storage.concurrency.backoff import Backoff
 from fm_storage.config import SessionConfig
 from fm_storage.postgres import Record, Sql, Transaction
 from fm_storage.sessions import registry
@@ -27,8 +28,6 @@ from fm_storage.sessions.source import Source
 __all__ = ["Reaper"]
 
 logger = logging.getLogger("fm_storage.sessions")
-
-_FIRST_RETRY, _LONGEST_RETRY = 1.0, 60.0
 
 # Owners that nobody seems to hold and that have something to be reaped: views, or
 # nothing but their row. $1 our own, $2 whether kept views are to go as well.
@@ -73,8 +72,8 @@ class _Suspect:
 class _Retry:
     """An owner of whose views some could not be dropped."""
 
-    at: float
-    pause: float
+    pause: Backoff = field(default_factory=lambda: Backoff(1.0, 60.0))
+    at: float = 0.0
 
 
 class Reaper:
@@ -179,8 +178,7 @@ class Reaper:
         await drop_all(
             self._source,
             Claim(which, owner, own=False, guard=lock_is_free),
-            batch_size=self._config.batch_size,
-            lock_timeout=self._config.lock_timeout,
+            self._config,
             report=done.append,
         )
         report = CleanupReport.sum(done)
@@ -214,8 +212,7 @@ class Reaper:
         await drop_all(
             self._source,
             Claim("b.keep AND b.released AND $1", key=True, own=False),
-            batch_size=self._config.batch_size,
-            lock_timeout=self._config.lock_timeout,
+            self._config,
             report=done.append,
         )
         return CleanupReport.sum(done)
@@ -230,6 +227,5 @@ class Reaper:
         if not report.refused:
             self._retries.pop(owner, None)
             return
-        before = self._retries.get(owner)
-        pause = min(before.pause * 2, _LONGEST_RETRY) if before else _FIRST_RETRY
-        self._retries[owner] = _Retry(monotonic() + pause, pause)
+        retry = self._retries.setdefault(owner, _Retry())
+        retry.at = monotonic() + retry.pause.next()

@@ -1,6 +1,6 @@
 """The SQL of the registry: owners, and the views that are theirs.
 
-Apart because the protocol lives in these statements. A view exists if and only
+A view exists if and only
 if its row does: both are made in one transaction. The row's foreign key locks
 the owner's row (FOR KEY SHARE) until that transaction ends, which is what keeps
 a reaper's FOR UPDATE SKIP LOCKED away from a CREATE that is still under way.

@@ -1,7 +1,4 @@
-"""What sessions tell: reports of clean-ups, and lists of who has which view.
-
-Apart because command line, health and users read them; nothing here acts.
-"""
+"""What sessions report: what a clean-up did, and who has which view."""
 
 from __future__ import annotations
 

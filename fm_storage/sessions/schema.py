@@ -1,6 +1,6 @@
 """The schema that temporary views live in: made when needed, removed when empty.
 
-Apart because both are races with other processes: making it runs under a lock,
+Both are races with other processes: making it runs under a lock,
 and removing it is left to ``DROP SCHEMA … RESTRICT``, never to a look beforehand
 and CASCADE, which would destroy what came in between.
 """

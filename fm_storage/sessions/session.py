@@ -1,51 +1,34 @@
-"""A session: temporary views that go when it ends, whatever ends it.
-
-Apart because this is what users hold. The order of every operation is the same:
-decide and record the intent without I/O, then act, then note the outcome; so a
-cancellation at any await leaves nothing that the session does not know of.
-"""
+"""A session: temporary views that go when it ends, whatever ends it."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import uuid
 from collections.abc import Callable, Hashable, Sequence
-from time import monotonic
 from typing import Any, Self
 
-from fm_storage.concurrency.shield import shielded
-from fm_storage.errors import (
-    DuplicateRecord,
-    InvalidName,
-    QueryFailed,
-)
-from fm_storage.sessions import registry
+from fm_storage.concurrency.lifecycle import Lifecycle
+from fm_storage.config import SessionConfig
+from fm_storage.errors import PermissionDenied
 from fm_storage.sessions.creating import (
     CreateProgress,
     ViewPlan,
     as_indexes,
-    create,
     in_time,
-    refresh,
 )
-from fm_storage.sessions.dropping import Claim
 from fm_storage.sessions.listing import listed
 from fm_storage.sessions.names import Kind, TempView, generated_name
+from fm_storage.sessions.owner import Owner
 from fm_storage.sessions.reports import CleanupReport, SessionInfo
-from fm_storage.sessions.seed import SeedMethods
-from fm_storage.sessions.tracked import Key
+from fm_storage.sessions.schema import drop_schema_if_empty
+from fm_storage.sessions.source import Provider
+from fm_storage.sessions.views import ViewSet
 
 __all__ = ["PostgresSessionManager"]
 
 logger = logging.getLogger("fm_storage.sessions")
 
-_NO_SCHEMA = "3F000"
-_WAIT_FOR_NAME = 120.0
-_LOOK_AGAIN = 1.0  # in which a name's holder may still turn out to be dead
 
-
-class PostgresSessionManager(SeedMethods):
+class PostgresSessionManager(Lifecycle):
     """Temporary views in a schema of their own, tracked and cleaned up.
 
     ``async with storage.session() as session``, or ``await`` it and ``aclose()``
@@ -60,7 +43,63 @@ class PostgresSessionManager(SeedMethods):
     """
 
     FILTERMATE_SCHEMA = "filtermate_temp"
+    """Schema of the views: the default, and on a session its own."""
     VIEW_PREFIX = "fm_view_"
+    """Start of each generated name: the default, and on a session its own."""
+
+    def __init__(
+        self,
+        provider: Provider | Owner | None = None,
+        *,
+        schema: str | None = None,
+        auto_cleanup: bool = True,
+        config: SessionConfig | None = None,
+        application_name: str = "fm_storage",
+    ) -> None:
+        config = config or SessionConfig()
+        self.FILTERMATE_SCHEMA = config.schema_name if schema is None else schema
+        self.VIEW_PREFIX = config.prefix
+        self._provider = provider
+        self._views = ViewSet(
+            provider,
+            schema=self.FILTERMATE_SCHEMA,
+            keep=not auto_cleanup,
+            config=config,
+            application_name=application_name,
+        )
+        self.id = self._views.id
+
+    @property
+    def is_available(self) -> bool:
+        """Whether there is a PostgreSQL to work on."""
+        return self._provider is not None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the views were reaped while the lease was lost."""
+        return self._views.is_lost
+
+    @property
+    def schema(self) -> str:
+        """Schema of the views."""
+        return self._views.schema
+
+    @property
+    def last_cleanup(self) -> CleanupReport:
+        """What the last clean-up, or ``drop_view()``, did."""
+        return self._views.last_cleanup
+
+    @property
+    def _auto_cleanup_enabled(self) -> bool:
+        return not self._views.keep
+
+    def __repr__(self) -> str:
+        views = self._views
+        state = "closed" if views.closed else "lost" if self.is_lost else "open"
+        return (
+            f"<{type(self).__name__} {self.id}: {state}, {len(views.views)} view(s) in "
+            f"{self.schema}>"
+        )
 
     # -- life -------------------------------------------------------------------
 
@@ -72,7 +111,7 @@ class PostgresSessionManager(SeedMethods):
             SchemaOutOfDate: The registry's tables are missing.
         """
         if self._provider is not None:
-            await self._ready()
+            await self._views.ready()
         return self
 
     async def aclose(self) -> None:
@@ -84,22 +123,7 @@ class PostgresSessionManager(SeedMethods):
         Raises:
             WrongLoop: Called on another event loop than the session's.
         """
-        service = self._service
-        if self._closed or (service is not None and not service.at_home()):
-            return
-        self._closed = True
-        if service is None:
-            return
-        try:
-            if self._auto_cleanup_enabled:
-                await self.cleanup_on_close()
-            elif self._touched:
-                await shielded(self._release, timeout=self._config.cleanup_timeout)
-        except TimeoutError:
-            logger.warning("session: %s not released in time", self.id)
-        finally:
-            service.remove(self)
-            await self._end_service()
+        await self._views.aclose()
 
     # -- views ------------------------------------------------------------------------
 
@@ -118,8 +142,9 @@ class PostgresSessionManager(SeedMethods):
         """Create a view that every connection can read until the session ends.
 
         The view, its indexes and its registry row are made in one transaction. If
-        cancelled, the server is told to stop, and closing drops the view if it was
-        made after all. A name that a dead session still holds is waited for.
+        cancelled, the query is cancelled on the server, and closing drops the view
+        if it was made after all. A name that a dead session still holds is waited
+        for.
 
         Args:
             sql: One SELECT (or VALUES, TABLE), with ``$1`` … for values.
@@ -143,8 +168,15 @@ class PostgresSessionManager(SeedMethods):
             QueryTimeout: Not done within *timeout*.
         """
         kind: Kind = "materialized view" if materialized else "view"
-        return await self._make(
-            kind, sql, args, name, indexes, timeout, progress, with_data=with_data
+        return await self._create(
+            kind,
+            sql,
+            args,
+            name=name,
+            indexes=indexes,
+            with_data=with_data,
+            timeout=timeout,
+            progress=progress,
         )
 
     async def create_table(
@@ -166,37 +198,37 @@ class PostgresSessionManager(SeedMethods):
         Raises:
             SchemaOutOfDate: The registry is of a release without such tables.
         """
-        return await self._make(
-            "table", sql, args, name, indexes, timeout, progress, with_data=with_data
+        return await self._create(
+            "table",
+            sql,
+            args,
+            name=name,
+            indexes=indexes,
+            with_data=with_data,
+            timeout=timeout,
+            progress=progress,
         )
 
-    async def _make(  # noqa: PLR0917 - what two methods were given
+    async def _create(
         self,
         kind: Kind,
         sql: str,
         args: tuple[Any, ...],
+        *,
         name: str | None,
         indexes: Sequence[str],
+        with_data: bool,
         timeout: float | None,
         progress: Callable[[CreateProgress], None] | None,
-        *,
-        with_data: bool,
     ) -> TempView:
         if self._provider is None:
-            return TempView(self._schema, name or "", kind, 0)
-        given = generated_name(self._config.prefix) if name is None else name
+            return TempView(self.schema, name or "", kind, 0)
+        given = generated_name(self.VIEW_PREFIX) if name is None else name
         plan = ViewPlan(
-            *(self._schema, given, kind, sql, args),
-            *(as_indexes(indexes), with_data),
+            *(self.schema, given, kind, sql, args), *(as_indexes(indexes), with_data)
         )
-        key = (plan.schema, plan.name)
-        if key in self._views or key in self._uncertain:
-            raise InvalidName(
-                f"session: it has a view {plan.target} already; drop that first, or "
-                "give another name"
-            )
         async with in_time(timeout, f"{plan.target} was not created"):
-            return await self._create(plan, key, progress)
+            return await self._views.create(plan, progress)
 
     async def refresh_view(
         self,
@@ -208,8 +240,8 @@ class PostgresSessionManager(SeedMethods):
         """Fill a materialized view anew; return whether readers were let in.
 
         CONCURRENTLY needs a unique index on plain columns of all rows and a view
-        that holds data; without, readers wait, and the log says why. If cancelled,
-        the view keeps its old rows.
+        that holds data; without, readers wait, and the log gives the reason. If
+        cancelled, the view keeps its old rows.
 
         Args:
             view: The view, or its name.
@@ -223,15 +255,9 @@ class PostgresSessionManager(SeedMethods):
         """
         if self._provider is None:
             return False
-        target = self._own(view)
-        service, _ = await self._ready()
-        async with (
-            in_time(timeout, f"{target} was not refreshed"),
-            service.source.acquire() as connection,
-        ):
-            let_in, why = await refresh(
-                connection, target, session=self.id, concurrently=concurrently
-            )
+        target = self._views.own(view)
+        async with in_time(timeout, f"{target} was not refreshed"):
+            let_in, why = await self._views.refresh(target, concurrently=concurrently)
         if not let_in:
             logger.info("session: %s refreshed, readers had to wait: %s", target, why)
         return let_in
@@ -239,32 +265,16 @@ class PostgresSessionManager(SeedMethods):
     async def drop_view(self, view: TempView | str, *, cascade: bool = False) -> bool:
         """Drop one view now; return whether it was dropped.
 
-        False if it had gone already, or the server refused; ``last_cleanup`` tells,
-        and a refused view is tried again when the session closes.
+        False if it had gone already, or the server refused; see ``last_cleanup``;
+        a refused view is tried again when the session closes.
 
         Args:
             view: The view, or its name.
-            cascade: Whether what depends on it goes, too, whoever made it.
+            cascade: Whether what depends on it goes, too, also of other sessions.
         """
         if self._provider is None:
             return False
-        target = self._own(view)
-        key = (target.schema, target.name)
-        service, _ = await self._ready()
-        done: list[CleanupReport] = []
-        claim = Claim(
-            "b.id = $1",
-            self._numbers[key],
-            own=True,
-            trusted={target.oid},
-            cascade=cascade,
-        )
-        await self._drop(service, claim, done)
-        self.last_cleanup = report = CleanupReport.sum(done)
-        self._note(report)
-        if not report.refused:
-            self._forget(key)
-        return bool(report.dropped)
+        return await self._views.drop(self._views.own(view), cascade=cascade)
 
     def add_reference(self, view: TempView | str, holder: Hashable) -> None:
         """Note that *holder* uses the view; no I/O. Adding it twice counts once.
@@ -273,8 +283,7 @@ class PostgresSessionManager(SeedMethods):
             InvalidName: The session has no such view.
         """
         if self._provider is not None:
-            target = self._own(view)
-            self._holders.setdefault((target.schema, target.name), set()).add(holder)
+            self._views.add_holder(view, holder)
 
     async def release_reference(self, view: TempView | str, holder: Hashable) -> bool:
         """Note that *holder* is done; the last one drops the view.
@@ -282,113 +291,121 @@ class PostgresSessionManager(SeedMethods):
         A holder that was never added, or a view that is gone, is ignored.
 
         Returns:
-            Whether the view was dropped now; False also if that was refused, of
-            which ``last_cleanup`` tells.
+            Whether the view was dropped now; False also if that was refused, see
+            ``last_cleanup``.
         """
         if self._provider is None:
             return False
-        key = self._key(view)
-        holders = self._holders.get(key)
-        if holders is None or holder not in holders:
-            return False
-        holders.discard(holder)
-        if holders or key not in self._views:
-            return False
-        return await self.drop_view(self._views[key])
+        unused = self._views.last_left(view, holder)
+        return unused is not None and await self.drop_view(unused)
 
     async def info(self) -> SessionInfo:
         """Return every registered view of the database; ``own`` are this session's."""
         if self._provider is None:
             return SessionInfo(session=str(self.id))
         return await listed(
-            self._make_service().source,
+            self._views.owner().source,
             lambda row: bool(row["session_id"] == self.id),
             session=self.id,
         )
 
-    # -- creating ---------------------------------------------------------------------
+    # -- the seed's methods: their names, and what they return, are given -----------
 
-    async def _create(
-        self,
-        plan: ViewPlan,
-        key: Key,
-        progress: Callable[[CreateProgress], None] | None,
-    ) -> TempView:
-        service, lease = await self._ready()
-        give_up = monotonic() + _WAIT_FOR_NAME
-        lost_schema = False
-        while True:
-            # The intent, before any await that could make the view exist.
-            self._uncertain.add(key)
-            self._touched = True
-            try:
-                async with service.source.acquire() as connection:
-                    await service.ensure_schema(
-                        connection, plan.schema, again=lost_schema
-                    )
-                    view, number = await create(
-                        connection,
-                        plan,
-                        owner=lease.owner,
-                        session=self.id,
-                        keep=not self._auto_cleanup_enabled,
-                        progress=progress,
-                    )
-            except DuplicateRecord as exc:
-                self._uncertain.discard(key)
-                if exc.constraint != "session_objects_name_key":
-                    raise
-                await self._wait_for_name(lease.owner, plan, key, exc, give_up)
-                continue
-            except QueryFailed as exc:
-                # A definite answer of the server: it was rolled back.
-                self._uncertain.discard(key)
-                if exc.sqlstate != _NO_SCHEMA or lost_schema:
-                    raise
-                lost_schema = True  # dropped as empty by another session
-                continue
-            self._uncertain.discard(key)
-            self._views[key] = view
-            self._numbers[key] = number
-            service.count(created=1)
-            return view
+    async def toggle_auto_cleanup(self, enabled: bool) -> None:
+        """Switch whether closing drops the views.
 
-    async def _wait_for_name(
-        self,
-        owner: uuid.UUID,
-        plan: ViewPlan,
-        key: Key,
-        exc: DuplicateRecord,
-        give_up: float,
-    ) -> None:
-        """Return when the name may be free; raise *exc* if its holder lives.
+        Off, their rows are marked *keep*: reapers leave them alone until somebody
+        runs ``fm-storage sessions reap --kept``. The switch itself takes effect
+        at once; if marking fails or is cancelled, closing marks them.
 
-        The server frees a killed process's lock when it sees the socket closed: a
-        moment later than the kill, and later still on a busy machine. So a holder
-        that seems to live is looked at again before its name is refused.
+        Raises:
+            StorageError: The rows could not be marked.
         """
-        service = self._make_service()
-        sure = min(give_up, monotonic() + _LOOK_AGAIN)
-        while True:
-            async with service.source.acquire() as connection:
-                holder = await connection.fetchrow(registry.HOLDER, *key)
-            if holder is None:
-                return
-            if (
-                not holder["alive"]
-                or holder["keep"]
-                or holder["owner_id"] == owner
-                or monotonic() >= sure
-            ):
-                break
-            await asyncio.sleep(_LOOK_AGAIN / 5)
-        if holder["alive"] or holder["keep"] or monotonic() > give_up:
-            raise DuplicateRecord(
-                f"session: {plan.target} belongs to another session "
-                f"{'that lives' if holder['alive'] else 'that kept it'}; give another "
-                "name, or none",
-                sqlstate=exc.sqlstate,
-                constraint=exc.constraint,
-            ) from exc
-        # Its owner is dead: reap it here and now, should nobody else do so.
-        await service.reap()
+        await self._views.set_keep(keep=not enabled)
+
+    async def register_temp_view(self, view_name: str | TempView) -> None:
+        """Track a view that somebody else made; this session will drop it.
+
+        Only this session: a reaper leaves it alone. A second registration by the
+        same session changes nothing.
+
+        Args:
+            view_name: Name of a view or materialized view of the caller's own, in
+                the session's schema.
+
+        Raises:
+            InvalidName: There is no such view, or it is no view.
+            PermissionDenied: It belongs to another role.
+            DuplicateRecord: It belongs to another session.
+        """
+        if self._provider is not None:
+            await self._views.adopt(view_name)
+
+    async def unregister_temp_view(self, view_name: str | TempView) -> None:
+        """Stop tracking a view, which then stays for ever.
+
+        If cancelled, the view is still tracked here, and its row may be gone.
+
+        Raises:
+            StorageError: The row could not be removed; the view is still tracked.
+        """
+        if self._provider is not None:
+            await self._views.disown(view_name)
+
+    def get_session_views(self) -> list[str]:
+        """Return the tracked views as SQL names, oldest first; no I/O."""
+        return [str(view) for view in self._views.views.values()]
+
+    async def cleanup_session_views(self) -> int:
+        """Drop every tracked view; return how many were really dropped.
+
+        What the server refuses stays tracked, is in ``last_cleanup`` and is
+        tried again. Never CASCADE. Not stopped by a cancellation, which is raised
+        when the views are gone or ``cleanup_timeout`` is over.
+
+        Raises:
+            WrongLoop: Called on another event loop than the session's.
+            ForkedProcess: Called in a forked child; the views are the parent's.
+        """
+        return len((await self._views.clean_up()).dropped)
+
+    async def cleanup_schema_if_empty(self, schema: str | None = None) -> bool:
+        """Drop the schema if nothing at all is in it; return whether it was dropped.
+
+        False also if it does not exist, is another role's, or is in use.
+        """
+        if self._provider is None:
+            return False
+        return await drop_schema_if_empty(
+            self._views.owner().source, self.schema if schema is None else schema
+        )
+
+    async def cleanup_on_close(self) -> int:
+        """Drop the views and then the schema, if it is empty; return how many.
+
+        0 at once if automatic clean-up is off. A session that stands alone gives
+        its lease back as well.
+
+        Raises:
+            WrongLoop: Called on another event loop than the session's.
+            ForkedProcess: Called in a forked child; the views are the parent's.
+        """
+        if self._views.keep or self._provider is None:
+            return 0
+        return await self._views.finish()
+
+    async def ensure_schema_exists(self) -> bool:
+        """Make the schema if it is missing; return whether it is there now.
+
+        False if this role may not make it; ``create_view()`` then raises the reason.
+        """
+        if self._provider is None:
+            return False
+        owner = self._views.owner()
+        async with owner.source.acquire() as connection:
+            try:
+                await owner.ensure_schema(connection, self.schema)
+            except PermissionDenied as exc:
+                logger.warning("session: %s", exc)
+                return False
+        return True

@@ -1,8 +1,4 @@
-"""Where a session's connections come from: a pool, or somebody's function.
-
-Apart so that the rest of the room knows one way to borrow a connection and one
-way to get a dedicated one.
-"""
+"""Where a session's connections come from: a pool, or the caller's function."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ Provider = Pool | Callable[[], Awaitable[Any]]
 
 
 class Source(Protocol):
-    """Gives connections, borrowed or dedicated."""
+    """Gives connections for a block, or for good; a pool is one."""
 
     @property
     def transaction_pooler(self) -> bool | None:
@@ -32,29 +28,12 @@ class Source(Protocol):
     def acquire(
         self, timeout: float | None = None
     ) -> AbstractAsyncContextManager[Connection]:
-        """Borrow a connection for the block."""
+        """Give a connection for the block."""
         ...
 
-    async def dedicated(self, purpose: str, dsn: str | None) -> Connection:
+    async def connect(self, purpose: str, *, dsn: str | None = None) -> Connection:
         """Make a connection that the caller closes."""
         ...
-
-
-class _FromPool:
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-
-    @property
-    def transaction_pooler(self) -> bool | None:
-        return self._pool.transaction_pooler
-
-    def acquire(
-        self, timeout: float | None = None
-    ) -> AbstractAsyncContextManager[Connection]:
-        return self._pool.acquire(timeout)
-
-    async def dedicated(self, purpose: str, dsn: str | None) -> Connection:
-        return await self._pool.connect(purpose, dsn=dsn)
 
 
 class _FromFunction:
@@ -70,15 +49,15 @@ class _FromFunction:
 
     @asynccontextmanager
     async def acquire(self, timeout: float | None = None) -> AsyncIterator[Connection]:
-        del timeout  # the function's own affair
-        connection = await self.dedicated("session", None)
+        del timeout  # so is the time it takes
+        connection = await self.connect("session")
         try:
             yield connection
         finally:
             await connection.aclose()
 
-    async def dedicated(self, purpose: str, dsn: str | None) -> Connection:
-        del dsn
+    async def connect(self, purpose: str, *, dsn: str | None = None) -> Connection:
+        del dsn  # the address is the function's own affair
         waiting: object = self._make()
         if not inspect.isawaitable(waiting):
             raise ConfigurationInvalid(
@@ -108,7 +87,7 @@ def source_of(provider: Provider) -> Source:
         ConfigurationInvalid: It is neither a pool nor a function.
     """
     if isinstance(provider, Pool):
-        return _FromPool(provider)
+        return provider
     if callable(provider):
         return _FromFunction(provider)
     raise ConfigurationInvalid(

@@ -88,8 +88,8 @@ async def proxied(
         await service.open()
         async with service.session() as session:
             view = await session.create_view("SELECT 1 AS n", materialized=True)
-            assert service._lease is not None
-            yield Proxied(pool, proxy, service, session, view, service._lease)
+            assert service._owner.lease is not None
+            yield Proxied(pool, proxy, service, session, view, service._owner.lease)
             proxy.heal()
         await service.aclose()
 
@@ -126,7 +126,7 @@ async def test_a_lease_lost_for_too_long_is_said_at_once(dsn: str, pool: Pool):
         await service.open()
         session = await service.session()
         view = await session.create_view("SELECT 1 AS n", materialized=True)
-        lease = service._lease
+        lease = service._owner.lease
         assert lease is not None
         regain = lease._try_again
 
@@ -223,7 +223,7 @@ async def test_a_lock_that_another_owner_has_is_no_lease(pool: Pool):
     """A collision of keys is told, retryable, and leaves no row and no session."""
     service = SessionService(pool, QUIET)
     await service.open()
-    lease = Lease(service.source, dsn=None, application_name="x")
+    lease = Lease(service._owner.source, dsn=None, application_name="x")
     async with pool.acquire() as holder:
         await holder.execute("SELECT pg_advisory_lock($1)", lease.key)
         with pytest.raises(ConnectionFailed, match="taken by another owner"):
@@ -331,7 +331,7 @@ async def test_a_direct_address_goes_round_the_pooler(
         await service.open()
         async with service.session() as session:
             view = await session.create_view("SELECT 1 AS n")
-            lease = service._lease
+            lease = service._owner.lease
             assert lease is not None
             assert not lease._pooled
             assert await pool.fetchval(f"SELECT n FROM {view}") == 1
@@ -409,7 +409,7 @@ async def test_a_plain_role_needs_no_rights_beyond_its_group(
                     " incarnation, application_name, host, pid, created_by)"
                     " VALUES (gen_random_uuid(), 1, '', '', '', 1, 'postgres')"
                 )
-            lease = service._lease
+            lease = service._owner.lease
             assert lease is not None
             assert lease._watcher is not None
             assert lease._connection is not None

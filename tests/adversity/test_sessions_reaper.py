@@ -188,7 +188,7 @@ async def test_a_holder_that_dies_just_now_frees_its_name(
 ):
     """The server sees a kill late: who seems to live is looked at once more."""
     # Later still on a busy machine than the second that is waited otherwise.
-    monkeypatch.setattr("fm_storage.sessions.session._LOOK_AGAIN", LONG)
+    monkeypatch.setattr("fm_storage.sessions.views._LOOK_AGAIN", LONG)
     victim = await child(OWNER, dsn, "idle")
     assert await victim.line() == "ready"
     async with PostgresSessionManager(pool, config=FAST) as session:
@@ -209,7 +209,7 @@ async def test_a_creation_in_flight_is_no_ghost(pool: Pool, dsn: str):
         doomed = SessionService(other, SessionConfig(reap_interval=0))
         await doomed.open()
         session = await doomed.session()
-        lease = doomed._lease
+        lease = doomed._owner.lease
         assert lease is not None
         assert lease._watcher is not None
         lease._watcher.cancel()  # it does not take the lock again
@@ -257,7 +257,7 @@ async def test_bystanders_are_untouched(dsn: str, pool: Pool):
             session = await doomed.session()
             await session.create_view("SELECT 1")
             await session.register_temp_view("adopted")
-            lease = doomed._lease
+            lease = doomed._owner.lease
             assert lease is not None
             # Forged: rows of a dead owner that name what is not its own.
             for name in ("precious", "theirs", "fm_view_0123456789abcdef"):

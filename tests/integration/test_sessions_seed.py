@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fm_storage.config import SessionConfig
 from fm_storage.errors import InvalidName
 from fm_storage.postgres import Pool
 from fm_storage.sessions import PostgresSessionManager, SessionInfo
@@ -86,3 +87,16 @@ async def test_an_unregistered_view_stays(pool: Pool):
         await pool.fetchval(f"SELECT obj_description({view.oid}, 'pg_class')") is None
     )
     assert await pool.fetchval("SELECT count(*) FROM fm_storage.session_objects") == 0
+
+
+async def test_the_seeds_names_are_true(pool: Pool):
+    """The class has the defaults, a session what holds for it."""
+    default = SessionConfig()
+    assert default.schema_name == PostgresSessionManager.FILTERMATE_SCHEMA
+    assert default.prefix == PostgresSessionManager.VIEW_PREFIX
+    config = SessionConfig(prefix="mine_")
+    async with PostgresSessionManager(pool, schema="other", config=config) as session:
+        view = await session.create_view("SELECT 1 AS n")
+        assert view.schema == session.schema == session.FILTERMATE_SCHEMA == "other"
+        assert view.name.startswith(session.VIEW_PREFIX)
+        assert session.VIEW_PREFIX == "mine_"

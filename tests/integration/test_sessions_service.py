@@ -254,7 +254,7 @@ async def test_the_command_line_lists_and_reaps(dsn: str, pool: Pool):
     assert "2 live, 0 orphaned, 0 kept" in shown
     assert "[bold]hostile" in shown
     assert "\x1b" not in shown
-    lease = doomed._lease
+    lease = doomed._owner.lease
     assert lease is not None
     assert lease._watcher is not None
     assert lease._connection is not None

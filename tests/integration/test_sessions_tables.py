@@ -60,7 +60,7 @@ async def test_a_table_of_a_dead_session_is_reaped(pool: Pool):
         session = await doomed.session()
         table = await session.create_table("SELECT 1 AS n", with_data=False)
         await pool.execute("CREATE TABLE filtermate_temp.precious (n int)")
-        lease = doomed._lease
+        lease = doomed._owner.lease
         assert lease is not None
         await pool.execute(
             "INSERT INTO fm_storage.session_objects"

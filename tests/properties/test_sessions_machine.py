@@ -126,8 +126,7 @@ class Sessions(RuleBasedStateMachine):
             await asyncio.sleep(after)
             task.cancel()
             await asyncio.wait({task})
-            for key in list(process.session._uncertain):
-                await process.session._resolve(process.service, key)
+            await process.session._views.settle(process.service._owner)
             return None if task.cancelled() else task.result()
 
         view = self.run(work())
@@ -186,9 +185,9 @@ class Sessions(RuleBasedStateMachine):
         async def work() -> None:
             await self.pool.execute("DROP VIEW public.blocker")
             for process, _ in self.left:
-                for leftover in process.service._leftovers:
+                for leftover in process.service._owner.leftovers:
                     leftover.at = 0
-                await process.service._retry()
+                await process.service._owner.retry()
 
         self.run(work())
         self.blocked = None
@@ -223,7 +222,7 @@ class Sessions(RuleBasedStateMachine):
         self.left = [each for each in self.left if each[0] is not process]
 
         async def work() -> None:
-            lease = process.service._lease
+            lease = process.service._owner.lease
             assert lease is not None
             assert lease._watcher is not None
             assert lease._connection is not None

@@ -54,9 +54,9 @@ asyncio.run(main(sys.argv[1]))
 
 async def fill(pool: Pool, session: PostgresSessionManager, count: int) -> None:
     """Make *count* materialized views as create_view() does, only faster."""
-    assert session._lease is not None
     await session.ensure_schema_exists()
-    owner = session._lease.owner
+    _, lease = await session._views.ready()
+    owner = lease.owner
     for first in range(0, count, 500):
         await pool.execute(
             f"""
@@ -77,7 +77,7 @@ async def fill(pool: Pool, session: PostgresSessionManager, count: int) -> None:
             END $do$
             """
         )
-    session._touched = True
+    session._views.touched = True
 
 
 @pytest.mark.timeout(300)
@@ -97,7 +97,7 @@ async def test_twelve_thousand_views(cluster: TestCluster, how: str):
             await session.aclose()
             done = session.last_cleanup
         else:
-            lease = service._lease
+            lease = service._owner.lease
             assert lease is not None
             assert lease._watcher is not None
             assert lease._connection is not None

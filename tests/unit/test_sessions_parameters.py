@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fm_storage.errors import InvalidRecord
-from fm_storage.sessions.literals import scan
+from fm_storage.sessions.creating import scan
 from fm_storage.sessions.names import TempView, shown
 
 # Pieces without a parameter, whatever they hold; each ends what it begins.
