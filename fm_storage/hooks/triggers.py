@@ -32,7 +32,7 @@ _EXIT_TIMEOUT = 30.0
 """How long ``atexit`` waits for a loop that runs in another thread."""
 
 # Strong references: the garbage collector would finalise a suspended generator.
-_masters: dict[asyncio.AbstractEventLoop, _Master] = {}
+masters: dict[asyncio.AbstractEventLoop, _Master] = {}
 
 
 class _Master:
@@ -46,7 +46,7 @@ class _Master:
         self._generator = self._suspend()
         # Runs up to the yield without a real await; the running loop's hooks
         # see this first step and will close the generator at the loop's end.
-        _step(self._generator.__anext__())
+        step(self._generator.__anext__())
 
     async def _suspend(self) -> AsyncGenerator[None, None]:
         try:
@@ -66,13 +66,13 @@ class _Master:
                     await _attempt(self.closers.pop())
         finally:
             self.closing = False
-            _masters.pop(self.loop, None)
+            masters.pop(self.loop, None)
 
     def retire(self) -> None:
         """Forget the generator, which has nothing left to do."""
-        _masters.pop(self.loop, None)
+        masters.pop(self.loop, None)
         if not self.closing:
-            _step(self._generator.aclose())
+            step(self._generator.aclose())
 
 
 class _ClosingGenerators:
@@ -108,7 +108,7 @@ async def _attempt(closer: Closer) -> None:
         logger.exception("shutdown: %r failed", closer)
 
 
-def _step(awaitable: Awaitable[Any]) -> None:
+def step(awaitable: Awaitable[Any]) -> None:
     """Advance *awaitable*, which is known not to wait, to its end."""
     iterator = awaitable.__await__()
     try:
@@ -127,15 +127,15 @@ def arm(closer: Closer) -> None:
     # Loads anyio's backend now: at exit it is too late for imports, and one that
     # calls exec() makes Python forget that a KeyboardInterrupt ended the program.
     anyio.get_cancelled_exc_class()
-    master = _masters.get(loop)
+    master = masters.get(loop)
     if master is None or master.home.forked:
-        master = _masters[loop] = _Master(loop)
+        master = masters[loop] = _Master(loop)
     master.closers.append(closer)
 
 
 def disarm(closer: Closer) -> None:
     """Take *closer* back; one that is not armed is ignored."""
-    for master in list(_masters.values()):
+    for master in list(masters.values()):
         if closer in master.closers and not master.home.forked:
             master.closers.remove(closer)
             if not master.closers and not master.closing:
@@ -143,9 +143,9 @@ def disarm(closer: Closer) -> None:
             return
 
 
-def _at_exit() -> None:
+def at_exit() -> None:
     """Close what is left on loops that were never closed properly."""
-    for master in reversed(list(_masters.values())):
+    for master in reversed(list(masters.values())):
         if master.home.forked or not master.closers:
             continue
         loop = master.loop
@@ -168,12 +168,12 @@ def _at_exit() -> None:
         except Exception:  # nobody is left to raise it to; other loops follow
             logger.exception("shutdown: closing at exit failed")
         except KeyboardInterrupt:
-            _leave(128 + signal.SIGINT)
+            leave(128 + signal.SIGINT)
         except SystemExit as exc:
-            _leave(exc.code if isinstance(exc.code, int) else 1)
+            leave(exc.code if isinstance(exc.code, int) else 1)
 
 
-def _leave(code: int) -> None:
+def leave(code: int) -> None:
     """End the process with *code*, which atexit has no other way to set."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
@@ -182,4 +182,4 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
-atexit.register(_at_exit)
+atexit.register(at_exit)

@@ -14,6 +14,7 @@ from fm_storage.catalog.record.spool import Spool
 from fm_storage.config import StorageConfig
 from fm_storage.errors import ConnectionFailed, StorageError
 from fm_storage.manager import StorageManager
+from tests.support.inside import recorder_of
 
 # Each starts a whole storage, which takes its time on a busy machine.
 pytestmark = pytest.mark.timeout(120)
@@ -52,7 +53,7 @@ async def test_while_postgres_is_away_errors_are_spooled_and_replayed(config):
         assert sorted(row["id"] for row in rows) == sorted(ids)
         hits = await errors.find_similar("during outage", limit=5)
         assert any(hit.entry.message.startswith("during") for hit in hits)
-        assert not list(errors._recorder.spool.folder.iterdir())
+        assert not list(recorder_of(errors).spool.folder.iterdir())
 
 
 async def test_nothing_is_lost_or_doubled_while_the_line_is_cut_again_and_again(config):
@@ -140,11 +141,11 @@ async def test_an_entry_that_the_database_refuses_stops_no_other(storage):
         await storage.pool.execute(
             "ALTER TABLE project_errors ADD CHECK (message <> 'poison') NOT VALID"
         )
-        spool = errors._recorder.spool
+        spool = recorder_of(errors).spool
         rows = [prepare(f"m{n}") for n in range(5)]
         rows.insert(2, prepare("poison"))
         spool.append(rows)
-        errors._recorder.wake_replay()
+        recorder_of(errors).wake_replay()
         assert await errors.flush(60)
         assert await storage.error_entries.count() == 5
         [path] = spool.folder.iterdir()
@@ -158,7 +159,7 @@ async def test_without_disk_and_database_the_caller_is_told(config, tmp_path):
         StorageManager(settings) as storage,
         ErrorManager(storage, timeout=0.3) as errors,
     ):
-        folder = errors._recorder.spool.folder
+        folder = recorder_of(errors).spool.folder
         folder.parent.mkdir(parents=True)
         folder.write_text("a file in the way")
         proxy.refuse()
@@ -202,7 +203,7 @@ async def test_a_cancelled_record_is_stored_wholly_or_not_at_all(storage):
 async def test_a_spool_of_another_database_is_left_alone(storage):
     """Entries go only where they were meant to go."""
     async with ErrorManager(storage) as errors:
-        own = errors._recorder.spool.folder
+        own = recorder_of(errors).spool.folder
         other = Spool(own.parent / "other")
         other.append([prepare("elsewhere", timestamp=datetime(2024, 1, 2, tzinfo=UTC))])
         other.close()

@@ -111,8 +111,8 @@ async def test_a_flood_is_followed_to_its_end(cluster, tmp_path):
 @pytest.fixture
 def hasty(monkeypatch):
     """Let a follower look twenty times a second, and go back a moment only."""
-    monkeypatch.setattr(tail, "_BACKSTOP", 0.05)
-    monkeypatch.setattr(tail, "_OVERLAP", timedelta(seconds=0.05))
+    monkeypatch.setattr(tail, "BACKSTOP", 0.05)
+    monkeypatch.setattr(tail, "OVERLAP", timedelta(seconds=0.05))
 
 
 @pytest.fixture

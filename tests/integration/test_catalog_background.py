@@ -15,6 +15,7 @@ from fm_storage.catalog.record.drafts import Draft, draft_of
 from fm_storage.catalog.record.queue import Background
 from fm_storage.catalog.record.row import Prepared, prepare
 from fm_storage.catalog.record.spool import Spool
+from tests.support.inside import recorder_of
 from tests.support.waiting import until
 
 FOREVER = 600.0
@@ -54,8 +55,8 @@ class Recorder:
 @pytest.fixture
 async def queue(tmp_path, monkeypatch):
     """Give a function that makes a queue; all end with the test, small and patient."""
-    monkeypatch.setattr(background, "_BATCH", 10)
-    monkeypatch.setattr(background, "_PATIENCE", FOREVER)
+    monkeypatch.setattr(background, "BATCH", 10)
+    monkeypatch.setattr(background, "PATIENCE", FOREVER)
     made = []
 
     def make(**options):
@@ -80,7 +81,7 @@ async def test_the_queue_waits_for_the_loop_and_spools_nothing(queue):
     made = queue()
     for n in range(100):
         made.queue.put(given(f"error {n}"))
-    await until(lambda: made.queue._flying == background._IN_FLIGHT)
+    await until(lambda: made.queue.in_flight == background.IN_FLIGHT)
     assert made.queue.spilled == 0
     made.sink.go.set()
     assert await asyncio.to_thread(made.queue.flush, 20)
@@ -92,7 +93,7 @@ async def test_the_queue_waits_for_the_loop_and_spools_nothing(queue):
 
 async def test_a_loop_that_takes_too_long_is_not_waited_for(queue, monkeypatch):
     """After a second the disk is the safer place, and the next batch tries again."""
-    monkeypatch.setattr(background, "_PATIENCE", 0.01)
+    monkeypatch.setattr(background, "PATIENCE", 0.01)
     made = queue()
     for n in range(50):
         made.queue.put(given(f"error {n}"))
@@ -111,7 +112,7 @@ async def test_a_queue_that_is_half_full_does_not_wait(queue):
     made = queue(capacity=40)
     for n in range(20):
         made.queue.put(given(f"early {n}"))
-    await until(lambda: made.queue._flying == background._IN_FLIGHT)
+    await until(lambda: made.queue.in_flight == background.IN_FLIGHT)
     for n in range(21):
         made.queue.put(given(f"late {n}"))
     await until(lambda: made.queue.spilled)
@@ -127,7 +128,7 @@ async def test_while_the_server_is_away_all_goes_to_the_spool(queue):
     made = queue()
     for n in range(30):
         made.queue.put(given(f"error {n}"))
-    await until(lambda: made.queue._flying == background._IN_FLIGHT)
+    await until(lambda: made.queue.in_flight == background.IN_FLIGHT)
     made.recorder.away = True
     await until(lambda: made.queue.spilled == 10)
     made.queue.put(given("afterwards"))
@@ -161,7 +162,7 @@ async def test_closing_ends_the_wait_and_keeps_what_waited(queue):
     made = queue()
     for n in range(50):
         made.queue.put(given(f"error {n}"))
-    await until(lambda: made.queue._flying == background._IN_FLIGHT)
+    await until(lambda: made.queue.in_flight == background.IN_FLIGHT)
     await asyncio.to_thread(made.queue.close, 0.2)
     assert made.recorder.spooled() == [f"error {n}" for n in range(20, 50)]
     made.queue.put(given("too late"))
@@ -188,7 +189,7 @@ async def test_closing_takes_over_from_a_thread_that_hangs(queue):
     assert made.recorder.spooled() == [f"error {n}" for n in range(9, 15)]
     held.set()
     made.sink.go.set()
-    await until(made.queue._idle.is_set)
+    await until(made.queue.idle.is_set)
     assert made.recorder.spooled() == ["held", *(f"error {n}" for n in range(9))]
 
 
@@ -247,9 +248,9 @@ async def test_only_a_hook_is_given_what_the_application_gave(queue, hooked, kin
 async def test_a_burst_on_disk_makes_no_other_error_less_durable(storage):
     """Entries waited in the spool, and ``record()`` took the server for away."""
     async with ErrorManager(storage) as errors:
-        errors._recorder.spool.append([prepare(f"burst {n}") for n in range(50)])
-        errors._recorder.wake_replay()
-        assert errors._recorder.behind
+        recorder_of(errors).spool.append([prepare(f"burst {n}") for n in range(50)])
+        recorder_of(errors).wake_replay()
+        assert recorder_of(errors).behind
         assert (await errors.record("beside it", module="m")).durable
         assert await errors.flush(60)
         assert await storage.error_entries.count() == 51

@@ -16,6 +16,7 @@ from fm_storage.catalog import CatalogMiddleware, ErrorManager
 from fm_storage.catalog.record.drafts import draft_of
 from fm_storage.catalog.record.queue import Background
 from fm_storage.errors import ConfigurationInvalid
+from tests.support.inside import recorder_of
 
 # Each starts a whole storage, which takes its time on a busy machine.
 pytestmark = pytest.mark.timeout(120)
@@ -191,7 +192,7 @@ async def test_what_neither_the_queue_nor_the_disk_takes_is_said_in_the_log(
 ):
     """The log is the last place that is left; nothing is raised into the caller."""
     background = errors._queue()
-    folder = errors._recorder.spool.folder
+    folder = recorder_of(errors).spool.folder
     folder.parent.mkdir(parents=True)
     folder.write_text("a file in the way")
     background._capacity = 0
@@ -216,7 +217,7 @@ async def test_a_batch_that_the_loop_cannot_store_goes_to_the_spool(errors):
     async def refuse(_drafts):
         raise Refused
 
-    background = Background(errors._recorder, refuse, asyncio.get_running_loop())
+    background = Background(recorder_of(errors), refuse, asyncio.get_running_loop())
     background.put(lambda: draft_of("kept", module="m"))
     assert await asyncio.to_thread(background.flush, 20)
     assert background.spilled == 1
@@ -233,7 +234,7 @@ async def test_what_is_logged_after_the_end_is_kept_for_the_next_start(storage, 
     await errors.aclose()
     for n in range(3):
         log.error("after the end %d", n)
-    folder = errors._recorder.spool.folder
+    folder = recorder_of(errors).spool.folder
     assert len(list(folder.iterdir())) == 1  # one file, however many records
     async with ErrorManager(storage) as following:
         assert await following.flush()
@@ -273,7 +274,7 @@ async def test_a_full_queue_spills_to_the_spool_and_nothing_is_dropped(
     """A burst beyond the queue lies on disk, then in the database: all of it, once."""
     handler = errors.handler()
     errors._background = Background(
-        errors._recorder,
+        recorder_of(errors),
         errors._store_handed_in,
         asyncio.get_running_loop(),
         capacity=50,

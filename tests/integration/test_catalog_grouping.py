@@ -87,7 +87,7 @@ async def test_between_whole_comparisons_new_ids_are_found_at_once(
     assert (await errors.groups())[0].count == 1
     await insert(storage, "odd", UUID(int=1))
     assert (await errors.groups(order="last_seen"))[0].count == 1
-    monkeypatch.setattr(grouping, "_WHOLE_EVERY", 0.0)
+    monkeypatch.setattr(grouping, "WHOLE_EVERY", 0.0)
     assert await group_ungrouped(storage.pool) == 1
     rank = await storage.pool.fetchval(
         "SELECT severity FROM fm_storage.error_fingerprints WHERE error_id = $1",

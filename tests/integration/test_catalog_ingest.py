@@ -67,7 +67,7 @@ async def test_a_large_file_is_read_by_another_process_with_the_same_result(
     path = tmp_path / "shop.log"
     path.write_text("".join(LINES) + TRACE)
     assert (await errors.ingest(path)).added == 500
-    monkeypatch.setattr(reading_process, "_WORTH", 0)
+    monkeypatch.setattr(reading_process, "WORTH", 0)
     seen: list[tuple[int, int | None]] = []
     report = await errors.ingest(
         path, batch_size=150, progress=lambda done, total: seen.append((done, total))
@@ -80,7 +80,7 @@ async def test_a_large_file_is_read_by_another_process_with_the_same_result(
 
 async def test_a_cancelled_ingest_ends_its_process(errors, tmp_path, monkeypatch):
     """What was stored stays, and no child is left."""
-    monkeypatch.setattr(reading_process, "_WORTH", 0)
+    monkeypatch.setattr(reading_process, "WORTH", 0)
     path = tmp_path / "shop.log"
     path.write_text("".join(LINES * 40))
     reached = asyncio.Event()
@@ -100,7 +100,7 @@ async def test_a_cancelled_ingest_ends_its_process(errors, tmp_path, monkeypatch
     with pytest.raises(asyncio.CancelledError):
         await task
     [child] = children
-    assert child._child.returncode is not None
+    assert child.child.returncode is not None
     assert (await errors.ingest(path)).duplicates >= 50
 
 
@@ -133,7 +133,7 @@ async def test_lines_that_arrive_slowly_are_stored_before_the_last_has_come(
     errors, storage, monkeypatch
 ):
     """A stream of lines may never end; what has come is stored in batches."""
-    monkeypatch.setattr(ingest, "_ASYNC_CHUNK", 50)
+    monkeypatch.setattr(ingest, "ASYNC_CHUNK", 50)
     stored = asyncio.Event()
     done: list[int] = []
 

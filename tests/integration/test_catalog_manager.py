@@ -19,6 +19,7 @@ from fm_storage.config import StorageConfig
 from fm_storage.errors import ConfigurationInvalid, InvalidRecord, StorageClosed
 from fm_storage.manager import StorageManager
 from fm_storage.repositories import ErrorEntry, Severity
+from tests.support.inside import recorder_of
 
 # Each starts a whole storage, which takes its time on a busy machine.
 pytestmark = pytest.mark.timeout(120)
@@ -319,7 +320,7 @@ async def test_tail_shows_new_errors_of_other_managers(errors, storage):
 
 async def test_one_row_and_many_rows_store_the_same(errors, storage):
     """Both statements leave the same in every table, and say what was new."""
-    store = errors._recorder.open()
+    store = recorder_of(errors).open()
     pool = storage.pool
     given: dict[str, Any] = {
         "module": "shop",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fm_storage.catalog import ErrorManager
 from fm_storage.config import StorageConfig
 from fm_storage.manager import StorageManager
+from tests.support.inside import recorder_of
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ async def play_outage(cluster: TestCluster, folder: Path, seconds: float) -> int
         assert await errors.flush(120)
         stored = await storage.pool.fetchval(_COUNTS)
         assert sorted(stored) == sorted(given)
-        assert not errors._recorder.spool.has_any()
+        assert not recorder_of(errors).spool.has_any()
     return len(given)
 
 
@@ -167,5 +168,5 @@ async def play_kill(
         assert set(stored) >= set(kept)
         # What was under way when it was killed may have arrived, and no more.
         assert len(stored) - len(kept) <= 2 * _WORKERS
-        assert not errors._recorder.spool.has_any()
+        assert not recorder_of(errors).spool.has_any()
     return len(kept)

@@ -58,7 +58,7 @@ def test_the_child_sends_what_a_thread_would_have_read(log):
     child = ReadingProcess(log)
     try:
         batches = [*iter(child.next, None)]
-        assert child._child.wait(10) == 0
+        assert child.child.wait(10) == 0
     finally:
         child.close()
     expected, report = here(log)
@@ -69,8 +69,8 @@ def test_the_child_sends_what_a_thread_would_have_read(log):
 def test_a_killed_child_is_an_error_that_says_what_to_do(log):
     """Not the end of the log, which would be a silent loss."""
     child = ReadingProcess(log)
-    os.kill(child._child.pid, signal.SIGKILL)
-    child._child.wait()
+    os.kill(child.child.pid, signal.SIGKILL)
+    child.child.wait()
     with pytest.raises(EOFError, match="ingest it again"):
         [*iter(child.next, None)]
     child.close()
@@ -78,7 +78,7 @@ def test_a_killed_child_is_an_error_that_says_what_to_do(log):
 
 def test_a_child_that_ends_at_once_is_noticed_at_the_first_batch(log, monkeypatch):
     """It may end before it was told what to do."""
-    monkeypatch.setattr(reading_process, "_BOOT", "import os; os._exit(3)")
+    monkeypatch.setattr(reading_process, "BOOT", "import os; os._exit(3)")
     child = ReadingProcess(log._replace(source="x" * 2**20))
     with pytest.raises(EOFError, match="status 3"):
         child.next()
@@ -90,8 +90,8 @@ def test_a_child_that_nobody_reads_from_ends(log):
     big = log._replace(size=1, source="s" * 2000)
     child = ReadingProcess(big)
     assert child.next() is not None
-    child._child.stdout.close()  # type: ignore[union-attr]  # it is a pipe
-    assert child._child.wait(20) == 1
+    child.child.stdout.close()  # type: ignore[union-attr]  # it is a pipe
+    assert child.child.wait(20) == 1
 
 
 def test_what_reading_raises_there_is_raised_here(tmp_path):

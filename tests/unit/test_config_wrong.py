@@ -239,10 +239,10 @@ def test_no_secret_is_printed(caplog: pytest.LogCaptureFixture):
     [
         (
             "FM_STORAGE_QDRANT__COLLECTIONS",
-            '{"a": {"size": 3,}}',
+            '{"a": {"size": 3,x}}',
             (
                 "qdrant.collections: is no JSON (Expecting property name enclosed in "
-                "double quotes at character 18, near ' {\"size\": 3,}}'); give an "
+                "double quotes at character 18, near ' {\"size\": 3,x}}'); give an "
                 'object, such as {"name": …} (in FM_STORAGE_QDRANT__COLLECTIONS)'
             ),
         ),

@@ -197,10 +197,10 @@ async def test_nothing_is_left_armed_after_closing():
     loop = asyncio.get_running_loop()
     hooks = ShutdownHooks()
     hooks.register(print)
-    assert loop in triggers._masters
+    assert loop in triggers.masters
     hooks.unregister(print)
     await hooks.aclose()
-    assert loop not in triggers._masters
+    assert loop not in triggers.masters
 
 
 def test_another_loop_is_refused_and_changes_nothing():
@@ -217,7 +217,7 @@ def test_another_loop_is_refused_and_changes_nothing():
         hooks.register(seen.append, 1)
         await asyncio.to_thread(asyncio.run, from_outside())
         assert seen == []
-        assert asyncio.get_running_loop() in triggers._masters
+        assert asyncio.get_running_loop() in triggers.masters
         await hooks.aclose()
 
     asyncio.run(main())

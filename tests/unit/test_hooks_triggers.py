@@ -17,7 +17,7 @@ from fm_storage.hooks import ShutdownHooks, triggers
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triggers, "_masters", {})
+    monkeypatch.setattr(triggers, "masters", {})
 
 
 async def register(hooks: ShutdownHooks, fn: object, *args: object) -> None:
@@ -30,8 +30,8 @@ def test_a_loop_that_was_left_open_runs_its_hooks_at_exit():
     seen: list[int] = []
     loop = asyncio.new_event_loop()
     loop.run_until_complete(register(ShutdownHooks(), seen.append, 1))
-    triggers._at_exit()
-    triggers._at_exit()
+    triggers.at_exit()
+    triggers.at_exit()
     assert seen == [1]
     loop.close()
 
@@ -42,7 +42,7 @@ def test_a_closed_loop_is_told_in_the_log(caplog: pytest.LogCaptureFixture):
     hooks = ShutdownHooks()
     loop.run_until_complete(register(hooks, print))
     loop.close()
-    triggers._at_exit()
+    triggers.at_exit()
     assert "1 closer(s) not run, their loop is closed" in caplog.text
 
 
@@ -56,7 +56,7 @@ def test_a_loop_that_runs_in_a_thread_is_asked_from_outside():
     asyncio.run_coroutine_threadsafe(
         register(hooks, lambda: seen.append(threading.current_thread().name)), loop
     ).result(20)
-    triggers._at_exit()
+    triggers.at_exit()
     assert len(seen) == 1
     loop.call_soon_threadsafe(loop.stop)
     thread.join(20)
@@ -109,7 +109,7 @@ def test_an_interruption_at_exit_is_the_exit_code(
 ):
     """``atexit`` would swallow it."""
     left: list[int] = []
-    monkeypatch.setattr(triggers, "_leave", left.append)
+    monkeypatch.setattr(triggers, "leave", left.append)
 
     class Master:
         home = Home("shutdown")
@@ -119,8 +119,8 @@ def test_an_interruption_at_exit_is_the_exit_code(
         async def close(self) -> None:
             raise raised
 
-    triggers._masters[Master.loop] = Master()  # type: ignore[assignment]  # a stand-in
-    triggers._at_exit()
+    triggers.masters[Master.loop] = Master()  # type: ignore[assignment]  # a stand-in
+    triggers.at_exit()
     assert left == [code]
     Master.loop.close()
 
@@ -144,7 +144,7 @@ def test_what_fails_at_exit_is_logged_and_the_other_loops_follow(
     first.run_until_complete(arm(fine))
     second.run_until_complete(arm(fail))
     triggers.disarm(register)  # type: ignore[arg-type]  # never armed: ignored
-    triggers._at_exit()
+    triggers.at_exit()
     assert seen == [1]
     assert "fail" in caplog.text
     assert "boom" in caplog.text
@@ -162,6 +162,6 @@ def test_a_generator_that_waits_is_a_fault_of_ours():
 
     work = wait()
     with pytest.raises(RuntimeError, match="waited where it may not"):
-        triggers._step(work)
+        triggers.step(work)
     work.close()
     loop.close()

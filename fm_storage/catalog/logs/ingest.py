@@ -44,7 +44,7 @@ Log: TypeAlias = (
 )
 WriteColumns = Callable[[list[list[Any]]], Awaitable[int]]
 
-_ASYNC_CHUNK = 1000
+ASYNC_CHUNK = 1000
 
 
 async def ingest_log(
@@ -203,7 +203,7 @@ async def _collected(
 
     async for line in lines:
         waiting.append(_as_bytes(line))
-        if len(waiting) >= _ASYNC_CHUNK:
+        if len(waiting) >= ASYNC_CHUNK:
             batch += await asyncio.to_thread(parse, waiting, last=False)
             waiting = []
             if len(batch) >= size:

@@ -27,10 +27,10 @@ from fm_storage.repositories import Severity
 
 __all__ = ["ReadingProcess", "Task", "serve", "worth_a_process"]
 
-_WORTH = 4 * 1024 * 1024
+WORTH = 4 * 1024 * 1024
 """Bytes from which on the start of a process (half a second) is won back."""
 
-_BOOT = """
+BOOT = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from fm_storage.catalog.logs.reading_process import main
@@ -61,7 +61,7 @@ def worth_a_process(size: int, zone: tzinfo) -> bool:
     know; nor where there is no interpreter to start.
     """
     return (
-        size >= _WORTH
+        size >= WORTH
         and isinstance(zone, timezone | ZoneInfo)
         and not getattr(sys, "frozen", False)
         and bool(sys.executable)
@@ -81,16 +81,16 @@ class ReadingProcess:
         # A session of its own: Ctrl-C at the terminal is for the parent, which
         # ends the child. Should the parent be killed, the child's next write
         # finds no reader and ends it.
-        self._child = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, json.dumps(sys.path)],
+        self.child = subprocess.Popen(
+            [sys.executable, "-c", BOOT, json.dumps(sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=(task.descriptor,),
             start_new_session=True,
         )
-        assert self._child.stdin is not None
+        assert self.child.stdin is not None
         try:
-            with self._child.stdin as pipe:
+            with self.child.stdin as pipe:
                 pickle.dump(task, pipe)
         except BrokenPipeError:
             pass  # it has ended already; next() says so
@@ -102,13 +102,13 @@ class ReadingProcess:
             EOFError: The child has ended before the log did.
             Exception: Whatever reading the log raised there.
         """
-        assert self._child.stdout is not None
+        assert self.child.stdout is not None
         try:
-            columns, said = pickle.load(self._child.stdout)  # noqa: S301 - our own child
+            columns, said = pickle.load(self.child.stdout)  # noqa: S301 - our own child
         except (EOFError, pickle.UnpicklingError) as exc:
             raise EOFError(
                 f"log {self.report.source!r}: the process that read it ended early "
-                f"(status {self._child.wait()}); ingest it again, what was stored stays"
+                f"(status {self.child.wait()}); ingest it again, what was stored stays"
             ) from exc
         if isinstance(said, BaseException):
             raise said
@@ -119,10 +119,10 @@ class ReadingProcess:
 
     def close(self) -> None:
         """End the child, whatever it is doing."""
-        self._child.kill()
-        self._child.wait()
-        assert self._child.stdout is not None
-        self._child.stdout.close()
+        self.child.kill()
+        self.child.wait()
+        assert self.child.stdout is not None
+        self.child.stdout.close()
 
 
 def main() -> None:

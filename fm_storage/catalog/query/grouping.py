@@ -30,7 +30,7 @@ __all__ = ["group_ungrouped"]
 logger = logging.getLogger("fm_storage.catalog")
 
 _BATCH = 500
-_WHOLE_EVERY = 60.0
+WHOLE_EVERY = 60.0
 _RECENT = 600.0
 _SCAN_TIMEOUT = 300.0
 _READ_ONLY = "25006"
@@ -81,7 +81,7 @@ async def group_ungrouped(pool: Pool) -> int:
     nothing may be written, nothing is, and the rest goes on.
     """
     now = monotonic()
-    whole = now - _compared.get(pool, -_WHOLE_EVERY) >= _WHOLE_EVERY
+    whole = now - _compared.get(pool, -WHOLE_EVERY) >= WHOLE_EVERY
     done = 0
     after, last = _WHOLE if whole else _recent()
     while rows := await pool.fetch(

@@ -31,9 +31,9 @@ __all__ = ["tail_errors"]
 T = TypeVar("T")
 logger = logging.getLogger("fm_storage.catalog")
 
-_BACKSTOP = 2.0
+BACKSTOP = 2.0
 _PAUSE = 0.1
-_OVERLAP = timedelta(seconds=30)
+OVERLAP = timedelta(seconds=30)
 _REPLAYING = timedelta(minutes=10)
 _CHUNK = 500
 
@@ -80,7 +80,7 @@ class _Waiter:
         # Not wait_for(): before Python 3.12 it swallows a cancellation that comes
         # together with the event.
         try:
-            async with asyncio.timeout(_BACKSTOP):
+            async with asyncio.timeout(BACKSTOP):
                 await self._event.wait()
         except TimeoutError:
             return
@@ -182,4 +182,4 @@ class _Follower:
                 self._away = None
             else:
                 reach = min(reach, self._away[0])
-        return reach - _OVERLAP
+        return reach - OVERLAP

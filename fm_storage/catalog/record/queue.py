@@ -29,10 +29,10 @@ __all__ = ["Background"]
 logger = logging.getLogger("fm_storage.catalog")
 
 _CAPACITY = 10_000
-_BATCH = 250
-_IN_FLIGHT = 2
+BATCH = 250
+IN_FLIGHT = 2
 _GATHER = 0.02
-_PATIENCE = 1.0
+PATIENCE = 1.0
 MakeDraft = Callable[[], Draft]
 StoreErrors = Callable[[Sequence[Draft | Prepared]], Awaitable[object]]
 
@@ -87,11 +87,11 @@ class Background:
         # Appended to under _lock, so that *idle* is never said too early.
         self._queue: deque[MakeDraft] = deque()
         self._wake = threading.Event()
-        self._idle = threading.Event()
-        self._idle.set()
+        self.idle = threading.Event()
+        self.idle.set()
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)  # told when a batch has landed
-        self._flying = 0  # batches on the loop; under _lock
+        self.in_flight = 0  # batches on the loop; under _lock
         self._unsettled = 0  # taken, neither stored nor spooled yet; under _lock
         self._closed = False
         self._pid = os.getpid()  # a forked child has no thread
@@ -113,7 +113,7 @@ class Background:
             self._spool(self._made(deque([make])), sync=False)
             return
         with self._lock:
-            self._idle.clear()
+            self.idle.clear()
             self._unsettled += 1
             self._queue.append(make)
         if not self._wake.is_set():
@@ -122,7 +122,7 @@ class Background:
     def flush(self, timeout: float) -> bool:
         """Wait in a thread until everything taken is stored or spooled."""
         self._wake.set()
-        return self._idle.wait(timeout)
+        return self.idle.wait(timeout)
 
     def close(self, timeout: float) -> None:
         """Store what was taken, for *timeout* seconds; spool what is left."""
@@ -142,7 +142,7 @@ class Background:
         while True:
             self._wake.wait()
             self._wake.clear()
-            if len(self._queue) < _BATCH and not self._closed:
+            if len(self._queue) < BATCH and not self._closed:
                 # A burst arrives one by one: wait a moment and take it together.
                 threading.Event().wait(_GATHER)
             while self._queue:
@@ -152,9 +152,9 @@ class Background:
 
     def _has_room(self) -> bool:
         """Wait for a place on the loop; False if the spool should take the next."""
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         with self._room:
-            while self._storable() and self._flying >= _IN_FLIGHT:
+            while self._storable() and self.in_flight >= IN_FLIGHT:
                 left = deadline - time.monotonic()
                 if left <= 0 or len(self._queue) > self._capacity // 2:
                     return False
@@ -175,7 +175,7 @@ class Background:
         return found
 
     def _pass_on(self, *, room: bool) -> None:
-        batch = self._collect(_BATCH)
+        batch = self._collect(BATCH)
         count = len(batch)
         self.taken += count
         errors = self._made(batch)
@@ -184,7 +184,7 @@ class Background:
             with contextlib.suppress(RuntimeError):  # the loop closes at this moment
                 future = asyncio.run_coroutine_threadsafe(stored, self._loop)
                 with self._lock:
-                    self._flying += 1
+                    self.in_flight += 1
                 future.add_done_callback(partial(self._landed, count))
                 return
             stored.close()
@@ -203,11 +203,11 @@ class Background:
         with self._lock:
             self._unsettled -= count
             if not self._unsettled:
-                self._idle.set()
+                self.idle.set()
 
     def _landed(self, count: int, future: Future[None]) -> None:
         with self._room:
-            self._flying -= 1
+            self.in_flight -= 1
             self._room.notify()
         self._settle(count)
         if not future.cancelled() and (exc := future.exception()) is not None:
