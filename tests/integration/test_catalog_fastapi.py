@@ -1,4 +1,4 @@
-"""The README's example application, under uvicorn."""
+"""The page's example application, under uvicorn."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import uvicorn
 # Each starts a whole storage, which takes its time on a busy machine.
 pytestmark = pytest.mark.timeout(120)
 
-README = Path(__file__).parent.parent.parent / "README.md"
+PAGE = Path(__file__).parents[2] / "fm_storage" / "catalog" / "README.md"
 
 
 def example():
-    """Return the application that the README shows."""
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    """Return the application that the page shows."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     [found] = [block for block in blocks if "CatalogMiddleware" in block]
     return found
 
