@@ -1,0 +1,95 @@
+"""What the pages point to is there: links, proofs, commands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.pages import ROOT, pages, without_comments
+
+PAGES = pages()
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+each_page = pytest.mark.parametrize("page", PAGES, ids=NAMES)
+
+_CODE = re.compile(r"^ *```.*?^ *```$|`[^`\n]+`", re.DOTALL | re.MULTILINE)
+_LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)")
+
+
+def _slugs(page: Path) -> set[str]:
+    """Return the anchors of a page, as code hosts make them from its headings."""
+    text = re.sub(
+        r"^ *```.*?^ *```$", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        found.add(slug)
+    return found
+
+
+def test_the_front_page_is_short():
+    """At most 8 KB: a front page; the rest is on the rooms' pages."""
+    assert len((ROOT / "README.md").read_bytes()) <= 8192
+
+
+@each_page
+def test_links_lead_somewhere(page: Path):
+    """A relative link names a file of the project, and a heading that it has."""
+    broken = []
+    for link in _LINK.findall(_CODE.sub("", without_comments(page.read_text("utf-8")))):
+        if link.startswith(("https://", "mailto:")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        inside = target.exists() and target.is_relative_to(ROOT)
+        if not inside or (anchor and anchor not in _slugs(target)):
+            broken.append(link)
+
+    assert not broken
+
+
+@each_page
+def test_proofs_exist(page: Path):
+    """Each file, each test and each -k that a page names is there."""
+    text = page.read_text("utf-8")
+    missing = []
+    for match in re.finditer(
+        r"(?<![\w/.])(tests/[\w/.*-]+\w)(?:::(\w+))?(?: -k (\w+))?", text
+    ):
+        path, test, word = match.groups()
+        files = list(ROOT.glob(path))
+        if not files:
+            missing.append(path)
+            continue
+        sources = [
+            file.read_text("utf-8")
+            for found in files
+            for file in ([found] if found.is_file() else found.rglob("test_*.py"))
+        ]
+        names = [
+            name for source in sources for name in re.findall(r"def (test_\w+)", source)
+        ]
+        stems = [found.stem for found in files] + [
+            file.stem
+            for found in files
+            if found.is_dir()
+            for file in found.rglob("test_*.py")
+        ]
+        if test and test not in names:
+            missing.append(f"{path}::{test}")
+        if word and not any(word in name for name in names + stems):
+            missing.append(f"{path} -k {word}")
+
+    assert not missing
+
+
+@each_page
+def test_make_targets_exist(page: Path):
+    """Each ``make target`` in a page is one of the Makefile's."""
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
+    named = set(re.findall(r"(?:`|\$ )make ([a-z][a-z-]*)", page.read_text("utf-8")))
+
+    assert named <= targets
