@@ -1,8 +1,8 @@
 """What the catalogue costs: recording, logging, ingesting, answering.
 
 ``python tests/bench/bench_catalog.py [--only NAME]``; NAME is record, handler,
-ingest, answers or million. README.md beside it states the bars that it is held against.
-Ratios hold on a loaded machine, times do not; FM_BENCH_ENTRIES (100000) sets the
+ingest, answers or million. The README beside it states the bars that it is held
+against. Ratios hold on a loaded machine, times do not; FM_BENCH_ENTRIES (100000) sets the
 size of the catalogue that is asked.
 """
 

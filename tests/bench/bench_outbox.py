@@ -1,7 +1,7 @@
 """What dual write costs: the write path, draining, verifying.
 
 ``python tests/bench/bench_outbox.py [--only write|drain|verify]``. The README
-states the bars that it is held against; ratios hold on a loaded machine, rows per
+beside it states the bars that it is held against; ratios hold on a loaded machine, rows per
 second do not.
 """
 

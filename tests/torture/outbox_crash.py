@@ -1,7 +1,8 @@
 """Kill processes at random instants, then compare PostgreSQL and Qdrant.
 
 ``python -m tests.torture.outbox_crash`` (``make torture-outbox``) runs Qdrant's
-guide and this project's outbox side by side and prints the table of tests/bench/README.md.
+guide and this project's outbox side by side and prints the table of the figures'
+page, ``tests/bench/README.md``.
 A fsynced ledger of acknowledged writes decides what must be there. Each write to
 the vector store takes some milliseconds longer than on this machine, for both,
 as it does over a network: a worker is at a call when it is killed, not asleep.
