@@ -2,8 +2,8 @@
 
 ``python tests/bench/bench_catalog.py [--only NAME]``; NAME is record, handler,
 ingest, answers or million. The README beside it states the bars that it is held
-against. Ratios hold on a loaded machine, times do not; FM_BENCH_ENTRIES (100000) sets the
-size of the catalogue that is asked.
+against. Ratios hold on a loaded machine, times do not; FM_BENCH_ENTRIES (100000)
+sets the size of the catalogue that is asked.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What dual write costs: the write path, draining, verifying.
 
 ``python tests/bench/bench_outbox.py [--only write|drain|verify]``. The README
-beside it states the bars that it is held against; ratios hold on a loaded machine, rows per
-second do not.
+beside it states the bars that it is held against; ratios hold on a loaded machine,
+rows per second do not.
 """
 
 from __future__ import annotations
