@@ -66,7 +66,9 @@ class Parts:
         if self.pool is not None:
             # Without a store of its own a process still says what it wants; one
             # that has the store delivers it.
-            self.outbox = Outbox(self.pool, self.qdrant, config.outbox)
+            self.outbox = Outbox(
+                self.pool, self.qdrant, config.outbox, direct_dsn=config.session.dsn
+            )
             self._closers.append(("outbox", self.outbox.aclose))
             await self.outbox.open()
 

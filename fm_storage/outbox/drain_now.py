@@ -25,6 +25,8 @@ from fm_storage.outbox.delivery.delivery import (
     pauses,
     unserved,
 )
+from fm_storage.outbox.delivery.lanes import Lanes
+from fm_storage.outbox.delivery.presence import Presence
 from fm_storage.outbox.delivery.queue import Leases, Queue
 from fm_storage.outbox.results import DrainReport
 from fm_storage.vector_state import encode_id
@@ -48,6 +50,7 @@ async def drain_now(
     queue: Queue,
     delivery: Delivery,
     store_check: StoreCheck,
+    presence: Presence,
     config: OutboxConfig,
     *,
     timeout: float,
@@ -62,54 +65,111 @@ async def drain_now(
     Raises:
         ConfigurationInvalid: The vector store is not this database's.
     """
-    deadline = lease_clock() + timeout
-    delivered = quarantined = 0
-    problem: str | None = None
-    blocked: dict[str, str] = {}
-    absent: set[str] = set()
-    watch = _Watch(queue)
+    lanes = Lanes(queue, delivery, config.batch_size, store_check.settled)
+    run = _Run(queue, delivery, lanes, store_check, presence)
     pause = pauses(min(_LONGEST_PAUSE, config.max_backoff))
+    deadline = lease_clock() + timeout
     await queue.retry_now()
     total = await queue.pending()
-    while True:
-        any_taken = False
-        away = True
+    try:
+        while True:
+            advanced = await run.step(deadline)
+            if progress is not None:
+                progress(run.delivered, total)
+            if not run.failed:
+                pause.reset()
+            left = deadline - lease_clock()
+            if lanes.under_way or (advanced and not run.failed and left > 0):
+                continue
+            report = await run.report(left)
+            if report is not None:
+                return report
+            await asyncio.sleep(min(left, pause.next()))
+    finally:
+        await lanes.aclose(0.0)
+
+
+class _Run:
+    """What one call has met so far."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        delivery: Delivery,
+        lanes: Lanes,
+        check: StoreCheck,
+        presence: Presence,
+    ) -> None:
+        self._queue = queue
+        self._delivery = delivery
+        self._lanes = lanes
+        self._check = check
+        self._presence = presence
+        self._watch = _Watch(queue)
+        self._quarantined = 0
+        self._problem: str | None = None
+        self._blocked: dict[str, str] = {}
+        self._absent: set[str] = set()  # not tried again
+        self._away = False  # the store or PostgreSQL did not answer the last step
+        self._tried = False
+        self.delivered = 0
+        self.failed = False  # the last step
+
+    async def step(self, deadline: float) -> bool:
+        """Take what is due, or wait for a batch; return whether one was done."""
+        self.failed = self._away = False
         try:
-            outcome = await _one_batch(
-                queue, delivery, store_check, config, sorted(absent)
-            )
-            any_taken = outcome is not None
-            outcome = outcome or Outcome()
-            away = outcome.outage is not None
-            failure = outcome.outage or next(iter(outcome.blocked.values()), None)
-            delivered += outcome.delivered
-            quarantined += outcome.quarantined
-            for name, exc in outcome.blocked.items():
-                if isinstance(exc, CollectionNotFound | CollectionMismatch):
-                    absent.add(name)
-                    blocked[name] = describe(exc)
-            blocked |= {name: unserved(name) for name in outcome.unserved}
+            await self._check.begin()
+            await self._presence.hold()
+            await self._presence.take_over()
+            # Once at least: the check of a store that starts may take all the time.
+            going = not self._tried or lease_clock() < deadline
+            more = going and await self._lanes.claim(self._absent)
+            self._tried = True
+            if more or not self._lanes.under_way:
+                return False
+            outcomes = await self._lanes.wait(_SLOWEST_LOOK)
         except ConfigurationInvalid:
             raise
         except StorageError as exc:
-            failure = exc
-        if failure is not None:
-            problem = describe(failure)
-        else:
-            pause.reset()
-        if progress is not None:
-            progress(delivered, total)
-        left = deadline - lease_clock()
-        if any_taken and failure is None and left > 0:
-            continue
-        delivered += await delivery.settle()
-        due = await queue.pending(without=() if away else list(blocked))
-        if await watch.over(due, left):
-            remaining = await queue.pending()
-            still = {n: why for n, why in blocked.items() if await queue.pending(n)}
-            held = (watch.seen.count, watch.seen.until)
-            return DrainReport(delivered, quarantined, remaining, problem, still, *held)
-        await asyncio.sleep(min(left, pause.next()))
+            self.failed = self._away = True
+            self._problem = describe(exc)
+            return False
+        for outcome in outcomes:
+            self._note(outcome)
+        return bool(outcomes)
+
+    def _note(self, outcome: Outcome) -> None:
+        self.delivered += outcome.delivered
+        self._quarantined += outcome.quarantined
+        if outcome.failure is not None:
+            self.failed, self._problem = True, describe(outcome.failure)
+        self._away = self._away or outcome.outage is not None
+        name = outcome.collection
+        if isinstance(outcome.blocked, CollectionNotFound | CollectionMismatch):
+            self._absent.add(name)
+            self._blocked[name] = describe(outcome.blocked)
+        elif outcome.unserved:
+            self._blocked[name] = unserved(name)
+
+    async def report(self, left: float) -> DrainReport | None:
+        """Return the report if there is nothing left to wait for."""
+        await self._check.settled(None)
+        self.delivered += await self._delivery.settle()
+        without = [] if self._away else list(self._blocked)
+        due = await self._queue.pending(without=without)
+        if not await self._watch.over(due, left):
+            return None
+        pending = self._queue.pending
+        return DrainReport(
+            self.delivered,
+            self._quarantined,
+            await pending(),
+            self._problem,
+            {name: why for name, why in self._blocked.items() if await pending(name)},
+            self._watch.seen.count,
+            self._watch.seen.until,
+        )
 
 
 class _Watch:
@@ -129,21 +189,6 @@ class _Watch:
             return True
         taken = now.count >= due and (now.earliest or 0.0) > left
         return taken and lease_clock() - self._since >= _STILL
-
-
-async def _one_batch(
-    queue: Queue,
-    delivery: Delivery,
-    store_check: StoreCheck,
-    config: OutboxConfig,
-    without: list[str],
-) -> Outcome | None:
-    await store_check.begin()
-    taken = lease_clock()
-    rows = await queue.claim(config.batch_size, without=without)
-    outcome = await delivery.deliver(rows, taken=taken) if rows else None
-    await store_check.settled(outcome)
-    return outcome
 
 
 async def wait_synced(

@@ -15,9 +15,11 @@ from fm_storage.outbox.agreement.store_check import StoreCheck
 from fm_storage.outbox.delivery.counters import Counters
 from fm_storage.outbox.delivery.delivery import Delivery, lease_clock
 from fm_storage.outbox.delivery.drainer import Drainer, DrainerState
-from fm_storage.outbox.delivery.embed import Embedder, TextOf
+from fm_storage.outbox.delivery.embed import Embedder
+from fm_storage.outbox.delivery.presence import Presence
 from fm_storage.outbox.delivery.quarantine import Quarantine
 from fm_storage.outbox.delivery.queue import Queue
+from fm_storage.outbox.delivery.texts import TextOf, texts_from
 from fm_storage.outbox.drain_now import drain_now, wait_synced, within
 from fm_storage.outbox.notify import Notifier
 from fm_storage.outbox.results import (
@@ -71,6 +73,15 @@ class Outbox:
     or another, after any crash of either, exactly once in effect: a point in the
     vector store is never replaced by an older version of itself.
 
+    Args:
+        pool: Where desired state is kept.
+        store: Where it is delivered; None to write only.
+        config: Whether this process delivers, and how.
+        hooks: Where ``aclose()`` is registered when this process delivers.
+        direct_dsn: Address of the server past a transaction pooler, so that the
+            batches of a killed drainer are taken over at once and not after the
+            lease.
+
     Attributes:
         shapes: The vectors of the collections that are configured, or have a
             vectorizer; what cannot fit is refused before it is written. They
@@ -84,6 +95,7 @@ class Outbox:
         config: OutboxConfig,
         *,
         hooks: ShutdownHooks | None = None,
+        direct_dsn: str | None = None,
     ) -> None:
         self._pool = pool
         self._config = config
@@ -93,6 +105,7 @@ class Outbox:
         self._counters = Counters()
         self._embedder = Embedder(pool, self._queue)
         self._quarantine = Quarantine(pool)
+        self._presence = Presence(pool, self._queue, direct_dsn)
         self._notifier = Notifier(pool, interval=config.notify_interval)
         self._drainer: Drainer | None = None  # by open() and aclose()
         self.shapes = Shapes(store.config.collections if store is not None else None)
@@ -126,6 +139,7 @@ class Outbox:
         self._drainer = Drainer(
             self._queue,
             side.delivery,
+            self._presence,
             self._config,
             begin=self._begin,
             settled=side.check.settled,
@@ -189,38 +203,72 @@ class Outbox:
         """Return the writing half on *executor*, such as a transaction of yours."""
         return BoundOutbox(executor, wake=self.wake, shapes=self.shapes)
 
-    async def upsert(self, collection: str, points: Iterable[PointLike]) -> int:
+    async def upsert(
+        self, collection: str, points: Iterable[PointLike], *, durable: bool = True
+    ) -> int:
         """Make points desired in a transaction of their own; return how many.
 
         See ``BoundOutbox.upsert()``.
         """
-        return await self.bind(self._pool).upsert(collection, points)
+        bound = self.bind(self._pool)
+        return await bound.upsert(collection, points, durable=durable)
 
-    async def delete(self, collection: str, ids: Iterable[int | str | UUID]) -> int:
-        """Make points undesired in a transaction of their own; return how many."""
-        return await self.bind(self._pool).delete(collection, ids)
+    async def delete(
+        self,
+        collection: str,
+        ids: Iterable[int | str | UUID],
+        *,
+        durable: bool = True,
+    ) -> int:
+        """Make points undesired in a transaction of their own; return how many.
+
+        See ``BoundOutbox.delete()``.
+        """
+        bound = self.bind(self._pool)
+        return await bound.delete(collection, ids, durable=durable)
 
     def wake(self) -> None:
         """Announce that something was written; cheap, and may precede the commit."""
-        if self._drainer is not None and self._drainer.alive:
-            self._drainer.wake()
-        else:
+        drainer = self._drainer
+        if drainer is not None:
+            drainer.wake()
+        if drainer is None or not drainer.alive:
             self._notifier.notify()
 
     def register_vectorizer(
-        self, collection: str, vectorizer: Vectorizer, text_of: TextOf
+        self,
+        collection: str,
+        vectorizer: Vectorizer,
+        text_of: TextOf | str,
+        *,
+        table: str | None = None,
+        key: str = "id",
     ) -> None:
         """Have points that are written without vectors embedded while draining.
+
+        A failure of *text_of* or of the vectorizer is no fault of the points: they
+        wait, the failure is in ``status()``, and they are delivered once it is
+        corrected. Only a point that fails while others of its batch do not, or that
+        lacks its text in the payload, is set aside.
 
         Args:
             collection: The collection whose points these are; it is created from
                 ``vectorizer.spec`` before the first delivery.
             vectorizer: Turns texts into vectors.
-            text_of: ``await text_of(executor, ids)`` gives the text of each point
-                by its id as text; a missing one means that its record was
+            text_of: ``"payload:KEY"``, the text under that key of the payload;
+                ``"column:NAME"``, that column of *table* in the row whose *key* is
+                the point's id; or ``async def text_of(executor, ids)`` that
+                returns ``{id: text}`` with each id as the text it came as. A
+                missing id, or NULL in the column, means that the record was
                 deleted, and so will the point be.
+            table: Table of ``"column:NAME"``, with its schema if not on the path.
+            key: Its key column.
+
+        Raises:
+            ConfigurationInvalid: *text_of* is none of these; nothing was changed.
         """
-        self._embedder.register(collection, vectorizer, text_of)
+        texts = texts_from(text_of, collection=collection, table=table, key=key)
+        self._embedder.register(collection, vectorizer, texts)
         self.shapes.learn(collection, vectorizer.spec)
 
     # Delivering
@@ -237,14 +285,19 @@ class Outbox:
             ConfigurationInvalid: The vector store is not this database's.
         """
         side = self._require_store()
-        return await drain_now(
-            self._queue,
-            side.delivery,
-            side.check,
-            self._config,
-            timeout=timeout,
-            progress=progress,
-        )
+        try:
+            return await drain_now(
+                self._queue,
+                side.delivery,
+                side.check,
+                self._presence,
+                self._config,
+                timeout=timeout,
+                progress=progress,
+            )
+        finally:
+            if self._drainer is None:
+                await self._presence.aclose()
 
     async def collections(self) -> list[str]:
         """Return the names of the collections that were ever written to."""

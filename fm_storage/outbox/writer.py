@@ -12,7 +12,9 @@ from uuid import UUID
 
 from fm_storage.vector_state import (
     DELETE_MANY,
+    DELETE_MANY_FAST,
     UPSERT_MANY,
+    UPSERT_MANY_FAST,
     Shapes,
     StateRow,
     encode_id,
@@ -51,12 +53,21 @@ class BoundOutbox:
         self._wake = wake
         self._shapes = shapes
 
-    async def upsert(self, collection: str, points: Iterable[PointLike]) -> int:
+    async def upsert(
+        self, collection: str, points: Iterable[PointLike], *, durable: bool = True
+    ) -> int:
         """Make points desired, as they are now; return how many.
 
         All of them or none, together with the executor's transaction if it is
         one. Of several with one id the last counts. ``Unembedded`` points get
         their vectors while draining, from the registered vectorizer.
+
+        Args:
+            collection: The collection that they belong to.
+            points: ``Point`` or ``Unembedded``.
+            durable: Pin ``synchronous_commit = on`` for the transaction. False is
+                faster where the server's default is off, and a crash of the server
+                may then lose what was written last, in both stores alike.
 
         Raises:
             InvalidRecord: An id or payload cannot be stored; nothing was written.
@@ -79,16 +90,26 @@ class BoundOutbox:
             rows[row.point_id] = row
         # Sorted, so that two writers lock the same points in the same order.
         ordered = [rows[key] for key in sorted(rows)]
-        return await self._run(UPSERT_MANY, collection, ordered, _columns)
+        sql = UPSERT_MANY if durable else UPSERT_MANY_FAST
+        return await self._run(sql, collection, ordered, _columns)
 
-    async def delete(self, collection: str, ids: Iterable[int | str | UUID]) -> int:
+    async def delete(
+        self,
+        collection: str,
+        ids: Iterable[int | str | UUID],
+        *,
+        durable: bool = True,
+    ) -> int:
         """Make points undesired; ones that never were are fine. Return how many.
+
+        *durable* is that of ``upsert()``.
 
         Raises:
             InvalidRecord: An id is none; nothing was written.
         """
         keys = sorted({encode_id(one, index=nr) for nr, one in enumerate(ids)})
-        return await self._run(DELETE_MANY, collection, keys, lambda part: (part,))
+        sql = DELETE_MANY if durable else DELETE_MANY_FAST
+        return await self._run(sql, collection, keys, lambda part: (part,))
 
     async def _run(
         self,

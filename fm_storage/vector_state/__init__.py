@@ -27,7 +27,9 @@ from fm_storage.vector_state.rows import (
 from fm_storage.vector_state.shapes import Shape, Shapes
 from fm_storage.vector_state.statements import (
     DELETE_MANY,
+    DELETE_MANY_FAST,
     UPSERT_MANY,
+    UPSERT_MANY_FAST,
     delete_ctes,
     restore_ctes,
     retire_ctes,
@@ -36,7 +38,9 @@ from fm_storage.vector_state.statements import (
 
 __all__ = [
     "DELETE_MANY",
+    "DELETE_MANY_FAST",
     "UPSERT_MANY",
+    "UPSERT_MANY_FAST",
     "VERSION_KEY",
     "DecodedVectors",
     "Shape",

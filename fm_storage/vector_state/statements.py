@@ -15,7 +15,9 @@ from fm_storage.postgres import Sql
 
 __all__ = [
     "DELETE_MANY",
+    "DELETE_MANY_FAST",
     "UPSERT_MANY",
+    "UPSERT_MANY_FAST",
     "delete_ctes",
     "restore_ctes",
     "retire_ctes",
@@ -36,10 +38,7 @@ _QUEUE = """
 _FM_QUEUE = f", fm_queue AS ({_QUEUE}\n)"
 
 # A scalar subquery is evaluated once, however many rows there are.
-_PINNED = (
-    " WHERE (SELECT pg_catalog.set_config('synchronous_commit', 'on', TRUE))"
-    " IS NOT NULL"
-)
+_PIN = "(SELECT pg_catalog.set_config('synchronous_commit', 'on', TRUE)) IS NOT NULL"
 
 
 def upsert_ctes(
@@ -50,7 +49,7 @@ def upsert_ctes(
     payload: str = "NULL",
     payload_hash: str = "NULL",
     source: str | None = None,
-    durable: bool = False,
+    durable: bool = True,
     last: bool = False,
 ) -> str:
     """Return the CTEs ``fm_state`` and ``fm_queue`` that make points desired.
@@ -69,7 +68,8 @@ def upsert_ctes(
         source: FROM item that *point_id* and the others refer to, such as
             ``"rec"``; without one, exactly one point is written.
         durable: Pin ``synchronous_commit = on`` for this transaction, inside the
-            statement, so that it also holds behind a transaction pooler.
+            statement, so that it also holds behind a transaction pooler. False for
+            a statement that pins it elsewhere, or need not survive a crash.
         last: End with the main statement instead of ``fm_queue``, where nothing is
             to be read: an unread CTE costs a twentieth of an insert. The
             statement's tag counts the points.
@@ -79,7 +79,7 @@ def upsert_ctes(
     (collection, point_id, ver, op, vectors, payload, payload_hash)
   SELECT {collection}::text, {point_id}, nextval('fm_storage.vector_version'), 'u',
     {vectors}::bytea, {payload}::jsonb, {payload_hash}::bytea
-  {f"FROM {source}" if source else ""}{_PINNED if durable else ""}
+  {f"FROM {source}" if source else ""}{f" WHERE {_PIN}" if durable else ""}
   ON CONFLICT (collection, point_id) DO UPDATE SET
     ver = nextval('fm_storage.vector_version'), op = 'u',
     vectors = EXCLUDED.vectors, payload = EXCLUDED.payload,
@@ -93,7 +93,7 @@ def delete_ctes(
     collection: str,
     point_id: str,
     source: str | None = None,
-    durable: bool = False,
+    durable: bool = True,
     last: bool = False,
 ) -> str:
     """Return the CTEs ``fm_state`` and ``fm_queue`` that make points undesired.
@@ -103,7 +103,7 @@ def delete_ctes(
     return f"""fm_state AS (
   INSERT INTO fm_storage.vector_state AS s (collection, point_id, ver, op)
   SELECT {collection}::text, {point_id}, nextval('fm_storage.vector_version'), 'd'
-  {f"FROM {source}" if source else ""}{_PINNED if durable else ""}
+  {f"FROM {source}" if source else ""}{f" WHERE {_PIN}" if durable else ""}
   ON CONFLICT (collection, point_id) DO UPDATE SET
     ver = nextval('fm_storage.vector_version'), op = 'd',
     vectors = NULL, payload = NULL, payload_hash = NULL
@@ -133,32 +133,49 @@ def _turned(collection: str, point_id: str, source: str, *, to: str, when: str) 
   SET ver = nextval('fm_storage.vector_version'), op = '{to}'
   FROM {source}
   WHERE s.collection = {collection}::text AND s.point_id = {point_id} AND {when}
+    AND {_PIN}
   RETURNING s.collection, s.point_id, s.ver
 ){_FM_QUEUE}"""
 
 
-UPSERT_MANY = Sql(
-    "WITH "
-    + upsert_ctes(
-        collection="$1",
-        point_id="rec.id",
-        vectors="rec.vectors",
-        payload="rec.payload",
-        payload_hash="rec.hash",
-        source="unnest($2::text[], $3::bytea[], $4::jsonb[], $5::bytea[])"
-        " AS rec (id, vectors, payload, hash)",
-        last=True,
+def _upsert_many(*, durable: bool) -> Sql:
+    return Sql(
+        "WITH "
+        + upsert_ctes(
+            collection="$1",
+            point_id="rec.id",
+            vectors="rec.vectors",
+            payload="rec.payload",
+            payload_hash="rec.hash",
+            source="unnest($2::text[], $3::bytea[], $4::jsonb[], $5::bytea[])"
+            " AS rec (id, vectors, payload, hash)",
+            durable=durable,
+            last=True,
+        )
     )
-)
+
+
+def _delete_many(*, durable: bool) -> Sql:
+    return Sql(
+        "WITH "
+        + delete_ctes(
+            collection="$1",
+            point_id="rec.id",
+            source="unnest($2::text[]) AS rec (id)",
+            durable=durable,
+            last=True,
+        )
+    )
+
+
+UPSERT_MANY = _upsert_many(durable=True)
 """Make points desired: ``(collection, ids, vectors, payloads, hashes)``."""
 
-DELETE_MANY = Sql(
-    "WITH "
-    + delete_ctes(
-        collection="$1",
-        point_id="rec.id",
-        source="unnest($2::text[]) AS rec (id)",
-        last=True,
-    )
-)
+UPSERT_MANY_FAST = _upsert_many(durable=False)
+"""The same under the server's own ``synchronous_commit``."""
+
+DELETE_MANY = _delete_many(durable=True)
 """Make points undesired: ``(collection, ids)``."""
+
+DELETE_MANY_FAST = _delete_many(durable=False)
+"""The same under the server's own ``synchronous_commit``."""

@@ -104,6 +104,37 @@ async def test_durable_statement_pins_its_commit_behind_a_pooler(
             assert await qdrant.count("things") == 1
 
 
+@pytest.mark.parametrize("pooled", [False, True], ids=["direct", "pooler"])
+async def test_acknowledged_writes_are_pinned_unless_asked_not_to(
+    dsn: str, pool: Pool, pgbouncer: Callable[..., str], pooled: bool
+):
+    """What the setting is while vector_state is written, by every way of writing."""
+    await pool.execute("CREATE TABLE seen (point TEXT, setting TEXT)")
+    await pool.execute("""CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN INSERT INTO seen VALUES (NEW.point_id,
+          current_setting('synchronous_commit')); RETURN NEW; END $$""")
+    await pool.execute(
+        "CREATE TRIGGER note AFTER INSERT OR UPDATE ON fm_storage.vector_state "
+        "FOR EACH ROW EXECUTE FUNCTION note()"
+    )
+    database = await pool.fetchval("SELECT current_database()")
+    await pool.execute(f'ALTER DATABASE "{database}" SET synchronous_commit = off')
+    where = PostgresConfig(dsn=pgbouncer(dsn) if pooled else dsn)
+    point = Point(1, [1.0, 2.0], {})
+    async with Pool(where) as fresh:
+        outbox = Outbox(fresh, None, OutboxConfig(drain=False))
+        await outbox.upsert("things", [point])
+        await outbox.delete("things", [1])
+        async with fresh.transaction() as tx:
+            await outbox.bind(tx).upsert("things", [point])
+        assert {r[0] for r in await fresh.fetch("SELECT setting FROM seen")} == {"on"}
+        await fresh.execute("TRUNCATE seen")
+        await outbox.upsert("things", [point], durable=False)
+        await outbox.delete("things", [1], durable=False)
+        assert {r[0] for r in await fresh.fetch("SELECT setting FROM seen")} == {"off"}
+        await outbox.aclose()
+
+
 async def test_claiming_makes_what_it_delivers_durable(pool: Pool, qdrant: QdrantStore):
     """The drainer's own commit waits for the disk, and with it the writers' before."""
     await qdrant.ensure_collection_exists("things", 2)

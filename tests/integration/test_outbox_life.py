@@ -57,7 +57,7 @@ async def test_other_processes_wake_the_drainer_by_notify(
         await draining.wait_synced(1, timeout=15)
         waking = draining._drainer
         assert waking is not None
-        waking._looks = 30
+        waking._looks.failures = 30
         waking._woken.set()
         await until(lambda: listening(pool))
         await until(lambda: not waking._woken.is_set())

@@ -107,7 +107,7 @@ class Model(RuleBasedStateMachine):
     async def _deliver(self, rows: list[Leased]) -> Outcome:
         delivery = self.outbox._side.delivery
         delivery._lease = 60.0
-        return await delivery.deliver(rows, taken=lease_clock())
+        return await delivery.deliver("model", rows, taken=lease_clock())
 
     async def _late(self, rows: list[Leased]) -> Outcome:
         delivery = self.outbox._side.delivery
@@ -115,7 +115,7 @@ class Model(RuleBasedStateMachine):
         self.stores.store.silent = False
         try:
             # As a process that was stopped between its check and its call.
-            outcome = Outcome()
+            outcome = Outcome("model")
             groups = [row for row in rows if row.vectors or row.op == "d"]
             await delivery._send("model", groups)
             delivery._overrun["model"] = {

@@ -274,17 +274,17 @@ def test_state_row_holds_what_the_statements_take():
     assert row.payload_hash == payload_digest({"n": 1})
 
 
-def test_fragments_take_expressions_and_pin_the_commit_only_when_asked():
+def test_fragments_take_expressions_and_pin_the_commit_unless_asked_not_to():
     """The version is taken again in DO UPDATE, under the lock of the row."""
-    for text in (
-        upsert_ctes(collection="$1", point_id="rec.id::text", source="rec"),
-        delete_ctes(collection="$1", point_id="rec.id::text", source="rec"),
-    ):
+    for make in (upsert_ctes, delete_ctes):
+        text = make(
+            collection="$1", point_id="rec.id::text", source="rec", durable=False
+        )
         assert "DO UPDATE SET\n    ver = nextval" in text
         assert "synchronous_commit" not in text
         assert text.count("FROM rec") == 1
-    pinned = upsert_ctes(collection="$1", point_id="$2", durable=True)
-    assert "set_config('synchronous_commit'" in pinned
+        pinned = make(collection="$1", point_id="$2")
+        assert "set_config('synchronous_commit'" in pinned
 
 
 def test_keys_are_encoded_in_sql_by_their_kind():

@@ -96,6 +96,7 @@ _RECORD_WITH_VECTOR = Sql(
         point_id="rec.id::text",
         payload="$13",
         source="rec",
+        durable=False,
         last=True,
     )
 )
@@ -113,6 +114,7 @@ _RECORD_MANY_WITH_VECTORS = Sql(
             fingerprint="src.fingerprint",
         ),
         source="src JOIN rec USING (id)",
+        durable=False,
     )
     + _ANSWER
 )

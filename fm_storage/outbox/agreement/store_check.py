@@ -110,10 +110,9 @@ class StoreCheck:
         if outcome is not None:
             if outcome.greatest:
                 self._marker.note()
-            for name, exc in list(outcome.blocked.items()):
-                missing = isinstance(exc, CollectionNotFound)
-                if missing and await self._interrupted.missing(name):
-                    del outcome.blocked[name]
+            missing = isinstance(outcome.blocked, CollectionNotFound)
+            if missing and await self._interrupted.missing(outcome.collection):
+                outcome.blocked = None
             for name in outcome.created:
                 await self._interrupted.missing(name)
         await self._marker.save_if_due(idle=outcome is None)

@@ -9,8 +9,8 @@ aside; the others are delivered. No number of attempts drops one.
 from __future__ import annotations
 
 import logging
+import random
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
@@ -32,6 +32,7 @@ from fm_storage.outbox.delivery.counters import Counters
 from fm_storage.outbox.delivery.embed import Embedder
 from fm_storage.outbox.delivery.points import points_of
 from fm_storage.outbox.delivery.queue import Leased, Queue
+from fm_storage.outbox.delivery.texts import TextsFailed
 from fm_storage.vector_state import (
     VERSION_KEY,
     decode_id,
@@ -57,6 +58,8 @@ _log = logging.getLogger("fm_storage.outbox")
 
 _OUTAGES = (VectorStoreUnavailable, EmbeddedFailed, StorageClosed)
 _FIRST_PAUSE = 0.05
+_ALONE = 4
+"""Points that must fail one by one before the function is held to be at fault."""
 _SHOWN = 500
 """Characters of an error kept with a row."""
 
@@ -78,22 +81,32 @@ class Outcome:
     """What became of a batch.
 
     Attributes:
-        outage: The failure that concerns the whole store, if there was one.
-        blocked: Failures that concern one collection, by its name.
-        unserved: Collections with points that this process has no vectorizer for.
+        collection: The collection of its points.
+        outage: The failure of the store, if there was one.
+        blocked: The failure that concerns the collection, such as that it is missing.
+        failing: The failure of the application's text source or vectorizer; points
+            that have vectors are delivered meanwhile.
+        unserved: Whether it has points that this process has no vectorizer for.
         created: Collections that were missing and could be created.
         delivered: Points whose delivery was recorded.
         quarantined: Points set aside.
         greatest: Greatest version delivered.
     """
 
+    collection: str
     outage: BaseException | None = None
-    blocked: dict[str, BaseException] = field(default_factory=dict)
-    unserved: set[str] = field(default_factory=set)
+    blocked: BaseException | None = None
+    failing: BaseException | None = None
+    unserved: bool = False
     created: set[str] = field(default_factory=set)
     delivered: int = 0
     quarantined: int = 0
     greatest: int = 0
+
+    @property
+    def failure(self) -> BaseException | None:
+        """The failure that it met, if there was one."""
+        return self.outage or self.blocked or self.failing
 
 
 class Delivery:
@@ -124,22 +137,17 @@ class Delivery:
         self._overrun: dict[str, dict[str, int]] = {}
         self._locked: list[Leased] = []
 
-    async def deliver(self, rows: Sequence[Leased], *, taken: float) -> Outcome:
-        """Deliver rows that were taken at *taken* (``lease_clock()``).
+    async def deliver(
+        self, collection: str, rows: Sequence[Leased], *, taken: float
+    ) -> Outcome:
+        """Deliver rows of *collection*, taken at *taken* (``lease_clock()``).
 
         Raises:
             StorageError: PostgreSQL could not record the outcome; the rows come
                 back when their lease ends.
         """
-        outcome = Outcome()
-        groups: dict[str, list[Leased]] = defaultdict(list)
-        for row in rows:
-            groups[row.collection].append(row)
-        for collection, group in groups.items():
-            if outcome.outage is not None:
-                await self._queue.postpone(group, delay=0.0, error=None)
-                continue
-            await self._deliver_one(collection, group, taken, outcome)
+        outcome = Outcome(collection)
+        await self._deliver(rows, taken, outcome)
         outcome.delivered += await self.settle()
         outcome.created, self._created = self._created, set()
         return outcome
@@ -163,24 +171,26 @@ class Delivery:
             del self._overrun[collection]
         return recorded
 
-    async def _deliver_one(
-        self, collection: str, rows: list[Leased], taken: float, outcome: Outcome
+    async def _deliver(
+        self, rows: Sequence[Leased], taken: float, outcome: Outcome
     ) -> None:
+        collection = outcome.collection
         bare = [row for row in rows if row.op == "u" and row.vectors is None]
         ready = [row for row in rows if row.op != "u" or row.vectors is not None]
         if bare and not self._embedder.knows(collection):
             # Another process may have the vectorizer: leave them to it.
-            outcome.unserved.add(collection)
+            outcome.unserved = True
             await self._put_off(bare, unserved(collection))
         elif bare:
-            filled, failed = await self._embed(collection, bare)
-            await self._judge(failed, outcome, landed=bool(filled))
+            filled, failed = await self._embed(collection, bare, outcome)
+            for row, exc in failed:
+                await self._set_aside(row, exc, outcome)
             ready += filled
         if ready:
             failed = await self._bisect(collection, ready, taken, outcome)
             landed = len(failed) < len(ready)
             if failed and not landed and not all(_is_poison(e) for _, e in failed):
-                outcome.blocked[collection] = failed[0][1]
+                outcome.blocked = failed[0][1]
             await self._judge(failed, outcome, landed=landed)
 
     async def _judge(self, failed: _Failed, outcome: Outcome, *, landed: bool) -> None:
@@ -192,25 +202,48 @@ class Delivery:
                 await self._put_off([row], describe(exc))
 
     async def _embed(
-        self, collection: str, rows: list[Leased]
+        self, collection: str, rows: list[Leased], outcome: Outcome
     ) -> tuple[list[Leased], _Failed]:
-        try:
-            filled = await self._embedder.fill(collection, rows)
-        except Exception as exc:
-            if _is_passing(exc):
-                await self._put_off(rows, describe(exc))
-                return [], []
-            if len(rows) == 1:
-                return [], [(rows[0], exc)]
-            half = len(rows) // 2
-            first, failed = await self._embed(collection, rows[:half])
-            second, also = await self._embed(collection, rows[half:])
-            return first + second, failed + also
+        """Embed rows, halving what fails; return the filled and those at fault.
+
+        Where nothing can be embedded, the function is at fault and not the points:
+        they wait, as after an outage. It is then called a few times more, on
+        single points chosen by chance, before that is believed.
+        """
+        filled: list[Leased] = []
+        refused: _Failed = []
+        failed: _Failed = []
+        parts = [random.sample(rows, len(rows))]
+        while parts:
+            part = parts.pop()
+            try:
+                some, also = await self._embedder.fill(collection, part)
+            except TextsFailed as exc:
+                if len(part) > 1 and not exc.passing:
+                    half = len(part) // 2
+                    parts += [part[half:], part[:half]]
+                    continue
+                failed += [(row, exc) for row in part]
+                left = [row for rest in parts for row in rest]
+                tried = len(failed) >= _ALONE or not left
+                if exc.passing or (tried and not filled):
+                    outcome.failing = exc
+                    await self._put_off([r for r, _ in failed] + left, describe(exc))
+                    return filled, refused
+            else:
+                filled += some
+                refused += also
+                await self._give_back(part, some, also)
         self._counters.embedded += len(filled)
-        kept = {row.point_id for row in filled}
-        left = [row for row in rows if row.point_id not in kept]
+        return filled, refused + failed
+
+    async def _give_back(
+        self, part: Sequence[Leased], filled: Sequence[Leased], refused: _Failed
+    ) -> None:
+        """Return rows that changed while they were embedded, or are locked."""
+        kept = {row.point_id for row in filled} | {row.point_id for row, _ in refused}
+        left = [row for row in part if row.point_id not in kept]
         await self._queue.postpone(left, delay=0.0, error=None)
-        return filled, []
 
     async def _bisect(
         self, collection: str, rows: list[Leased], taken: float, outcome: Outcome
@@ -218,7 +251,7 @@ class Delivery:
         """Send rows, halving what is refused; return those refused alone."""
         failed: _Failed = []
         while rows:
-            if outcome.outage is not None or collection in outcome.blocked:
+            if (outcome.outage or outcome.blocked) is not None:
                 await self._queue.postpone(rows, delay=0.0, error=None)
                 return failed
             if lease_clock() - taken > self._lease:
@@ -261,7 +294,7 @@ class Delivery:
     ) -> bool:
         """Postpone rows if the failure is no fault of any of them."""
         if isinstance(exc, CollectionNotFound | CollectionMismatch):
-            outcome.blocked[collection] = exc
+            outcome.blocked = exc
             self._ensured.discard(collection)
         elif isinstance(exc, _OUTAGES) or _is_passing(exc):
             outcome.outage = exc
@@ -372,6 +405,8 @@ def describe(exc: BaseException) -> str:
     """Return a failure as text that PostgreSQL can store; with the remedy."""
     if isinstance(exc, CollectionNotFound):
         text = absent(exc.collection)
+    elif isinstance(exc, TextsFailed):
+        text = str(exc)
     else:
         text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
     return text.replace("\0", "")[:_SHOWN].encode(errors="replace").decode()

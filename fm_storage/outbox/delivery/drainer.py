@@ -24,7 +24,9 @@ from fm_storage.outbox.delivery.delivery import (
     lease_clock,
     pauses,
 )
-from fm_storage.outbox.delivery.queue import Leased, Queue
+from fm_storage.outbox.delivery.lanes import Lanes
+from fm_storage.outbox.delivery.presence import EVERY, Presence
+from fm_storage.outbox.delivery.queue import Queue
 
 if TYPE_CHECKING:
     from fm_storage.config import OutboxConfig
@@ -37,7 +39,9 @@ _GATHER = 0.005
 """Seconds that a burst of writes may gather before it is taken as one batch."""
 
 _FIRST_LOOK = 0.02
-_BATCHES_AT_ONCE = 2
+_SLOW = 0.05
+"""Seconds after which a delivery is slow: others that are due do not wait for it."""
+_LONG = 3600.0
 
 
 class DrainerState(enum.Enum):
@@ -62,24 +66,26 @@ class Drainer:
         self,
         queue: Queue,
         delivery: Delivery,
+        presence: Presence,
         config: OutboxConfig,
         *,
         begin: Callable[[], Awaitable[bool]],
         settled: Callable[[Outcome | None], Awaitable[None]],
     ) -> None:
-        self._queue = queue
         self._delivery = delivery
-        self._config = config
-        self._start = begin  # False: nothing was ever written, look again later
-        self._settled = settled  # after each batch, and with None when idle
+        self._presence = presence
+        self._begin = begin  # False: nothing was ever written, look again later
+        self._settled = settled  # with None when idle
+        self._lanes = Lanes(queue, delivery, config.batch_size, settled)
         self.state = DrainerState.OFF
         self.problem: str | None = None
         self._woken = asyncio.Event()
         self._looks = Backoff(_FIRST_LOOK, config.poll_interval, jitter=0.0)
         self._pauses = pauses(config.max_backoff)
+        # By collection: when to try it again, and how often it failed.
         self._blocked: dict[str, tuple[float, int]] = {}
+        self._failing: dict[str, str] = {}  # problems, by collection
         self._task: asyncio.Task[None] | None = None
-        self._delivering: set[asyncio.Task[Outcome]] = set()
         self.progress = asyncio.Event()
 
     def open(self) -> None:
@@ -104,12 +110,8 @@ class Drainer:
             return
         task.cancel()
         await asyncio.wait([task])
-        if self._delivering:
-            await asyncio.wait(self._delivering, timeout=timeout)
-        for delivery in self._delivering:
-            delivery.cancel()
-        if self._delivering:
-            await asyncio.wait(self._delivering)
+        await self._lanes.aclose(timeout)
+        await self._presence.aclose()
         if self.state is not DrainerState.REFUSED:
             self.state = DrainerState.CLOSED
 
@@ -118,11 +120,13 @@ class Drainer:
         while True:
             try:
                 if not begun:
-                    begun = await self._start()
+                    begun = await self._begin()
                 if begun:
                     await self._work()
-                self.state, self.problem = DrainerState.IDLE, None
                 self._pauses.reset()
+                self.problem = next(iter(self._failing.values()), None)
+                waits = DrainerState.WAITING if self.problem else DrainerState.IDLE
+                self.state = waits
                 await self._pause()
             except ConfigurationInvalid as exc:
                 self.state, self.problem = DrainerState.REFUSED, str(exc)
@@ -142,70 +146,73 @@ class Drainer:
         """Deliver until nothing is due.
 
         Raises:
-            Exception: The failure of the vector store or of PostgreSQL.
+            Exception: The failure of PostgreSQL.
         """
         while True:
-            now = lease_clock()
-            without = [
-                name for name, (until, _) in self._blocked.items() if until > now
-            ]
-            rows = await self._queue.claim(self._config.batch_size, without=without)
-            if not rows:
-                if not self._delivering:
-                    await self._delivery.settle()
-                    await self._settled(None)
-                    return
-            else:
-                self.state = DrainerState.RUNNING
-                self._looks.reset()
-                self._begin(rows, taken=now)
-            full = len(rows) == self._config.batch_size
-            if len(self._delivering) >= (_BATCHES_AT_ONCE if full else 1):
+            await self._presence.hold()
+            await self._presence.take_over()
+            more = await self._lanes.claim(self._waiting())
+            if not self._lanes.under_way:
+                await self._delivery.settle()
+                await self._settled(None)
+                return
+            self.state = DrainerState.RUNNING
+            self._looks.reset()
+            if not more:
                 await self._gather()
 
-    def _begin(self, rows: list[Leased], *, taken: float) -> None:
-        task = asyncio.create_task(
-            self._delivery.deliver(rows, taken=taken), name="fm_storage delivery"
-        )
-        self._delivering.add(task)
+    def _waiting(self) -> list[str]:
+        """Return the collections that are left out for now."""
+        now = lease_clock()
+        return [name for name, (until, _) in self._blocked.items() if until > now]
 
     async def _gather(self) -> None:
-        """Wait for one delivery and act on what it met."""
-        done, _ = await asyncio.wait(
-            self._delivering, return_when=asyncio.FIRST_COMPLETED
-        )
-        self._delivering -= done
-        failure: BaseException | None = None
-        for task in done:
-            outcome = task.result()
-            failure = failure or outcome.outage
-            await self._settled(outcome)  # may find that a collection is back
-            self._block(outcome)
+        """Wait for a delivery and act on what it met; not long if others may be due."""
+        outcomes = await self._lanes.wait(_SLOW)
+        while not outcomes and not self._woken.is_set() and not self._due():
+            outcomes = await self._lanes.wait(_SLOW)
+        if not outcomes:
+            self._woken.clear()
+        for outcome in outcomes:
+            self._note(outcome)
         self.progress.set()
         self.progress.clear()
-        if failure is not None:
-            if self._delivering:
-                await asyncio.wait(self._delivering)
-                self._delivering.clear()
-            raise failure
 
-    def _block(self, outcome: Outcome) -> None:
-        """Leave out collections that cannot be written for now."""
-        for name, exc in outcome.blocked.items():
-            failures = self._blocked.get(name, (0.0, 0))[1]
-            pause = self._pauses.after(failures)
-            self._blocked[name] = (lease_clock() + pause, failures + 1)
-            level = logging.DEBUG if failures else logging.WARNING
-            _log.log(level, "points of %s wait %.1f s: %s", name, pause, describe(exc))
-        if outcome.delivered and not outcome.blocked:
-            self._blocked.clear()
+    def _due(self) -> bool:
+        """Whether a collection that was left out may be tried again."""
+        return len(self._waiting()) < len(self._blocked)
+
+    def _note(self, outcome: Outcome) -> None:
+        """Leave out a collection that cannot be written for now."""
+        name = outcome.collection
+        exc = outcome.failure
+        if exc is None:
+            self._blocked.pop(name, None)
+            self._failing.pop(name, None)
+            return
+        failures = self._blocked.get(name, (0.0, 0))[1]
+        pause = self._pauses.after(failures)
+        # Where only the texts fail, points that have vectors are delivered.
+        until = 0.0 if exc is outcome.failing else lease_clock() + pause
+        self._blocked[name] = (until, failures + 1)
+        level = logging.DEBUG if failures else logging.WARNING
+        _log.log(level, "points of %s wait %.1f s: %s", name, pause, describe(exc))
+        if outcome.outage is not None:
+            self._failing[name] = describe(exc)
 
     async def _pause(self) -> None:
         """Wait until woken, or until the queue should be looked at anyway."""
-        try:
-            async with asyncio.timeout(self._looks.next()):
-                await self._woken.wait()
-            self._woken.clear()
-            await asyncio.sleep(_GATHER)
-        except TimeoutError:
-            pass
+        now = lease_clock()
+        soon = [until - now for until, _ in self._blocked.values() if until > now]
+        end = now + min(self._looks.next(), *soon, _LONG)
+        while (left := end - lease_clock()) > 0:
+            try:
+                async with asyncio.timeout(min(left, EVERY)):
+                    await self._woken.wait()
+            except TimeoutError:
+                if await self._presence.take_over():
+                    return
+            else:
+                self._woken.clear()
+                await asyncio.sleep(_GATHER)
+                return

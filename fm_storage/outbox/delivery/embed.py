@@ -6,13 +6,14 @@ fails with it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from fm_storage.concurrency.pacing import in_chunks
 from fm_storage.errors import InvalidVector
 from fm_storage.outbox.delivery.queue import Leased, Queue
+from fm_storage.outbox.delivery.texts import Texts, TextsFailed
 from fm_storage.postgres import Executor
 from fm_storage.vector_state import DELETE_MANY, decode_id, encode_vectors
 
@@ -20,10 +21,7 @@ if TYPE_CHECKING:
     from fm_storage.config import CollectionConfig
     from fm_storage.vectors import Vectorizer
 
-__all__ = ["Embedder", "Registration", "TextOf"]
-
-TextOf: TypeAlias = Callable[[Executor, list[str]], Awaitable[Mapping[str, str]]]
-"""Reads the texts of points: ``await text_of(executor, ids)`` → text by id."""
+__all__ = ["Embedder", "Registration"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,7 @@ class Registration:
     """Which vectorizer serves a collection, and where its texts come from."""
 
     vectorizer: Vectorizer
-    text_of: TextOf
+    texts: Texts
 
 
 class Embedder:
@@ -42,11 +40,9 @@ class Embedder:
         self._queue = queue
         self._registered: dict[str, Registration] = {}
 
-    def register(
-        self, collection: str, vectorizer: Vectorizer, text_of: TextOf
-    ) -> None:
+    def register(self, collection: str, vectorizer: Vectorizer, texts: Texts) -> None:
         """Name the vectorizer of a collection, replacing an earlier one."""
-        self._registered[collection] = Registration(vectorizer, text_of)
+        self._registered[collection] = Registration(vectorizer, texts)
 
     def spec(self, collection: str) -> CollectionConfig | None:
         """Return the definition that the collection's vectorizer needs, if any."""
@@ -57,43 +53,64 @@ class Embedder:
         """Whether a vectorizer is registered for the collection."""
         return collection in self._registered
 
-    async def fill(self, collection: str, rows: Sequence[Leased]) -> list[Leased]:
-        """Embed rows, keep their vectors in PostgreSQL, return those still current.
+    async def fill(
+        self, collection: str, rows: Sequence[Leased]
+    ) -> tuple[list[Leased], list[tuple[Leased, Exception]]]:
+        """Embed rows, keep their vectors in PostgreSQL; return those still current.
 
         A row whose text is gone belongs to a deleted record: its point becomes
         undesired. Rows that changed meanwhile, or that a writer has locked, are
-        left out.
+        left out. Rows that are at fault themselves are returned second.
 
         Raises:
-            Exception: Whatever *text_of* or the vectorizer raises; nothing was kept.
+            TextsFailed: The source of texts or the vectorizer failed; nothing was
+                kept.
+            StorageError: PostgreSQL could not keep the vectors.
         """
         registration = self._registered[collection]
-        by_id = {str(decode_id(row.point_id)): row for row in rows}
-        texts = await registration.text_of(self._executor, list(by_id))
+        try:
+            texts, refused = await registration.texts.read(self._executor, rows)
+        except Exception as exc:
+            raise TextsFailed(f"text_of of {collection!r}", exc) from exc
+        aside = {row.point_id for row, _ in refused}
+        by_id = {
+            str(decode_id(row.point_id)): row
+            for row in rows
+            if row.point_id not in aside
+        }
         gone = [row.point_id for key, row in by_id.items() if key not in texts]
         if gone:
             await self._executor.execute(DELETE_MANY, collection, sorted(gone))
         found = [(row, texts[key]) for key, row in by_id.items() if key in texts]
         if not found:
-            return []
-        embeddings = await registration.vectorizer.embed([text for _, text in found])
-        spec = registration.vectorizer.spec
-        kept: dict[str, tuple[int, bytes]] = {}
-        encoded: dict[int, bytes] = {}  # by object: equal texts have one embedding
-        pairs = list(zip(found, embeddings, strict=True))
-        async for some in in_chunks(pairs):
-            for (row, _), embedding in some:
-                data = encoded.get(id(embedding))
-                if data is None:
-                    data = encoded[id(embedding)] = encode_vectors(
-                        _named(collection, spec, embedding),
-                        collection=collection,
-                        index=len(kept),
-                    )
-                row.vectors = data
-                kept[row.point_id] = (row.ver, data)
+            return [], refused
+        try:
+            kept = await _vectors(collection, registration.vectorizer, found)
+        except Exception as exc:
+            raise TextsFailed(f"the vectorizer of {collection!r}", exc) from exc
         standing = await self._queue.keep_vectors(collection, kept)
-        return [row for row, _ in found if row.point_id in standing]
+        return [row for row, _ in found if row.point_id in standing], refused
+
+
+async def _vectors(
+    collection: str, vectorizer: Vectorizer, found: Sequence[tuple[Leased, str]]
+) -> dict[str, tuple[int, bytes]]:
+    """Embed the texts of rows, note the vectors in the rows, and return them."""
+    embeddings = await vectorizer.embed([text for _, text in found])
+    kept: dict[str, tuple[int, bytes]] = {}
+    encoded: dict[int, bytes] = {}  # by object: equal texts have one embedding
+    async for some in in_chunks(list(zip(found, embeddings, strict=True))):
+        for (row, _), embedding in some:
+            data = encoded.get(id(embedding))
+            if data is None:
+                data = encoded[id(embedding)] = encode_vectors(
+                    _named(collection, vectorizer.spec, embedding),
+                    collection=collection,
+                    index=len(kept),
+                )
+            row.vectors = data
+            kept[row.point_id] = (row.ver, data)
+    return kept
 
 
 def _named(collection: str, spec: CollectionConfig, embedding: Any) -> dict[str, Any]:

@@ -26,6 +26,9 @@ from fm_storage.postgres import Executor, Sql
 
 __all__ = ["Finished", "Leased", "Leases", "Queue"]
 
+_COLLECTIONS = 8
+"""Collections of which one claim takes rows, those first that wait longest."""
+
 
 @dataclass(slots=True)
 class Leased:
@@ -69,16 +72,31 @@ class Finished:
 # always wrong. LATERAL with OFFSET 0 keeps it to one index look-up for each row,
 # and ctid to the row just locked; both were three scans of the queue otherwise.
 
+# One step of the recursion finds the next collection and its first due row, so a
+# long queue of one collection is not read to find the others.
 _CLAIM = Sql("""
-WITH due AS MATERIALIZED (
-  SELECT q.ctid AS place FROM fm_storage.vector_queue AS q
-  WHERE due_at <= now() AND quarantined_at IS NULL
-    AND collection <> ALL ($3::text[])
+WITH RECURSIVE first AS (
+  (SELECT q.collection, q.due_at FROM fm_storage.vector_queue AS q
+   WHERE q.quarantined_at IS NULL ORDER BY q.collection, q.due_at LIMIT 1)
+  UNION ALL
+  SELECT n.collection, n.due_at FROM first AS f CROSS JOIN LATERAL (
+    SELECT q.collection, q.due_at FROM fm_storage.vector_queue AS q
+    WHERE q.quarantined_at IS NULL AND q.collection > f.collection
+    ORDER BY q.collection, q.due_at LIMIT 1) AS n
+), chosen AS MATERIALIZED (
+  SELECT collection FROM first
+  WHERE due_at <= now() AND collection <> ALL ($3::text[])
     AND (SELECT pg_catalog.set_config('synchronous_commit', 'on', TRUE)) IS NOT NULL
-  ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
+  ORDER BY due_at LIMIT $4
+), due AS MATERIALIZED (
+  SELECT d.place FROM chosen AS c CROSS JOIN LATERAL (
+    SELECT q.ctid AS place FROM fm_storage.vector_queue AS q
+    WHERE q.collection = c.collection AND q.due_at <= now()
+      AND q.quarantined_at IS NULL
+    ORDER BY q.due_at LIMIT $1 FOR UPDATE SKIP LOCKED) AS d
 ), taken AS (
   UPDATE fm_storage.vector_queue AS q
-  SET due_at = now() + make_interval(secs => $2), leased = TRUE
+  SET due_at = now() + make_interval(secs => $2), leased = TRUE, holder = $5
   FROM due WHERE q.ctid = due.place
   RETURNING q.collection, q.point_id, q.replay, q.attempts, q.due_at
 )
@@ -242,10 +260,13 @@ class Queue:
         self._executor = executor
         self._lease = lease
         self._grace = grace
+        self.holder: int | None = None  # by Presence, while its lock is held
 
     async def claim(self, limit: int, *, without: Sequence[str] = ()) -> list[Leased]:
-        """Take up to *limit* due rows on lease, oldest first."""
-        records = await self._executor.fetch(_CLAIM, limit, self._lease, list(without))
+        """Take up to *limit* due rows of each of some collections, oldest first."""
+        records = await self._executor.fetch(
+            _CLAIM, limit, self._lease, list(without), _COLLECTIONS, self.holder
+        )
         return [Leased(*record) for record in records]
 
     async def finish(self, rows: Sequence[Leased]) -> Finished:
