@@ -21,7 +21,7 @@ COMMENT ON COLUMN fm_storage.vector_queue.holder IS
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'fm_storage_app') THEN
-        GRANT SELECT, INSERT, DELETE ON fm_storage.vector_drainer TO fm_storage_app;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON fm_storage.vector_drainer TO fm_storage_app;
     END IF;
 END
 $$;

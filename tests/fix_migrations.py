@@ -155,16 +155,19 @@ _CATALOGUE = {
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname !~ '^(pg_|information_schema)'""",
     "columns": """
-        SELECT a.attrelid::regclass::text, a.attnum, a.attname,
+        SELECT a.attrelid::regclass::text,
+               -- A column that was dropped keeps its number for ever.
+               row_number() OVER (PARTITION BY a.attrelid ORDER BY a.attnum), a.attname,
                format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity,
                a.attgenerated, a.attstorage, a.attcollation::regcollation::text,
-               a.attacl::text, a.attisdropped,
+               a.attacl::text,
                pg_get_expr(d.adbin, d.adrelid),
                col_description(a.attrelid, a.attnum)
         FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
         JOIN pg_namespace n ON n.oid = c.relnamespace
         LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
-        WHERE a.attnum > 0 AND n.nspname !~ '^(pg_|information_schema)'""",
+        WHERE a.attnum > 0 AND NOT a.attisdropped
+            AND n.nspname !~ '^(pg_|information_schema)'""",
     "constraints": """
         SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid),
                convalidated
