@@ -1,9 +1,9 @@
 """The driver's errors, translated once into the tree of ``fm_storage.errors``.
 
-Apart because no other room may know the driver. SQLSTATE decides, never the
-message text, which is localised and changes between versions. Messages of ours
-carry neither parameter values nor the server's DETAIL (both hold data); the
-original is kept as ``__cause__``.
+No other room knows the driver's errors. SQLSTATE decides, never the message text,
+which is localised and changes between versions. Our messages carry neither parameter
+values nor the server's DETAIL (both hold data); the original is kept as
+``__cause__``.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _from_server(
     exc: asyncpg.PostgresError, args: Sequence[Any], owner: str
 ) -> StorageError:
     state: str = exc.sqlstate or ""
-    said = str(exc.args[0]) if exc.args else type(exc).__name__
+    text = str(exc.args[0]) if exc.args else type(exc).__name__
     if state in {"22021", "22P05"}:
         found = explain_parameters(args)
         if found is not None:
@@ -119,7 +119,7 @@ def _from_server(
             return found
     if state[:2] == "08" or state in _LOST:
         return ConnectionFailed(
-            f"{owner}: the connection broke ({said}); {_UNKNOWN}",
+            f"{owner}: the connection broke ({text}); {_UNKNOWN}",
             sqlstate=state or None,
         )
     known = _BY_SQLSTATE.get(state)
@@ -128,7 +128,7 @@ def _from_server(
     kind = known or QueryFailed
     remedy = _LOGIN if state.startswith("28") else _REMEDIES.get(kind)
     return kind(
-        f"{owner}: {said} ({state})" + (f"; {remedy}" if remedy else ""),
+        f"{owner}: {text} ({state})" + (f"; {remedy}" if remedy else ""),
         sqlstate=state or None,
         constraint=getattr(exc, "constraint_name", None),
         table=getattr(exc, "table_name", None),
@@ -147,17 +147,17 @@ def _from_driver(exc: Exception, owner: str) -> StorageError:
             f"{owner}: a type changed while its rows were read; run it again",
             retryable=True,
         )
-    said = str(exc).splitlines()[0]
-    if "argument" in said and "passed" in said:
-        return InvalidRecord(f"parameters: {said}; pass one value for each $n")
-    if "another operation" in said:
+    text = str(exc).splitlines()[0]
+    if "argument" in text and "passed" in text:
+        return InvalidRecord(f"parameters: {text}; pass one value for each $n")
+    if "another operation" in text:
         return ConnectionBusy(
             f"{owner}: another task is running a statement on this connection; "
             "acquire one connection per task"
         )
-    if "closed" in said:
+    if "closed" in text:
         return ConnectionFailed(f"{owner}: the connection is closed; acquire another")
-    return QueryFailed(f"{owner}: {said}")
+    return QueryFailed(f"{owner}: {text}")
 
 
 def _from_encoder(exc: BaseException, args: Sequence[Any]) -> StorageError:
@@ -169,14 +169,14 @@ def _from_encoder(exc: BaseException, args: Sequence[Any]) -> StorageError:
 
 def _wrong_type(exc: BaseException) -> InvalidRecord:
     """Name the parameter, leave out its value."""
-    said = str(exc)
-    place = _PARAMETER.search(said)
-    element = _ELEMENT.search(said)
+    text = str(exc)
+    place = _PARAMETER.search(text)
+    element = _ELEMENT.search(text)
     field = f"${place[1]}" if place else None
     cause = exc.__cause__
     why = type(cause).__name__ if cause is not None else "wrong number of parameters"
     if place is None:
-        return InvalidRecord(f"parameters: {said.splitlines()[0]}")
+        return InvalidRecord(f"parameters: {text.splitlines()[0]}")
     return InvalidRecord(
         f"parameter {field}: the value does not fit the column's type ({why}); "
         "convert it",
@@ -185,11 +185,11 @@ def _wrong_type(exc: BaseException) -> InvalidRecord:
     )
 
 
-def _located(exc: StorageError, said: str = "") -> StorageError:
+def _located(exc: StorageError, text: str = "") -> StorageError:
     """Add the parameter's number to an error that a codec raised."""
-    place = _PARAMETER.search(said)
+    place = _PARAMETER.search(text)
     if isinstance(exc, InvalidRecord) and exc.field is None and place:
-        element = _ELEMENT.search(said)
+        element = _ELEMENT.search(text)
         return InvalidRecord(
             f"parameter ${place[1]}: {exc}",
             field=f"${place[1]}",

@@ -1,7 +1,7 @@
 """Text of SQL: identifiers, and the mark of statements that we wrote ourselves.
 
-Apart because every room builds SQL and only this file quotes: a name is quoted,
-never rewritten, and a value is never put into the text.
+Every room builds SQL and only this module quotes: a name is quoted, never rewritten,
+and a value is never put into the text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MAX_BYTES = 63
 class Sql(str):
     """SQL that the library itself wrote.
 
-    The promise of whoever makes one: the text is constant (values travel as
+    Promised by who makes one: the text is constant (values travel as
     parameters), and the statement leaves nothing behind on the connection, so
     that it runs on a lean checkout without being classified.
 

@@ -44,7 +44,7 @@ def running(folder: Path) -> int | None:
 
 
 async def until(holds: Callable[[], bool], within: float) -> None:
-    """Wait for what another process does: only looking tells."""
+    """Wait for what another process does: it can only be polled."""
     deadline = asyncio.get_running_loop().time() + within
     while not holds():
         assert asyncio.get_running_loop().time() < deadline
@@ -176,12 +176,12 @@ async def test_a_server_that_ends_under_a_pool_is_told_and_started_by_the_next(
         assert server is not None
         os.kill(server, signal.SIGINT)
         await until(lambda: running(embedded_folder) is None, LONG)
-        said = ""
-        while "no connection" not in said:  # the first meets a line that breaks
+        text = ""
+        while "no connection" not in text:  # the first meets a line that breaks
             with pytest.raises(ConnectionFailed) as caught:
                 await pool.fetchval("SELECT 1")
-            said = str(caught.value)
-        assert "has ended; the next manager that opens on its folder starts" in said
+            text = str(caught.value)
+        assert "has ended; the next manager that opens on its folder starts" in text
         async with EmbeddedPostgres(embedded_folder):
             assert await pool.fetchval("SELECT 1", timeout=LONG) == 1
 

@@ -128,7 +128,7 @@ def test_wheel_for_another_machine_is_explained(
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("output", "remedy"),
     [
         ("could not write: No space left on device", "disk is full"),
         ("could not access directory: Permission denied", "local disk and writable"),
@@ -136,12 +136,12 @@ def test_wheel_for_another_machine_is_explained(
     ],
 )
 def test_programs_that_fail_are_quoted_with_a_remedy(
-    tmp_path: Path, said: str, told: str
+    tmp_path: Path, output: str, remedy: str
 ) -> None:
     """Their own words come first, and what to do comes after."""
     program = tmp_path / "bin" / "initdb"
     program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\necho 'initdb: error: {said}' >&2\nexit 1\n")
+    program.write_text(f"#!/bin/sh\necho 'initdb: error: {output}' >&2\nexit 1\n")
     program.chmod(0o755)
     cluster = Cluster(
         Server(tmp_path, "18.0"),
@@ -149,7 +149,7 @@ def test_programs_that_fail_are_quoted_with_a_remedy(
         log=tmp_path / "postgres.log",
         user=test_account(),
     )
-    with pytest.raises(EmbeddedFailed, match=rf"{said}.*{told}"):
+    with pytest.raises(EmbeddedFailed, match=rf"{output}.*{remedy}"):
         cluster.initialise({})
     assert not list(tmp_path.glob("data*"))
 

@@ -153,7 +153,7 @@ async def test_a_deadlock_is_told(tables):
 
 
 async def test_statement_timeout_and_cancel_are_query_timeout(tables):
-    """57014, whoever cancelled."""
+    """57014, whatever cancelled it."""
     with pytest.raises(QueryTimeout) as caught:
         async with tables.transaction() as tx:
             await tx.execute("SET LOCAL statement_timeout = '20ms'")

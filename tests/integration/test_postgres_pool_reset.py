@@ -102,7 +102,7 @@ async def test_a_transaction_left_open_is_rolled_back(one):
 
 
 async def test_our_own_sql_is_trusted(one):
-    """Sql is a promise of whoever wrote it: nothing is reset after it."""
+    """Sql is a promise of its author: nothing is reset after it."""
     resets = one.statistics().resets
     await one.fetch(Sql("SELECT set_config('synchronous_commit', 'on', true)"))
     async with one.acquire() as connection:

@@ -113,7 +113,7 @@ def collected(reader):
 
 
 def values(metric):
-    """Return the values by the attributes that tell the points apart."""
+    """Return the values by the attributes that distinguish the points."""
     return {
         tuple(sorted(point.attributes.items())): point.value
         for point in metric.data.data_points
@@ -135,7 +135,7 @@ async def test_a_pool_is_measured_by_the_conventions(empty_dsn, meter):
             seen = meter()
         await waiting
         own = ((name, "shop"),)
-        # Pools of one name are one to whoever looks.
+        # Pools of one name are one to an observer.
         assert values(seen["db.client.connection.count"]) == {
             (*own, (state, "used")): 3,
             (*own, (state, "idle")): 1,

@@ -1,6 +1,6 @@
 """A primary that is demoted: writes find the new one without a restart.
 
-Apart from the pool's other weather because two clusters and a promotion take
+Separate from the pool's other weather because two clusters and a promotion take
 longer than the normal suite may.
 """
 

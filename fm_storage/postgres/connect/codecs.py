@@ -54,7 +54,7 @@ def encode_json(value: Any) -> str:
 def is_plain_json(values: Sequence[Any]) -> bool:
     """Return whether nothing in *values* needs the look that ``encode_json()`` takes.
 
-    False when that cannot be told of all of them together.
+    False when that cannot be decided for all of them together.
 
     Raises:
         TypeError: A value is no JSON to orjson.

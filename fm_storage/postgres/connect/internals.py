@@ -24,7 +24,6 @@ __all__ = [
     "describe",
     "forget_session",
     "forget_statements",
-    "is_settled",
     "parameter_types",
     "server_of",
     "set_listener",
@@ -69,12 +68,6 @@ def server_of(raw: Any) -> dict[str, Any]:
 
 
 # -- the state of a connection between two statements ------------------------
-
-
-def is_settled(raw: Any) -> bool:
-    """Whether no transaction is open and no cancellation is under way."""
-    protocol = raw._protocol
-    return not (protocol.is_in_transaction() or protocol._is_cancelling())
 
 
 async def wait_for_cancellation(raw: Any, timeout: float) -> None:

@@ -1,6 +1,6 @@
 """What a statement may leave behind on its connection, and how it is removed.
 
-The server's answer does not tell: ``SELECT set_config(…, false)``, an advisory
+The server's answer does not show it: ``SELECT set_config(…, false)``, an advisory
 lock and a function that does SET ROLE all answer ``SELECT 1``. So a statement
 counts as lean only when this conservative classifier can prove it from the
 text; everything else makes the connection *dirty*, and a dirty connection is
@@ -125,7 +125,7 @@ READERS = frozenset(_READERS.split())
 
 
 def classify(sql: str) -> Effect:
-    """Return what *sql* can do, ANYTHING when that cannot be told.
+    """Return what *sql* can do, ANYTHING when that cannot be decided.
 
     Raises:
         InvalidRecord: It cannot be sent; see ``sendable()``.

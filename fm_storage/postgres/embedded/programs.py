@@ -1,8 +1,4 @@
-"""The installed server's programs, and the account they run as.
-
-Apart from :mod:`~fm_storage.postgres.embedded.cluster`, which uses both to run
-a cluster: here is what a machine offers, whatever the data.
-"""
+"""The installed server's programs, and the account they run as."""
 
 from __future__ import annotations
 
@@ -145,7 +141,7 @@ def installed_server() -> Server:
         )
     prefix = Path(spec.origin).parent / "pginstall"
     try:
-        said = subprocess.run(
+        answer = subprocess.run(
             [prefix / "bin" / "postgres", "--version"],
             capture_output=True,
             check=True,
@@ -156,7 +152,7 @@ def installed_server() -> Server:
             f"embedded PostgreSQL: the server in {prefix} does not run here ({exc}); "
             "set postgres.dsn to a server"
         ) from exc
-    return Server(prefix, said.split()[-1])
+    return Server(prefix, answer.split()[-1])
 
 
 def service_account() -> ServiceUser:

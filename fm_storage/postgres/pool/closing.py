@@ -1,4 +1,4 @@
-"""How a pool ends: bounded, naming whoever still holds a connection."""
+"""How a pool ends: bounded, naming who still holds a connection."""
 
 from __future__ import annotations
 

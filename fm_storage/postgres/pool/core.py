@@ -28,7 +28,8 @@ from fm_storage.errors import (
     StorageError,
     WrongLoop,
 )
-from fm_storage.postgres.connect.internals import forget_statements, is_settled
+from fm_storage.postgres.connect.internals import forget_statements
+from fm_storage.postgres.connection.driver import is_settled
 from fm_storage.postgres.statistics import Counters, PoolStatistics
 from fm_storage.postgres.telemetry import metrics
 

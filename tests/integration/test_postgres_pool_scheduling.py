@@ -146,7 +146,7 @@ async def test_a_caller_without_a_connection_in_time_is_told_the_numbers(empty_d
 
 
 async def test_a_nested_acquire_that_cannot_succeed_is_refused_at_once(empty_dsn):
-    """A task that holds every connection is told so instead of waiting."""
+    """A task that holds every connection gets an error instead of waiting."""
     async with pool_on(empty_dsn, max_size=1) as pool, pool.acquire():
         started = time.monotonic()
         with pytest.raises(PoolTimeout, match="already holds 1"):
@@ -257,7 +257,7 @@ async def _child_of_fork(pool, connection, dedicated):
 
 
 async def test_the_old_are_replaced(empty_dsn):
-    """A connection older than max_lifetime is not lent again."""
+    """A connection older than max_lifetime is not used again."""
     async with pool_on(empty_dsn, max_lifetime=0.1, max_size=1) as pool:
         first = await pool.fetchval("SELECT pg_backend_pid()")
 
@@ -310,7 +310,7 @@ async def test_terminated_idle_connections_cost_no_errors(empty_dsn):
 
 
 async def test_drain_replaces_every_connection(empty_dsn):
-    """Idle ones go at once, lent ones when they come back."""
+    """Idle ones go at once, those in use when they come back."""
     async with pool_on(empty_dsn, max_size=2) as pool:
         async with pool.acquire() as connection:
             held = await connection.fetchval("SELECT pg_backend_pid()")
@@ -323,7 +323,7 @@ async def test_drain_replaces_every_connection(empty_dsn):
         assert pool.statistics().generation == 1
 
 
-async def test_an_idle_connection_is_checked_before_it_is_lent(empty_dsn):
+async def test_an_idle_connection_is_checked_before_it_is_used(empty_dsn):
     """check_after=0 checks each time; a dead connection is replaced unseen."""
     async with pool_on(empty_dsn, check_after=0, max_size=2) as pool:
         assert await pool.fetchval("SELECT 1") == 1
@@ -340,7 +340,7 @@ async def test_a_leak_is_reported_once_with_the_borrower(empty_dsn, caplog):
             await asyncio.sleep(0.1)
         assert pool.statistics().leaks == 1
     (message,) = [r.message for r in caplog.records if "has been borrowed" in r.message]
-    assert "test_postgres_pool_lending.py" in message
+    assert "test_postgres_pool_scheduling.py" in message
     assert "test_a_leak_is_reported" in message
 
 
