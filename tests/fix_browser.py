@@ -1,7 +1,7 @@
 """A real browser, for the pages that people look at.
 
-Apart, because the program may be missing: the tests that use it are then
-deselected, and pytest's header says so. Chromium is spoken to through a pipe, in
+Where the program is missing, the tests that use it are deselected, and pytest's
+header says so. Chromium is spoken to through a pipe, in
 the protocol of its developer tools
 (https://chromedevtools.github.io/devtools-protocol/), because the pages run no
 script and could not say themselves how they look.

@@ -23,9 +23,9 @@ from fm_storage.catalog.record.recorder import Recorder
 from fm_storage.catalog.record.row import Prepared, Recorded
 from fm_storage.catalog.record.store import CatalogStore
 from fm_storage.catalog.record.structlog_processor import CatalogProcessor
-from fm_storage.concurrency.lifecycle import Lifecycle
+from fm_storage.concurrency.lifecycle import Home, Lifecycle
 from fm_storage.concurrency.shield import shielded
-from fm_storage.errors import ConfigurationInvalid, StorageError, WrongLoop
+from fm_storage.errors import ConfigurationInvalid, StorageError
 from fm_storage.repositories import ErrorEntry, Severity
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class ErrorManager(Lifecycle):
         self._queries = CatalogQueries(storage, self._recorder)
         self._hooks = RecordHooks()
         # Set at the first call inside the loop, and at first use (under _lock).
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._home = Home("error manager")
         self._lock = threading.Lock()
         self._background: Background | None = None
         self._internal = InternalFailures(self._in_background)
@@ -100,13 +100,13 @@ class ErrorManager(Lifecycle):
 
     def _opened_store(self) -> CatalogStore:
         store = self._recorder.open()
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
+        if self._home.loop is None:
+            self._home.enter()
             self.storage.hooks.register(self._before_closing)
         return store
 
     async def flush(self, timeout: float = 5.0) -> bool:
-        """Wait until everything handed in is stored or spooled; say whether it is.
+        """Wait until everything handed in is stored or spooled; return whether it is.
 
         Covers log handlers, decorated plain functions, and the replay of the
         spool as far as it gets within *timeout* seconds.
@@ -128,9 +128,8 @@ class ErrorManager(Lifecycle):
         """
         if self._recorder.closed:
             return
-        if self._loop not in (None, asyncio.get_running_loop()):
-            raise WrongLoop("error manager")
-        if self._loop is not None:
+        self._home.check()
+        if self._home.loop is not None:
             self.storage.hooks.unregister(self._before_closing)
         await shielded(self._end, timeout=self._recorder.timeout * 3)
 
@@ -189,7 +188,7 @@ class ErrorManager(Lifecycle):
                 module that raised it.
             error_code: Stable code of the kind; by default the exception's type,
                 or a code made of the normalised message.
-            severity: How bad; ``ERROR`` by default.
+            severity: Severity; ``ERROR`` by default.
             context: Whatever helps to understand it; values of any type.
             timestamp: When it happened; now by default.
 
@@ -212,7 +211,7 @@ class ErrorManager(Lifecycle):
         row = draft.prepared()
         recorded = row.recorded(durable=await self._recorder.store(row))
         if self._hooks.after:
-            await self._hooks.tell(recorded)
+            await self._hooks.notify(recorded)
         return recorded
 
     async def catalog(self, entry: ErrorEntry) -> Recorded:
@@ -308,15 +307,15 @@ class ErrorManager(Lifecycle):
 
     def _queue(self) -> Background:
         """Return the background queue; before the first use only inside the loop."""
-        if self._loop is None:
+        if self._home.loop is None:
             self._opened_store()
         with self._lock:
             if self._background is None:
-                assert self._loop is not None
+                assert self._home.loop is not None
                 self._background = Background(
                     self._recorder,
                     self._store_handed_in,
-                    self._loop,
+                    self._home.loop,
                     hooked=lambda: bool(self._hooks.before),
                 )
             return self._background
@@ -342,7 +341,7 @@ class ErrorManager(Lifecycle):
         durable = await self._recorder.store_many(rows)
         if self._hooks.after:
             for row in rows:
-                await self._hooks.tell(row.recorded(durable=durable))
+                await self._hooks.notify(row.recorded(durable=durable))
 
     # -- whole logs, and the end of old errors -----------------------------
 
@@ -371,7 +370,7 @@ class ErrorManager(Lifecycle):
             source: Name of the log; by default the file's name without what
                 rotation adds.
             module: Module of entries that name none; by default the source.
-            severity: Leave out entries that are less bad.
+            severity: Leave out entries below this severity.
             zone: Time zone of timestamps that name none.
             batch_size: Entries stored in one statement.
             progress: Called with bytes read and bytes in all, if known.
@@ -454,9 +453,9 @@ class ErrorManager(Lifecycle):
         """Return groups of equal errors, by default the commonest first.
 
         Args:
-            limit: Groups at most.
+            limit: Maximum number of groups.
             module: Only groups of this module.
-            severity: Only errors at least so bad.
+            severity: Minimum severity.
             since: Only errors from then on.
             until: Only errors before then.
             order: ``count``, ``last_seen`` or ``first_seen`` (newest first).
@@ -489,9 +488,9 @@ class ErrorManager(Lifecycle):
 
         Args:
             error: A stored entry, an exception, or any text.
-            limit: Hits at most.
+            limit: Maximum number of hits.
             module: Only errors of this module.
-            severity: Only errors at least so bad.
+            severity: Minimum severity.
             since: Only errors from then on.
 
         Raises:
@@ -505,7 +504,7 @@ class ErrorManager(Lifecycle):
 
     @property
     def analyzer(self) -> Analyzer:
-        """What the catalogue says as a whole: patterns, timelines, a report."""
+        """Counts over the whole catalogue: patterns, timelines, relations."""
         return self._queries.analyzer
 
     async def report(
@@ -529,7 +528,7 @@ class ErrorManager(Lifecycle):
             until: Only errors before then.
             window: What counts as lately, a span or seconds; by default a tenth
                 of the period.
-            severity: Only errors at least so bad.
+            severity: Minimum severity.
             limit: Groups in each part.
         """
         return await self._reading().report(

@@ -1,7 +1,7 @@
 """What the catalogue needs of a storage manager.
 
-Apart because the manager lies above this room and must not be imported here; a
-test may put a pool, a vector store and an outbox together in its place.
+The manager lies above this room and is not imported here; a test may put a pool, a
+vector store and an outbox together in its place.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The two scenarios of the plan: an error's whole way, and both stores failing in turn.
 
-Apart from the tests of single failures, because here everything happens to one
-running manager, under load, and what counts is the end: nothing lost, nothing
+Unlike in the tests of single failures, everything happens to one running manager,
+under load, and what counts is the end: nothing lost, nothing
 doubled, everything in both stores.
 """
 

@@ -217,7 +217,7 @@ async def test_a_loop_that_closes_at_the_last_moment_loses_nothing(queue, monkey
 async def test_a_forked_child_writes_to_the_spool(queue):
     """It has the queue, but not the thread."""
     made = queue()
-    made.queue._pid += 1
+    made.queue._home.pid += 1
     made.queue.put(given("in the child"))
     assert made.recorder.spooled() == ["in the child"]
 

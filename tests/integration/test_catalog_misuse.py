@@ -1,4 +1,4 @@
-"""Mistakes with an error manager: each is told with what to do, and harms nothing."""
+"""Mistakes with an error manager: each error names the remedy, and harms nothing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """A server that goes away while errors are recorded: played short and long.
 
-Apart, because the ordinary suite plays two seconds of it and the torture a
-minute, and both must be the same play.
+The ordinary suite runs two seconds of it, the torture suite a minute.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class IngestReport:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        """Say in one line what a person wants to know."""
+        """Return the counts in one line."""
         counts = f"{self.lines} lines, {self.entries} entries"
         parts = [f"{counts}: {self.added} added, {self.duplicates} known before"]
         if self.skipped:

@@ -1,7 +1,4 @@
-"""Entries that name their fields: JSON lines, logfmt, journald.
-
-Apart from the formats that are told by their shape: here only names count.
-"""
+"""Entries that name their fields: JSON lines, logfmt, journald."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The first line of a log entry: which formats are understood, and how.
-
-Apart from the reading of files, so that a format can be added, and tried on one
-line, without knowing how lines become entries.
-"""
+"""The first line of a log entry: which formats are recognised, and how."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Log files into the catalogue: read in a thread while the batch before is stored.
-
-Apart from the reader, which knows nothing of databases, and from the manager,
-which lends only its connection.
-"""
+"""Log files into the catalogue: one batch is read while the one before is stored."""
 
 from __future__ import annotations
 
@@ -79,7 +75,7 @@ async def ingest_log(
                     opened.modified,
                     batch_size,
                 )
-                return await _pump_apart(task, write, progress, opened.size)
+                return await _pump_process(task, write, progress, opened.size)
             reader = LogReader(
                 opened.lines(),
                 source=name,
@@ -123,7 +119,7 @@ async def _pump_here(
         return await _pump(columns, reader.report, write, progress, total)
 
 
-async def _pump_apart(
+async def _pump_process(
     task: Task, write: WriteColumns, progress: Progress | None, total: int | None
 ) -> IngestReport:
     """Store what another process reads; it ends with this call, however that ends."""

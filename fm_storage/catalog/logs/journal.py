@@ -1,7 +1,6 @@
 """The export format of the systemd journal, read as JSON lines.
 
-Apart from the opening of files: here a stream that is no text (fields may hold
-any bytes, behind their length) becomes lines, an entry each.
+Fields may hold any bytes, behind their length; each entry becomes one line.
 See https://systemd.io/JOURNAL_EXPORT_FORMATS/.
 """
 
@@ -18,7 +17,7 @@ _LENGTH = 8
 
 
 def is_journal_export(head: bytes) -> bool:
-    """Say whether a file that begins with *head* came from ``journalctl -o export``."""
+    """Return whether *head* is the beginning of ``journalctl -o export``."""
     return head.startswith((b"__CURSOR=", b"__REALTIME_TIMESTAMP="))
 
 

@@ -1,8 +1,4 @@
-"""How bad a log line is: the levels of all logging systems, as ours.
-
-Apart from the formats, because what a level means does not depend on where in
-the line it stands.
-"""
+"""Severities of log lines: the levels of all logging systems, mapped to ours."""
 
 from __future__ import annotations
 

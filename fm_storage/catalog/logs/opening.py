@@ -1,7 +1,4 @@
-"""Log files, open: packed or not, in UTF-8 or UTF-16, refused if they are no text.
-
-Apart from the reading, which knows lines only, wherever they come from.
-"""
+"""Log files, open: packed or not, in UTF-8 or UTF-16, refused if they are no text."""
 
 from __future__ import annotations
 
@@ -112,7 +109,7 @@ def open_log(path: str | os.PathLike[str] | int) -> OpenLog:
                 head = stream.read(_SNIFF)
                 stream.seek(0)
             except (OSError, EOFError, lzma.LZMAError, zlib.error) as exc:
-                _refuse(shown, f"it cannot be unpacked ({exc}); mend the file", exc)
+                _refuse(shown, f"it cannot be unpacked ({exc}); repair the file", exc)
             if not head:
                 _refuse(shown, "it is empty inside; nothing was ingested")
         size = about.st_size if unpacked is None else None

@@ -1,8 +1,4 @@
-"""The shapes of log lines, as regular expressions.
-
-Apart from the parser, so that a shape can be compared with the line it stands
-for without reading code. Groups are named as the parser's contexts are.
-"""
+"""The shapes of log lines, as regular expressions with named groups."""
 
 from __future__ import annotations
 

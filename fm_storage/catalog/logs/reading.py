@@ -1,8 +1,7 @@
-"""Lines of a log as entries of the catalogue: streaming, any size, no I/O but reading.
+"""Lines of a log as entries of the catalogue: streaming, any size.
 
-Apart from ``ingest()``, so that a log can be read in a thread, batch by batch,
-while the batch before is being stored; and apart from the formats, which know
-one line only.
+The only I/O is that of the iterator of lines, so that a log can be read in a
+thread while the batch before is being stored.
 """
 
 from __future__ import annotations
@@ -245,8 +244,8 @@ def _headline(lines: list[str]) -> str | None:
     Python's last one; Rust's second one, since a panic begins with its place.
     """
     if lines[0].startswith("thread '"):
-        said = lines[1].strip() if lines[0].endswith(":") and lines[1:] else ""
-        return f"panicked: {said}" if said else None
+        text = lines[1].strip() if lines[0].endswith(":") and lines[1:] else ""
+        return f"panicked: {text}" if text else None
     if (
         not lines[0]
         .lstrip(" +|")

@@ -1,9 +1,9 @@
 """A large log, read, masked and fingerprinted in a process of its own.
 
-Apart because in a thread this work would share the interpreter with the loop:
-both cores are used only by two processes, and a loop that serves meanwhile is
-not kept waiting. The child inherits the open file, so that a rotation while it
-starts does not matter, and sends batches through a pipe.
+In a thread this work would share the interpreter with the loop: both cores are
+used only by two processes, and a loop that serves meanwhile is not kept waiting.
+The child inherits the open file, so that a rotation while it starts does not
+matter, and sends batches through a pipe.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Task(NamedTuple):
 
 
 def worth_a_process(size: int, zone: tzinfo) -> bool:
-    """Say whether a file of *size* bytes is read faster by another process.
+    """Return whether a file of *size* bytes is read faster by another process.
 
     Not if the zone is an object of the application's, which a child could not
     know; nor where there is no interpreter to start.
@@ -104,15 +104,15 @@ class ReadingProcess:
         """
         assert self.child.stdout is not None
         try:
-            columns, said = pickle.load(self.child.stdout)  # noqa: S301 - our own child
+            columns, report = pickle.load(self.child.stdout)  # noqa: S301 - our own child
         except (EOFError, pickle.UnpicklingError) as exc:
             raise EOFError(
                 f"log {self.report.source!r}: the process that read it ended early "
                 f"(status {self.child.wait()}); ingest it again, what was stored stays"
             ) from exc
-        if isinstance(said, BaseException):
-            raise said
-        for name, value in zip(_READ_ONLY_FIELDS, said, strict=True):
+        if isinstance(report, BaseException):
+            raise report
+        for name, value in zip(_READ_ONLY_FIELDS, report, strict=True):
             setattr(self.report, name, value)
         found: list[list[Any]] | None = columns
         return found

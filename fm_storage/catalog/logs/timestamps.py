@@ -1,7 +1,6 @@
-"""When a log line was written: the timestamps of all formats.
+"""Timestamps of all log formats.
 
-Apart from the formats, because zone and year, where a line names none, are the
-same for a whole log.
+Zone and year, where a line names none, are the same for a whole log.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Clock:
         self._suffix = "+00:00" if zone is UTC else ""
 
     def at(self, text: str, zone: str | None = None) -> datetime | None:
-        """Read an ISO timestamp, and its zone if that was found apart."""
+        """Read an ISO timestamp, and its zone if that was found separately."""
         if zone and zone[0] in "+-":
             text += zone
         try:

@@ -1,7 +1,7 @@
-"""What the catalogue says as a whole.
+"""Counts, timelines and relations over the whole catalogue.
 
-Apart from the groups, because here everything is counted: every question is one
-pass over a narrow index, so that a million errors are answered in about a second.
+Every question is one pass over a narrow index, so that a million errors are
+answered in about a second.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Analyzer:
     """Counts, timelines and relations of errors; ``ErrorManager.analyzer``.
 
     Every method takes ``since`` (from then on) and ``until`` (before then), both
-    aware, and ``severity`` (at least so bad); a time without a zone, a limit below
+    aware, and ``severity`` (the minimum); a time without a zone, a limit below
     one or a span of nothing is ``InvalidRecord``. Spans may be given in seconds.
     """
 
@@ -148,7 +148,7 @@ class Analyzer:
             bucket: Width of a bucket; by default one that gives about sixty.
             since: Beginning; the first error's time by default.
             until: End; the last error's time by default.
-            severity: At least so bad.
+            severity: Minimum severity.
         """
         totals = await self.totals(since=since, until=until, severity=severity)
         if totals.first is None or totals.last is None:
@@ -230,7 +230,7 @@ class Analyzer:
     ) -> list[ErrorGroup]:
         """Return groups that had never occurred before *moment*, newest first.
 
-        With *severity*, groups that had never been so bad before.
+        With *severity*, groups that had never had that severity before.
         """
         pool = await self._pool(limit, moment=moment, until=until)
         rows = await pool.fetch(

@@ -1,8 +1,8 @@
-"""The analyzer's questions, as statements.
+"""The statements of the analyzer.
 
-Apart from the analyzer, because what makes them fast is told here: each is one
-pass over a narrow table or its indexes, and names are looked up once a group,
-never once an error. ``$1`` to ``$3`` are since, until and the least severity.
+Each is one pass over a narrow table or its indexes, and names are looked up once a
+group, never once an error. ``$1`` to ``$3`` are since, until and the minimum
+severity.
 """
 
 from __future__ import annotations

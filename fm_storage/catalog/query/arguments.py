@@ -1,8 +1,4 @@
-"""What a question to the catalogue may not be unclear about.
-
-Apart because every question takes a limit, a span or times, and all refuse the
-same things with the same words.
-"""
+"""Checks of limits, times and spans, the same for every question."""
 
 from __future__ import annotations
 

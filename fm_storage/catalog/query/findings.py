@@ -1,8 +1,4 @@
-"""What the analyzer answers with.
-
-Apart from the questions, because the page and the report hold these answers and
-have nothing to do with how they were counted.
-"""
+"""Results of the analyzer."""
 
 from __future__ import annotations
 

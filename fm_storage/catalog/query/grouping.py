@@ -1,9 +1,9 @@
-"""Grouping what came in without a group: by a repository, or by plain SQL.
+"""Grouping of errors that were stored without a group: by a repository, by SQL.
 
-Apart from recording, which groups as it stores. A trigger would find such errors
-too, but every insert would pay for it; so whoever asks for groups looks first. Of
-an error whose text was changed a trigger on updates takes the group away
-(migration 0009), and it is found here.
+Recording groups as it stores. A trigger would find other errors too, but every
+insert would pay for it; so each question about groups looks first. Of an error
+whose text was changed a trigger on updates takes the group away (migration 0009),
+and it is found here.
 """
 
 from __future__ import annotations

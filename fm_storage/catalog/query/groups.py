@@ -1,7 +1,6 @@
-"""Groups of equal errors: how often, since when, for example.
+"""Groups of equal errors: how often, since when, with an example.
 
-Apart from the statements that write, because these only read, and read the
-narrow tables: the wide rows are fetched for the examples alone.
+Counted on the narrow tables; the wide rows are fetched for the examples alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Single errors: the latest, filtered, and those that an id's beginning names.
-
-Apart from the groups, because here whole rows are read, in order of time.
-"""
+"""Single errors: the latest, filtered, and those whose id begins with a prefix."""
 
 from __future__ import annotations
 
@@ -60,9 +57,9 @@ async def fetch_latest(
 
     Args:
         executor: Where to ask.
-        limit: Errors at most.
+        limit: Maximum number of errors.
         module: Only of this module.
-        severity: Only those at least so bad.
+        severity: Minimum severity.
         since: Only from then on.
         group: Only of the group with this fingerprint.
 

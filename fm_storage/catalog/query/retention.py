@@ -1,8 +1,7 @@
-"""Deleting old errors in batches, with their vectors.
+"""Deletion of old errors in batches, with their vectors.
 
-Apart because deleting is the one thing that takes from the catalogue, and the
-one that could hold locks for long if it were done at once. The name of a group
-stays when its last error goes: an error that arrives at that moment needs it.
+No lock is held for long. The name of a group stays when its last error goes: an
+error that arrives at that moment needs it.
 """
 
 from __future__ import annotations

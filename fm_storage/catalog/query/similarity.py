@@ -74,7 +74,7 @@ def payload_filter(
     severity: Severity | None = None,
     since: datetime | None = None,
 ) -> dict[str, Any] | None:
-    """Return the vector store's filter: of a module, at least so bad, not before."""
+    """Return the vector store's filter: module, minimum severity, earliest time."""
     made: dict[str, Any] = {}
     if module is not None:
         made["module"] = module

@@ -1,8 +1,8 @@
 """Following new errors: woken by LISTEN, read from the table.
 
-Apart because a notification says only *look*: it carries no error, may be lost
-with its connection, and does not pass a transaction pooler. What is shown is
-always what the table holds.
+A notification is only a reason to look: it carries no error, may be lost with its
+connection, and does not pass a transaction pooler. What is shown is always what
+the table holds.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class _Follower:
         """Yield new errors for ever; a server that is away is waited for.
 
         Raises:
-            StorageError: One that waiting does not mend.
+            StorageError: One that is not retryable.
         """
         while True:
             new = await self._patiently(self._look)
@@ -145,7 +145,7 @@ class _Follower:
             await self._waiter.wait()
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask until there is an answer; what is asked must not mind."""
+        """Ask until there is an answer; *ask* must be harmless to repeat."""
         while True:
             try:
                 return await ask()

@@ -1,7 +1,6 @@
-"""Recording what a block, a function or a web application raises.
+"""Recording of what a block, a function or a web application raises.
 
-Apart from the manager, because none of this decides anything about storing; it
-only stands where exceptions pass and lets every one of them through.
+Every exception is let through.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _SEEN = "__fm_storage_recorded__"
 
 
 def _is_new(exc: BaseException) -> bool:
-    """Say whether *exc* is an error that no capture has recorded yet, and mark it."""
+    """Return whether no capture has recorded the error *exc* yet, and mark it."""
     if not isinstance(exc, Exception | BaseExceptionGroup):
         return False  # cancellation, KeyboardInterrupt, SystemExit, GeneratorExit
     if isinstance(exc, BaseExceptionGroup) and exc.split(Exception)[0] is None:

@@ -1,7 +1,6 @@
-"""From whatever the application hands in to an entry, before masking.
+"""From an exception, a message, an entry or a log record to an entry, before masking.
 
-Apart from the manager, because exceptions, messages, entries and log records are
-told apart here and nowhere else; nothing in this file does I/O or fails.
+Nothing here does I/O or fails.
 """
 
 from __future__ import annotations
@@ -96,6 +95,7 @@ def draft_of(
                 error_code=error_code or error.error_code,
                 severity=error.severity if severity is None else level,
                 manager_context=_merged(error.manager_context, context),
+                timestamp=timestamp or error.timestamp,
             )
     elif isinstance(error, BaseException):
         found = render(error)
@@ -106,6 +106,7 @@ def draft_of(
             severity=level,
             stack_trace=found.stack_trace,
             manager_context=_merged(context, found.context),
+            timestamp=timestamp or datetime.now(UTC),
         )
     else:
         entry = ErrorEntry(
@@ -114,9 +115,8 @@ def draft_of(
             error_code=error_code or "",
             severity=level,
             manager_context=_merged(context, None),
+            timestamp=timestamp or datetime.now(UTC),
         )
-    if timestamp is not None:
-        entry.timestamp = timestamp
     return Draft(entry, notes)
 
 

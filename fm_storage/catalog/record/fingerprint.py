@@ -1,7 +1,7 @@
 """What makes two errors the same: the normalised text and its fingerprint.
 
-Numbers, identifiers, addresses and paths go, words and stack frames stay. Apart
-from storage, because the same text is grouped, embedded and shown as a pattern.
+Numbers, identifiers, addresses and paths go, words and stack frames stay. The same
+text is grouped, embedded and shown as a pattern.
 """
 
 from __future__ import annotations

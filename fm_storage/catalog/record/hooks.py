@@ -1,7 +1,6 @@
-"""What the application wants to see of every error, before and after it is stored.
+"""The application's hooks before and after an error is stored.
 
-Apart from the manager, because one rule holds for all of them: a hook that fails
-is logged and passed over, so that no error is lost by it.
+One that fails is logged and passed over, so that no error is lost by it.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class RecordHooks:
             entry = result if isinstance(result, ErrorEntry) else entry
         return draft.replaced(entry)
 
-    async def tell(self, recorded: Recorded) -> None:
+    async def notify(self, recorded: Recorded) -> None:
         """Call the hooks after recording."""
         for hook in self.after:
             try:

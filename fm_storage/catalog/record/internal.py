@@ -1,8 +1,4 @@
-"""The storage's own failures, recorded without ever leading to another one.
-
-Apart from the manager, because the rule is a rule about silence: what may not be
-recorded, and how rarely the rest is.
-"""
+"""Failures of the storage itself, recorded without ever leading to another one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The bridge from ``logging`` to the catalogue.
-
-Apart from the background queue, which knows nothing of log records.
-"""
+"""The handler that brings records of ``logging`` into the catalogue."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Errors handed in from anywhere, without waiting: a bounded queue and a thread.
+"""Errors handed in without waiting: a bounded queue and a thread.
 
-Apart because a log handler, a decorated plain function and the storage's own
-parts may neither await nor block. Nothing is dropped: what the queue or the
-database cannot take goes to the spool.
+A log handler, a decorated plain function and the storage's own parts may neither
+await nor block. Nothing is dropped: what the queue or the database cannot take
+goes to the spool.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -22,6 +21,7 @@ from typing import Protocol
 from fm_storage.catalog.record.drafts import Draft
 from fm_storage.catalog.record.row import Prepared
 from fm_storage.catalog.record.spool import Spool
+from fm_storage.concurrency.lifecycle import Home
 from fm_storage.concurrency.pacing import yielding_gil
 
 __all__ = ["Background"]
@@ -65,7 +65,7 @@ class Background:
         recorder: Has the spool, and knows whether PostgreSQL is away.
         store: Stores errors on the loop (and calls the manager's hooks).
         loop: The loop of the manager.
-        hooked: Says whether *store* needs the errors as they were given, for a
+        hooked: Returns whether *store* needs the errors as they were given, for a
             hook that changes them; if not, it is given rows.
         capacity: Errors that may be queued.
     """
@@ -84,17 +84,17 @@ class Background:
         self._loop = loop
         self._hooked = hooked
         self._capacity = capacity
-        # Appended to under _lock, so that *idle* is never said too early.
+        # Appended to under _lock, so that *idle* is never set too early.
         self._queue: deque[MakeDraft] = deque()
         self._wake = threading.Event()
         self.idle = threading.Event()
         self.idle.set()
         self._lock = threading.Lock()
-        self._room = threading.Condition(self._lock)  # told when a batch has landed
+        self._room = threading.Condition(self._lock)  # notified when a batch completes
         self.in_flight = 0  # batches on the loop; under _lock
         self._unsettled = 0  # taken, neither stored nor spooled yet; under _lock
         self._closed = False
-        self._pid = os.getpid()  # a forked child has no thread
+        self._home = Home("error queue")  # a forked child has no thread
         self.taken = 0
         self.spilled = 0
         self._thread = threading.Thread(
@@ -109,7 +109,7 @@ class Background:
         is written to the spool here and now (without waiting for the disk).
         """
         full = len(self._queue) >= self._capacity
-        if full or self._closed or os.getpid() != self._pid:
+        if full or self._closed or self._home.forked:
             self._spool(self._made(deque([make])), sync=False)
             return
         with self._lock:
@@ -158,7 +158,8 @@ class Background:
                 left = deadline - time.monotonic()
                 if left <= 0 or len(self._queue) > self._capacity // 2:
                     return False
-                # Not only told: a server may go away, and the queue grow, meanwhile.
+                # Not only when notified: meanwhile a server may go away, or the queue
+                # grow.
                 self._room.wait(min(left, _GATHER))
             return self._storable()
 

@@ -1,13 +1,13 @@
 """Where prepared errors go: PostgreSQL when it answers, the spool when not.
 
-Apart from the manager, because ``record()``, the log handler, the replay and a
-decorated function in a thread all end here, and only here is decided what
-*durable* means.
+``record()``, the log handler, the replay and decorated functions all end here, and
+only here is decided what *durable* means.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ from fm_storage.catalog.record.replay import Replayer
 from fm_storage.catalog.record.row import Prepared
 from fm_storage.catalog.record.spool import Spool, spool_folder
 from fm_storage.catalog.record.store import CHANNEL, CatalogStore
+from fm_storage.concurrency.backoff import Backoff
 from fm_storage.concurrency.shield import shielded
 from fm_storage.errors import (
     ConfigurationInvalid,
@@ -35,6 +36,7 @@ from fm_storage.postgres import Sql
 if TYPE_CHECKING:
     from fm_storage.catalog.ports import Storage
     from fm_storage.config import StorageConfig
+    from fm_storage.postgres import Pool
     from fm_storage.vectors import Vectorizer
 
 __all__ = ["Recorder", "spool_of"]
@@ -88,9 +90,11 @@ class Recorder:
         # Set once by open(), at the first call inside the loop.
         self._vectorizer: CatalogVectorizer | None = None
         self._store: CatalogStore | None = None
+        self._pool: Pool | None = None
         self._closed = False
         self._writes = 0
-        self._notifying: asyncio.Task[None] | None = None
+        self._announced = 0  # of the writes
+        self._announcing: asyncio.Task[None] | None = None
         self._fresh = True  # whether all our entries are known to be delivered
 
     @property
@@ -116,8 +120,7 @@ class Recorder:
             raise StorageClosed(
                 "error manager: it is closed; make a new ErrorManager(storage)"
             )
-        pool = self.storage.pool  # says at once when the storage is not open
-        del pool
+        self._pool = self.storage.pool  # raises when the storage is not open
         collection: str | None = None
         if self.storage.config.qdrant is not None:
             self._vectorizer = CatalogVectorizer(self._given or _default_vectorizer())
@@ -145,7 +148,7 @@ class Recorder:
         return self._vectorizer, store.collection
 
     async def store(self, row: Prepared) -> bool:
-        """Store one row in one round trip, or spool it; say whether it is durable.
+        """Store one row in one round trip, or spool it; return whether it is durable.
 
         Raises:
             StorageError: Misuse, or neither place could take it.
@@ -153,7 +156,7 @@ class Recorder:
         return await self._kept([row], single=True)
 
     async def store_many(self, rows: Sequence[Prepared]) -> bool:
-        """Store rows in one statement, or spool them; say whether they are durable."""
+        """Store rows in one statement, or spool them; return whether durable."""
         return await self._kept(rows, single=False)
 
     async def _kept(self, rows: Sequence[Prepared], *, single: bool) -> bool:
@@ -162,12 +165,14 @@ class Recorder:
         # While the server is away, new errors join those in the spool: no caller
         # waits out a timeout to learn again what is known.
         if not self._replayer.away:
-            pool = self.storage.pool
+            assert self._pool is not None
             try:
                 if single:
-                    await store.write(pool, rows[0], timeout=self.timeout)
+                    await store.write(self._pool, rows[0], timeout=self.timeout)
                 else:
-                    await store.write_many(pool, rows, timeout=self.timeout * _BULK)
+                    await store.write_many(
+                        self._pool, rows, timeout=self.timeout * _BULK
+                    )
             except _MISUSE:
                 raise
             except (StorageError, OSError) as exc:
@@ -199,27 +204,34 @@ class Recorder:
             self._replayer.wake()
 
     def written(self) -> None:
-        """Note that rows were committed; let the drainer deliver their vectors."""
-        if self._vectorizer is not None:
-            self._writes += 1
-            self._fresh = False
-            self.storage.outbox.wake()
-        if self._notifying is None or self._notifying.done():
-            self._notifying = asyncio.create_task(
-                self._notify(), name="fm_storage notify errors"
+        """Note that rows were committed; drainer and followers are notified soon."""
+        self._writes += 1
+        self._fresh = False
+        if self._announcing is None or self._announcing.done():
+            self._announcing = asyncio.create_task(
+                self._announce(), name="fm_storage announce errors"
             )
 
-    async def _notify(self) -> None:
-        """Tell those who follow that there is something new, seldom.
+    async def _announce(self) -> None:
+        """Wake the drainer and notify followers, at most a few times a second.
 
         NOTIFY takes a lock of the whole cluster at commit, so it never goes with
         an error: one statement of its own speaks for all of the last moment.
         """
-        await asyncio.sleep(_NOTIFY_INTERVAL)
-        try:
-            await self.storage.pool.execute(_NOTIFY)
-        except (StorageError, OSError) as exc:
-            logger.debug("followers were not notified (%s)", exc)
+        while self._announced != self._writes:
+            await asyncio.sleep(_NOTIFY_INTERVAL)
+            # What is written from here on is announced by the next turn.
+            self._announced = self._writes
+            self._wake_drainer()
+            try:
+                await self.storage.pool.execute(_NOTIFY)
+            except (StorageError, OSError) as exc:
+                logger.debug("followers were not notified (%s)", exc)
+
+    def _wake_drainer(self) -> None:
+        if self._vectorizer is not None:
+            with contextlib.suppress(StorageClosed):
+                self.storage.outbox.wake()
 
     async def _write_replayed(self, rows: Sequence[Prepared]) -> int:
         added = await self.open().write_many(
@@ -236,14 +248,13 @@ class Recorder:
         deadline = time.monotonic() + self._freshness
         pool = self.storage.pool
         mark = await self._store.watermark(pool)
-        pause = 0.005
+        backoff = Backoff(0.005, 0.1)
         while not await self._store.delivered(pool, mark):
             if time.monotonic() > deadline:
                 logger.info("find_similar: the newest entries are still on their way")
                 return
             self.storage.outbox.wake()
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 0.1)
+            await backoff.sleep()
         self._fresh = self._writes == written
 
     async def flush(self, timeout: float) -> None:
@@ -254,10 +265,11 @@ class Recorder:
     async def aclose(self) -> None:
         """End the replay; what is left stays on disk for the next start."""
         self._closed = True
-        self._store = None
-        if self._notifying is not None:
-            self._notifying.cancel()
-            await asyncio.gather(self._notifying, return_exceptions=True)
+        self._store = self._pool = None
+        if self._announcing is not None:
+            self._announcing.cancel()
+            await asyncio.gather(self._announcing, return_exceptions=True)
+            self._wake_drainer()
         await self._replayer.aclose()
         await asyncio.to_thread(self.spool.close)
 

@@ -1,7 +1,7 @@
 """Exceptions as text: message, code and trace, with chain, group and notes.
 
-Apart because rendering is the dear part of recording (it reads source lines) and
-must not fail, however hostile the exception's own methods are.
+Rendering is the most expensive part of recording (it reads source lines) and must
+not fail, whatever the exception's own methods do.
 """
 
 from __future__ import annotations

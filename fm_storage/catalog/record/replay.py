@@ -1,8 +1,4 @@
-"""Bringing spooled errors into the database once it answers again.
-
-Apart from the spool, which knows files only, and from the manager, which goes on
-recording meanwhile.
-"""
+"""Replay of the spool: its entries go into the database once that answers again."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from fm_storage.catalog.record.row import Prepared
 from fm_storage.catalog.record.spool import Segment, Spool
+from fm_storage.concurrency.backoff import Backoff
 from fm_storage.errors import QueryFailed, StorageClosed, StorageError
 
 __all__ = ["Replayer"]
@@ -32,27 +29,23 @@ class Replayer:
     Args:
         spool: Where the entries are.
         write: Stores entries by id, returning how many were new.
+
+    Attributes:
+        away: Whether the database did not take the latest entry it was given. Not
+            merely because entries wait: a burst of log records fills the spool
+            while the database is well. Read before every error is stored.
     """
 
     def __init__(self, spool: Spool, write: Write) -> None:
         self._spool = spool
         self._write = write
         self._task: asyncio.Task[None] | None = None
-        self._refused = False  # the database did not take the latest
+        self.away = False
 
     @property
     def pending(self) -> bool:
         """Whether entries wait for the database."""
         return self._task is not None and not self._task.done()
-
-    @property
-    def away(self) -> bool:
-        """Whether the database did not take the latest entry it was given.
-
-        Not merely because entries wait: a burst of log records fills the spool
-        while the database is well.
-        """
-        return self._refused and self.pending
 
     def wake(self, *, refused: bool = False) -> None:
         """Begin to replay, unless that is under way.
@@ -60,14 +53,14 @@ class Replayer:
         Args:
             refused: The database has just failed to take an entry.
         """
-        self._refused = self._refused or refused
+        self.away = self.away or refused
         if not self.pending:
             self._task = asyncio.create_task(
                 self._run(), name="fm_storage spool replay"
             )
 
     async def wait_empty(self, timeout: float | None = None) -> bool:
-        """Wait until everything is replayed; say whether it is."""
+        """Wait until everything is replayed; return whether it is."""
         task = self._task
         if task is not None:
             await asyncio.wait({task}, timeout=timeout)
@@ -81,22 +74,22 @@ class Replayer:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _run(self) -> None:
-        pause = _FIRST_PAUSE
+        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         while True:
             try:
                 await self.replay_once()
             except StorageClosed:
+                self.away = False  # nobody asks a closed storage again
                 return
             except (StorageError, OSError) as exc:
-                self._refused = True
-                logger.info("spool: replay waits %.1f s (%s)", pause, exc)
+                self.away = True
+                logger.info("spool: replay waits (%s)", exc)
             else:
-                self._refused = False
+                self.away = False
                 if not self._spool.has_own():
                     return
-                pause = _FIRST_PAUSE
-            await asyncio.sleep(pause)
-            pause = min(_LONGEST_PAUSE, pause * 2)
+                backoff.reset()
+            await backoff.sleep()
 
     async def replay_once(self) -> int:
         """Replay every file that nobody writes to; return how many entries were new.
@@ -138,12 +131,12 @@ class Replayer:
                 logger.warning("spool: entry %s set aside in %s", rows[0].id, path)
                 return 0
         else:
-            self._refused = False
+            self.away = False
             return added
         half = len(rows) // 2
         return await self._write_some(rows[:half]) + await self._write_some(rows[half:])
 
 
 def _blames_values(exc: QueryFailed) -> bool:
-    """Say whether the server refused the data itself (classes 22, 23, 54)."""
+    """Return whether the server refused the data itself (classes 22, 23, 54)."""
     return (exc.sqlstate or "")[:2] in {"22", "23", "54"}

@@ -1,8 +1,8 @@
 """Errors on disk while PostgreSQL is away: private files, replayed by id.
 
-Apart from the manager because it must work when nothing else does. One file per
-process at a time, locked by its owner; what a dead process left behind is taken
-over by the next one. A line is an entry; a torn last line was never promised.
+One file per process at a time, locked by its owner; what a dead process left
+behind is taken over by the next one. A line is an entry; a torn last line was
+never confirmed to anyone.
 """
 
 from __future__ import annotations
@@ -111,21 +111,21 @@ class Spool:
                 self._own = self._reopened() or self._create()
             self._own.append(lines, sync=sync)
             if self._closed:
-                # Nobody here replays any more: leave it to whoever starts next,
-                # perhaps in this process, which a lock of ours would keep out.
+                # Nobody here replays any more: leave it to the next start, perhaps
+                # in this process, which a lock of ours would keep out.
                 self._late = self._own.path
                 self._own.close()
                 self._own = None
 
     def has_any(self) -> bool:
-        """Say whether there may be something to replay, of any process."""
+        """Return whether there may be something to replay, of any process."""
         try:
             return any(path.suffix == _SUFFIX for path in self.folder.iterdir())
         except FileNotFoundError:
             return False
 
     def has_own(self) -> bool:
-        """Say whether this process has written something that awaits replay."""
+        """Return whether this process has written something that awaits replay."""
         with self._lock:
             return self._own is not None
 

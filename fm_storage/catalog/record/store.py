@@ -1,7 +1,7 @@
 """The statements that write and read the catalogue.
 
-Apart so that the shape of the tables is known to one file. An error, its group
-and the vector it should have are one statement: one round trip, all or nothing.
+An error, its group and the vector it should have are one statement: one round
+trip, all or nothing.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class CatalogStore:
     async def write(
         self, executor: Executor, row: Prepared, *, timeout: float | None = None
     ) -> bool:
-        """Store one row with its group and desired vector; say whether it is new.
+        """Store one row with its group and desired vector; return whether it is new.
 
         One statement, durable when it returns. If cancelled, it happened wholly
         or not at all; writing it again is harmless.
@@ -207,7 +207,7 @@ class CatalogStore:
         return int(await executor.fetchval(_WATERMARK))
 
     async def delivered(self, executor: Executor, watermark: int) -> bool:
-        """Say whether no point of the catalogue up to *watermark* is on its way."""
+        """Return whether no point of the catalogue up to *watermark* is on its way."""
         waiting = await executor.fetchval(_WAITING, self.collection, watermark)
         return not waiting
 

@@ -1,7 +1,6 @@
-"""The bridge from structlog to the catalogue: a processor for its chain.
+"""The processor that brings events of structlog into the catalogue.
 
-Apart from the handler of ``logging``, whose records look different. structlog is
-not imported: a processor is any callable with three arguments.
+structlog is not imported: a processor is any callable with three arguments.
 """
 
 from __future__ import annotations

@@ -8,9 +8,7 @@ what a template made itself is printed as it is.
 from __future__ import annotations
 
 import re
-from base64 import b64encode
 from functools import cache
-from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from fm_storage.catalog.report.charts import format_span, format_time
@@ -18,7 +16,7 @@ from fm_storage.catalog.report.charts import format_span, format_time
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["environment", "policy_for"]
+__all__ = ["environment"]
 
 _TRACE = 6000
 _VARIABLE = re.compile(r"(<\w+>)")
@@ -49,15 +47,6 @@ def environment() -> Environment:
         variable_parts=lambda text: _VARIABLE.split(text) if text else [],
     )
     return made
-
-
-def policy_for(style: str) -> str:
-    """Return a policy that allows this style sheet, by its hash, and nothing else."""
-    digest = b64encode(sha256(style.encode()).digest()).decode()
-    return (
-        f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; "
-        "form-action 'none'"
-    )
 
 
 def _visible(value: object) -> object:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from fm_storage.catalog.report.charts import (
@@ -9,7 +11,7 @@ from fm_storage.catalog.report.charts import (
     hours_chart,
     timeline_chart,
 )
-from fm_storage.catalog.report.html import environment, policy_for
+from fm_storage.catalog.report.html import environment
 from fm_storage.catalog.report.style import STYLE
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def draw(report: Report) -> str:
     worst = _worst(report)
     return environment().get_template("page.html.jinja").render(
         report=report,
-        policy=policy_for(STYLE),
+        digest=b64encode(sha256(STYLE.encode()).digest()).decode(),
         style=STYLE,
         cards=list(_cards(report)),
         parts=[part for part in _PARTS.items() if worst or part[0] != "worst"],

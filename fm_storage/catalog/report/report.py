@@ -1,8 +1,4 @@
-"""The report: what is new, what grows, when, with what, and for example.
-
-Apart from the analyzer, because it only puts answers together; the page itself
-is drawn in the file beside this one.
-"""
+"""The report as data: what is new, what grows, when, with what, and examples."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The style sheet of the report: colours, columns, print.
 
-Apart from the page, because it is a language of its own. It loads nothing, and
-its hash stands in the page's policy. Text colours keep a contrast of 4.5 to 1 on
-every background they meet, in light and in dark (a test computes it).
+It loads nothing, and its hash stands in the page's policy. Text colours keep a
+contrast of 4.5 to 1 on every background they meet, in light and in dark (a test
+computes it).
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ def show(
     type=click.Choice(("count", "severity", "last_seen", "first_seen")),
     default="count",
     show_default=True,
-    help="Commonest, worst, or newest first.",
+    help="Most frequent, most severe, or newest first.",
 )
 @json_option
 @click.pass_obj
@@ -215,7 +215,7 @@ def groups(
 @errors.command()
 @click.argument("text")
 @filters
-@click.option("--each", is_flag=True, help="Every error, not one of a group.")
+@click.option("--each", is_flag=True, help="Show every error, not one of each group.")
 @json_option
 @click.pass_obj
 def similar(
@@ -235,7 +235,7 @@ def similar(
     """
     each = each or as_json
     if not text.strip():
-        raise click.BadParameter("say what to look for", param_hint="TEXT")
+        raise click.BadParameter("it is empty; give a text or an id", param_hint="TEXT")
 
     async def job(storage: StorageManager) -> tuple[list[SimilarEntry], int]:
         from fm_storage.catalog import ErrorManager

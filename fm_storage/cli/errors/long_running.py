@@ -1,7 +1,4 @@
-"""The commands of ``fm-storage errors`` that work for a while.
-
-Apart from those that only look: they show progress, and may be interrupted.
-"""
+"""The commands of ``fm-storage errors`` that show progress and may be interrupted."""
 
 from __future__ import annotations
 
@@ -56,7 +53,7 @@ _SLICE = 5.0
 @click.option(
     "--severity",
     type=click.Choice(SEVERITIES, case_sensitive=False),
-    help="Leave out entries that are less bad.",
+    help="Leave out entries below this severity.",
 )
 @json_option
 @click.pass_obj
@@ -141,7 +138,7 @@ async def _drain(storage: StorageManager, *, quiet: bool) -> None:
             left = await storage.outbox.pending()
             if left:
                 click.echo(
-                    f"{left} vectors wait; 'fm-storage outbox status' says for what",
+                    f"{left} vectors wait; 'fm-storage outbox status' shows why",
                     err=True,
                 )
         except asyncio.CancelledError:
@@ -154,22 +151,22 @@ async def _drain(storage: StorageManager, *, quiet: bool) -> None:
 
 
 @click.command()
-@click.option("-f", "--follow", is_flag=True, help="Go on as new errors happen.")
+@click.option("-f", "--follow", is_flag=True, help="Continue as new errors happen.")
 @click.option(
     "--lines",
     "-n",
     type=click.IntRange(min=0),
     default=10,
     show_default=True,
-    help="Earlier errors.",
+    help="Number of earlier errors.",
 )
 @click.option(
     "--severity",
     type=click.Choice(SEVERITIES, case_sensitive=False),
-    help="At least so bad.",
+    help="Minimum severity.",
 )
-@click.option("--module", help="Only this module.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--module", help="Only errors of this module.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @click.pass_obj
 def tail(
     settings: Settings,
@@ -229,12 +226,12 @@ def _print_json_line(entry: ErrorEntry) -> None:
     required=False,
 )
 @click.option("--title", default="Errors", show_default=True)
-@click.option("--since", type=MOMENT, help="2h, 7d, or a time.")
-@click.option("--until", type=MOMENT, help="2h, 7d, or a time.")
+@click.option("--since", type=MOMENT, help="Beginning: 2h, 7d, or a time.")
+@click.option("--until", type=MOMENT, help="End: 2h, 7d, or a time.")
 @click.option(
     "--severity",
     type=click.Choice(SEVERITIES, case_sensitive=False),
-    help="At least so bad.",
+    help="Minimum severity.",
 )
 @json_option
 @click.pass_obj
@@ -309,7 +306,7 @@ def _check_writable(page: Path) -> None:
     metavar="AGE",
     help="Delete errors older than this: 90d, 4w, or a time.",
 )
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.pass_obj
 def purge(settings: Settings, *, older_than: datetime, yes: bool) -> None:
     """Delete old errors from both stores, in small batches."""

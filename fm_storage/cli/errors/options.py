@@ -59,15 +59,15 @@ def filters(function: Callable[..., Any]) -> Callable[..., Any]:
             type=click.IntRange(min=1),
             default=20,
             show_default=True,
-            help="At most.",
+            help="Maximum number of rows.",
         ),
-        click.option("--since", type=MOMENT, help="2h, 7d, or a time."),
+        click.option("--since", type=MOMENT, help="Beginning: 2h, 7d, or a time."),
         click.option(
             "--severity",
             type=click.Choice(SEVERITIES, case_sensitive=False),
-            help="At least so bad.",
+            help="Minimum severity.",
         ),
-        click.option("--module", help="Only this module."),
+        click.option("--module", help="Only errors of this module."),
     ):
         function = option(function)
     return function

@@ -1,7 +1,7 @@
 """A log that is piped in.
 
-Apart, because a read that waits for a pipe cannot be interrupted from a thread:
-pipes and terminals are read by the loop, so that Ctrl-C ends them.
+A read that waits for a pipe cannot be interrupted from a thread: pipes and
+terminals are read by the loop, so that Ctrl-C ends them.
 """
 
 from __future__ import annotations

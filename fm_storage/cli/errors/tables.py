@@ -1,8 +1,7 @@
-"""How errors are listed: a table on a wide terminal, else one below the other.
+"""Lists of errors: a table on a wide terminal, else one error below the other.
 
-Apart from the commands, because every one of them shows errors, and a table of
-five columns on a narrow terminal shows nothing. A program gets lines: whole texts,
-tabs between them, so that grep, cut and sort find what they look for.
+A program gets lines: whole texts, tabs between them, so that grep, cut and sort
+find what they look for.
 """
 
 from __future__ import annotations
@@ -90,18 +89,18 @@ def print_entry(entry: ErrorEntry) -> None:
 
 
 def say_nothing(*, filtered: bool) -> None:
-    """Say on standard error why nothing is shown, and what would show something."""
+    """Print on standard error why nothing is shown, and what would show something."""
     if filtered:
-        said = "no error matches; fewer or wider filters show more"
+        text = "no error matches; fewer or wider filters show more"
     else:
-        said = (
+        text = (
             "the catalogue is empty; 'fm-storage errors ingest LOG' puts a log into it"
         )
-    click.echo(said, err=True)
+    click.echo(text, err=True)
 
 
 def when(moment: datetime) -> str:
-    """Say how long ago *moment* was, or its date where that says more."""
+    """Return how long ago *moment* was, or its date if that is months."""
     if datetime.now(UTC) - moment > _OLD:
         return f"{moment:%Y-%m-%d}"
     return ago(moment)
