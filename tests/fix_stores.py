@@ -57,8 +57,8 @@ def engine_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("engine")
     home = folder / "qdrant"
     launch.prepare_folder(home)
-    launch._start(home)
-    keeper: socket.socket | None = launch._try_connect(home)
+    launch.start(home)
+    keeper: socket.socket | None = launch.try_connect(home)
     assert keeper is not None
     try:
         yield folder

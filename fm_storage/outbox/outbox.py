@@ -52,7 +52,7 @@ _GRACE = 5.0
 """Seconds after the last lease before a deletion is sent once more, at most."""
 
 
-class _StoreSide:
+class StoreSide:
     """The parts that need a vector store."""
 
     def __init__(
@@ -109,7 +109,7 @@ class Outbox:
         self._notifier = Notifier(pool, interval=config.notify_interval)
         self._drainer: Drainer | None = None  # by open() and aclose()
         self.shapes = Shapes(store.config.collections if store is not None else None)
-        self._side: _StoreSide | None = None
+        self._side: StoreSide | None = None
         if store is not None:
             store.when_defined(self.shapes.relearn)
             delivery = Delivery(
@@ -120,7 +120,7 @@ class Outbox:
                 lease=config.lease,
                 max_backoff=config.max_backoff,
             )
-            self._side = _StoreSide(pool, store, delivery, self._embedder)
+            self._side = StoreSide(pool, store, delivery, self._embedder)
 
     # Life
 
@@ -190,7 +190,7 @@ class Outbox:
         except StorageError as exc:
             _log.debug("could not flush: %s", exc)
 
-    def _require_store(self) -> _StoreSide:
+    def _require_store(self) -> StoreSide:
         if self._side is None:
             raise ConfigurationInvalid(
                 "qdrant", "is switched off (None); configure a vector store"

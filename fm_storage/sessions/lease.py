@@ -64,11 +64,11 @@ class Lease:
         self.key = registry.lock_key(self.owner)
         self.state = LeaseState.CLOSED  # by open(), _watch() and aclose()
         self._source = source
-        self._dsn = dsn
+        self.dsn = dsn
         self._application_name = application_name
         self._connection: Connection | None = None
-        self._pooled = False
-        self._backend = 0
+        self.pooled = False
+        self.backend = 0
         self._broken = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
 
@@ -83,10 +83,10 @@ class Lease:
             SchemaOutOfDate: The registry's tables are missing.
             ConnectionFailed: No connection could be made.
         """
-        connection = await self._source.connect("lease", dsn=self._dsn)
+        connection = await self._source.connect("lease", dsn=self.dsn)
         try:
-            self._pooled = await self._is_pooled(connection)
-            if self._pooled:
+            self.pooled = await self._is_pooled(connection)
+            if self.pooled:
                 await self._hold_in_transaction(connection)
             row = (
                 self.owner,
@@ -95,11 +95,11 @@ class Lease:
                 socket.gethostname(),
                 os.getpid(),
             )
-            if self._pooled:
+            if self.pooled:
                 async with self._source.acquire() as other:
                     await other.execute(Sql(registry.ADD_OWNER), *row)
             else:
-                self._backend = await self._take(connection, *row)
+                self.backend = await self._take(connection, *row)
         except BaseException as exc:  # close the connection, then pass it on
             await connection.aclose()
             if isinstance(exc, StorageError):
@@ -148,7 +148,7 @@ class Lease:
     async def _remove_row(self, connection: Connection) -> None:
         # No parameters: one round trip. The text is a UUID of our making.
         statement = Sql(registry.REMOVE_OWNER.replace("$1", f"'{self.owner}'::uuid"))
-        if not self._pooled:
+        if not self.pooled:
             await connection.execute(statement, timeout=5.0)
             return
         async with self._source.acquire(5.0) as other:
@@ -158,7 +158,7 @@ class Lease:
 
     async def _is_pooled(self, connection: Connection) -> bool:
         """Whether another client may get the server connection between two."""
-        if self._dsn is None and self._source.transaction_pooler is not None:
+        if self.dsn is None and self._source.transaction_pooler is not None:
             return self._source.transaction_pooler
         shown = connection.raw.get_server_pid()
         real = await connection.fetchval(Sql("SELECT pg_catalog.pg_backend_pid()"))
@@ -236,7 +236,7 @@ class Lease:
         pause = Backoff(0.01, 1.0)
         while True:
             try:
-                found = await self._try_again()
+                found = await self.try_again()
             except (StorageError, OSError) as exc:
                 logger.debug("session: lease not regained yet (%s)", exc)
                 found = None
@@ -244,11 +244,11 @@ class Lease:
                 return found
             await pause.sleep()
 
-    async def _try_again(self) -> bool | None:
+    async def try_again(self) -> bool | None:
         """Try once: True held, False condemned, None not yet."""
-        connection = await self._source.connect("lease", dsn=self._dsn)
+        connection = await self._source.connect("lease", dsn=self.dsn)
         try:
-            if self._pooled:
+            if self.pooled:
                 held = await self._hold_in_transaction(connection)
             else:
                 held = await connection.fetchval(registry.RELOCK, self.key)
@@ -258,15 +258,15 @@ class Lease:
                     # CREATE INDEX CONCURRENTLY. A reaper holds it for moments; a
                     # backend of ours that has not noticed its end is ended.
                     await other.fetchval(
-                        registry.END_PREDECESSOR, self._backend, self.key
+                        registry.END_PREDECESSOR, self.backend, self.key
                     )
                     alive = await other.fetch(registry.OWNER_LIVES, self.owner)
                     found = None if alive else False
                 else:
                     row = await other.fetchrow(registry.RETURN_TO_OWNER, self.owner)
                     found = row is not None
-            if found and not self._pooled:
-                self._backend = await connection.fetchval(
+            if found and not self.pooled:
+                self.backend = await connection.fetchval(
                     Sql("SELECT pg_catalog.pg_backend_pid()")
                 )
         except BaseException:  # close the connection, then pass it on

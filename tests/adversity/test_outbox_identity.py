@@ -21,6 +21,7 @@ from fm_storage.migrate import Migrator
 from fm_storage.outbox import Outbox
 from fm_storage.postgres import Pool
 from fm_storage.vectors import Point, QdrantStore
+from tests.support.inside import drainer_of
 
 if TYPE_CHECKING:
     from tests.fix_cluster import TestCluster
@@ -142,9 +143,9 @@ async def test_refused_drainer_says_so_and_writing_goes_on(
     await first.drain(timeout=15)
     async with Outbox(pool, another, OutboxConfig(flush_timeout=0)) as second:
         await second.upsert("things", points([2]))
-        assert second._drainer is not None
-        while second._drainer.alive:
-            await second._drainer.progress.wait()
+        drainer = drainer_of(second)
+        while drainer.alive:
+            await drainer.progress.wait()
         state, detail = await second.health()
         assert state == "degraded"
         assert "not the one this database writes to" in detail

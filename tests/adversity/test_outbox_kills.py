@@ -18,6 +18,7 @@ from fm_storage.outbox import Outbox
 from fm_storage.postgres import Pool, Sql
 from fm_storage.vector_state import state_row, upsert_ctes
 from fm_storage.vectors import Point, QdrantStore
+from tests.support.inside import queue_of
 from tests.torture.outbox_crash import trial
 
 if TYPE_CHECKING:
@@ -143,8 +144,8 @@ async def test_claiming_makes_what_it_delivers_durable(pool: Pool, qdrant: Qdran
     async with pool.transaction() as tx:
         await tx.execute("SET LOCAL synchronous_commit = off")
         bound = Outbox(pool, qdrant, OutboxConfig(drain=False))
-        bound._queue._executor = tx
-        assert len(await bound._queue.claim(10)) == 1
+        queue_of(bound)._executor = tx
+        assert len(await queue_of(bound).claim(10)) == 1
         assert await tx.fetchval("SHOW synchronous_commit") == "on"
 
 

@@ -14,6 +14,7 @@ import pytest
 from fm_storage.config import OutboxConfig
 from fm_storage.outbox import Outbox
 from fm_storage.vectors import Point, QdrantStore
+from tests.support.inside import queue_of, side_of
 
 if TYPE_CHECKING:
     from fm_storage.postgres import Pool
@@ -130,11 +131,11 @@ async def test_late_deletion_does_not_delete_a_newer_point(
     live = outbox_on(pool, qdrant)
     await live.upsert("things", [Point(1, [1.0, 1.0], {"turn": 1})])
     await live.delete("things", [1])
-    late = await live._queue.claim(10)
+    late = await queue_of(live).claim(10)
     await asyncio.sleep(LEASE)
     await live.upsert("things", [Point(1, [1.0, 2.0], {"turn": 2})])
     await settled(live, pool)
-    await live._side.delivery._send("things", late)
-    await live._queue.finish(late)
+    await side_of(live).delivery._send("things", late)
+    await queue_of(live).finish(late)
     assert await qdrant.count("things") == 1
     assert (await live.verify()).agrees

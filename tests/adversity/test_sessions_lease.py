@@ -25,6 +25,7 @@ from fm_storage.sessions.lease import Lease
 from tests.fix_cluster import TestCluster
 from tests.fix_postgres import TestServer
 from tests.fix_proxy import TcpProxy
+from tests.support.inside import cut_lease, lease_of, owner_of
 from tests.support.waiting import LONG, locks_held, until
 
 QUIET = SessionConfig(reap_interval=0)
@@ -88,8 +89,7 @@ async def proxied(
         await service.open()
         async with service.session() as session:
             view = await session.create_view("SELECT 1 AS n", materialized=True)
-            assert service._owner.lease is not None
-            yield Proxied(pool, proxy, service, session, view, service._owner.lease)
+            yield Proxied(pool, proxy, service, session, view, lease_of(service))
             proxy.heal()
         await service.aclose()
 
@@ -126,14 +126,13 @@ async def test_a_lease_lost_for_too_long_is_said_at_once(dsn: str, pool: Pool):
         await service.open()
         session = await service.session()
         view = await session.create_view("SELECT 1 AS n", materialized=True)
-        lease = service._owner.lease
-        assert lease is not None
-        regain = lease._try_again
+        lease = lease_of(service)
+        regain = lease.try_again
 
         async def cut_off() -> bool | None:
             return None
 
-        lease._try_again = cut_off  # type: ignore[method-assign]  # a cable cut
+        lease.try_again = cut_off  # type: ignore[method-assign]  # a cable cut
         assert await pool.fetchval(END_LEASES) == 1
         await wait_for_lease(service, "lost")
         assert (await service.health())[0] == "degraded"
@@ -143,7 +142,7 @@ async def test_a_lease_lost_for_too_long_is_said_at_once(dsn: str, pool: Pool):
             await session.create_view("SELECT 2")
         with pytest.raises(SessionLost):
             await session.refresh_view(view)
-        lease._try_again = regain  # type: ignore[method-assign]  # mended
+        lease.try_again = regain  # type: ignore[method-assign]  # mended
         await wait_for_lease(service, "gone")
         assert session.is_lost
         assert (await service.health())[0] == "degraded"
@@ -193,13 +192,13 @@ async def test_a_backend_that_does_not_know_of_its_end_is_ended(proxied: Proxied
     """The old backend still holds the lock: its successor ends it and takes over."""
     lease = proxied.lease
     assert lease._connection is not None
-    backend = lease._backend
+    backend = lease.backend
     proxied.proxy.black_hole()  # the server sees nothing of what follows
-    lease._dsn = None  # the next connection finds another way
+    lease.dsn = None  # the next connection finds another way
     lease._connection.raw.terminate()
     await wait_for_lease(proxied.service, "lost")
     await wait_for_lease(proxied.service, "held")
-    assert lease._backend != backend
+    assert lease.backend != backend
     await proxied.session.refresh_view(proxied.view)
 
 
@@ -212,7 +211,7 @@ async def test_a_line_that_dies_without_a_word_is_noticed(
     asked = proxy.forwarded
     await until(lambda: proxy.forwarded > asked)
     assert await leases(proxied.pool) == 1  # asking loses nothing
-    proxied.lease._dsn = None  # the next connection finds another way
+    proxied.lease.dsn = None  # the next connection finds another way
     proxy.black_hole()
     await regained(proxied.pool, 2)
     await wait_for_lease(proxied.service, "held")
@@ -223,7 +222,7 @@ async def test_a_lock_that_another_owner_has_is_no_lease(pool: Pool):
     """A collision of keys is told, retryable, and leaves no row and no session."""
     service = SessionService(pool, QUIET)
     await service.open()
-    lease = Lease(service._owner.source, dsn=None, application_name="x")
+    lease = Lease(owner_of(service).source, dsn=None, application_name="x")
     async with pool.acquire() as holder:
         await holder.execute("SELECT pg_advisory_lock($1)", lease.key)
         with pytest.raises(ConnectionFailed, match="taken by another owner"):
@@ -331,9 +330,8 @@ async def test_a_direct_address_goes_round_the_pooler(
         await service.open()
         async with service.session() as session:
             view = await session.create_view("SELECT 1 AS n")
-            lease = service._owner.lease
-            assert lease is not None
-            assert not lease._pooled
+            lease = lease_of(service)
+            assert not lease.pooled
             assert await pool.fetchval(f"SELECT n FROM {view}") == 1
         await service.aclose()
 
@@ -409,12 +407,7 @@ async def test_a_plain_role_needs_no_rights_beyond_its_group(
                     " incarnation, application_name, host, pid, created_by)"
                     " VALUES (gen_random_uuid(), 1, '', '', '', 1, 'postgres')"
                 )
-            lease = service._owner.lease
-            assert lease is not None
-            assert lease._watcher is not None
-            assert lease._connection is not None
-            lease._watcher.cancel()
-            await lease._connection.aclose()
+            await cut_lease(service)
             await locks_held(pool, 0)
             # Another role's reaper may not drop it, and says so.
             report = await SessionService(foreign, FAST).reap()

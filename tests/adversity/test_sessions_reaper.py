@@ -13,6 +13,7 @@ from fm_storage.config import PostgresConfig, SessionConfig
 from fm_storage.postgres import Pool
 from fm_storage.sessions import PostgresSessionManager, SessionService
 from tests.fix_process import Child
+from tests.support.inside import cut_lease, forget_lease, lease_of
 from tests.support.waiting import LONG, locks_held, until
 
 FAST = SessionConfig(grace=0.3, reap_interval=0.05)
@@ -209,16 +210,12 @@ async def test_a_creation_in_flight_is_no_ghost(pool: Pool, dsn: str):
         doomed = SessionService(other, SessionConfig(reap_interval=0))
         await doomed.open()
         session = await doomed.session()
-        lease = doomed._owner.lease
-        assert lease is not None
-        assert lease._watcher is not None
-        lease._watcher.cancel()  # it does not take the lock again
-        assert lease._connection is not None
+        await forget_lease(doomed)
         creation = asyncio.ensure_future(
             session.create_view("SELECT pg_sleep(1.2)::text", materialized=True)
         )
         await asyncio.sleep(0.2)
-        await lease._connection.aclose()
+        await cut_lease(doomed)
         view = await creation
         assert await pool.fetchval("SELECT to_regclass($1)::text", str(view))
         await wait_until_left(pool, (0, 0, 0, 0))
@@ -257,8 +254,7 @@ async def test_bystanders_are_untouched(dsn: str, pool: Pool):
             session = await doomed.session()
             await session.create_view("SELECT 1")
             await session.register_temp_view("adopted")
-            lease = doomed._owner.lease
-            assert lease is not None
+            lease = lease_of(doomed)
             # Forged: rows of a dead owner that name what is not its own.
             for name in ("precious", "theirs", "fm_view_0123456789abcdef"):
                 await pool.execute(
@@ -272,10 +268,7 @@ async def test_bystanders_are_untouched(dsn: str, pool: Pool):
                 "COMMENT ON VIEW filtermate_temp.theirs IS"
                 f" 'fm_storage:{lease.owner}/{session.id}'"
             )
-            assert lease._watcher is not None
-            assert lease._connection is not None
-            lease._watcher.cancel()
-            await lease._connection.aclose()
+            await cut_lease(doomed)
             await locks_held(pool, 0)
             service = SessionService(pool, FAST)
             report = await service.reap()

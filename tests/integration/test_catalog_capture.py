@@ -195,12 +195,12 @@ async def test_what_neither_the_queue_nor_the_disk_takes_is_said_in_the_log(
     folder = recorder_of(errors).spool.folder
     folder.parent.mkdir(parents=True)
     folder.write_text("a file in the way")
-    background._capacity = 0
+    background.capacity = 0
     log.addHandler(errors.handler())
     log.error("no place for this")
     assert "could not be kept: shop.catalog_test: no place for this" in caplog.text
     folder.unlink()
-    background._capacity = 100
+    background.capacity = 100
 
     def broken():
         raise Refused

@@ -15,6 +15,7 @@ from fm_storage.hooks import ShutdownHooks
 from fm_storage.outbox import Outbox, drain_now
 from fm_storage.postgres import Pool
 from fm_storage.vectors import Point, QdrantStore
+from tests.support.inside import drainer_of, queue_of, side_of
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -55,8 +56,7 @@ async def test_other_processes_wake_the_drainer_by_notify(
     ):
         await draining.upsert("things", [point(1)])
         await draining.wait_synced(1, timeout=15)
-        waking = draining._drainer
-        assert waking is not None
+        waking = drainer_of(draining)
         waking._looks.failures = 30
         waking._woken.set()
         await until(lambda: listening(pool))
@@ -172,7 +172,7 @@ async def test_one_rebuild_at_a_time(pool: Pool, qdrant: QdrantStore):
     outbox = Outbox(pool, qdrant, OutboxConfig(drain=False))
     await outbox.upsert("things", [point(1)])
     await outbox.drain(timeout=15)
-    async with outbox._side.rebuilder._alone("things"):
+    async with side_of(outbox).rebuilder._alone("things"):
         with pytest.raises(LockTimeout, match="another process is rebuilding"):
             await outbox.rebuild("things")
 
@@ -185,7 +185,7 @@ async def test_drain_does_not_sit_out_the_lease_of_a_killed_drainer(
     await qdrant.ensure_collection_exists("things", 2)
     killed = Outbox(pool, qdrant, OutboxConfig(drain=False, lease=3600))
     await killed.upsert("things", [point(1), point(2)])
-    assert len(await killed._queue.claim(10)) == 2
+    assert len(await queue_of(killed).claim(10)) == 2
     after = Outbox(pool, qdrant, OutboxConfig(drain=False))
     await after.upsert("things", [point(3)])
     async with asyncio.timeout(60):

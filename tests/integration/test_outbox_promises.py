@@ -16,6 +16,7 @@ from fm_storage.postgres import Pool
 from fm_storage.testing import QdrantTestServer, app
 from fm_storage.vectors import Point, QdrantStore
 from fm_storage.vectors.vectorizers.lexical import Embedding
+from tests.support.inside import drainer_of
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -121,8 +122,7 @@ async def test_poll_finds_what_nobody_announced(pool: Pool, qdrant: QdrantStore)
     async with Outbox(pool, qdrant, OutboxConfig(poll_interval=0.2)) as outbox:
         await outbox.upsert("things", [Point(1, [1.0, 2.0], {})])
         await outbox.wait_synced(1)
-        assert outbox._drainer is not None
-        outbox._drainer._looks.failures = 30  # it has been idle for long
+        drainer_of(outbox)._looks.failures = 30  # it has been idle for long
         silent = Outbox(pool, None, OutboxConfig(drain=False))
         silent.wake = lambda: None  # type: ignore[method-assign]  # dies before that
         await silent.upsert("things", [Point(2, [1.0, 2.0], {})])

@@ -19,6 +19,7 @@ from fm_storage.sessions import (
     SessionService,
 )
 from tests.fix_postgres import run_aside
+from tests.support.inside import cut_lease
 
 QUIET = SessionConfig(reap_interval=0)
 
@@ -254,12 +255,7 @@ async def test_the_command_line_lists_and_reaps(dsn: str, pool: Pool):
     assert "2 live, 0 orphaned, 0 kept" in shown
     assert "[bold]hostile" in shown
     assert "\x1b" not in shown
-    lease = doomed._owner.lease
-    assert lease is not None
-    assert lease._watcher is not None
-    assert lease._connection is not None
-    lease._watcher.cancel()
-    await lease._connection.aclose()
+    await cut_lease(doomed)
     code, shown = await run_cli(dsn, "reap", "--dry-run")
     assert (code, shown.splitlines()[-1]) == (0, "1 would be dropped, 0 refused")
     await pool.execute(f"CREATE VIEW public.dependent AS SELECT n FROM {view}")

@@ -14,6 +14,7 @@ from fm_storage.errors import (
 from fm_storage.migrate import Migrator
 from fm_storage.postgres import Pool
 from fm_storage.sessions import CreateProgress, PostgresSessionManager, SessionService
+from tests.support.inside import cut_lease, lease_of
 from tests.support.waiting import locks_held
 
 FAST = SessionConfig(grace=0.05, reap_interval=0)
@@ -60,8 +61,7 @@ async def test_a_table_of_a_dead_session_is_reaped(pool: Pool):
         session = await doomed.session()
         table = await session.create_table("SELECT 1 AS n", with_data=False)
         await pool.execute("CREATE TABLE filtermate_temp.precious (n int)")
-        lease = doomed._owner.lease
-        assert lease is not None
+        lease = lease_of(doomed)
         await pool.execute(
             "INSERT INTO fm_storage.session_objects"
             " (owner_id, session_id, schema_name, name, kind, oid)"
@@ -69,10 +69,7 @@ async def test_a_table_of_a_dead_session_is_reaped(pool: Pool):
             " 'filtermate_temp.precious'::regclass)",
             *(lease.owner, session.id),
         )
-        assert lease._watcher is not None
-        assert lease._connection is not None
-        lease._watcher.cancel()
-        await lease._connection.aclose()
+        await cut_lease(doomed)
         await locks_held(pool, 0)
         report = await SessionService(pool, FAST).reap()
     assert report.dropped == (str(table),)

@@ -30,6 +30,7 @@ from fm_storage.outbox.delivery.delivery import Outcome, lease_clock
 from fm_storage.outbox.delivery.queue import Leased
 from fm_storage.postgres import Pool
 from fm_storage.vectors import Point, QdrantStore
+from tests.support.inside import queue_of, side_of
 
 T = TypeVar("T")
 IDS = st.integers(1, 4)
@@ -99,18 +100,18 @@ class Model(RuleBasedStateMachine):
             self.stores.store,
             OutboxConfig(drain=False, lease=0.001, max_backoff=0.001),
         )
-        await self.outbox._side.check.ensure()
+        await side_of(self.outbox).check.ensure()
 
     async def _take(self, limit: int) -> list[Leased]:
-        return await self.outbox._queue.claim(limit)
+        return await queue_of(self.outbox).claim(limit)
 
     async def _deliver(self, rows: list[Leased]) -> Outcome:
-        delivery = self.outbox._side.delivery
+        delivery = side_of(self.outbox).delivery
         delivery._lease = 60.0
         return await delivery.deliver("model", rows, taken=lease_clock())
 
     async def _late(self, rows: list[Leased]) -> Outcome:
-        delivery = self.outbox._side.delivery
+        delivery = side_of(self.outbox).delivery
         delivery._lease = 0.0
         self.stores.store.silent = False
         try:
@@ -121,7 +122,7 @@ class Model(RuleBasedStateMachine):
             delivery._overrun["model"] = {
                 row.point_id: row.ver for row in groups if row.op == "u"
             }
-            await self.outbox._queue.finish(groups)
+            await queue_of(self.outbox).finish(groups)
             await delivery.settle()
             return outcome
         finally:

@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 from fm_storage.config import PostgresConfig, SessionConfig
 from fm_storage.postgres import Pool
 from fm_storage.sessions import PostgresSessionManager, SessionService, TempView
+from tests.support.inside import cut_lease, owner_of, views_of
 
 T = TypeVar("T")
 
@@ -126,7 +127,7 @@ class Sessions(RuleBasedStateMachine):
             await asyncio.sleep(after)
             task.cancel()
             await asyncio.wait({task})
-            await process.session._views.settle(process.service._owner)
+            await views_of(process.session).settle(owner_of(process.service))
             return None if task.cancelled() else task.result()
 
         view = self.run(work())
@@ -185,9 +186,9 @@ class Sessions(RuleBasedStateMachine):
         async def work() -> None:
             await self.pool.execute("DROP VIEW public.blocker")
             for process, _ in self.left:
-                for leftover in process.service._owner.leftovers:
+                for leftover in owner_of(process.service).leftovers:
                     leftover.at = 0
-                await process.service._owner.retry()
+                await owner_of(process.service).retry()
 
         self.run(work())
         self.blocked = None
@@ -222,13 +223,7 @@ class Sessions(RuleBasedStateMachine):
         self.left = [each for each in self.left if each[0] is not process]
 
         async def work() -> None:
-            lease = process.service._owner.lease
-            assert lease is not None
-            assert lease._watcher is not None
-            assert lease._connection is not None
-            lease._watcher.cancel()
-            await asyncio.wait({lease._watcher})
-            await lease._connection.aclose()
+            await cut_lease(process.service)
             await process.pool.aclose()
 
         self.run(work())

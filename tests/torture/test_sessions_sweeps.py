@@ -20,6 +20,7 @@ from tests.adversity.test_sessions_reaper import OWNER, left, wait_until_left
 from tests.fix_cluster import TestCluster
 from tests.fix_process import Child
 from tests.properties.test_sessions_machine import run
+from tests.support.inside import cut_lease, views_of
 
 Starter = Callable[..., Awaitable[Child]]
 
@@ -55,7 +56,7 @@ asyncio.run(main(sys.argv[1]))
 async def fill(pool: Pool, session: PostgresSessionManager, count: int) -> None:
     """Make *count* materialized views as create_view() does, only faster."""
     await session.ensure_schema_exists()
-    _, lease = await session._views.ready()
+    _, lease = await views_of(session).ready()
     owner = lease.owner
     for first in range(0, count, 500):
         await pool.execute(
@@ -77,7 +78,7 @@ async def fill(pool: Pool, session: PostgresSessionManager, count: int) -> None:
             END $do$
             """
         )
-    session._views.touched = True
+    views_of(session).touched = True
 
 
 @pytest.mark.timeout(300)
@@ -97,12 +98,7 @@ async def test_twelve_thousand_views(cluster: TestCluster, how: str):
             await session.aclose()
             done = session.last_cleanup
         else:
-            lease = service._owner.lease
-            assert lease is not None
-            assert lease._watcher is not None
-            assert lease._connection is not None
-            lease._watcher.cancel()
-            await lease._connection.aclose()
+            await cut_lease(service)
             done = await SessionService(pool, settings).reap()
         took = monotonic() - began
         print(f"\n12,000 views, {how}: {took:.1f} s")

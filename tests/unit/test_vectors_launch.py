@@ -51,7 +51,7 @@ def test_address_that_leads_nowhere_is_nobody(tmp_path: Path, address: str) -> N
     """A stale, impossible or over-long address means that no engine runs."""
     (tmp_path / "file").write_text("")
     (tmp_path / "engine.addr").write_text(address.format(tmp_path))
-    assert launch._try_connect(tmp_path) is None
+    assert launch.try_connect(tmp_path) is None
 
 
 def test_address_that_may_not_be_used_is_told(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_address_that_may_not_be_used_is_told(tmp_path: Path) -> None:
         other.bind(str(path))
         (tmp_path / "engine.addr").write_text(str(path))
         with pytest.raises(EmbeddedFailed, match="cannot be used"):
-            launch._try_connect(tmp_path)
+            launch.try_connect(tmp_path)
 
 
 def test_engine_of_another_user_is_refused(
@@ -80,17 +80,17 @@ def test_engine_of_another_user_is_refused(
         listener.bind(str(path))
         listener.listen()
         (tmp_path / "engine.addr").write_text(str(path))
-        monkeypatch.setattr(launch, "_CREDENTIALS", Stranger())
+        monkeypatch.setattr(launch, "CREDENTIALS", Stranger())
         with pytest.raises(EmbeddedFailed, match="4711"):
-            launch._try_connect(tmp_path)
+            launch.try_connect(tmp_path)
 
 
 def test_only_one_has_the_turn(tmp_path: Path) -> None:
     """While one process starts the engine, another one waits."""
     with (tmp_path / "start.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert launch._take_turn(tmp_path) is None
-    turn = launch._take_turn(tmp_path)
+        assert launch.take_turn(tmp_path) is None
+    turn = launch.take_turn(tmp_path)
     assert turn is not None
     os.close(turn)
 
@@ -99,7 +99,7 @@ async def test_engine_that_never_answers_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody else is starting it, for ever: the log is named."""
-    monkeypatch.setattr(launch, "_START_TIMEOUT", 0.1)
+    monkeypatch.setattr(launch, "START_TIMEOUT", 0.1)
     with (tmp_path / "start.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(EmbeddedFailed, match=r"engine\.log"):
@@ -125,7 +125,7 @@ def test_engine_that_does_not_start_says_why(
 
     monkeypatch.setattr(subprocess, "Popen", speaking)
     with pytest.raises(EmbeddedFailed) as caught:
-        launch._start(tmp_path)
+        launch.start(tmp_path)
     assert remedy in str(caught.value)
 
 

@@ -83,7 +83,7 @@ class Background:
         self._store = store
         self._loop = loop
         self._hooked = hooked
-        self._capacity = capacity
+        self.capacity = capacity
         # Appended to under _lock, so that *idle* is never set too early.
         self._queue: deque[MakeDraft] = deque()
         self._wake = threading.Event()
@@ -108,7 +108,7 @@ class Background:
         *make* is called in the thread. If the queue is full or closed, the error
         is written to the spool here and now (without waiting for the disk).
         """
-        full = len(self._queue) >= self._capacity
+        full = len(self._queue) >= self.capacity
         if full or self._closed or self._home.forked:
             self._spool(self._made(deque([make])), sync=False)
             return
@@ -156,7 +156,7 @@ class Background:
         with self._room:
             while self._storable() and self.in_flight >= IN_FLIGHT:
                 left = deadline - time.monotonic()
-                if left <= 0 or len(self._queue) > self._capacity // 2:
+                if left <= 0 or len(self._queue) > self.capacity // 2:
                     return False
                 # Not only when notified: meanwhile a server may go away, or the queue
                 # grow.

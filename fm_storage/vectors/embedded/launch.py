@@ -25,8 +25,8 @@ from fm_storage.vectors.embedded.boot import command
 __all__ = ["connect", "prepare_folder"]
 
 _ENGINE = "fm_storage.vectors.embedded.process.main"
-_START_TIMEOUT = 45.0
-_CREDENTIALS = struct.Struct("3i")
+START_TIMEOUT = 45.0
+CREDENTIALS = struct.Struct("3i")
 
 
 def prepare_folder(folder: Path) -> None:
@@ -63,19 +63,19 @@ async def connect(folder: Path) -> socket.socket:
     Raises:
         EmbeddedFailed: The engine cannot be started, or does not answer.
     """
-    deadline = time.monotonic() + _START_TIMEOUT
+    deadline = time.monotonic() + START_TIMEOUT
     while True:
-        sock = _try_connect(folder)
+        sock = try_connect(folder)
         if sock is not None:
             return sock
-        turn = _take_turn(folder)
+        turn = take_turn(folder)
         if turn is not None:
             try:
                 # Another may have started one between our two looks.
-                sock = _try_connect(folder)
+                sock = try_connect(folder)
                 if sock is None:
-                    await asyncio.to_thread(_start, folder)
-                    sock = _try_connect(folder)
+                    await asyncio.to_thread(start, folder)
+                    sock = try_connect(folder)
             finally:
                 os.close(turn)
             if sock is not None:
@@ -83,12 +83,12 @@ async def connect(folder: Path) -> socket.socket:
         if time.monotonic() > deadline:
             raise EmbeddedFailed(
                 f"vector engine: none answered in {str(folder)!r} within "
-                f"{_START_TIMEOUT:.0f} s; see {folder / 'engine.log'}"
+                f"{START_TIMEOUT:.0f} s; see {folder / 'engine.log'}"
             )
         await asyncio.sleep(0.01)
 
 
-def _try_connect(folder: Path) -> socket.socket | None:
+def try_connect(folder: Path) -> socket.socket | None:
     try:
         path = (folder / "engine.addr").read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -120,8 +120,8 @@ def _try_connect(folder: Path) -> socket.socket | None:
 def _check_peer(sock: socket.socket, folder: Path) -> None:
     if not hasattr(socket, "SO_PEERCRED"):
         return  # the folder is closed to others (0700)
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, uid, _ = _CREDENTIALS.unpack(raw)
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    _, uid, _ = CREDENTIALS.unpack(raw)
     if uid not in {0, os.geteuid(), folder.lstat().st_uid}:
         raise EmbeddedFailed(
             f"vector engine: the process behind {str(folder)!r} belongs to user "
@@ -129,7 +129,7 @@ def _check_peer(sock: socket.socket, folder: Path) -> None:
         )
 
 
-def _take_turn(folder: Path) -> int | None:
+def take_turn(folder: Path) -> int | None:
     """Return a handle when it is ours to start the engine."""
     handle = os.open(folder / "start.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -140,7 +140,7 @@ def _take_turn(folder: Path) -> int | None:
     return handle
 
 
-def _start(folder: Path) -> None:
+def start(folder: Path) -> None:
     """Start the engine's process and wait until it says that it is ready."""
     with (folder / "engine.log").open("ab") as log:
         process = subprocess.Popen(
