@@ -91,7 +91,7 @@ migrate-status: $(VENV)/.runtime  ## which migrations are applied
 # --- develop ----------------------------------------------------------------
 
 .PHONY: fmt lint types imports
-fmt: $(VENV)/.dev  ## format, and mend what can be mended
+fmt: $(VENV)/.dev  ## format, and fix what can be fixed automatically
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 

@@ -152,7 +152,7 @@ async def test_an_entry_that_the_database_refuses_stops_no_other(storage):
         assert b"poison" in path.read_bytes()
 
 
-async def test_without_disk_and_database_the_caller_is_told(config, tmp_path):
+async def test_without_disk_and_database_the_caller_gets_the_error(config, tmp_path):
     """Neither place took it: the database's error is raised."""
     proxy, settings = config
     async with (

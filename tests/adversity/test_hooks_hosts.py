@@ -184,7 +184,7 @@ async def test_the_loops_end_closes_a_manager_without_a_warning(
 
 @pytest.mark.parametrize("way", ["int-in-hooks", "term-in-hooks"])
 async def test_a_second_signal_leaves_at_once(child: Starter, way: str):
-    """Whoever cannot wait need not: the second signal during hooks ends it."""
+    """A user who cannot wait need not: the second signal during hooks ends it."""
     number = signal.SIGINT if way.startswith("int") else signal.SIGTERM
     code = HOST.replace("timeout=0.6, total_timeout=3", "timeout=30, total_timeout=60")
     process = await child(code, "asyncio", way)

@@ -1,6 +1,6 @@
 """The manager in the hosts people use: uvicorn, bare loops, a desktop's thread.
 
-Each is a real process that creates a temporary view and is then told to end.
+Each is a real process that creates a temporary view and is then asked to end.
 """
 
 from __future__ import annotations

@@ -78,7 +78,9 @@ async def test_readers_pass_while_an_alter_waits(dsn: str, migrations: Migration
     assert ask(dsn, "SELECT t_x FROM project_errors") == []
 
 
-async def test_a_lock_that_never_comes_is_told(dsn: str, migrations: MigrationFolder):
+async def test_a_lock_that_never_comes_is_reported(
+    dsn: str, migrations: MigrationFolder
+):
     """After wait_timeout the error names the migration; nothing was changed."""
     migrations.write("0001_alter", "ALTER TABLE project_errors ADD COLUMN t_x int")
     migrator = migrations.migrator(dsn, lock_timeout=0.05, wait_timeout=0.3)

@@ -233,7 +233,7 @@ class Held(QdrantStore):
         return written
 
 
-async def test_rebuild_under_way_is_told_from_an_interrupted_one(
+async def test_rebuild_under_way_is_distinguished_from_an_interrupted_one(
     pool: Pool, store: QdrantStore
 ):
     """The lock that it holds says so; no drainer lays hands on it."""

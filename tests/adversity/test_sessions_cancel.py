@@ -167,7 +167,7 @@ async def test_cleanup_waits_without_burning_the_processor(pool: Pool):
 
 
 async def test_cleanup_is_bounded_and_the_rest_is_retried(pool: Pool):
-    """A clean-up that cannot end is left behind at its deadline, told, and retried."""
+    """A clean-up past its deadline is left behind, reported, and retried."""
     config = SessionConfig(reap_interval=0.05, lock_timeout=30, cleanup_timeout=0.3)
     service = SessionService(pool, config)
     await service.open()

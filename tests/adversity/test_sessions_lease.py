@@ -142,7 +142,7 @@ async def test_a_lease_lost_for_too_long_is_said_at_once(dsn: str, pool: Pool):
             await session.create_view("SELECT 2")
         with pytest.raises(SessionLost):
             await session.refresh_view(view)
-        lease.try_again = regain  # type: ignore[method-assign]  # mended
+        lease.try_again = regain  # type: ignore[method-assign]  # the cable is back
         await wait_for_lease(service, "gone")
         assert session.is_lost
         assert (await service.health())[0] == "degraded"
@@ -219,7 +219,7 @@ async def test_a_line_that_dies_without_a_word_is_noticed(
 
 
 async def test_a_lock_that_another_owner_has_is_no_lease(pool: Pool):
-    """A collision of keys is told, retryable, and leaves no row and no session."""
+    """A collision of keys is reported, retryable, and leaves no row and no session."""
     service = SessionService(pool, QUIET)
     await service.open()
     lease = Lease(owner_of(service).source, dsn=None, application_name="x")
@@ -375,7 +375,7 @@ async def test_a_database_without_the_registry_says_so(empty_dsn: str):
 async def test_a_plain_role_needs_no_rights_beyond_its_group(
     server: TestServer, dsn: str, pool: Pool
 ):
-    """A member of fm_storage_app has sessions; schemas it may not make are told."""
+    """A member of fm_storage_app has sessions; schemas it may not make are reported."""
     await pool.execute(
         """
         CREATE ROLE fm_plain LOGIN PASSWORD 'plain' IN ROLE fm_storage_app;

@@ -18,7 +18,7 @@ from tests.support.waiting import LONG, locks_held, until
 
 FAST = SessionConfig(grace=0.3, reap_interval=0.05)
 
-# A process with a session: says "ready" when its views exist, then does as told.
+# A process with a session: says "ready" when its views exist, then does what it reads.
 OWNER = """
 import asyncio, sys, time
 from fm_storage.config import PostgresConfig, SessionConfig
@@ -106,13 +106,13 @@ async def test_a_killed_process_leaves_nothing(
     assert (await reaper.list()).other[0].application_name == "victim"
     await victim.kill()
     assert await wait_until_left(pool, (0, 0, 0, 0)) > 1.0
-    await until(lambda: reaper.statistics().reaped == 2)  # told after the commit
+    await until(lambda: reaper.statistics().reaped == 2)  # counted after the commit
 
 
 async def test_blocked_and_stopped_processes_keep_their_views(
     dsn: str, pool: Pool, child: Callable[..., Awaitable[Child]]
 ):
-    """A blocked event loop and a SIGSTOPped process are alive, whoever reaps."""
+    """A blocked event loop and a SIGSTOPped process are alive to every reaper."""
     blocked = await child(OWNER, dsn, "block")
     stopped = await child(OWNER.replace("named", "named2"), dsn, "idle")
     assert await blocked.line() == await stopped.line() == "ready"
@@ -284,7 +284,7 @@ async def test_bystanders_are_untouched(dsn: str, pool: Pool):
 
 
 async def test_one_bad_of_many_keeps_no_other(pool: Pool):
-    """99 of 100 are dropped; the refused one is told, kept and retried by itself."""
+    """99 of 100 are dropped; the refused one is reported, kept and retried."""
     service = SessionService(pool, FAST)
     await service.open()
     async with service.session() as session:
@@ -304,7 +304,7 @@ async def test_one_bad_of_many_keeps_no_other(pool: Pool):
     async def well() -> bool:
         return (await service.health())[0] == "ok"
 
-    await until(well)  # told a moment after it was committed
+    await until(well)  # known a moment after it was committed
     await service.aclose()
     assert await left(pool) == (0, 0, 0, 0)
 

@@ -325,7 +325,7 @@ def _talk(folder: Path, data: bytes) -> bytes:
 async def test_foreign_bytes_end_their_connection_only(
     vector_folder: Path, data: bytes
 ) -> None:
-    """Whoever does not speak the protocol is hung up on; the others go on."""
+    """A peer that does not speak the protocol is hung up on; the others go on."""
     async with QdrantStore(FAST, folder=vector_folder) as store:
         await store.ensure_collection_exists("a", 2)
         assert await asyncio.to_thread(_talk, vector_folder, data) == b""
@@ -422,7 +422,7 @@ async def test_store_of_another_loop_says_so(vector_folder: Path) -> None:
 async def test_store_in_a_forked_child_says_so(
     vector_folder: Path, child: Callable[..., Awaitable[Child]]
 ) -> None:
-    """A forked child is told to open a store of its own; the parent's lives on."""
+    """A forked child is asked to open a store of its own; the parent's lives on."""
     code = """
 import asyncio, os, sys
 from pathlib import Path

@@ -128,7 +128,7 @@ async def logging_handler(base: Path) -> list[str]:
         pauses: list[float] = []
 
         def collecting(phase: str, about: dict[str, int]) -> None:
-            # The collector stops the whole process, whoever made its work.
+            # The collector stops the whole process, no matter who made its work.
             if about["generation"] == OLDEST:
                 now = time.perf_counter()
                 pauses.append(now if phase == "start" else now - pauses.pop())

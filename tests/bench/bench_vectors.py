@@ -1,7 +1,7 @@
 """Vectors: our embedded engine beside the client's local mode, and REST beside raw.
 
 Times are taken in one run on the same data; each side in a process of its own,
-so that the memory of all its processes can be told. Run it as a script::
+so that the memory of all its processes can be measured. Run it as a script::
 
     python tests/bench/bench_vectors.py --points 100000
 """

@@ -22,7 +22,7 @@ FOREVER = 600.0
 
 
 class Sink:
-    """A loop's side that stores when it is told to."""
+    """A loop's side that stores on request."""
 
     def __init__(self):
         self.go = asyncio.Event()

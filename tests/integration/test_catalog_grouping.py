@@ -148,7 +148,7 @@ async def test_a_change_that_concerns_no_group_touches_none(errors, storage):
 
 
 async def test_several_readers_share_the_work(errors, storage):
-    """Each error is grouped once, whoever asks at the same moment."""
+    """Each error is grouped once, no matter how many ask at once."""
     await storage.error_entries.create_many([entry(n) for n in range(1200)])
     done = await asyncio.gather(*(group_ungrouped(storage.pool) for _ in range(4)))
     assert sum(done) == 1200

@@ -235,7 +235,7 @@ async def test_a_batch_that_the_database_refuses_is_an_error(errors, storage):
 
 
 async def test_deleting_errors_forgets_their_groups(errors, storage):
-    """Whoever deletes or truncates: the groups follow at once."""
+    """No matter who deletes or truncates: the groups follow at once."""
     await errors.ingest(LINES[:10])
     await storage.pool.execute("DELETE FROM project_errors WHERE severity = 'INFO'")
     assert sum(group.count for group in await errors.groups()) == 6

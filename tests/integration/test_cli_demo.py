@@ -139,9 +139,9 @@ async def test_health_names_what_is_down_and_asks_the_rest(
     )
 
     assert (code, err) == (1, "")
-    told = json.loads(out)
-    assert told["status"] == "down"
-    parts = {part["name"]: part for part in told["parts"]}
+    shown = json.loads(out)
+    assert shown["status"] == "down"
+    parts = {part["name"]: part for part in shown["parts"]}
     assert "is the server running" in parts["postgres"]["detail"]
     assert parts["qdrant"]["status"] == "ok"
     assert "postgres is down" in parts["outbox"]["detail"]
@@ -170,7 +170,7 @@ async def test_health_shows_a_part_s_remedy_whole(
 async def test_a_vector_store_that_is_away_is_named_within_seconds(
     environment: dict[str, str], tmp_path: Path
 ):
-    """Whoever looks on is not kept through every retry of a call."""
+    """An observer is not kept through every retry of a call."""
     away = environment | {"FM_STORAGE_QDRANT__URL": "http://127.0.0.1:1"}
     code, out, err = await _run(
         "-m", "fm_storage", "vectors", "list", environment=away, cwd=tmp_path

@@ -1,6 +1,6 @@
 """Every example of every page, run as it stands on real engines.
 
-How a page says what its examples need is told in ``tests/support/pages.py``.
+How a page says what its examples need is reported in ``tests/support/pages.py``.
 """
 
 from __future__ import annotations

@@ -343,7 +343,7 @@ async def test_a_failed_start_is_catalogued_by_the_next(empty_dsn: str, tmp_path
 
 
 async def test_a_refused_login_is_permission_denied(storage_config: StorageConfig):
-    """A refused login is told apart from a server that does not answer."""
+    """A refused login is distinguished from a server that does not answer."""
     assert storage_config.postgres is not None
     dsn = storage_config.postgres.dsn
     user = urlsplit(dsn).username or "postgres"

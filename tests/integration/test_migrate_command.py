@@ -133,7 +133,7 @@ def test_schema_prints_the_page(command: Command):
     assert any(one["constraints"] for one in found.values())
 
 
-def test_what_takes_long_is_told(
+def test_what_takes_long_is_reported(
     command: Command,
     migrations: MigrationFolder,
     empty_dsn: str,
@@ -192,7 +192,7 @@ async def test_of_several_hosts_the_one_that_writes_is_migrated(server, empty_ds
 
 
 @pytest.mark.parametrize("words", [["status"], ["migrate"], ["sessions", "list"]])
-def test_a_server_that_is_away_is_told_alike(command: Command, words: list[str]):
+def test_a_server_that_is_away_is_reported_alike(command: Command, words: list[str]):
     """Over libpq and over the pool: address without password, reason, remedy."""
     result = command(
         *words,
@@ -206,7 +206,7 @@ def test_a_server_that_is_away_is_told_alike(command: Command, words: list[str])
     assert "\n" not in said
 
 
-async def test_a_refused_login_is_told_as_one(server):
+async def test_a_refused_login_is_reported_as_one(server):
     """Libpq gives no SQLSTATE here, so its words decide."""
     wrong = re.sub(r":[^:@/]+@", ":wr0ng@", server.tcp_dsn)
     with pytest.raises(PermissionDenied, match="password authentication") as caught:
@@ -235,7 +235,7 @@ def test_a_role_of_its_own_migrates(command: Command, empty_dsn: str):
 
 
 def test_without_postgres_there_is_nothing_to_migrate(command: Command, tmp_path: Path):
-    """Switched off is a mistake in the settings, told as one."""
+    """Switched off is a mistake in the settings, reported as one."""
     config = tmp_path / "storage.toml"
     config.write_text("")
     result = command("--config", str(config), "status", FM_STORAGE_POSTGRES="null")

@@ -127,7 +127,7 @@ def test_backlog_is_shown_delivered_and_compared(outbox: Commands):
     assert "both stores agree" in outbox("verify").output
 
 
-def test_differences_are_named_and_mended(outbox: Commands):
+def test_differences_are_named_and_repaired(outbox: Commands):
     """Verify names what differs and ends with 1; repair mends it."""
 
     async def damage(queue: Outbox, store: QdrantStore) -> None:
@@ -148,7 +148,7 @@ def test_differences_are_named_and_mended(outbox: Commands):
 
 
 def test_collections_are_rebuilt_by_name_or_all(outbox: Commands):
-    """Rebuild needs to be told what."""
+    """Rebuild needs to know what."""
 
     async def fill(queue: Outbox, store: QdrantStore) -> None:
         await _fill(queue, store)

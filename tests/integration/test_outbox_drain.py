@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(120)  # a busy machine is slow, not wrong
 
 
 def point(number: int, **payload: object) -> Point:
-    """Give a point that is told from the others."""
+    """Give a point that differs from the others."""
     return Point(number, [1.0, float(number), 0.5, -1.0], payload)
 
 
@@ -41,7 +41,7 @@ async def outbox(pool: Pool, qdrant: QdrantStore) -> AsyncIterator[Outbox]:
 
 @pytest.fixture
 async def still(pool: Pool, qdrant: QdrantStore) -> Outbox:
-    """Give an outbox that delivers only when told."""
+    """Give an outbox that delivers only on request."""
     await qdrant.ensure_collection_exists("things", 4)
     return Outbox(pool, qdrant, OutboxConfig(drain=False, max_backoff=0.2))
 

@@ -121,7 +121,7 @@ async def test_poison_named_by_validation_costs_one_call(
 async def test_newer_version_of_a_poison_point_is_delivered(
     pool: Pool, things: QdrantStore
 ):
-    """Mending the record lifts the quarantine."""
+    """Correcting the record lifts the quarantine."""
     outbox = Outbox(pool, things, QUICK)
     await outbox.upsert("things", [Point(1, [1.0], {})])
     await outbox.drain(timeout=15)

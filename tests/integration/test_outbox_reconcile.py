@@ -65,10 +65,10 @@ async def test_payloads_survive_the_journey_whatever_their_numbers(
     assert found.agrees, found.samples
 
 
-async def test_each_kind_of_difference_is_found_and_mended(
+async def test_each_kind_of_difference_is_found_and_repaired(
     outbox: Outbox, qdrant: QdrantStore, pool: Pool
 ):
-    """Missing, orphan, stale, ahead and changed points are named, then mended."""
+    """Missing, orphan, stale, ahead and changed points are named, then repaired."""
     vector = [1.0, 0.0, 0.0, 0.0]
     await qdrant.delete_points("things", [1, 2])
     await qdrant.upsert_points("things", [Point(900, vector, {"_ver": 5})])

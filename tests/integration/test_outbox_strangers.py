@@ -1,4 +1,4 @@
-"""Points that somebody else wrote, or tampered with: named, mended, or left alone.
+"""Points that somebody else wrote, or tampered with: named, repaired, or left alone.
 
 On the embedded engine and on a server, whose conditions treat a version that is
 no number in different ways.

@@ -84,7 +84,9 @@ async def test_a_changed_table_is_prepared_anew(raw: asyncpg.Connection[Any]):
         await call(raw, sql, 1, timeout=None)
 
 
-async def test_inside_a_transaction_the_change_is_told(raw: asyncpg.Connection[Any]):
+async def test_inside_a_transaction_the_change_is_reported(
+    raw: asyncpg.Connection[Any],
+):
     """There the statement cannot run again: the block must."""
     sql = "SELECT *, $1::int AS n FROM pair"
     await driver.fetch(raw, sql, 1, timeout=None)

@@ -79,7 +79,7 @@ async def test_a_refusal_has_its_own_class(tables, sql, kind, state, constraint)
                 await inner.execute(sql)
 
 
-async def test_table_and_column_are_told(tables):
+async def test_table_and_column_are_reported(tables):
     """Where the server gives them."""
     with pytest.raises(NotNullViolated) as caught:
         await tables.execute("INSERT INTO child VALUES (2, 1, NULL)")
@@ -134,7 +134,7 @@ async def test_a_lock_that_is_not_granted_is_lock_timeout(tables):
             assert isinstance(caught.value, TimeoutError)
 
 
-async def test_a_deadlock_is_told(tables):
+async def test_a_deadlock_is_reported(tables):
     """40P01 reaches one of two."""
     both = asyncio.Barrier(2)
     await tables.execute("INSERT INTO parent VALUES (2)")

@@ -94,7 +94,7 @@ async def test_open_files_and_streams_of_bytes_serve_too(pool):
     assert len(await rows_of(pool)) == 7
 
 
-async def test_progress_is_told_as_it_goes_on(pool, tmp_path):
+async def test_progress_is_reported_as_it_goes_on(pool, tmp_path):
     """Bytes done of bytes there are; the last time at the end."""
     path = tmp_path / "big.csv"
     seen: list[CopyProgress] = []
@@ -153,7 +153,7 @@ async def test_a_file_is_replaced_only_by_a_whole_one(pool, tmp_path):
     assert await pool.fetchval("SELECT 1", timeout=10) == 1
 
 
-async def test_a_full_disk_is_told_as_one(pool):
+async def test_a_full_disk_is_reported_as_one(pool):
     """What the file system says is not taken for the connection's end."""
     with (
         open("/dev/full", "wb", buffering=0) as full,  # noqa: PTH123, ASYNC230 - a device, opened at once

@@ -42,7 +42,7 @@ async def test_notifications_arrive_in_order(pool):
         assert pool.statistics().size >= 1
 
 
-async def test_a_lost_connection_is_replaced_and_the_gap_is_told(pool):
+async def test_a_lost_connection_is_replaced_and_the_gap_is_reported(pool):
     """After the loss the first notification has missed=True."""
     async with pool.listen("c") as reader:
         rows = aiter(reader)

@@ -111,8 +111,8 @@ async def test_what_gives_no_connection_is_named(provider, error, said):
 async def test_a_connection_of_the_drivers_pool_will_do(dsn):
     """Its proxy is looked through."""
     async with (
-        asyncpg.create_pool(dsn) as lender,
-        PostgresSessionManager(lender.acquire) as session,
+        asyncpg.create_pool(dsn) as provider,
+        PostgresSessionManager(provider.acquire) as session,
     ):
         view = await session.create_view("SELECT $1::int AS one", 1)
         assert session.get_session_views() == [str(view)]

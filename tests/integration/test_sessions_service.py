@@ -216,7 +216,7 @@ async def test_another_loop_is_refused(pool: Pool):
 
 
 def test_reports_add_up():
-    """Two reports are one report; only what will be retried is told as such."""
+    """Two reports are one report; only what will be retried is reported as such."""
     refusals = (Refusal("a", "2BP01", "x"), Refusal("b", "", "y", will_retry=False))
     both = CleanupReport(dropped=("v",), refused=refusals) + CleanupReport(
         already_gone=("w",), complete=False

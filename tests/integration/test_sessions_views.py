@@ -278,7 +278,7 @@ async def test_refresh_lets_readers_in_where_it_can(pool: Pool, caplog):
 
 
 async def test_a_view_may_be_dropped_by_hand(pool: Pool):
-    """drop_view() drops one; what is unknown or gone is told apart."""
+    """drop_view() drops one; what is unknown is distinguished from what is gone."""
     async with PostgresSessionManager(pool) as session:
         one = await session.create_view("SELECT 1", name="one")
         two = await session.create_view("SELECT 2", name="two")
@@ -329,7 +329,7 @@ async def test_a_long_creation_has_a_timeout_and_can_be_cancelled(pool: Pool):
         found: int = await pool.fetchval(running)
         return found == 0
 
-    await until(ended, within=10)  # the server is told, and stops a moment later
+    await until(ended, within=10)  # the server is notified, and stops a moment later
 
 
 async def test_text_that_cannot_be_sent_is_refused(pool: Pool):
@@ -377,7 +377,7 @@ async def test_a_function_may_give_the_connections(dsn: str, pool: Pool):
 
 
 async def test_a_long_creation_tells_that_it_goes_on(pool: Pool):
-    """Progress is told when a stage begins, and every second while it lasts."""
+    """Progress is reported when a stage begins, and every second while it lasts."""
     seen: list[CreateProgress] = []
     async with PostgresSessionManager(pool) as session:
         await session.create_view(

@@ -56,8 +56,8 @@ async def test_client_finds_what_it_wrote(client: AsyncQdrantClient) -> None:
     await client.update_collection_aliases(
         [models.CreateAliasOperation(create_alias=alias)]
     )
-    told = await client.get_collection_aliases("docs")
-    assert [item.alias_name for item in told.aliases] == ["d"]
+    shown = await client.get_collection_aliases("docs")
+    assert [item.alias_name for item in shown.aliases] == ["d"]
     assert await client.delete_collection("docs")
 
 

@@ -72,7 +72,7 @@ async def test_differing_collection_is_refused_by_field(
 async def test_scale_out_options_are_passed_on_and_compared(
     any_store: QdrantStore, name: str
 ) -> None:
-    """Shards, replicas, index, quantization reach the engine; a change is told."""
+    """Shards, replicas, index, quantization reach the engine; a change is reported."""
     wanted: dict[str, Any] = {
         "size": 3,
         "shard_number": 2,

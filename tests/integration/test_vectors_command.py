@@ -64,9 +64,9 @@ def test_import_list_info_search_export(command: Command, tmp_path: Path) -> Non
     assert "docs" in command("list").stdout
     (listed,) = json.loads(command("list", "--json").stdout)
     assert (listed["name"], listed["points"]) == ("docs", 30)
-    told = command("info", "docs").stdout
-    assert "2 × Dot" in told
-    assert "index n" in told
+    shown = command("info", "docs").stdout
+    assert "2 × Dot" in shown
+    assert "index n" in shown
     assert json.loads(command("info", "docs", "--json").stdout)["total"] == 30
     found = json.loads(
         command(
@@ -88,7 +88,7 @@ def test_import_list_info_search_export(command: Command, tmp_path: Path) -> Non
     assert copy["points"] == docs["points"] == 30
 
 
-def test_mistakes_are_told(command: Command, tmp_path: Path) -> None:
+def test_mistakes_are_reported(command: Command, tmp_path: Path) -> None:
     """A wrong filter, a missing collection and a damaged file say what is wrong."""
     assert command("list").stdout.strip() == "no collections"
     assert command("search", "x", "[1]", "--filter", "{").exit_code == 2
@@ -125,7 +125,7 @@ def test_mistakes_name_what_to_type(command: Command, tmp_path: Path) -> None:
 def test_vectors_switched_off_name_the_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a vector store the setting that gives one is told."""
+    """Without a vector store the setting that gives one is reported."""
     file = tmp_path / "fm_storage.toml"
     file.write_text("[qdrant]\n")
     monkeypatch.setattr(
@@ -166,9 +166,9 @@ def test_words_are_searched_whoever_made_the_dense_part(
     listed = command("list").stdout
     assert "compared one by one" in listed
     assert "one by one" in command("info", "lex").stdout
-    told = command("search", "lex", "[1, 2]").output
-    assert "--using" in told
-    assert "dense or sparse" in told
+    shown = command("search", "lex", "[1, 2]").output
+    assert "--using" in shown
+    assert "dense or sparse" in shown
     assert json.loads(
         command("search", "lex", "id:0", "--using", "dense", "--json").stdout
     )
@@ -208,7 +208,7 @@ async def test_words_find_lexical_points(qdrant: QdrantStore) -> None:
         (b'{"id": 1}', "line 2 has no 'vector'"),
     ],
 )
-async def test_damaged_line_is_told_by_number(
+async def test_damaged_line_is_reported_by_number(
     qdrant: QdrantStore, line: bytes, problem: str
 ) -> None:
     """The number of the line is in the message."""

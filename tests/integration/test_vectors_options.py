@@ -57,7 +57,7 @@ async def test_quantized_collection_still_finds(
 
 
 async def test_unknown_quantization_is_refused(qdrant: QdrantStore) -> None:
-    """What the engine does not know is told, and nothing was made."""
+    """What the engine does not know is reported, and nothing was made."""
     with pytest.raises((InvalidRecord, ConfigurationInvalid)):
         await qdrant.ensure_collection_exists("a", 4, quantization={"turbo": {}})
     assert await qdrant.list_collections() == []
@@ -126,7 +126,7 @@ async def test_configured_collection_that_differs_closes_the_store(
 
 
 def test_embedded_engine_needs_a_folder() -> None:
-    """Without a folder the setting that names one is told."""
+    """Without a folder the setting that names one is reported."""
     from fm_storage.vectors.backend import backend_for
 
     with pytest.raises(ConfigurationInvalid, match="embedded:PATH"):

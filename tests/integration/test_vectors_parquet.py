@@ -45,7 +45,7 @@ async def contents(store: QdrantStore, name: str) -> list[tuple[Any, Any, Any]]:
 async def test_unnamed_vectors_go_out_and_in(
     qdrant: QdrantStore, tmp_path: Path
 ) -> None:
-    """Ids of every kind, vectors to the bit and payloads survive; progress is told."""
+    """Ids of every kind, vectors to the bit and payloads survive, with progress."""
     await qdrant.ensure_collection_exists(
         "a", 3, "Dot", payload_indexes={"n": "integer"}
     )
@@ -58,7 +58,7 @@ async def test_unnamed_vectors_go_out_and_in(
     said: list[tuple[int, int | None]] = []
     file = tmp_path / "a.parquet"
     done = await export_parquet(
-        qdrant, "a", file, progress=lambda *told: said.append(told)
+        qdrant, "a", file, progress=lambda *progress: said.append(progress)
     )
     assert done == 2502
     assert said == [(1000, 2502), (2000, 2502), (2502, 2502)]
@@ -129,7 +129,7 @@ async def test_failed_export_leaves_no_file(
 
 
 async def test_damaged_file_is_refused(qdrant: QdrantStore, tmp_path: Path) -> None:
-    """What is no export of ours, or torn, is told; a differing collection too."""
+    """What is no export of ours, or torn, is reported; a differing collection too."""
     file = tmp_path / "a.parquet"
     file.write_bytes(b"no such thing")
     with pytest.raises(InvalidRecord, match="no Parquet file"):

@@ -265,7 +265,7 @@ async def test_rollback_of_an_edited_file_is_the_way_out(
 
 @pytest.mark.parametrize("steps", [0, -1])
 async def test_rolling_back_nothing_is_refused(steps: int):
-    """A wrong number is told before any connection is made."""
+    """A wrong number is reported before any connection is made."""
     with pytest.raises(MigrationFailed, match="at least 1"):
         await Migrator("postgresql://nowhere").rollback(steps=steps)
 

@@ -40,7 +40,7 @@ async def test_edited(migrator: Migrator, migrations: MigrationFolder):
 
 
 async def test_renamed(migrator: Migrator, migrations: MigrationFolder):
-    """Both names are told; nothing runs twice."""
+    """Both names are reported; nothing runs twice."""
     path = migrations.path / "0002_t.sql"
     path.rename(path.with_name("0002_better.sql"))
     await _refused(migrator, "'0002_t' is renamed .* now '0002_better'")

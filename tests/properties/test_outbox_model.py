@@ -37,7 +37,7 @@ IDS = st.integers(1, 4)
 
 
 class Flaky(QdrantStore):
-    """The real store, which does not answer although it did, when told so."""
+    """The real store, which does not answer although it did, on request."""
 
     silent = False
 

@@ -197,7 +197,7 @@ class Sessions(RuleBasedStateMachine):
     @rule(which=st.integers(0, 2))
     @precondition(lambda self: self.alive)
     def close(self, which: int) -> None:
-        """A session closes and opens anew; a refused view is told and kept."""
+        """A session closes and opens anew; a refused view is reported and kept."""
         process = self.pick(which)
 
         async def work() -> None:

@@ -1,6 +1,6 @@
 """Calls of the pool cancelled at random instants, and a look for leaks.
 
-Apart because the short form is in the normal suite, the long one in the torture
+Separate because the short form is in the normal suite, the long one in the torture
 sweeps and in the benchmark's bars.
 """
 

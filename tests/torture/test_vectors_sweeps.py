@@ -34,7 +34,7 @@ async def test_fifty_kills_of_the_engine_lose_nothing(
 async def test_fifty_kills_of_the_client_lose_nothing(
     vector_folder: Path, child: Callable[..., Awaitable[Child]]
 ) -> None:
-    """Whatever the dying client had been told is there when the next one looks."""
+    """Whatever was acknowledged to the dying client is there for the next one."""
     rng = random.Random(3)
     acked: dict[int, bool] = {}
     first = 1

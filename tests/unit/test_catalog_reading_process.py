@@ -77,7 +77,7 @@ def test_a_killed_child_is_an_error_that_says_what_to_do(log):
 
 
 def test_a_child_that_ends_at_once_is_noticed_at_the_first_batch(log, monkeypatch):
-    """It may end before it was told what to do."""
+    """It may end before it has its task."""
     monkeypatch.setattr(reading_process, "BOOT", "import os; os._exit(3)")
     child = ReadingProcess(log._replace(source="x" * 2**20))
     with pytest.raises(EOFError, match="status 3"):

@@ -267,7 +267,7 @@ def test_what_the_tests_themselves_read_is_nothing_to_tell(
     assert "FM_STORAGE_SOMETHING_ELSE" in caplog.text
 
 
-def test_a_variable_of_somebody_else_is_told_and_no_hindrance(
+def test_a_variable_of_somebody_else_is_reported_and_no_hindrance(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     """Kubernetes makes such names of a service's: logged, nothing more."""

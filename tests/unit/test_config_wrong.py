@@ -284,7 +284,7 @@ def test_no_secret_is_printed(caplog: pytest.LogCaptureFixture):
         ),
     ],
 )
-def test_broken_json_is_told_with_its_variable_and_its_place(
+def test_broken_json_is_reported_with_its_variable_and_its_place(
     name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     """From the environment and from a .env file; an excerpt unless it is a secret."""
@@ -300,7 +300,7 @@ def test_broken_json_is_told_with_its_variable_and_its_place(
     assert str(caught.value).upper() == said.upper()  # such a file's names have no case
 
 
-def test_a_wrong_value_is_told_with_the_variable_that_holds_it(
+def test_a_wrong_value_is_reported_with_the_variable_that_holds_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     """Alone, inside a section's JSON, over TOML; not where a keyword is stronger."""

@@ -28,7 +28,7 @@ def test_every_error_is_drawn_and_exported():
 @pytest.mark.parametrize(
     ("error", "builtin"),
     [
-        (errors.ConfigurationInvalid("a.b", "is wrong; mend it"), ValueError),
+        (errors.ConfigurationInvalid("a.b", "is wrong; correct it"), ValueError),
         (errors.ConnectionFailed("server: gone"), ConnectionError),
         (errors.PoolTimeout("p", waited=1, in_use=2, size=2), TimeoutError),
         (errors.RecordNotFound("t", 1), LookupError),

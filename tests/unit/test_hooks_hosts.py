@@ -1,4 +1,4 @@
-"""The one-liners for hosts, step by step: what a server is told, and when."""
+"""The one-liners for hosts, step by step: what a server is notified of, and when."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def without(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.mark.parametrize("ends", ["raises", "returns"])
 async def test_an_application_without_a_lifespan_gets_ours(ends: str):
-    """The hooks run before the server is told that all is over."""
+    """The hooks run before the server learns that all is over."""
     server, hooks = Server(), ShutdownHooks()
     hooks.register(lambda: server.said.append("hook"))
 
@@ -53,7 +53,7 @@ async def test_an_application_without_a_lifespan_gets_ours(ends: str):
 
 
 async def test_an_applications_own_lifespan_runs_inside_ours():
-    """Its own end comes first; the server is told once."""
+    """Its own end comes first; the server is notified once."""
     server, hooks = Server(), ShutdownHooks()
     hooks.register(lambda: server.said.append("hook"))
 
@@ -69,7 +69,7 @@ async def test_an_applications_own_lifespan_runs_inside_ours():
     assert server.said == ["startup.complete", "theirs", "hook", "shutdown.complete"]
 
 
-async def test_a_start_that_fails_is_told():
+async def test_a_start_that_fails_is_reported():
     """Theirs: the hooks still run. Ours: theirs is never asked."""
     server, hooks = Server(), ShutdownHooks()
     hooks.register(lambda: server.said.append("hook"))
@@ -95,7 +95,7 @@ async def test_a_start_that_fails_is_told():
     assert server.said == ["startup.complete", "hook"]
 
 
-async def test_what_cannot_open_or_close_is_told():
+async def test_what_cannot_open_or_close_is_reported():
     """A manager's failure reaches the server by the protocol, and its log."""
 
     class Part(ShutdownHooks):

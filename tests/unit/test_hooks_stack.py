@@ -144,7 +144,7 @@ async def test_two_closers_wait_for_one_run():
 
 
 async def test_a_cancelled_closer_finishes_first():
-    """Cancelling whoever closes does not stop the hooks; it is raised afterwards."""
+    """A cancelled close() runs the hooks; the cancellation is raised afterwards."""
     seen: list[int] = []
 
     async def slow(number: int) -> None:
@@ -237,7 +237,7 @@ def test_another_loop_is_refused_and_changes_nothing():
 
 @pytest.mark.parametrize("given", [5, None, "print"])
 def test_what_cannot_be_called_is_refused_at_once(given: object):
-    """As ``atexit`` does, not at the end, when nobody is left to mend it."""
+    """As ``atexit`` does, not at the end, when nobody is left to correct it."""
     hooks = ShutdownHooks()
     with pytest.raises(TypeError, match="cannot be called; give the function"):
         hooks.register(given)  # type: ignore[arg-type]  # that is the point
@@ -246,7 +246,7 @@ def test_what_cannot_be_called_is_refused_at_once(given: object):
 
 
 def test_hooks_registered_before_the_loop_wait_for_their_owner():
-    """Outside a loop nothing is armed; whoever opens on a loop arms it."""
+    """Outside a loop nothing is armed; the first to open on a loop arms it."""
     seen: list[int] = []
     hooks = ShutdownHooks()
     hooks.register(seen.append, 1)

@@ -36,7 +36,7 @@ def test_a_loop_that_was_left_open_runs_its_hooks_at_exit():
     loop.close()
 
 
-def test_a_closed_loop_is_told_in_the_log(caplog: pytest.LogCaptureFixture):
+def test_a_closed_loop_is_reported_in_the_log(caplog: pytest.LogCaptureFixture):
     """Too late for it; the log says what to do next time."""
     loop = asyncio.new_event_loop()
     hooks = ShutdownHooks()

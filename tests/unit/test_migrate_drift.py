@@ -57,7 +57,7 @@ def test_a_record_without_checksum_is_believed():
     assert _states([_file("1")], [_row("1", None)]) == {"1": "applied"}
 
 
-def test_renamed_is_told_on_both_names():
+def test_renamed_is_reported_on_both_names():
     """The same content under a name that was never applied."""
     assert _states([_file("1_new", "same")], [_row("1_old", "same")]) == {
         "1_old": "renamed",
@@ -97,7 +97,7 @@ def test_a_later_releases_migration_is_newer(release: str, state: str):
 
 
 def test_refusal_names_every_one_since_when_and_the_remedy():
-    """One error tells all, so that one round of mending is enough."""
+    """One error tells all, so that one round of corrections is enough."""
     found = compare(
         [_file("1", "new"), _file("3")],
         [_row("1", "old"), _row("2"), _row("4")],
@@ -113,7 +113,7 @@ def test_refusal_names_every_one_since_when_and_the_remedy():
     assert caught.value.migration == "1"
 
 
-def test_applied_is_told_by_the_status():
+def test_applied_is_reported_by_the_status():
     """Whatever the state: the database has it, or not."""
     here = MigrationStatus("1", MigrationState.EDITED, "app", applied_at=_WHEN)
     assert here.applied

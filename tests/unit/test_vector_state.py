@@ -288,7 +288,7 @@ def test_fragments_take_expressions_and_pin_the_commit_unless_asked_not_to():
 
 
 def test_keys_are_encoded_in_sql_by_their_kind():
-    """A text key is told from a UUID and from an integer."""
+    """A text key is distinguished from a UUID and from an integer."""
     assert point_id_sql("rec.id", "uuid") == "(rec.id)::text"
     assert point_id_sql("rec.id", "integer") == "(rec.id)::text"
     assert "'s:'" in point_id_sql("rec.name", "text")

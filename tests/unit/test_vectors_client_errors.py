@@ -160,7 +160,7 @@ def test_exception_of_the_client_becomes_ours(
         (answer(429, patience="Sun, 06 Nov 1994 08:49:37 GMT"), 0),
     ],
 )
-def test_patience_asked_for_is_told(
+def test_patience_asked_for_is_reported(
     raised: Exception, seconds: float | str | None
 ) -> None:
     """Retry-After is read as a number and as a date, on both wires."""

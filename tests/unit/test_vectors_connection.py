@@ -71,7 +71,7 @@ async def test_large_answer_is_read_beside_the_loop(
 async def test_bytes_of_a_stranger_end_the_line(
     ends: tuple[EngineConnection, socket.socket],
 ) -> None:
-    """What is no frame of ours ends the connection, and whoever waits is told."""
+    """What is no frame of ours ends the connection, and every waiter is notified."""
     connection, theirs = ends
     call = asyncio.create_task(connection.call({"op": "count"}))
     await asked(theirs)

@@ -54,7 +54,7 @@ def test_address_that_leads_nowhere_is_nobody(tmp_path: Path, address: str) -> N
     assert launch.try_connect(tmp_path) is None
 
 
-def test_address_that_may_not_be_used_is_told(tmp_path: Path) -> None:
+def test_address_that_may_not_be_used_is_reported(tmp_path: Path) -> None:
     """A socket of another kind is an error that names it."""
     path = tmp_path / "engine.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
@@ -67,7 +67,7 @@ def test_address_that_may_not_be_used_is_told(tmp_path: Path) -> None:
 def test_engine_of_another_user_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever listens must be this user, root, or the owner of the folder."""
+    """The process that listens must be this user, root, or the owner of the folder."""
 
     class Stranger:
         size = struct.calcsize("3i")

