@@ -108,7 +108,7 @@ async def test_late_upsert_after_a_deletion_is_undone_by_the_tombstone(
 async def test_upsert_later_than_the_tombstone_is_noticed_by_its_own_drainer(
     pool: Pool, qdrant: QdrantStore, zombie: tuple[Stopped, asyncio.Task[Any]]
 ):
-    """Stopped for longer than any grace: it sees that it overran, and asks for repair."""
+    """Stopped for longer than any grace: it sees that, and asks for repair."""
     stopped, task = zombie
     live = outbox_on(pool, qdrant)
     await live.delete("things", [1])

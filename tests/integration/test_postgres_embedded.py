@@ -165,7 +165,7 @@ async def test_server_stays_for_a_user_who_comes_back_in_time(
     assert running(folder) is None
 
 
-async def test_a_server_that_ends_under_a_pool_is_reported_and_started_by_the_next(
+async def test_a_server_that_ends_under_a_pool_is_named_and_started_by_the_next(
     embedded_folder: Path,
 ) -> None:
     """Somebody stopped it: the message says what starts it; the pool goes on then."""

@@ -133,7 +133,7 @@ async def test_a_waiter_cancelled_after_the_hand_off_gives_the_connection_back(
         assert pool.statistics().cancels == 20
 
 
-async def test_a_caller_without_a_connection_in_time_is_reported_the_numbers(empty_dsn):
+async def test_a_caller_without_a_connection_in_time_gets_the_numbers(empty_dsn):
     """PoolTimeout comes at the deadline, with a snapshot and a remedy."""
     async with pool_on(empty_dsn, max_size=1) as pool, pool.acquire():
         started = time.monotonic()
