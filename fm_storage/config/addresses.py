@@ -11,13 +11,93 @@ import os
 import re
 import ssl
 from pathlib import Path
-from urllib.parse import parse_qs
+from urllib.parse import quote, unquote
 
-__all__ = ["check_address", "check_security", "is_unbound"]
+from fm_storage.errors import ConfigurationInvalid
 
-_SCHEMES = ("postgresql://", "postgres://")
+__all__ = ["check_address", "check_security", "is_unbound", "normalized", "query_of"]
+
+_SCHEME = re.compile(r"(postgres(?:ql)?)(?:\+\w+)?://")
 _PORT = re.compile(r":([^:\]]*)$")
 _LAST = 65_535
+_RAW = re.compile(r"[^!$&-.0-;=A-Z_a-z~%]")
+"""Characters of a name or password that libpq takes as they are and the driver not."""
+
+_FOREIGN = {
+    "async_fallback": "take it out",
+    "command_timeout": "set postgres.command_timeout",
+    "connection_limit": "set postgres.max_size",
+    "currentschema": "write search_path=…",
+    "max_size": "set postgres.max_size",
+    "min_size": "set postgres.min_size",
+    "pgbouncer": "take it out: a pooler is recognised (see postgres.pooler)",
+    "pool_size": "set postgres.max_size",
+    "pool_timeout": "set postgres.acquire_timeout",
+    "prepared_statement_cache_size": "set postgres.statement_cache_size",
+    "schema": "write search_path=…",
+    "ssl": "write sslmode=require, or sslmode=verify-full with sslrootcert",
+    "sslaccept": "write sslmode=require, or sslmode=verify-full with sslrootcert",
+    "statement_cache_size": "set postgres.statement_cache_size",
+}
+"""Parameters of other drivers, and what to write instead."""
+
+
+def _split(dsn: str) -> tuple[str, str, str, str]:
+    """Split a URI as libpq does: user part, hosts, path, query; nothing is decoded.
+
+    The first @ ends the user part, if no / stands before it: so a password may hold
+    ``#``, ``?`` and ``[``, which Python's ``urlsplit()`` misreads.
+    See ``conninfo_uri_parse_options()`` in PostgreSQL's fe-connect.c.
+    """
+    rest = dsn.partition("://")[2]
+    user, at, after = rest.partition("@")
+    if not at or "/" in user:
+        user, after = "", rest
+    place, _, query = after.partition("?")
+    hosts, _, path = place.partition("/")
+    return user, hosts, path, query
+
+
+def query_of(dsn: str) -> dict[str, str]:
+    """Return the parameters of an address; the last of equal names counts."""
+    pairs = (one.partition("=") for one in _split(dsn)[3].split("&") if one)
+    return {unquote(name): unquote(value) for name, _, value in pairs}
+
+
+def normalized(dsn: str) -> str:
+    """Return *dsn* so that every reader of URIs understands what libpq does.
+
+    A driver's name in the scheme (``postgresql+asyncpg://``, as SQLAlchemy writes it)
+    is dropped; what stands raw in the user part is percent-encoded.
+
+    Raises:
+        ConfigurationInvalid: libpq would not read the address either.
+    """
+    scheme = _SCHEME.match(dsn)
+    if scheme is None:
+        return dsn
+    user, hosts, path, query = _split(dsn)
+    problem = None
+    if "@" in hosts + path:
+        problem = "@ or /", "%40 for @ and %2F for /"
+    elif re.search("%(?![0-9A-Fa-f]{2})", user + hosts + path + query):
+        problem = "%", "%25 for %"
+    if problem:
+        raise ConfigurationInvalid(
+            "postgres.dsn",
+            f"has {problem[0]} that is not percent-encoded; write {problem[1]} in a "
+            "password, or give it as postgres.password",
+        )
+    if any("=" not in one for one in query.split("&") if one) or (
+        hosts.count("[") != hosts.count("]")
+    ):
+        raise ConfigurationInvalid(
+            "postgres.dsn",
+            "has a parameter without a value, or a bracket that is not closed; write "
+            "postgresql://user@host:5432/database?name=value or [::1]:5432",
+        )
+    after = dsn[scheme.end() + len(user) :].replace("#", "%23")
+    return f"{scheme[1]}://{_RAW.sub(lambda raw: quote(raw[0]), user)}{after}"
 
 
 def check_address(dsn: str, *, others: str = "") -> None:
@@ -27,23 +107,34 @@ def check_address(dsn: str, *, others: str = "") -> None:
         dsn: The address; several hosts with a port each are fine.
         others: What else may begin it, for the message.
     """
-    if not dsn.startswith(_SCHEMES):
+    if dsn.strip().lower() in {"none", "null", "off"}:
+        raise ValueError(
+            "is no address; to do without PostgreSQL set postgres to None "
+            "(FM_STORAGE_POSTGRES=none)"
+        )
+    if not _SCHEME.match(dsn):
         raise ValueError(f"must start with postgresql://{others and f' or {others}'}")
-    # The last @ ends the user part, whatever the password holds.
-    rest = dsn.partition("://")[2].rpartition("@")[2]
-    hosts, _, query = rest.partition("?")
-    for host in hosts.partition("/")[0].split(","):
+    # The last @ ends the user part here, so that no part of a password is taken for
+    # a port; normalized() has the rest of libpq's rules.
+    hosts = re.split("[/?]", dsn.partition("://")[2].rpartition("@")[2], maxsplit=1)[0]
+    for host in hosts.split(","):
         if found := _PORT.search(host):
             _check_port(found[1])
-    for ports in parse_qs(query).get("port", []):
-        for port in ports.split(","):
-            _check_port(port)
+    for name, value in query_of(dsn).items():
+        if name == "port":
+            for port in value.split(","):
+                _check_port(port)
+        if remedy := _FOREIGN.get(name.lower()):
+            raise ValueError(f"has {name}=, which is no parameter of libpq; {remedy}")
 
 
 def _check_port(port: str) -> None:
     if port and not port.isdecimal():
         # Not shown: in an address without @ it may be the password.
-        raise ValueError("has a port that is no number; write host:5432")
+        raise ValueError(
+            "has a port that is no number; write host:5432, and %2F for a / in a "
+            "password"
+        )
     if port and not 1 <= int(port) <= _LAST:
         raise ValueError(
             f"has port {port}, which is not from 1 to {_LAST}; write host:5432"
@@ -112,10 +203,10 @@ def _stated(dsn: str, name: str) -> tuple[str, str]:
 
     The address is stronger than the service file, that than the environment.
     """
-    query = parse_qs(dsn.partition("?")[2])
+    query = query_of(dsn)
     if name in query:
-        return query[name][-1], ""
-    service = query.get("service", [""])[-1]
+        return query[name], ""
+    service = query.get("service", "")
     if service and (value := _services().get(service, name, fallback="")):
         return value, f" (in service {service})"
     variable = "PG" + name.upper().replace("_", "")

@@ -7,7 +7,9 @@ import re
 __all__ = ["mask_dsn"]
 
 _SECRET_PARAMETERS = re.compile(r"(?i)([?&](?:password|sslpassword)=)[^&]*")
-_SECRET_USERINFO = re.compile(r"(://[^:/@?#\s]*:)(.*)(@)")
+_SECRET_USERINFO = re.compile(r"(?s)(://[^:/@]*:)(.*)(@)")
+_SECRET_PORT = re.compile(r"(://[^:/@,\s]*:)(?!\d*(?:[,/?\s]|$))[^,/?@\s]+")
+"""No @ follows: the host was forgotten, and the port is the password."""
 _KEYWORD_PASSWORD = re.compile(
     r"(?i)(\b(?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)"
 )
@@ -21,6 +23,7 @@ def mask_dsn(dsn: str) -> str:
     whole.
     """
     masked = _SECRET_USERINFO.sub(r"\1***\3", dsn)
+    masked = _SECRET_PORT.sub(r"\1***", masked)
     masked = _SECRET_PARAMETERS.sub(r"\1***", masked)
     if "://" not in dsn:
         masked = _KEYWORD_PASSWORD.sub(r"\1***", masked)

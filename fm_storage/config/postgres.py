@@ -150,8 +150,9 @@ class MigrationsConfig(Section):
     @field_validator("dsn")
     @classmethod
     def _known_scheme(cls, dsn: str | None) -> str | None:
-        if dsn is not None:
-            check_address(dsn)
+        if dsn is None:
+            return None
+        check_address(dsn)
         return dsn
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
@@ -191,6 +192,7 @@ class SessionConfig(Section):
     @field_validator("dsn")
     @classmethod
     def _known_scheme(cls, dsn: str | None) -> str | None:
-        if dsn is not None:
-            check_address(dsn)
+        if dsn is None:
+            return None
+        check_address(dsn)
         return dsn

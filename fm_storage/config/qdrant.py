@@ -126,6 +126,11 @@ class QdrantConfig(Section):
             if parts.username or parts.password:
                 raise ValueError("holds credentials; put the key into qdrant.api_key")
             return url
+        if url.strip().lower() in {"none", "null", "off"}:
+            raise ValueError(
+                "is no address; to do without vectors set qdrant to None "
+                "(FM_STORAGE_QDRANT=none)"
+            )
         raise ValueError("must start with http://, https:// or embedded:")
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["StorageConfig"]
 
+logger = logging.getLogger("fm_storage.config")
+
 
 def _off(value: object) -> object:
     """Read the words by which the environment and files write None."""
@@ -43,6 +47,7 @@ def _off(value: object) -> object:
     return value
 
 
+_DATABASE_URL = re.compile(r"postgres(ql)?(\+\w+)?://")
 _keywords_only: ContextVar[bool] = ContextVar("_keywords_only", default=False)
 _env_file: ContextVar[Path | None] = ContextVar("_env_file", default=None)
 
@@ -100,6 +105,13 @@ class StorageConfig(BaseSettings):
             why = exc.__cause__ or exc
             raise explained_json(why, type(self), self._variables(), PREFIX) from None
         self._refuse_halves()
+        if "postgres" not in self.model_fields_set and _DATABASE_URL.match(
+            os.environ.get("DATABASE_URL", "")
+        ):
+            logger.warning(
+                "environment: DATABASE_URL is not read, and the server is embedded; "
+                "set FM_STORAGE_POSTGRES__DSN (to the same, if it is meant)"
+            )
 
     @classmethod
     def _variables(cls) -> Mapping[str, str]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from fm_storage.concurrency.threads import run_in_thread
 from fm_storage.config import MigrationsConfig, PostgresConfig, mask_dsn
+from fm_storage.config.addresses import normalized
 from fm_storage.errors import (
     ConfigurationInvalid,
     MigrationFailed,
@@ -83,7 +84,7 @@ class Migrator:
         options: Mapping[str, str] | None = None,
     ) -> None:
         self._config = config or MigrationsConfig()
-        self._dsn = self._config.dsn or dsn
+        self._dsn = normalized(self._config.dsn or dsn)
         self._progress = progress
         self._password = password
         self._options = dict(options or {})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from asyncpg import connect_utils
 
 from fm_storage.config import (
     MigrationsConfig,
@@ -16,8 +19,11 @@ from fm_storage.config import (
     QdrantConfig,
     StorageConfig,
 )
+from fm_storage.config.addresses import normalized
 from fm_storage.errors import ConfigurationInvalid
 from fm_storage.manager import IntegratedManager
+from fm_storage.migrate import Migrator
+from fm_storage.postgres import Pool
 
 pytestmark = pytest.mark.usefixtures("no_variables")
 
@@ -173,6 +179,109 @@ def test_a_wrong_value_names_key_and_remedy(
 def test_every_form_of_an_address_is_taken(dsn: str):
     """As libpq reads them: several hosts, no host, sockets, IPv6."""
     assert PostgresConfig(dsn=dsn).dsn == dsn
+
+
+@pytest.mark.parametrize(
+    ("raw", "read"),
+    [
+        ("a#b", "a#b"),
+        ("a?b", "a?b"),
+        ("[a]", "[a]"),
+        ("a:b c", "a:b c"),
+        ("ä€", "ä€"),
+        ("a%40b", "a@b"),
+        ("a+b", "a+b"),
+    ],
+)
+def test_a_password_is_read_as_libpq_reads_it(raw: str, read: str):
+    """Raw where libpq takes it raw; the driver's reading of the result is the same."""
+    address = normalized(
+        f"postgresql://us#er:{raw}@h:1,[::1]:2/d#b?application_name=a#"
+    )
+    driver: Any = connect_utils
+    parse = driver._parse_connect_dsn_and_args
+    arguments = dict.fromkeys(inspect.signature(parse).parameters)
+    hosts, parameters = parse(**{**arguments, "dsn": address})
+    assert parameters.password == read
+    assert parameters.user == "us#er"
+    assert parameters.database == "d#b"
+    assert parameters.server_settings == {"application_name": "a#"}
+    assert hosts == [("h", 1), ("::1", 2)]
+
+
+@pytest.mark.parametrize(
+    ("dsn", "remedy"),
+    [
+        ("postgresql://u:a@b@h/d", "write %40 for @"),
+        ("postgresql://u:a/b@h/d", "%2F for /"),
+        ("postgresql://u:1/b@h/d", "%2F for /"),
+        ("postgresql://u:a@b/c@h/d", "%2F for /"),
+        ("postgresql://u:100%@h/d", "write %25 for %"),
+        ("postgresql://u:p@[::1/d", "a bracket that is not closed"),
+        ("postgresql://h/d?sslmode", "?name=value"),
+    ],
+)
+def test_an_address_that_libpq_cannot_read_is_refused(dsn: str, remedy: str):
+    """By pool and migrations alike, and the message says how to write it."""
+    for use in (lambda: Pool(PostgresConfig(dsn=dsn)), lambda: Migrator(dsn)):
+        with pytest.raises(ConfigurationInvalid, match=re.escape(remedy)):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("parameter", "remedy"),
+    [
+        ("ssl=true", "write sslmode=require"),
+        ("pgbouncer=true", "a pooler is recognised"),
+        ("schema=shop", "write search_path="),
+        ("connection_limit=5", "set postgres.max_size"),
+        ("prepared_statement_cache_size=0", "set postgres.statement_cache_size"),
+    ],
+)
+def test_a_parameter_of_another_driver_is_refused(parameter: str, remedy: str):
+    """With what to write instead."""
+    with pytest.raises(ConfigurationInvalid, match=remedy) as it:
+        PostgresConfig(dsn=f"postgresql://h/d?{parameter}")
+    assert parameter.partition("=")[0] in str(it.value)
+
+
+@pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "postgres+psycopg"])
+def test_an_address_of_sqlalchemy_is_understood(scheme: str):
+    """The driver's name says nothing to us."""
+    config = PostgresConfig(dsn=f"{scheme}://u@h/d")
+    assert normalized(config.dsn) == f"{scheme.partition('+')[0]}://u@h/d"
+
+
+def test_an_application_s_own_variable_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """DATABASE_URL is not taken, and not passed over in silence either."""
+    monkeypatch.setenv("DATABASE_URL", f"postgresql+asyncpg://u:{SECRET}@h/d")
+    StorageConfig()
+    assert "set FM_STORAGE_POSTGRES__DSN" in caplog.text
+    assert SECRET not in caplog.text
+    caplog.clear()
+    StorageConfig(postgres=None)
+    monkeypatch.setenv("FM_STORAGE_POSTGRES__DSN", "embedded:")
+    StorageConfig()
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("variable", "remedy"),
+    [
+        ("FM_STORAGE_QDRANT__URL", "FM_STORAGE_QDRANT=none"),
+        ("FM_STORAGE_POSTGRES__DSN", "FM_STORAGE_POSTGRES=none"),
+    ],
+)
+@pytest.mark.parametrize("word", ["none", "None", "off"])
+def test_to_do_without_a_part_is_said_of_the_part(
+    variable: str, remedy: str, word: str, monkeypatch: pytest.MonkeyPatch
+):
+    """An address cannot say it; the message names the variable that can."""
+    monkeypatch.setenv(variable, word)
+    with pytest.raises(ConfigurationInvalid, match=remedy):
+        StorageConfig()
 
 
 @pytest.mark.parametrize("manager", [None, object(), 5])

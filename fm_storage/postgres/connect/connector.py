@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import quote, urlencode
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 from pydantic import SecretStr
 
 from fm_storage.config import mask_dsn
-from fm_storage.config.addresses import check_security, is_unbound
+from fm_storage.config.addresses import (
+    check_address,
+    check_security,
+    is_unbound,
+    normalized,
+    query_of,
+)
 from fm_storage.errors import (
     ConfigurationInvalid,
     ConnectionFailed,
@@ -59,6 +67,21 @@ _LIBPQ_ONLY = frozenset(
     }
 )
 """Parameters libpq acts on itself; the driver would send them to the server."""
+_WRONG_SETTING = frozenset({"42704", "22023", "55P02"})
+"""While connecting: an unknown parameter, a wrong value, one fixed at server start."""
+_UNTRUSTED = (
+    "its certificate is not trusted",
+    "give the authority with sslrootcert or ssl",
+)
+_CERTIFICATES = {
+    9: ("its certificate is not valid yet", "compare the clocks of both hosts"),
+    10: ("its certificate has expired", "renew it on the server"),
+    62: (
+        "its certificate is for another host",
+        "connect by a name in the certificate, or issue one for this name",
+    ),
+}
+"""By code of OpenSSL (X509_V_ERR_…): what is wrong, and the remedy."""
 _KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 _LOOKS = 3
 
@@ -158,6 +181,7 @@ class Connector:
         direct = self.transaction_pooler is False or dsn is not None
         wanted = config.target_session_attrs
         if dsn is not None:  # ours was checked with the settings
+            check_address(dsn)
             check_security(dsn, config.ssl)
         return await asyncpg.connect(
             _for_driver(dsn) if dsn else self._dsn,
@@ -243,6 +267,12 @@ class Connector:
         ):
             return exc
         if isinstance(exc, asyncpg.PostgresError):
+            if exc.sqlstate in _WRONG_SETTING:
+                return ConfigurationInvalid(
+                    "postgres.dsn",
+                    f"{exc.args[0]} ({exc.sqlstate}); correct this parameter of the "
+                    "address or of postgres.server_settings, or take it out",
+                )
             found = translate(exc, owner=self.server)
             if exc.sqlstate != "3D000":
                 return found
@@ -252,15 +282,19 @@ class Connector:
                 retryable=False,
             )
         if isinstance(exc, ssl.SSLCertVerificationError):  # a ValueError as well
+            what, remedy = _CERTIFICATES.get(exc.verify_code, _UNTRUSTED)
             return ConnectionFailed(
-                f"{self.server}: its certificate is not trusted "
-                f"({exc.verify_message}); give the authority with sslrootcert or ssl",
+                f"{self.server}: {what} ({exc.verify_message}); {remedy}",
                 retryable=False,
             )
+        if missing := self._missing_file(exc):
+            return missing
         if isinstance(exc, (asyncpg.ClientConfigurationError, ValueError)):
             return ConfigurationInvalid("postgres.dsn", f"{exc}; correct the DSN")
         why = exc.strerror if isinstance(exc, OSError) else None
         remedy = "is the server running, and is the address right?"
+        if isinstance(exc, socket.gaierror):
+            remedy = "is the host's name spelled right, and does it resolve here?"
         if self._config.embedded:
             remedy = (
                 "the embedded server has ended; the next manager that opens on its "
@@ -269,6 +303,25 @@ class Connector:
         return ConnectionFailed(
             f"{self.server}: {why or str(exc) or type(exc).__name__}; {remedy}"
         )
+
+    def _missing_file(self, exc: Exception) -> ConfigurationInvalid | None:
+        """Name the file of the address that cannot be read, if that is why."""
+        if not isinstance(exc, OSError) or isinstance(exc, ConnectionError):
+            return None
+        query = query_of(self._dsn)
+        for name in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):
+            file = query.get(name) or os.environ.get(f"PG{name.upper()}")
+            if not file:
+                continue
+            try:
+                Path(file).open("rb").close()
+            except OSError as wrong:
+                return ConfigurationInvalid(
+                    "postgres.dsn",
+                    f"{name}: {file} cannot be read ({wrong.strerror}); correct the "
+                    "path, or make the file readable",
+                )
+        return None
 
 
 def _keep_alive(raw: asyncpg.Connection[Any]) -> None:
@@ -292,12 +345,6 @@ def _application_name(config: PostgresConfig, purpose: str) -> str:
 
 def _for_driver(dsn: str) -> str:
     """Take out of *dsn* what only libpq understands."""
-    parts = urlsplit(dsn)
-    if not parts.query:
-        return dsn
-    kept = [
-        (key, value)
-        for key, value in parse_qsl(parts.query, keep_blank_values=True)
-        if key not in _LIBPQ_ONLY
-    ]
-    return urlunsplit(parts._replace(query=urlencode(kept)))
+    base, mark, _ = normalized(dsn).partition("?")
+    query = {k: v for k, v in query_of(dsn).items() if k not in _LIBPQ_ONLY}
+    return f"{base}{mark}{urlencode(query, quote_via=quote)}"
