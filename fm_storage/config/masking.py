@@ -6,7 +6,9 @@ import re
 
 __all__ = ["mask_dsn"]
 
-_SECRET_PARAMETERS = re.compile(r"(?i)([?&](?:password|sslpassword)=)[^&]*")
+_SECRET_PARAMETERS = re.compile(
+    r"(?s)([?&](?i:password|sslpassword)=).*?(?=&[a-z_]+=|$)"
+)
 _SECRET_USERINFO = re.compile(r"(?s)(://[^:/@]*:)(.*)(@)")
 _SECRET_PORT = re.compile(r"(://[^:/@,\s]*:)(?!\d*(?:[,/?\s]|$))[^,/?@\s]+")
 """No @ follows: the host was forgotten, and the port is the password."""

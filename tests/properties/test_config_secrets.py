@@ -19,13 +19,13 @@ from fm_storage.migrate import Migrator
 from fm_storage.postgres import Pool
 
 # No word of a message is made of these letters.
-PASSWORDS = st.text("QZXJ#/?[]@%:&=+ '\"\\\\,;$é\n", min_size=4, max_size=14).filter(
-    lambda text: re.search("[QZXJ]{3}", text)
-)
+WORDS = st.text("QZXJ", min_size=3, max_size=6)
+SEPARATORS = st.text("#/?[]@%:&=+ '\"\\,;$é\n", max_size=3)
+PASSWORDS = st.tuples(SEPARATORS, WORDS, SEPARATORS, WORDS, SEPARATORS).map("".join)
 PLACES = {
     "raw": "postgresql://us:{raw}@127.0.0.1:{port}/d",
     "encoded": "postgresql://us:{encoded}@127.0.0.1:{port}/d",
-    "no host": "postgresql://us:{raw}",
+    "no host": "postgresql://us:{encoded}",
     "parameter": "postgresql://us@127.0.0.1:{port}/d?password={encoded}",
     "raw parameter": "postgresql://us@127.0.0.1:{port}/d?password={raw}",
     "key": "postgresql://us@127.0.0.1:{port}/d?sslmode=require&sslpassword={encoded}",
