@@ -1,6 +1,6 @@
 """The table of the repositories' measurements, its rows, and who works on it.
 
-Apart from what is measured, which all uses the same.
+All that is measured uses the same.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every error of the tree that a repository's call can raise, provoked by one.
 
-Apart from the tests of each part: here stands the whole list, held against the
+Here stands the whole list, beyond the tests of each part, held against the
 tree, so that an error which nobody can provoke is found.
 """
 

@@ -1,6 +1,6 @@
 """Pages read by cursor while other connections write all around them.
 
-Apart from the oracle because nothing here takes turns: writers and reader meet
+Separate from the oracle, for nothing here takes turns: writers and reader meet
 wherever the server lets them, with transactions left open from page to page. What
 must hold is a property of any meeting, so no pause decides it.
 """
