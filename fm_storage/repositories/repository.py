@@ -13,6 +13,7 @@ from fm_storage.errors import ConfigurationInvalid, RecordNotFound
 from fm_storage.postgres.executor import Executor
 from fm_storage.repositories.model.declaration import Column
 from fm_storage.repositories.model.entity import Entity
+from fm_storage.repositories.model.table import Table
 from fm_storage.repositories.query.filters import Filter
 from fm_storage.repositories.query.ordering import OrderBy
 from fm_storage.repositories.query.paging import Page
@@ -94,7 +95,7 @@ class Repository(Generic[M]):
             points = Points(model, collection, wake, shapes)
         self.executor, self.entity = executor, model
         self._bound: Bound[M] = Bound(
-            executor, model, statements_of(model), HookTable(), points
+            executor, model, statements_of(model), HookTable(), points, Table()
         )
 
     def bind(self, executor: Executor) -> Self:

@@ -13,7 +13,7 @@ import pytest
 
 from fm_storage.errors import InvalidRecord
 from fm_storage.repositories import ErrorEntry, ErrorEntryRepository, Repository, where
-from fm_storage.repositories.rows.batches import COPY_ABOVE, copy
+from fm_storage.repositories.rows.batches import COPY_ABOVE, Batch
 
 SIZES = [3, COPY_ABOVE + 1]
 
@@ -108,7 +108,7 @@ async def test_a_value_changed_while_others_are_sent_is_refused(pool):
     changed["ratio"] = math.nan
 
     with pytest.raises(InvalidRecord) as caught:
-        await copy(errors._bound, pool, batch, columns)
+        await Batch(errors._bound, batch).copy(columns, pool)
 
     assert (caught.value.index, caught.value.field) == (7, "manager_context")
     assert await errors.count() == 0

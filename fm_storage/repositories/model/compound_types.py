@@ -14,8 +14,10 @@ from typing import Any
 from fm_storage.errors import InvalidRecord
 from fm_storage.postgres.connect.codecs import encode_json, is_plain_json
 from fm_storage.repositories.model.scalar_types import (
+    Actual,
     ColumnType,
     Refused,
+    Source,
     classes,
     named,
 )
@@ -101,13 +103,13 @@ class JsonValue(ColumnType):
         """Return the texts, each made when the driver asks for it."""
         return map(_late, values)
 
-    def bulk_type(self) -> str:
+    def source(self, actual: Actual) -> Source | None:
         """Return text: an array of it is encoded without a round of codecs."""
-        return "text"
+        return Source("text", f"{{}}::{actual.name}") if actual.is_json else None
 
-    def bulk_expression(self, name: str) -> str:
-        """Return the text read as JSON."""
-        return f"{name}::{self.sql}"
+    def fits(self, actual: Actual) -> bool:
+        """Return whether the column holds JSON."""
+        return actual.is_json
 
 
 class _Members(dict[Any, enum.Enum]):
@@ -200,17 +202,20 @@ class Array(ColumnType):
         """Return *values* as lists."""
         return self.encode_each(values, nullable=nullable)
 
-    def bulk_type(self) -> str:
-        """Return text; see ``encode_many()``."""
-        return "text"
-
-    def bulk_expression(self, name: str) -> str:
-        """Return the array, built from its JSON text."""
-        return (
-            f"CASE WHEN {name} IS NULL THEN NULL ELSE ARRAY(SELECT "
-            f"e::{self.element.sql} FROM jsonb_array_elements_text({name}::jsonb) "
-            f"WITH ORDINALITY AS j(e, n) ORDER BY n) END"
+    def source(self, actual: Actual) -> Source | None:
+        """Return text, from which the array is built; see ``encode_many()``."""
+        if not actual.element:
+            return None
+        return Source(
+            "text",
+            f"CASE WHEN {{0}} IS NULL THEN NULL ELSE ARRAY(SELECT "
+            f"e::{actual.element} FROM jsonb_array_elements_text({{0}}::jsonb) "
+            f"WITH ORDINALITY AS j(e, n) ORDER BY n) END",
         )
+
+    def fits(self, actual: Actual) -> bool:
+        """Return whether the column holds arrays."""
+        return actual.element is not None
 
 
 class Other(ColumnType):

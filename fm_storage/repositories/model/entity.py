@@ -27,11 +27,6 @@ __all__ = ["Entity"]
 
 M = TypeVar("M")
 
-_BUILT_IN = re.compile(
-    r"(bool|int[248]?|smallint|integer|bigint|float[48]|real|double precision"
-    r"|numeric|decimal|text|varchar|character varying|bpchar|bytea|uuid|date|time"
-    r"|timestamp(tz| without time zone)?|interval|jsonb?)(\(.*\))?(\[\])?"
-)
 _PARAMETER = re.compile(r"\$(\d+)")
 
 
@@ -57,8 +52,6 @@ class Entity(Generic[M]):
             is none is an ``InvalidRecord`` that names its key.
         from_rows: The same for many rows.
         plain_key: Class of the keys that need no look.
-        copied: Whether COPY can write it: nothing comes back from a COPY, and the
-            driver knows the binary form of built-in types only.
         statements: The entity's SQL, kept here by ``statements_of()``.
     """
 
@@ -102,9 +95,6 @@ class Entity(Generic[M]):
         )
         self.from_row = rows.one
         self.from_rows = rows.many
-        self.copied = not self.returned and all(
-            _BUILT_IN.fullmatch(item.type.sql) for item in self.inserted
-        )
         self.plain_key = _plain_key(self.key)
 
     def field(self, name: str) -> Stored:
@@ -169,6 +159,18 @@ class Entity(Generic[M]):
             raise InvalidRecord(f"{self.name}: a key is a tuple ({wanted})")
         return tuple(map(_key_value, self.key, key))
 
+    def version_of(self, record: M) -> int | None:
+        """Return the version of *record*, None without an optimistic lock."""
+        if self.version is None:
+            return None
+        version: int = getattr(record, self.version.field)
+        return version
+
+    def is_deleted(self, record: M) -> bool:
+        """Return whether *record* is deleted softly."""
+        mark = self.deleted
+        return mark is not None and getattr(record, mark.field) is not None
+
     def shown(self, values: Sequence[Any]) -> object:
         """Return a key as a message shows it."""
         return values[0] if len(values) == 1 else tuple(values)
@@ -176,11 +178,12 @@ class Entity(Generic[M]):
     def completed(
         self, record: M, fields: Sequence[Stored], stored: Sequence[Any]
     ) -> M:
-        """Return *record* with the *stored* values of *fields*, or itself."""
+        """Return *record* with the *stored* values of *fields*; or itself."""
         if not fields:
             return record
         known = dict(zip((item.field for item in fields), stored, strict=True))
-        values = list(self._get_all(record))
+        given = self._get_all(record)
+        values = list(given)
         for place, item in enumerate(self.stored):
             if item.field in known:
                 value = known[item.field]
@@ -188,16 +191,17 @@ class Entity(Generic[M]):
                 if decode is not None and value is not None:
                     value = decode(value)
                 values[place] = value
-        return self._construct(*values)
+        return record if tuple(values) == given else self._construct(*values)
 
-    def named(self, exc: InvalidRecord, fields: Sequence[Stored]) -> InvalidRecord:
+    def named(
+        self, exc: InvalidRecord, fields: Sequence[Stored], index: int | None = None
+    ) -> InvalidRecord:
         """Return the driver's refusal of parameter ``$n`` with the field's name."""
         place = _PARAMETER.fullmatch(exc.field or "")
         if place is None or int(place[1]) > len(fields):
             return exc
         item = fields[int(place[1]) - 1]
-        why = str(exc).partition(": ")[2] or str(exc)
-        return InvalidRecord(f"{item.field}: {why}", field=item.field, index=exc.index)
+        return item.refusal(str(exc).partition(": ")[2] or str(exc), index)
 
     def _key(self, key: str | Sequence[str] | None) -> tuple[Stored, ...]:
         names = (key,) if isinstance(key, str) else tuple(key or ("id",))

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from types import NoneType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
 
 __all__ = [
+    "Actual",
     "Boolean",
     "Bytes",
     "ColumnType",
@@ -22,6 +23,7 @@ __all__ = [
     "Numeric",
     "Plain",
     "Refused",
+    "Source",
     "Text",
     "Uuid",
     "classes",
@@ -31,6 +33,37 @@ __all__ = [
 
 class Refused(ValueError):
     """A value that its column cannot hold; the message is the reason."""
+
+
+class Actual(NamedTuple):
+    """The type that a column really has, as the server spells it.
+
+    Attributes:
+        name: The type.
+        base: The type below a domain, else the same.
+        element: Type of an array's elements; empty if unknown, None for no array.
+    """
+
+    name: str
+    base: str
+    element: str | None
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the column holds JSON."""
+        return self.base in {"json", "jsonb"}
+
+
+class Source(NamedTuple):
+    """How a column travels in bulk.
+
+    Attributes:
+        type: Element type of the array that carries it.
+        expression: SQL of the column's value, a format of the array's element.
+    """
+
+    type: str
+    expression: str = "{}"
 
 
 class ColumnType:
@@ -115,13 +148,16 @@ class ColumnType:
         """Return the stored value of cursor *text* (ValueError if it is none)."""
         raise NotImplementedError
 
-    def bulk_type(self) -> str:
-        """Return the element type of the array that carries this column."""
-        return self.sql
+    def source(self, actual: Actual) -> Source | None:
+        """Return how ``encode_many()`` travels to a column of the *actual* type.
 
-    def bulk_expression(self, name: str) -> str:
-        """Return SQL for the column's value, from the array element *name*."""
-        return name
+        None if only ``encode()`` can: ``unnest()`` would flatten arrays.
+        """
+        return Source(actual.name) if actual.element is None else None
+
+    def fits(self, actual: Actual) -> bool:
+        """Return whether COPY sends such a column what ``copy_many()`` gives."""
+        return actual.element is None and not actual.is_json
 
 
 def classes(values: Sequence[Any], *, nullable: bool = True) -> set[type]:

@@ -14,9 +14,10 @@ from fm_storage.errors import ConfigurationInvalid, InvalidRecord
 from fm_storage.repositories.model.entity import Entity
 from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.model.scalar_types import Integer, Text, Uuid
+from fm_storage.repositories.model.table import Sources
 from fm_storage.repositories.query.statements import (
+    CREATED,
     Texts,
-    arrays,
     insert_many_sql,
     insert_sql,
     made_once,
@@ -137,10 +138,10 @@ class Points(Texts):
     def upsert(self, on: tuple[Stored, ...]) -> str:
         """Return ``Statements.upsert()`` of one row, with the point."""
         entity = self._entity
-        names = [item.quoted for item in upsert_returned(entity, on, many=False)]
+        names = [item.quoted for item in upsert_returned(entity, on)]
         return self._one(
             upsert_sql(entity, on, insert_sql(entity)),
-            ["xmax = 0 AS fm_created", *names],
+            [f"{CREATED} AS fm_created", *names],
             ["fm_created", *names],
             len(entity.inserted),
         )
@@ -164,11 +165,11 @@ class Points(Texts):
         if self._key.quoted not in returning:
             returning = [*returning, self._key.quoted]
         state = upsert_ctes(
-            collection=f"${parameters + 1}",
+            collection=f"${parameters + 4}",
             point_id=self._point_id,
-            vectors=f"${parameters + 2}",
-            payload=f"${parameters + 3}",
-            payload_hash=f"${parameters + 4}",
+            vectors=f"${parameters + 1}",
+            payload=f"${parameters + 2}",
+            payload_hash=f"${parameters + 3}",
             source="rec",
             last=not wanted,
         )
@@ -179,41 +180,37 @@ class Points(Texts):
         )
 
     @made_once
-    def many(self, on: tuple[Stored, ...], *, upsert: bool) -> str:
-        """Return ``insert_many``, or ``upsert()`` of many rows, with the points.
+    def many(self, sources: Sources, on: tuple[Stored, ...] | None) -> str:
+        """Return ``insert_many()``, or ``upsert()`` of many rows, with the points.
 
-        Parameters: the columns, the values of *on*, vectors, payloads, digests,
-        the collection.
+        Parameters: the columns, vectors, payloads, digests, the collection. Without
+        anything to return, an insert returns the key.
         """
         entity = self._entity
-        statement = insert_many_sql(entity)
-        fields = {item.field for item in (*on, *entity.returned, self._key)}
-        names = [item.quoted for item in entity.stored if item.field in fields]
-        wanted = ["TRUE", *names]
-        returning = names
-        if upsert:
+        statement = insert_many_sql(entity, sources)
+        returning = [item.quoted for item in entity.returned or entity.key]
+        wanted = returning
+        if on is not None:
             statement = upsert_sql(entity, on, statement)
-            stored = upsert_returned(entity, on, many=True)
-            returning = ["xmax = 0 AS fm_created", *(item.quoted for item in stored)]
-            wanted = ["fm_created", *(item.quoted for item in stored)]
-            returning += [name for name in names if name not in returning]
-        first = len(entity.inserted) + 1
-        last = first + len(on)
-        points = f"${last}::bytea[], ${last + 1}::jsonb[], ${last + 2}::bytea[]"
-        keys = [f"k{at}" for at in range(len(on))]
-        joined = " AND ".join(
-            f"rec.{item.quoted} = {item.type.bulk_expression(f'p.{key}')}"
-            for item, key in zip(on, keys, strict=True)
-        )
-        # In the order of ids: other writers of the same points wait, not deadlock.
+            stored = [item.quoted for item in upsert_returned(entity, on)]
+            returning = [f"{CREATED} AS fm_created", *stored]
+            wanted = ["fm_created", *stored]
+        if self._key.quoted not in returning:
+            returning = [*returning, self._key.quoted]
+        at = len(sources)
+        points = f"${at + 1}::bytea[], ${at + 2}::jsonb[], ${at + 3}::bytea[]"
+        # Rows come back in the order of the arrays: the n-th point is the n-th
+        # row's, however the server stores its key. Points are written in the order
+        # of ids: other writers of the same points wait, not deadlock.
         source = (
-            f"(SELECT rec.{self._key.quoted}, p.vectors, p.payload, p.hash FROM rec "
-            f"JOIN unnest({arrays(on, first)}, {points}) "
-            f"AS p ({', '.join(keys)}, vectors, payload, hash) ON {joined} "
+            f"(SELECT rec.{self._key.quoted}, p.vectors, p.payload, p.hash FROM "
+            f"(SELECT *, row_number() OVER () AS fm_n FROM rec) AS rec "
+            f"JOIN unnest({points}) WITH ORDINALITY "
+            f"AS p (vectors, payload, hash, n) ON rec.fm_n = p.n "
             f"ORDER BY {self._point_id}) AS rec"
         )
         state = upsert_ctes(
-            collection=f"${last + 3}",
+            collection=f"${at + 4}",
             point_id=self._point_id,
             vectors="rec.vectors",
             payload="rec.payload",
@@ -221,13 +218,17 @@ class Points(Texts):
             source=source,
         )
         return (
-            f"WITH rec AS ({statement} RETURNING {', '.join(returning)}), "
-            f"{state} SELECT {', '.join(wanted)} FROM rec"
+            f"WITH rec AS ({statement} RETURNING {', '.join(returning)}), {state} "
+            f"SELECT {', '.join(wanted)} FROM rec"
         )
 
     @made_once
     def delete(
-        self, *, many: bool = False, versioned: bool = False, erase: bool = False
+        self,
+        *,
+        many: Sources | None = None,
+        versioned: bool = False,
+        erase: bool = False,
     ) -> str:
         """Return ``Statements.remove()`` with the points; it gives their number.
 

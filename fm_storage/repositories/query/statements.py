@@ -15,11 +15,12 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from fm_storage.postgres.sql import Sql
 from fm_storage.repositories.model.entity import Entity
 from fm_storage.repositories.model.field import Stored
+from fm_storage.repositories.model.table import Sources
 
 __all__ = [
+    "CREATED",
     "Statements",
     "Texts",
-    "arrays",
     "insert_many_sql",
     "insert_sql",
     "key_condition",
@@ -34,6 +35,20 @@ __all__ = [
     "upsert_returned",
     "upsert_sql",
 ]
+
+
+_FOUND = "set_config('fm_storage.found', statement_timestamp()::text, TRUE) IS NOT NULL"
+"""Condition of DO UPDATE, always true: leaves word that a row was in the way."""
+CREATED = (
+    "CASE WHEN current_setting('fm_storage.found', TRUE) = "
+    "statement_timestamp()::text "
+    "THEN set_config('fm_storage.found', '', TRUE) IS NULL ELSE TRUE END"
+)
+"""Whether the row that RETURNING is at was inserted; takes the word back.
+
+Rows are written and returned in turn, so the word is the row's own. ``xmax = 0``
+does not do: partitioned tables and views have no system columns.
+"""
 
 
 class Texts:
@@ -91,15 +106,19 @@ class Statements(Texts):
         entity = self._entity
         return Sql(insert_sql(entity) + _returning(entity.returned))
 
-    @cached_property
-    def insert_many(self) -> Sql:
+    @made_once
+    def insert_many(self, sources: Sources) -> str:
         """Write new rows from one array per column, in order."""
         entity = self._entity
-        return Sql(insert_many_sql(entity) + _returning(entity.returned))
+        return insert_many_sql(entity, sources) + _returning(entity.returned)
 
     @made_once
     def remove(
-        self, *, many: bool = False, versioned: bool = False, erase: bool = False
+        self,
+        *,
+        many: Sources | None = None,
+        versioned: bool = False,
+        erase: bool = False,
     ) -> str:
         """Delete the row with a key, or those with keys; see ``removal_sql()``."""
         return removal_sql(self._entity, many=many, versioned=versioned, erase=erase)
@@ -125,17 +144,29 @@ class Statements(Texts):
         return f"{sql}{self._and_living} RETURNING {self._entity.select_list}"
 
     @made_once
-    def upsert(self, on: tuple[Stored, ...], *, many: bool) -> str:
+    def upsert(self, on: tuple[Stored, ...], many: Sources | None = None) -> str:
         """Write a row, or change the one with the same values in *on*.
 
         Returns *created* first, then what ``upsert_returned()`` lists.
         """
         entity = self._entity
-        insert = insert_many_sql(entity) if many else insert_sql(entity)
-        returned = upsert_returned(entity, on, many=many)
-        # A row that this statement inserted has no deleting transaction.
-        names = ", ".join(["xmax = 0", *(item.quoted for item in returned)])
+        insert = insert_many_sql(entity, many) if many else insert_sql(entity)
+        returned = upsert_returned(entity, on)
+        names = ", ".join([CREATED, *(item.quoted for item in returned)])
         return f"{upsert_sql(entity, on, insert)} RETURNING {names}"
+
+    @made_once
+    def claim(self, on: tuple[Stored, ...]) -> str:
+        """Write a row, or lock the one with the same values in *on*, unchanged.
+
+        Returns *created* first, then the whole row.
+        """
+        entity = self._entity
+        same = f"{on[0].quoted} = {entity.quoted}.{on[0].quoted}"
+        return (
+            f"{insert_sql(entity)} ON CONFLICT ({_names(on)}) DO UPDATE SET {same} "
+            f"WHERE {_FOUND} RETURNING {CREATED}, {entity.select_list}"
+        )
 
     @made_once
     def insert_missing(self, on: tuple[Stored, ...]) -> str:
@@ -149,7 +180,7 @@ class Statements(Texts):
             insert += f" ON CONFLICT ({_names(on)}) DO NOTHING"
         else:
             mark = f"{entity.quoted}.{entity.deleted.quoted}"
-            insert = f"{upsert_sql(entity, on, insert)} WHERE {mark} IS NOT NULL"
+            insert = f"{upsert_sql(entity, on, insert)} AND {mark} IS NOT NULL"
         stored = missing_returned(entity, on)
         names = ", ".join(["TRUE", *(item.quoted for item in stored)])
         return f"{insert} RETURNING {names}"
@@ -179,25 +210,17 @@ def missing_returned(entity: Entity[Any], on: Sequence[Stored]) -> tuple[Stored,
     """
     if entity.deleted is None:
         return entity.returned
-    return upsert_returned(entity, on, many=False)
+    return upsert_returned(entity, on)
 
 
-def upsert_returned(
-    entity: Entity[Any], on: Sequence[Stored], *, many: bool
-) -> tuple[Stored, ...]:
+def upsert_returned(entity: Entity[Any], on: Sequence[Stored]) -> tuple[Stored, ...]:
     """Return the fields whose stored values an upsert has to read back.
 
-    What the server gives; the key, which a conflict on other fields keeps; the
-    version, which it raises; and *on* itself, to tell the rows of a batch apart.
+    What the server gives; *on* and the key, which a row that exists keeps as they
+    are stored; the version, which a conflict raises.
     """
-    wanted = {item.field for item in entity.returned}
-    if tuple(on) != entity.key:
-        wanted |= {item.field for item in entity.key}
-    if entity.version is not None:
-        wanted.add(entity.version.field)
-    if many:
-        wanted |= {item.field for item in on}
-    return tuple(item for item in entity.stored if item.field in wanted)
+    wanted = {*entity.returned, *on, *entity.key, entity.version}
+    return tuple(item for item in entity.stored if item in wanted)
 
 
 def insert_sql(entity: Entity[Any]) -> str:
@@ -209,25 +232,25 @@ def insert_sql(entity: Entity[Any]) -> str:
     return f"INSERT INTO {entity.quoted} ({names}) VALUES ({places})"
 
 
-def insert_many_sql(entity: Entity[Any]) -> str:
+def insert_many_sql(entity: Entity[Any], sources: Sources) -> str:
     """Return the INSERT of many rows, from one array per column."""
-    names = _names(entity.inserted)
-    columns = [f"c{at}" for at in range(1, len(entity.inserted) + 1)]
-    values = ", ".join(
-        item.type.bulk_expression(f"u.{column}")
-        for item, column in zip(entity.inserted, columns, strict=True)
-    )
     return (
-        f"INSERT INTO {entity.quoted} ({names}) SELECT {values} "
-        f"FROM unnest({arrays(entity.inserted)}) AS u ({', '.join(columns)})"
+        f"INSERT INTO {entity.quoted} ({_names(entity.inserted)}) "
+        f"{_select_arrays(sources)}"
     )
 
 
-def arrays(fields: Sequence[Stored], first: int = 1) -> str:
-    """Return one array placeholder per field."""
-    return ", ".join(
-        f"${at}::{item.type.bulk_type()}[]" for at, item in enumerate(fields, first)
+def _select_arrays(sources: Sources) -> str:
+    """Return the SELECT of rows from one array per column."""
+    columns = [f"c{at}" for at in range(1, len(sources) + 1)]
+    values = ", ".join(
+        source.expression.format(f"u.{column}")
+        for source, column in zip(sources, columns, strict=True)
     )
+    arrays = ", ".join(
+        f"${at}::{source.type}[]" for at, source in enumerate(sources, 1)
+    )
+    return f"SELECT {values} FROM unnest({arrays}) AS u ({', '.join(columns)})"
 
 
 def key_equals(key: Sequence[Stored]) -> str:
@@ -235,11 +258,11 @@ def key_equals(key: Sequence[Stored]) -> str:
     return " AND ".join(f"{item.quoted} = ${at}" for at, item in enumerate(key, 1))
 
 
-def key_condition(key: Sequence[Stored]) -> str:
+def key_condition(key: Sequence[Stored], sources: Sources) -> str:
     """Return the condition that finds many keys, one array per key column."""
-    if len(key) == 1:
-        return f"{key[0].quoted} = ANY($1::{key[0].type.sql}[])"
-    return f"({_names(key)}) IN (SELECT * FROM unnest({arrays(key)}))"
+    if len(key) == 1 and sources[0].expression == "{}":
+        return f"{key[0].quoted} = ANY($1::{sources[0].type}[])"
+    return f"({_names(key)}) IN ({_select_arrays(sources)})"
 
 
 def update_sql(entity: Entity[Any], fields: Sequence[str], *, versioned: bool) -> str:
@@ -259,14 +282,14 @@ def update_sql(entity: Entity[Any], fields: Sequence[str], *, versioned: bool) -
 
 
 def removal_sql(
-    entity: Entity[Any], *, many: bool, versioned: bool, erase: bool
+    entity: Entity[Any], *, many: Sources | None, versioned: bool, erase: bool
 ) -> str:
     """Return the DELETE of rows, or the UPDATE that means one.
 
     Parameters: the key, or one array per key column if *many*; the version if
     *versioned*.
     """
-    condition = key_condition(entity.key) if many else key_equals(entity.key)
+    condition = key_condition(entity.key, many) if many else key_equals(entity.key)
     condition += _at_version(entity, versioned=versioned)
     if entity.deleted is None or erase:
         return f"DELETE FROM {entity.quoted} WHERE {condition}"
@@ -322,7 +345,10 @@ def upsert_sql(entity: Entity[Any], on: Sequence[Stored], insert: str) -> str:
     if not sets:
         # DO NOTHING would return no row; this changes nothing and returns it.
         sets = [f"{on[0].quoted} = EXCLUDED.{on[0].quoted}"]
-    return f"{insert} ON CONFLICT ({_names(on)}) DO UPDATE SET {', '.join(sets)}"
+    return (
+        f"{insert} ON CONFLICT ({_names(on)}) DO UPDATE SET {', '.join(sets)} "
+        f"WHERE {_FOUND}"
+    )
 
 
 def _names(fields: Sequence[Stored]) -> str:

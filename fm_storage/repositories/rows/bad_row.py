@@ -8,19 +8,21 @@ the way to an error only, and is rolled back.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeAlias, TypeVar
 
 from fm_storage.errors import QueryFailed, StorageError
 from fm_storage.postgres.connection.transaction import Transaction
-from fm_storage.postgres.executor import Executor
+from fm_storage.postgres.executor import Executor, TransactionExecutor
 from fm_storage.postgres.sql import Sql
-from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.rows.bound import Bound
 
 __all__ = ["find_bad_row", "naming_bad_row"]
 
 M = TypeVar("M")
 R = TypeVar("R")
+
+Trial: TypeAlias = Callable[[Executor, list[M]], Awaitable[None]]
+"""Writes some of a batch."""
 
 _ROW_FAULTS = ("22", "23")
 """SQLSTATE classes that are about a row: data exceptions, integrity violations."""
@@ -47,8 +49,7 @@ async def naming_bad_row(
     bound: Bound[M],
     batch: list[M],
     write: Callable[[Executor], Awaitable[R]],
-    *,
-    on: tuple[Stored, ...] | None = None,
+    trial: Trial[M],
 ) -> R:
     """Run *write*; if the server refuses, name the record it refuses."""
     executor = bound.executor
@@ -62,15 +63,15 @@ async def naming_bad_row(
     except QueryFailed as exc:
         if (exc.sqlstate or "")[:2] not in _ROW_FAULTS:
             raise
-        raise await _named(bound, batch, exc, on) from exc
+        raise await _named(bound, batch, exc, trial) from exc
 
 
 async def _named(
-    bound: Bound[M], batch: list[M], exc: QueryFailed, on: tuple[Stored, ...] | None
+    bound: Bound[M], batch: list[M], exc: QueryFailed, trial: Trial[M]
 ) -> QueryFailed:
     """Return *exc* with the number of the bad record, if that can be found."""
     try:
-        bad = await find_bad_row(bound, batch, on)
+        bad = await find_bad_row(bound, batch, trial)
     except StorageError:
         # The connection went, or a rule forbids the trial: the first error is
         # the caller's answer.
@@ -93,14 +94,14 @@ async def _named(
 
 
 async def find_bad_row(
-    bound: Bound[M], batch: list[M], on: tuple[Stored, ...] | None
+    bound: Bound[M], batch: list[M], trial: Trial[M]
 ) -> tuple[int, QueryFailed, str | None] | None:
     """Return the first bad record, its error and its column, by halving.
 
     Args:
         bound: Where the batch was refused.
         batch: The records; they are written again, and undone.
-        on: Conflict target of an upsert; None for an insert.
+        trial: Writes some of them.
     """
     low, high = 0, len(batch)
     bad: tuple[int, QueryFailed, str | None] | None = None
@@ -111,7 +112,7 @@ async def find_bad_row(
             found: QueryFailed | None = None
             while low < high:
                 middle = high if found is None else (low + high + 1) // 2
-                error = await _trial(bound, transaction, batch[low:middle], on)
+                error = await _trial(transaction, batch[low:middle], trial)
                 if error is None:
                     low = middle
                     continue
@@ -126,18 +127,12 @@ async def find_bad_row(
 
 
 async def _trial(
-    bound: Bound[M],
-    transaction: Any,
-    part: list[M],
-    on: tuple[Stored, ...] | None,
+    transaction: TransactionExecutor, part: list[M], trial: Trial[M]
 ) -> QueryFailed | None:
     """Write *part* in a savepoint; return what refuses a row of it."""
-    statements = bound.statements
-    columns = bound.entity.insert_columns(part)
-    sql = statements.insert_many if on is None else statements.upsert(on, many=True)
     try:
         async with transaction.savepoint() as savepoint:
-            await savepoint.fetch(sql, *columns)
+            await trial(savepoint, part)
     except QueryFailed as exc:
         if (exc.sqlstate or "")[:2] in _ROW_FAULTS:
             return exc

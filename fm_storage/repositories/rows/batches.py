@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+import functools
+import re
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import repeat
+from typing import Any, Generic, TypeVar
 
-from fm_storage.errors import InvalidRecord
+from fm_storage.errors import InvalidRecord, QueryFailed, StorageError
+from fm_storage.postgres.connection.transaction import Transaction
 from fm_storage.postgres.executor import Executor
 from fm_storage.postgres.sql import Sql
 from fm_storage.repositories.model.field import Stored
+from fm_storage.repositories.model.table import Sources
 from fm_storage.repositories.query.point_statements import Payload, Vector
 from fm_storage.repositories.query.statements import upsert_returned
-from fm_storage.repositories.rows import writing
 from fm_storage.repositories.rows.bad_row import naming_bad_row
-from fm_storage.repositories.rows.bound import Bound, all_of, hooked
+from fm_storage.repositories.rows.bound import Bound, all_of, hooked, suppressed
 from fm_storage.repositories.rows.hooks import Change
 
-__all__ = ["COPY_ABOVE", "copy", "create_many", "upsert_many"]
+__all__ = ["COPY_ABOVE", "Batch", "create_many", "upsert_many"]
 
 M = TypeVar("M")
 
@@ -25,6 +28,9 @@ COPY_ABOVE = 5000
 """Rows above which COPY beats arrays, whose elements the server unpacks."""
 
 _CHUNK = 2000
+_PARAMETER = re.compile(r"parameter \$\d+")
+_OTHER_TYPE = frozenset({"42804", "42883", "42704", "22P02"})
+"""What the server answers to values that travel as the type a column had before."""
 
 
 async def create_many(
@@ -34,37 +40,23 @@ async def create_many(
     payloads: Sequence[Payload | None] | None,
 ) -> list[M]:
     """Do what ``Repository.create_many()`` promises."""
-    batch = list(records)
-    if not batch:
+    given = list(records)
+    if not given:
         return []
     if bound.hooks.any and bound.hooks.wants("create"):
         return await hooked(
             bound,
-            Change("create", batch),
-            lambda inner: create_many(inner, batch, vectors, payloads),
+            Change("create", given),
+            lambda inner: create_many(inner, given, vectors, payloads),
             all_of,
         )
     entity = bound.entity
-    points = bound.pointed(vectors, payloads)
-    if points is not None:
-        if any(item.generated for item in entity.key):
-            return await _one_by_one(bound, batch, vectors, payloads)
-        together = points.columns(len(batch), vectors, payloads)
-        found = await _with_points(bound, batch, entity.key, together, upsert=False)
-        return [record for record, _ in found]
-    copied = len(batch) > COPY_ABOVE and entity.copied
-    columns = entity.insert_columns(batch, copy=copied)
-    if copied:
-        await naming_bad_row(bound, batch, lambda to: copy(bound, to, batch, columns))
-        return batch
-    rows = await naming_bad_row(
-        bound, batch, lambda to: _in_chunks(to, bound.statements.insert_many, columns)
-    )
+    rows = await Batch(bound, given, vectors=vectors, payloads=payloads).run()
     if not entity.returned:
-        return batch
+        return given
     return [
         entity.completed(record, entity.returned, tuple(row))
-        for record, row in zip(batch, rows, strict=True)
+        for record, row in zip(given, rows, strict=True)
     ]
 
 
@@ -76,135 +68,255 @@ async def upsert_many(
     payloads: Sequence[Payload | None] | None,
 ) -> list[tuple[M, bool]]:
     """Do what ``Repository.upsert_many()`` promises."""
-    batch = list(records)
-    if not batch:
+    given = list(records)
+    if not given:
         return []
     if bound.hooks.any and bound.hooks.wants("upsert"):
         return await hooked(
             bound,
-            Change("upsert", batch),
-            lambda inner: upsert_many(inner, batch, on, vectors, payloads),
+            Change("upsert", given),
+            lambda inner: upsert_many(inner, given, on, vectors, payloads),
             lambda found: [record for record, _ in found],
         )
-    target = bound.target(on)
-    points = bound.pointed(vectors, payloads)
-    if points is not None:
-        together = points.columns(len(batch), vectors, payloads)
-        return await _with_points(bound, batch, target, together, upsert=True)
-    columns = bound.entity.insert_columns(batch)
-    places = _places(target, batch)
-    ordered = _in_order(places, columns)
-    sql = bound.statements.upsert(target, many=True)
-    found = await naming_bad_row(
-        bound, batch, lambda to: _in_chunks(to, sql, ordered), on=target
-    )
-    returned = upsert_returned(bound.entity, target, many=True)
-    return _matched(bound, target, batch, places, found, returned=returned)
-
-
-async def copy(
-    bound: Bound[M],
-    executor: Executor,
-    batch: list[M],
-    columns: Sequence[Sequence[Any]],
-) -> None:
-    """Write *columns*, the values of *batch* made for it, by COPY."""
     entity = bound.entity
-    try:
-        await executor.copy_records(
-            entity.table,
-            schema=entity.schema,
-            columns=[item.column for item in entity.inserted],
-            records=entity.outgoing(columns),
-        )
-    except InvalidRecord:
-        # A JSON value was changed while others were sent: a second look names
-        # the field. Else the column is narrower than in the model.
-        entity.insert_columns(batch, copy=True)
-        raise
+    target = bound.target(on)
+    batch = Batch(bound, given, on=target, vectors=vectors, payloads=payloads)
+    returned = upsert_returned(entity, target)
+    found: list[Any] = [None] * len(given)
+    for at, row in zip(batch.order, await batch.run(), strict=True):
+        created, *stored = row
+        found[at] = (entity.completed(given[at], returned, stored), created)
+    return found
 
 
-async def _in_chunks(
-    executor: Executor, sql: Sql, columns: Sequence[Sequence[Any]], *last: object
-) -> list[Any]:
-    """Run *sql*, which takes an array per column and *last*; return all its rows."""
-    count = len(columns[0])
-    if count <= COPY_ABOVE:
-        return await executor.fetch(sql, *columns, *last)
-    async with executor.transaction() as transaction:
-        return [
-            row
-            for at in range(0, count, _CHUNK)
-            for row in await transaction.fetch(
-                sql, *(values[at : at + _CHUNK] for values in columns), *last
+class Batch(Generic[M]):
+    """Records on their way into a table, by the fastest way that it takes.
+
+    Attributes:
+        order: Positions of the records in the order in which they are written, and
+            in which what the server returns of them comes back.
+    """
+
+    def __init__(
+        self,
+        bound: Bound[M],
+        records: list[M],
+        *,
+        on: tuple[Stored, ...] | None = None,
+        vectors: Sequence[Vector | None] | None = None,
+        payloads: Sequence[Payload | None] | None = None,
+    ) -> None:
+        """Check what belongs to the batch as a whole.
+
+        Args:
+            bound: Where to write.
+            records: The records.
+            on: Conflict target of an upsert; None for an insert.
+            vectors: Of the points, one for each record.
+            payloads: Of the points, one for each record.
+
+        Raises:
+            InvalidRecord: Two records have the same values in *on*.
+        """
+        self._bound, self._records, self._on = bound, records, on
+        self._points = bound.pointed(vectors, payloads)
+        self._columns: list[Any] = []
+        self._last: list[Any] = []
+        if self._points is not None:
+            self._columns = self._points.columns(len(records), vectors, payloads)
+            self._last = [self._points.collection]
+        # An upsert locks its rows in the order of their keys, so that batches of
+        # several tasks wait for each other instead of deadlocking.
+        self.order = _order(on, records) if on else range(len(records))
+        self._checked = bool(on or self._points or bound.entity.returned)
+
+    async def run(self) -> list[Any]:
+        """Write all records or none; return what comes back of them.
+
+        Raises:
+            InvalidRecord: A value cannot be stored; nothing was sent.
+            QueryFailed: The server refused a record, or a trigger suppressed one.
+        """
+        bound = self._bound
+        large = len(self._records) > COPY_ABOVE
+        # Before anything is sent, so looked at for the way that is the likeliest.
+        likely = large and not self._checked
+        columns = bound.entity.insert_columns(self._records, copy=likely)
+        if large or not bound.table.known:
+            # Before a COPY always: whether row security stands in its way depends
+            # on the role, and a refusal would end the caller's transaction.
+            await bound.look_up()
+        if likely and not bound.table.copied:
+            columns = bound.entity.insert_columns(self._records)
+        try:
+            rows = await self._write(columns)
+        except (InvalidRecord, QueryFailed) as exc:
+            if not await self._was_altered(exc):
+                raise
+            copied = likely and bound.table.copied
+            columns = bound.entity.insert_columns(self._records, copy=copied)
+            rows = await self._write(columns)
+        if self._points is not None:
+            self._points.wake()
+        return rows
+
+    async def _was_altered(self, exc: InvalidRecord | QueryFailed) -> bool:
+        """Return whether the columns have other types than were looked up."""
+        if isinstance(exc, QueryFailed):
+            suspect = exc.sqlstate in _OTHER_TYPE
+        else:
+            suspect = _PARAMETER.match(str(exc.__cause__)) is not None
+        try:
+            return suspect and await self._bound.look_up()
+        except StorageError:
+            return False  # the connection went: the first error is the answer
+
+    async def _write(self, columns: list[list[Any]]) -> list[Any]:
+        entity, table, records = self._bound.entity, self._bound.table, self._records
+        sources, checked = table.sources, self._checked
+        write: Callable[[Executor], Awaitable[list[Any]]]
+        if len(records) > COPY_ABOVE and table.copied and not self._checked:
+            write = functools.partial(self.copy, columns)
+        elif sources is None:
+            values = [entity.insert_values(one, at) for at, one in enumerate(records)]
+            points = zip(*self._columns, strict=True) if self._columns else repeat(())
+            rows = [
+                [*row, *point, *self._last]
+                for row, point in zip(values, points, strict=False)
+            ]
+            write = functools.partial(self._one_by_one, self._single(), rows)
+            checked = bool(self._on or entity.returned)
+        else:
+            ordered = [
+                [column[at] for at in self.order]
+                for column in (*columns, *self._columns)
+            ]
+            write = functools.partial(self._in_chunks, self._many(sources), ordered)
+        if checked:
+            write = functools.partial(self._all_or_none, write)
+        return await naming_bad_row(self._bound, records, write, self._trial)
+
+    def _single(self) -> Sql:
+        """Return the statement of one row."""
+        statements = self._bound.statements
+        if self._points is not None:
+            return self._points.upsert(self._on) if self._on else self._points.insert()
+        return statements.upsert(self._on) if self._on else statements.insert
+
+    def _many(self, sources: Sources) -> Sql:
+        """Return the statement of many rows."""
+        if self._points is not None:
+            return self._points.many(sources, self._on)
+        statements = self._bound.statements
+        if self._on is None:
+            return statements.insert_many(sources)
+        return statements.upsert(self._on, sources)
+
+    async def _trial(self, executor: Executor, part: list[M]) -> None:
+        """Write some of the records, without points, and look only whether it works."""
+        entity, sources = self._bound.entity, self._bound.table.sources
+        statements = self._bound.statements
+        if sources is None:
+            sql = statements.upsert(self._on) if self._on else statements.insert
+            for record in part:
+                await executor.fetch(sql, *entity.insert_values(record))
+        elif self._on is None:
+            sql = statements.insert_many(sources)
+            await executor.fetch(sql, *entity.insert_columns(part))
+        else:
+            sql = statements.upsert(self._on, sources)
+            await executor.fetch(sql, *entity.insert_columns(part))
+
+    async def _all_or_none(
+        self, write: Callable[[Executor], Awaitable[list[Any]]], executor: Executor
+    ) -> list[Any]:
+        """Undo *write* if a row is missing from what it gives back."""
+        if isinstance(executor, Transaction) or len(self._records) == 1:
+            return self._complete(await write(executor))
+        async with executor.transaction() as transaction:
+            return self._complete(await write(transaction))
+
+    def _complete(self, rows: list[Any]) -> list[Any]:
+        """Return *rows* if there is one for each record.
+
+        Raises:
+            QueryFailed: The server left some out.
+        """
+        missing = len(self._records) - len(rows)
+        if missing:
+            raise suppressed(self._bound.entity, missing, len(self._records))
+        return rows
+
+    async def copy(
+        self, columns: Sequence[Sequence[Any]], executor: Executor
+    ) -> list[Any]:
+        """Write *columns*, the records' values made for it, by COPY."""
+        entity = self._bound.entity
+        try:
+            await executor.copy_records(
+                entity.table,
+                schema=entity.schema,
+                columns=[item.column for item in entity.inserted],
+                records=entity.outgoing(columns),
             )
-        ]
+        except InvalidRecord:
+            # A JSON value was changed while others were sent: a second look names
+            # the field. Else the column is narrower than in the model.
+            entity.insert_columns(self._records, copy=True)
+            raise
+        return []
+
+    async def _one_by_one(
+        self, sql: Sql, rows: list[list[Any]], executor: Executor
+    ) -> list[Any]:
+        """Write row after row: a column's type can travel alone only."""
+        entity = self._bound.entity
+        found: list[Any] = []
+        async with executor.transaction() as transaction:
+            for at in self.order:
+                try:
+                    found += await transaction.fetch(sql, *rows[at])
+                except InvalidRecord as exc:
+                    raise entity.named(exc, entity.inserted, at) from exc
+        return found
+
+    async def _in_chunks(
+        self, sql: Sql, columns: list[list[Any]], executor: Executor
+    ) -> list[Any]:
+        """Write arrays, one per column, all at once or in parts that fit memory."""
+        count = len(self._records)
+        if count <= COPY_ABOVE:
+            return await self._chunk(executor, sql, columns, 0, count)
+        async with executor.transaction() as transaction:
+            return [
+                row
+                for at in range(0, count, _CHUNK)
+                for row in await self._chunk(transaction, sql, columns, at, _CHUNK)
+            ]
+
+    async def _chunk(
+        self, executor: Executor, sql: Sql, columns: list[list[Any]], at: int, size: int
+    ) -> list[Any]:
+        entity = self._bound.entity
+        arrays = [column[at : at + size] for column in columns]
+        try:
+            return await executor.fetch(sql, *arrays, *self._last)
+        except InvalidRecord as exc:
+            index = None if exc.index is None else self.order[at + exc.index]
+            raise entity.named(exc, entity.inserted, index) from exc
 
 
-async def _one_by_one(
-    bound: Bound[M],
-    batch: list[M],
-    vectors: Sequence[Vector | None] | None,
-    payloads: Sequence[Payload | None] | None,
-) -> list[M]:
-    """Write rows whose ids, and so whose points' ids, only the server knows."""
-    async with bound.executor.transaction() as transaction:
-        inner = replace(bound, executor=transaction)
-        return [
-            await writing.create(
-                inner,
-                record,
-                None if vectors is None else vectors[at],
-                (payloads[at] if payloads is not None else None) or {},
-            )
-            for at, record in enumerate(batch)
-        ]
-
-
-async def _with_points(
-    bound: Bound[M],
-    batch: list[M],
-    target: tuple[Stored, ...],
-    points: list[list[Any]],
-    *,
-    upsert: bool,
-) -> list[tuple[M, bool]]:
-    """Write rows and points together, from arrays."""
-    to = bound.points
-    assert to is not None
-    columns = bound.entity.insert_columns(batch)
-    places = _places(target, batch)
-    keys = [
-        item.type.encode_many([getattr(record, item.field) for record in batch])
-        for item in target
-    ]
-    ordered = _in_order(places, (*columns, *keys, *points))
-    sql = to.many(target, upsert=upsert)
-    found = await naming_bad_row(
-        bound,
-        batch,
-        lambda executor: _in_chunks(executor, sql, ordered, to.collection),
-        on=target if upsert else None,
-    )
-    to.wake()
-    returned = upsert_returned(bound.entity, target, many=True)
-    if not upsert:
-        wanted = (*target, *bound.entity.returned)
-        returned = tuple(item for item in bound.entity.stored if item in wanted)
-    return _matched(bound, target, batch, places, found, returned=returned)
-
-
-def _places(target: tuple[Stored, ...], batch: list[Any]) -> dict[tuple[Any, ...], int]:
-    """Return where each value of *target* stands in the batch.
+def _order(target: tuple[Stored, ...], records: list[Any]) -> Sequence[int]:
+    """Return the positions of *records* in the order of their keys.
 
     Raises:
         InvalidRecord: Two records have the same values.
     """
-    places: dict[tuple[Any, ...], int] = {}
     encoded = [
-        [item.type.encode(getattr(record, item.field)) for record in batch]
+        [item.type.encode(getattr(record, item.field)) for record in records]
         for item in target
     ]
+    places: dict[tuple[Any, ...], int] = {}
     for at, values in enumerate(zip(*encoded, strict=True)):
         first = places.setdefault(values, at)
         if first != at:
@@ -215,20 +327,7 @@ def _places(target: tuple[Stored, ...], batch: list[Any]) -> dict[tuple[Any, ...
                 field=target[0].field,
                 index=at,
             )
-    return places
-
-
-def _in_order(
-    places: dict[tuple[Any, ...], int], columns: Iterable[Sequence[Any]]
-) -> list[list[Any]]:
-    """Return *columns* in the order of the keys in *places*.
-
-    Batches of several tasks lock rows in this order, and wait for each other
-    instead of deadlocking.
-    """
-    keys = list(places)
-    order = sorted(range(len(keys)), key=_sort_key(keys))
-    return [[values[at] for at in order] for values in columns]
+    return sorted(range(len(places)), key=_sort_key(list(places)))
 
 
 def _sort_key(values: list[tuple[Any, ...]]) -> Callable[[int], Any]:
@@ -240,25 +339,3 @@ def _sort_key(values: list[tuple[Any, ...]]) -> Callable[[int], Any]:
     if any(None in value for value in values):
         return lambda at: repr(values[at])
     return values.__getitem__
-
-
-def _matched(
-    bound: Bound[M],
-    target: tuple[Stored, ...],
-    batch: list[M],
-    places: dict[tuple[Any, ...], int],
-    rows: list[Any],
-    *,
-    returned: tuple[Stored, ...],
-) -> list[tuple[M, bool]]:
-    """Put the returned rows where their records stand in the batch."""
-    at_target = [1 + returned.index(item) for item in target]
-    found: list[Any] = [None] * len(batch)
-    for row in rows:
-        created, *stored = values = tuple(row)
-        at = places[tuple(values[place] for place in at_target)]
-        record = batch[at]
-        if returned != target:
-            record = bound.entity.completed(record, returned, stored)
-        found[at] = (record, created)
-    return found

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from fm_storage.errors import ConfigurationInvalid, InvalidName
+from fm_storage.errors import ConfigurationInvalid, InvalidName, QueryFailed
 from fm_storage.postgres.executor import Executor
 from fm_storage.repositories.model.entity import Entity
 from fm_storage.repositories.model.field import Stored
+from fm_storage.repositories.model.table import Table
 from fm_storage.repositories.query.point_statements import Points
 from fm_storage.repositories.query.statements import Statements
 from fm_storage.repositories.rows.hooks import Change, HookTable
 
-__all__ = ["Bound", "all_of", "first_of", "hooked", "only"]
+__all__ = ["Bound", "all_of", "first_of", "hooked", "only", "suppressed"]
 
 M = TypeVar("M")
 R = TypeVar("R")
@@ -30,6 +31,7 @@ class Bound(Generic[M]):
         statements: The entity's SQL, for the living rows or for all.
         hooks: What runs around a change.
         points: What writes the points of records; None without a collection.
+        table: What is known of the table, shared by all copies.
     """
 
     executor: Executor
@@ -37,6 +39,14 @@ class Bound(Generic[M]):
     statements: Statements
     hooks: HookTable[M]
     points: Points | None
+    table: Table
+
+    async def look_up(self) -> bool:
+        """Read what the catalogue says of the table; return whether it differs."""
+        entity = self.entity
+        return await self.table.look_up(
+            self.executor, entity.quoted, entity.inserted, entity.key
+        )
 
     def pointed(self, *given: object) -> Points | None:
         """Return what writes points, if any of *given* asks for one.
@@ -109,3 +119,13 @@ def first_of(found: tuple[M, bool]) -> Sequence[M]:
 def all_of(records: list[M]) -> Sequence[M]:
     """Return the records of a change that gives many."""
     return records
+
+
+def suppressed(entity: Entity[Any], missing: int = 1, count: int = 1) -> QueryFailed:
+    """Return the error for rows that the server neither wrote nor refused."""
+    which = "the row" if count == 1 else f"{missing} of {count} rows"
+    return QueryFailed(
+        f"{entity.name}: a trigger, rule or policy suppressed {which}, and nothing was "
+        "written; correct the record, or what suppresses it",
+        table=entity.name,
+    )

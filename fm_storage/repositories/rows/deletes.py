@@ -71,11 +71,19 @@ async def delete_many(bound: Bound[M], keys: Iterable[Any]) -> int:
             lambda inner: delete_many(inner, wanted),
             None,
         )
+    if not bound.table.known:
+        await bound.look_up()
+    columns, many = _key_columns(bound.entity, wanted), bound.table.keys
+    if many is None:
+        raise InvalidRecord(
+            f"{bound.entity.name}: delete_many() takes no keys that are arrays; "
+            "delete() them one by one"
+        )
     return await _removed(
         bound,
-        bound.statements.remove(many=True),
-        lambda points: points.delete(many=True),
-        _key_columns(bound.entity, wanted),
+        bound.statements.remove(many=many),
+        lambda points: points.delete(many=many),
+        columns,
     )
 
 
@@ -107,7 +115,7 @@ async def restore(bound: Bound[M], record_or_key: object) -> M:
     if row is None:
         raise RecordNotFound(entity.name, entity.shown(key))
     found = entity.from_row(row)
-    if versioned and _version(entity, found) != expected:
+    if versioned and entity.version_of(found) != expected:
         raise StaleRecord(entity.name, entity.shown(key), version=expected or 0)
     return found
 
@@ -163,13 +171,5 @@ def _meant(
     """Return the key, the version expected, and the record if it was one."""
     if not isinstance(record_or_key, entity.model):
         return entity.key_values(record_or_key), None, ()
-    key, version = entity.stored_key(record_or_key), _version(entity, record_or_key)
+    key, version = entity.stored_key(record_or_key), entity.version_of(record_or_key)
     return key, version, (record_or_key,)
-
-
-def _version(entity: Entity[M], record: M) -> int | None:
-    """Return a record's version, if the model has one."""
-    if entity.version is None:
-        return None
-    version: int = getattr(record, entity.version.field)
-    return version

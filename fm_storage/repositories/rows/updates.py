@@ -15,7 +15,7 @@ from fm_storage.errors import (
 from fm_storage.repositories.model.entity import Entity
 from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.query.point_statements import Payload, Vector
-from fm_storage.repositories.rows.bound import Bound, hooked, only
+from fm_storage.repositories.rows.bound import Bound, hooked, only, suppressed
 from fm_storage.repositories.rows.hooks import Change
 
 __all__ = ["update"]
@@ -69,7 +69,7 @@ async def update(
     else:
         living = bound.statements.living
         sql = points.update(names, versioned=versioned, living=living)
-        arguments += [points.collection, *points.values(vector, payload)]
+        arguments += [*points.values(vector, payload), points.collection]
     try:
         row = await bound.executor.fetchrow(sql, *arguments)
     except InvalidRecord as exc:
@@ -78,6 +78,11 @@ async def update(
         if points is not None:
             points.wake()
         return entity.from_row(row)
+    there = await bound.executor.fetchrow(bound.statements.get, *key)
+    if there is not None and (
+        expected is None or entity.version_of(entity.from_row(there)) == expected
+    ):
+        raise suppressed(entity)
     if expected is not None:
         raise StaleRecord(entity.name, entity.shown(key), version=expected)
     raise RecordNotFound(entity.name, entity.shown(key))

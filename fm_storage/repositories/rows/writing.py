@@ -14,7 +14,7 @@ from typing import TypeVar
 from fm_storage.errors import InvalidRecord, SerializationFailed
 from fm_storage.repositories.query.point_statements import Payload, Vector
 from fm_storage.repositories.query.statements import missing_returned, upsert_returned
-from fm_storage.repositories.rows.bound import Bound, first_of, hooked, only
+from fm_storage.repositories.rows.bound import Bound, first_of, hooked, only, suppressed
 from fm_storage.repositories.rows.hooks import Change
 
 __all__ = ["create", "get_or_create", "upsert"]
@@ -46,13 +46,15 @@ async def create(
         points = bound.pointed(vector, payload)
         assert points is not None
         sql = points.insert()
-        values = [*values, points.collection, *points.values(vector, payload)]
+        values = [*values, *points.values(vector, payload), points.collection]
     try:
         if not entity.returned:
             await bound.executor.execute(sql, *values)
         else:
             row = await bound.executor.fetchrow(sql, *values)
-            record = entity.completed(record, entity.returned, tuple(row or ()))
+            if row is None:
+                raise suppressed(entity)
+            record = entity.completed(record, entity.returned, tuple(row))
     except InvalidRecord as exc:
         raise entity.named(exc, entity.inserted) from exc
     if points is not None:
@@ -77,6 +79,7 @@ async def get_or_create(
     sought = [item.encode(getattr(record, item.field)) for item in target]
     get_by = bound.statements.get_by(target)
     insert_missing = bound.statements.insert_missing(target)
+    claim = bound.statements.claim(target)
     for attempt in range(_ATTEMPTS):
         if attempt:  # out of step with the one that deletes the row each time
             await asyncio.sleep(random.uniform(0.0, _PAUSE * attempt))
@@ -92,6 +95,17 @@ async def get_or_create(
         if row is not None:
             returned = missing_returned(entity, target)
             return entity.completed(record, returned, tuple(row)[1:]), True
+        if attempt:
+            # Something is in the way that is not found by the values given: the
+            # server stores them in another spelling, or a trigger or policy does
+            # not let the row in.
+            row = await bound.executor.fetchrow(claim, *values)
+            if row is None:
+                raise suppressed(entity)
+            created, *stored = row
+            found = entity.from_row(stored)
+            if created or not entity.is_deleted(found):
+                return found, created
     raise SerializationFailed(
         f"{entity.name}: the row with key {entity.shown(sought)!r} comes and goes "
         f"faster than it can be read ({_ATTEMPTS} attempts); try again",
@@ -119,16 +133,18 @@ async def upsert(
     target = bound.target(on)
     values = entity.insert_values(record)
     points = bound.pointed(vector, payload)
-    sql = bound.statements.upsert(target, many=False)
+    sql = bound.statements.upsert(target)
     if points is not None:
         sql = points.upsert(target)
-        values = [*values, points.collection, *points.values(vector, payload)]
+        values = [*values, *points.values(vector, payload), points.collection]
     try:
         row = await bound.executor.fetchrow(sql, *values)
     except InvalidRecord as exc:
         raise entity.named(exc, entity.inserted) from exc
+    if row is None:
+        raise suppressed(entity)
     if points is not None:
         points.wake()
-    created, *stored = tuple(row or ())
-    returned = upsert_returned(entity, target, many=False)
+    created, *stored = row
+    returned = upsert_returned(entity, target)
     return entity.completed(record, returned, stored), created
