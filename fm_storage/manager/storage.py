@@ -7,6 +7,7 @@ import os
 from asyncio import _get_running_loop  # get_running_loop() that returns None
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from fm_storage.concurrency.lifecycle import Home, Life, Lifecycle
@@ -97,9 +98,7 @@ class StorageManager(Lifecycle, Hosted):
             usage="use it inside 'async with', or between "
             "'await StorageManager(…)' and aclose()",
         )
-        self._parts = Parts(
-            self.config, lambda statements: StorageTransaction(statements, self)
-        )
+        self._parts = Parts(self.config, partial(StorageTransaction, owner=self))
         self._repositories: dict[type[Any], Repository[Any]] = {}  # by repository()
         self._closing = Once(self._close)
         self._failures: list[Exception] = []  # by _close(), until they are raised

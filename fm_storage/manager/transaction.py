@@ -8,7 +8,6 @@ from fm_storage.postgres import Transaction
 
 if TYPE_CHECKING:
     from fm_storage.outbox import BoundOutbox, Outbox
-    from fm_storage.postgres.connection.statements import Statements
     from fm_storage.repositories import ErrorEntryRepository, Repository
 
 __all__ = ["Storage", "StorageTransaction"]
@@ -42,19 +41,17 @@ class StorageTransaction(Transaction):
     called on the manager instead runs outside.
     """
 
-    def __init__(self, statements: Statements, storage: Storage) -> None:
-        super().__init__(statements)
-        self._storage = storage
+    _owner: Storage
 
     @property
     def error_entries(self) -> ErrorEntryRepository:
         """The catalogue's repository, inside this transaction."""
-        return self._storage.error_entries.bind(self)
+        return self._owner.error_entries.bind(self)
 
     @property
     def outbox(self) -> BoundOutbox:
         """The outbox: what it is given is delivered only if this commits."""
-        return self._storage.outbox.bind(self)
+        return self._owner.outbox.bind(self)
 
     def repository(self, model: type[Model]) -> Repository[Model]:
         """Return the repository of *model*, inside this transaction.
@@ -62,4 +59,4 @@ class StorageTransaction(Transaction):
         Declare the model first, with ``StorageManager.repository()``, unless its
         table and key are the default ones.
         """
-        return self._storage.repository(model).bind(self)
+        return self._owner.repository(model).bind(self)

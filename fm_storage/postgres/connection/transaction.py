@@ -69,11 +69,16 @@ class Transaction(Verbs):
     It commits when its block ends and rolls back when an error or a
     cancellation leaves the block. Used after the block it raises
     ``ConnectionReleased``.
+
+    Args:
+        statements: What runs them.
+        owner: For a subclass: what the pool's transactions belong to.
     """
 
-    def __init__(self, statements: Statements) -> None:
+    def __init__(self, statements: Statements, owner: Any = None) -> None:
         super().__init__(statements.run)
         self._statements = statements
+        self._owner = owner
 
     def stream(self, sql: str, /, *args: Value, prefetch: int = 1000) -> Stream:
         """Open a server cursor; the block gets an iterator over its rows.
