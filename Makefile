@@ -70,6 +70,11 @@ $(VENV)/.bench: $(VENV)/.dev
 	@$(call INSTALL,$(RUNTIME) --group dev --group bench)
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.runtime
+	@echo "once: installing what builds the site into $(VENV) (about 60 MB on disk; seconds) …"
+	@$(call INSTALL,$(RUNTIME) --group docs)
+	@touch $@
+
 .PHONY: install
 install: $(VENV)/.dev  ## set up .venv with everything that development needs
 
@@ -133,6 +138,10 @@ torture-outbox: $(VENV)/.dev  ## kill the outbox and the usual dual write, 20 ti
 bench: $(VENV)/.bench  ## measure against the peers (ratios; minutes)
 	@for b in tests/bench/bench_*.py; do echo "== $$b"; $(BIN)/python "$$b" $(ARGS) || exit 1; done
 
+.PHONY: docs
+docs: $(VENV)/.docs  ## the site in build/docs: pages, API reference, errors; broken links end it
+	@$(BIN)/python .docs/build.py
+
 .PHONY: build smoke check clean
 build: $(VENV)/.dev  ## wheel and source archive in dist/
 	@rm -rf dist
@@ -151,7 +160,7 @@ smoke: build  ## the wheel, installed into an environment of its own, does its w
 	  "$$folder/venv/bin/python" -m pip install -q -c requirements.lock "$$wheel[embedded]"; fi; \
 	cd "$$folder"; "$$folder/venv/bin/python" -I "$$here/tests/smoke.py"
 
-check: lint types imports cover smoke  ## what CI runs
+check: lint types imports docs cover smoke  ## what CI runs
 	@echo "check: all well"
 
 clean:  ## remove .venv, caches and what was built; the data in .fm_storage stays

@@ -64,7 +64,7 @@ class Example:
 def pages() -> list[Path]:
     """Return every page of the project."""
     found = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
-    for folder in (".github", "fm_storage", "migrations", "tests"):
+    for folder in (".docs", ".github", "fm_storage", "migrations", "tests"):
         found += sorted((ROOT / folder).rglob("*.md"))
     return found
 
