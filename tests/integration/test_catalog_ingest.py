@@ -224,10 +224,16 @@ async def test_what_is_no_log_is_refused_and_nothing_is_stored(
     assert await storage.error_entries.count() == 0
 
 
-async def test_a_batch_that_the_database_refuses_is_an_error(errors, storage):
-    """What was stored before stays; the caller learns why the rest was not."""
+async def test_a_log_whose_batch_fails_stops_and_keeps_what_was_stored(errors, storage):
+    """Not the values but the table is in the way: the caller learns why."""
     await storage.pool.execute(
-        "ALTER TABLE project_errors ADD CHECK (message NOT LIKE 'item 300 %')"
+        "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "IF NEW.message LIKE 'item 300 %' THEN RAISE SQLSTATE '53100'; END IF; "
+        "RETURN NEW; END $$"
+    )
+    await storage.pool.execute(
+        "CREATE TRIGGER full_disk BEFORE INSERT ON project_errors "
+        "FOR EACH ROW EXECUTE FUNCTION full_disk()"
     )
     with pytest.raises(StorageError):
         await errors.ingest(LINES, batch_size=100)

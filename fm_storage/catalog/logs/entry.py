@@ -34,6 +34,9 @@ class IngestReport:
         skipped: Entries below the least severity asked for.
         unparsed: Lines that belong to no entry; *samples* shows the first ones.
         truncated: Lines or traces too long to be kept whole.
+        refused: Entries that the database cannot store, each left out alone;
+            *refusals* has the line and the reason of the first ones.
+        incomplete: Why the log could be read only in part, if so.
         formats: How many headers each format recognised.
         seconds: Time taken.
     """
@@ -46,6 +49,9 @@ class IngestReport:
     skipped: int = 0
     unparsed: int = 0
     truncated: int = 0
+    refused: int = 0
+    refusals: list[str] = field(default_factory=list)
+    incomplete: str | None = None
     samples: list[str] = field(default_factory=list)
     formats: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
@@ -60,9 +66,13 @@ class IngestReport:
             parts.append(f"{self.unparsed} lines not recognised")
         if self.truncated:
             parts.append(f"{self.truncated} lines cut")
+        if self.refused:
+            parts.append(f"{self.refused} refused by the database")
+        if self.incomplete:
+            parts.append(f"incomplete: {self.incomplete}")
         return ", ".join(parts)
 
     @property
     def duplicates(self) -> int:
         """Entries that the catalogue held already."""
-        return self.entries - self.skipped - self.added
+        return self.entries - self.skipped - self.refused - self.added

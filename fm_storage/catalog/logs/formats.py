@@ -58,11 +58,11 @@ class LineParser:
 
     Args:
         zone: Time zone of timestamps that name none.
-        year: Year of timestamps that name none (syslog, klog).
+        now: When the log was last written to; now if None.
     """
 
-    def __init__(self, *, zone: tzinfo = UTC, year: int | None = None) -> None:
-        self._clock = Clock(zone, year or datetime.now(zone).year)
+    def __init__(self, *, zone: tzinfo = UTC, now: datetime | None = None) -> None:
+        self._clock = Clock(zone, now or datetime.now(UTC))
         self._formats: list[tuple[str, Callable[[str], Header | None]]] = [
             ("json", self._json),
             ("apache", self._apache),
@@ -214,9 +214,7 @@ class LineParser:
         found = patterns.KLOG.match(line)
         if found is None:
             return None
-        at = self._clock.at(
-            f"{self._clock.year}-{found['month']}-{found['day']}T{found['at']}"
-        )
+        at = self._clock.day(found["month"], found["day"], found["at"])
         header = self._header(found, at, severity_of(found["level"]))
         header.module = found["place"].rsplit(":", 1)[0]
         header.dated = False

@@ -25,8 +25,9 @@ from fm_storage.catalog.logs.reading_process import (
     Task,
     worth_a_process,
 )
-from fm_storage.catalog.record.store import columns_of
+from fm_storage.catalog.record.store import columns_of, line_of, write_each
 from fm_storage.concurrency.shield import shielded
+from fm_storage.errors import StorageError
 from fm_storage.repositories import Severity
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ Log: TypeAlias = (
 WriteColumns = Callable[[list[list[Any]]], Awaitable[int]]
 
 ASYNC_CHUNK = 1000
+_SAMPLES = 5
 
 
 async def ingest_log(
@@ -142,6 +144,18 @@ async def _pump(
     begin = time.perf_counter()
     writing: asyncio.Task[int] | None = None
 
+    def store(columns: list[list[Any]]) -> Awaitable[int]:
+        async def refuse(at: int, exc: StorageError) -> None:
+            report.refused += 1
+            if len(report.refusals) < _SAMPLES:
+                report.refusals.append(f"line {line_of(columns, at)}: {exc}")
+
+        return write_each(
+            len(columns[0]),
+            lambda part: write([column[part] for column in columns]),
+            refuse,
+        )
+
     async def settle() -> None:
         nonlocal writing
         if writing is not None:
@@ -154,7 +168,7 @@ async def _pump(
     try:
         async for columns in batches:
             await settle()
-            writing = asyncio.ensure_future(write(columns))
+            writing = asyncio.ensure_future(store(columns))
         await settle()
     finally:
         if writing is not None and not writing.done():

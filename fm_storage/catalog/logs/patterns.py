@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from fm_storage.catalog.logs.timestamps import ZONE
+
 __all__ = [
     "ACCESS",
     "APACHE",
@@ -122,11 +124,11 @@ LOWER_RESTS = re.compile(
 STAMP = re.compile(
     r"(?:(?P<file>[^\s\[<{]\S*)(?P<bar>\s+\|)?\s+)?\[?"
     r"(?P<at>\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:[.,]\d{1,9})?)?)"
-    r"\s?(?P<zone>Z\b|UTC\b|GMT\b|[+-]\d\d:?\d\d\b)?\]?:?\s*"
+    rf"\s?(?P<zone>{ZONE})?\]?:?\s*"
 )
 PLAIN_STAMP = re.compile(
     r"(?P<at>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d{1,9})?)"
-    r"(?!\s?(?:Z\b|UTC\b|GMT\b|[+-]\d\d:?\d\d\b)|[.,\d\]:])\s*"
+    rf"(?!\s?{ZONE}|[.,\d\]:])\s*"
 )
 """What ``STAMP`` finds in most logs, in a third of the time."""
 SLASHED = re.compile(

@@ -16,7 +16,7 @@ from uuid import UUID
 from fm_storage.catalog.logs.entry import Header, IngestReport
 from fm_storage.catalog.logs.formats import LineParser
 from fm_storage.catalog.logs.opening import MAX_LINE
-from fm_storage.catalog.record.row import Prepared, prepare
+from fm_storage.catalog.record.row import Prepared, is_plausible, prepare
 from fm_storage.repositories import Severity
 
 __all__ = ["LogReader"]
@@ -80,7 +80,7 @@ class LogReader:
     ) -> None:
         self._lines = iter(lines)
         self._now = now or datetime.now(UTC)
-        self._parser = LineParser(zone=zone, year=self._now.astimezone(zone).year)
+        self._parser = LineParser(zone=zone, now=self._now)
         self._module = module or source.split(".", 1)[0] or source
         self._ranks = _ranks_from(least)
         self._identity: bytes | None = None
@@ -125,7 +125,7 @@ class LogReader:
             else:
                 done = self._finish()
                 self._open = _Open(header, offset, report.lines, raw)
-                if header.timestamp is not None:
+                if header.timestamp is not None and is_plausible(header.timestamp):
                     self._last = header.timestamp
             if done is not None:
                 yield done
@@ -199,14 +199,20 @@ class LogReader:
         context = header.context
         context["source"] = self.report.source
         context["line"] = str(current.line)
+        notes: tuple[str, ...] = ()
+        timestamp = header.timestamp
+        if timestamp is not None and not is_plausible(timestamp):
+            notes = (f"timestamp: {timestamp.isoformat()} is implausible",)
+            timestamp = None
         return prepare(
             message or "(empty)",
             module=header.module or self._module,
             severity=self._ranks[severity],
             stack_trace=trace,
             context=context,
-            timestamp=header.timestamp or self._last or self._now,
+            timestamp=timestamp or self._last or self._now,
             entry_id=self._id(current),
+            notes=notes,
         )
 
     def _id(self, current: _Open) -> UUID:
@@ -223,8 +229,8 @@ class LogReader:
         ).digest()
         bits = int.from_bytes(found)
         at = current.header.timestamp
-        if at is not None and current.header.dated and (since := at.timestamp()) > 0:
-            milliseconds = int(since * 1000) & ((1 << 48) - 1)
+        if at is not None and current.header.dated and is_plausible(at):
+            milliseconds = int(at.timestamp() * 1000) & ((1 << 48) - 1)
             bits = milliseconds << 80 | bits & ((1 << 80) - 1)
         bits = bits & ~(0xF << 76) | 0x8 << 76  # version 8: of our own making
         bits = bits & ~(0x3 << 62) | 0x2 << 62

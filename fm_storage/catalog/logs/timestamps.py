@@ -5,7 +5,8 @@ Zone and year, where a line names none, are the same for a whole log.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, tzinfo
+import contextlib
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 
 __all__ = ["Clock"]
 
@@ -17,48 +18,76 @@ _MILLISECONDS = 1e11
 _NANOSECONDS = 1e17
 
 
+# Zones that logs name, in hours; where a name has two meanings, the commoner one.
+_ZONES = {
+    "Z": 0, "UTC": 0, "GMT": 0, "WET": 0, "WEST": 1, "BST": 1, "CET": 1, "CEST": 2,
+    "EET": 2, "EEST": 3, "MSK": 3, "IST": 5.5, "SGT": 8, "HKT": 8, "JST": 9, "KST": 9,
+    "AEST": 10, "AEDT": 11, "NZST": 12, "NZDT": 13, "EDT": -4, "EST": -5, "CDT": -5,
+    "CST": -6, "MDT": -6, "MST": -7, "PDT": -7, "PST": -8,
+}  # fmt: skip
+ZONE = rf"(?:{'|'.join(_ZONES)}|[+-]\d\d(?::?\d\d)?)\b"
+"""What follows a time of day and names its zone."""
+
+_DAY = timedelta(days=1)
+_SECOND = timedelta(seconds=1)
+_LEAP_CYCLE = 8  # years from one 29 February to the next, at most
+
+
 class Clock:
     """Reads timestamps; None stands for what is none.
 
     Args:
         zone: Time zone of timestamps that name none.
-        year: Year of timestamps that name none (syslog, klog).
+        now: When the log was last written to. A time that names no year (syslog,
+            klog) is the latest such time before it, with a day's tolerance.
     """
 
-    def __init__(self, zone: tzinfo, year: int) -> None:
-        self.year = year
+    def __init__(self, zone: tzinfo, now: datetime) -> None:
         self._zone = zone
+        self._latest = now + _DAY
         # Read with the text, a zone costs a third of adding it afterwards.
         self._suffix = "+00:00" if zone is UTC else ""
 
     def at(self, text: str, zone: str | None = None) -> datetime | None:
         """Read an ISO timestamp, and its zone if that was found separately."""
+        text = text.replace(",", ".")
         if zone and zone[0] in "+-":
             text += zone
-        try:
-            at = datetime.fromisoformat(text.replace(",", "."))
-        except ValueError:
-            return None
-        if at.tzinfo is None:
-            at = at.replace(tzinfo=UTC if zone else self._zone)
+        at = _from_iso(text)
+        if at is not None and at.tzinfo is None:
+            hours = _ZONES.get(zone) if zone else None
+            known = self._zone if hours is None else timezone(timedelta(hours=hours))
+            at = at.replace(tzinfo=known)
         return at
 
     def local(self, text: str) -> datetime | None:
         """Read an ISO timestamp without a zone."""
-        try:
-            at = datetime.fromisoformat(text.replace(",", ".") + self._suffix)
-        except ValueError:
-            return None
-        return at if at.tzinfo is not None else at.replace(tzinfo=self._zone)
+        at = _from_iso(text.replace(",", ".") + self._suffix)
+        if at is None or at.tzinfo is not None:
+            return at
+        return at.replace(tzinfo=self._zone)
 
     def day(
-        self, month: str, day: str, clock: str, year: int | None = None
+        self,
+        month: str,
+        day: str,
+        clock: str,
+        year: int | None = None,
+        zone: str | None = None,
     ) -> datetime | None:
-        """Read a day of a month that is named by its first letters."""
-        if month not in _MONTHS:
+        """Read a day of a month, which is a number or named by its first letters."""
+        number = int(month) if month.isdigit() else _MONTHS.get(month[:3].title())
+        if number is None:
             return None
-        year = self.year if year is None else year
-        return self.at(f"{year}-{_MONTHS[month]:02}-{int(day):02}T{clock}")
+        rest = f"-{number:02}-{int(day):02}T{clock}"
+        if year is not None:
+            return self.at(f"{year:04}{rest}", zone)
+        newest = self._latest.year
+        for one in range(newest, newest - _LEAP_CYCLE - 1, -1):
+            at = self.at(f"{one}{rest}", zone)
+            if at is not None and at <= self._latest:
+                return at
+        return None
 
     def any(self, value: object) -> datetime | None:
         """Read a timestamp of JSON: text, or seconds to nanoseconds since 1970."""
@@ -80,3 +109,12 @@ class Clock:
             except (OverflowError, OSError, ValueError):
                 return None
         return None
+
+
+def _from_iso(text: str) -> datetime | None:
+    with contextlib.suppress(ValueError):
+        return datetime.fromisoformat(text)
+    if ":60" in text:  # a leap second
+        with contextlib.suppress(ValueError):
+            return datetime.fromisoformat(text.replace(":60", ":59")) + _SECOND
+    return None

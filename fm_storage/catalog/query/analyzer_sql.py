@@ -22,8 +22,10 @@ __all__ = [
     "TOTALS",
 ]
 
-_RANGE = """($1::timestamptz IS NULL OR timestamp >= $1)
-  AND ($2::timestamptz IS NULL OR timestamp < $2) AND severity >= $3"""
+# An error stored by other means may have any time, infinity too: what is counted by
+# time lies in the years that record() lets pass.
+_RANGE = """timestamp >= COALESCE($1::timestamptz, '1970-01-01T00:00Z')
+  AND timestamp < LEAST($2::timestamptz, '2200-01-01T00:00Z') AND severity >= $3"""
 
 TOTALS = Sql(
     f"""SELECT count(*) AS errors, count(DISTINCT fingerprint) AS groups,

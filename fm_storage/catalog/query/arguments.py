@@ -8,6 +8,8 @@ from fm_storage.errors import InvalidRecord
 
 __all__ = ["refuse_unclear", "span_of"]
 
+_LONGEST = timedelta(days=36_525)
+
 
 def refuse_unclear(limit: int = 1, **times: datetime | None) -> None:
     """Refuse a number that asks for nothing, and a time of no known zone.
@@ -30,14 +32,16 @@ def span_of(given: timedelta | float, name: str) -> timedelta:
     """Return a span that may be given in seconds.
 
     Raises:
-        InvalidRecord: It is none, or not longer than nothing.
+        InvalidRecord: It is none, not longer than nothing, or longer than a century.
     """
     try:
         span = given if isinstance(given, timedelta) else timedelta(seconds=given)
     except (TypeError, ValueError, OverflowError):
         span = timedelta()
-    if span <= timedelta():
+    if not timedelta() < span <= _LONGEST:
         raise InvalidRecord(
-            f"{name} is {given!r}; give a timedelta or seconds, above 0", field=name
+            f"{name} is {given!r}; give a timedelta or seconds, above 0 and at most "
+            "a century",
+            field=name,
         )
     return span

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 from fm_storage.catalog.record.fingerprint import Fingerprint, fingerprint_of
 from fm_storage.catalog.record.row import RANKS
+from fm_storage.catalog.record.store import CLAMPED
 from fm_storage.errors import PermissionDenied, QueryFailed
 from fm_storage.postgres import Sql
 from fm_storage.repositories import Severity
@@ -45,7 +46,8 @@ ORDER BY e.id LIMIT $3"""
 # Locked against deletion, which takes the group's row with it; in order of id, so
 # that two who do the same cannot deadlock.
 _ERRORS = Sql(
-    "SELECT id, timestamp, severity, message, module, error_code, stack_trace "
+    f"SELECT id, {CLAMPED.format('timestamp')} AS timestamp, severity, "
+    "message, module, error_code, stack_trace "
     "FROM project_errors WHERE id = ANY($1::uuid[]) ORDER BY id FOR KEY SHARE"
 )
 _GROUP = Sql(

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Literal
 
 from fm_storage.catalog.query.grouping import group_ungrouped
 from fm_storage.catalog.record.row import RANKS
-from fm_storage.catalog.record.store import ENTRY_COLUMNS, SEVERITY_OF_RANK, entry_of
+from fm_storage.catalog.record.store import (
+    CLAMPED,
+    ENTRY_COLUMNS,
+    SEVERITY_OF_RANK,
+    entry_of,
+)
 from fm_storage.postgres import Sql
 from fm_storage.repositories import ErrorEntry, Severity
 
@@ -41,8 +46,8 @@ _GROUPS = """WITH counted AS (
   ORDER BY {order}, fingerprint
   LIMIT ${limit}
 )
-SELECT {columns}, c.fingerprint, c.count, c.first_seen, c.last_seen,
-  c.severity AS rank, g.template
+SELECT {columns}, c.fingerprint, c.count, {first} AS first_seen,
+  {last} AS last_seen, c.severity AS rank, g.template
 FROM counted AS c
 JOIN fm_storage.fingerprints AS g USING (fingerprint)
 JOIN LATERAL (
@@ -129,6 +134,8 @@ async def fetch_groups(
         order=_ORDERS[order],
         outer=", ".join(f"c.{part}" for part in _ORDERS[order].split(", ")),
         columns=ENTRY_COLUMNS,
+        first=CLAMPED.format("c.first_seen"),
+        last=CLAMPED.format("c.last_seen"),
         limit=len(values) + 1,
     )
     await group_ungrouped(pool)

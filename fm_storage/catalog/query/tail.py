@@ -18,7 +18,7 @@ from uuid import UUID
 
 from fm_storage.catalog.query.grouping import group_ungrouped
 from fm_storage.catalog.record.row import RANKS
-from fm_storage.catalog.record.store import CHANNEL, ENTRY_COLUMNS, entry_of
+from fm_storage.catalog.record.store import CHANNEL, CLAMPED, ENTRY_COLUMNS, entry_of
 from fm_storage.errors import ConfigurationInvalid, StorageError
 from fm_storage.postgres import Sql
 from fm_storage.repositories import ErrorEntry, Severity
@@ -40,7 +40,8 @@ _CHUNK = 500
 # An error is committed some time after it happened, so each look goes back a
 # while and what was shown already is left out. Only ids are read for that.
 _NEWER = Sql(
-    """SELECT error_id, timestamp FROM fm_storage.error_fingerprints
+    f"""SELECT error_id, {CLAMPED.format("timestamp")}
+FROM fm_storage.error_fingerprints
 WHERE timestamp >= $1 AND severity >= $2
   AND ($3::text IS NULL OR fingerprint IN (
     SELECT fingerprint FROM fm_storage.fingerprints WHERE module = $3))

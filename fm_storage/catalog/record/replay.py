@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from fm_storage.catalog.record.row import Prepared
 from fm_storage.catalog.record.spool import Segment, Spool
+from fm_storage.catalog.record.store import write_each
 from fm_storage.concurrency.backoff import Backoff
-from fm_storage.errors import QueryFailed, StorageClosed, StorageError
+from fm_storage.errors import StorageClosed, StorageError
 
 __all__ = ["Replayer"]
 
@@ -120,23 +121,15 @@ class Replayer:
         return added
 
     async def _write_some(self, rows: Sequence[Prepared]) -> int:
-        """Write a batch; halve it on refusal, so that one bad entry stops no other."""
-        try:
-            added = await self._write(rows)
-        except QueryFailed as exc:
-            if exc.retryable or not _blames_values(exc):
-                raise
-            if len(rows) == 1:
-                path = await asyncio.to_thread(self._spool.reject, rows[0], str(exc))
-                logger.warning("spool: entry %s set aside in %s", rows[0].id, path)
-                return 0
-        else:
+        """Write a batch; an entry that is refused is set aside alone."""
+
+        async def write(part: slice) -> int:
+            added = await self._write(rows[part])
             self.away = False
             return added
-        half = len(rows) // 2
-        return await self._write_some(rows[:half]) + await self._write_some(rows[half:])
 
+        async def refuse(at: int, exc: StorageError) -> None:
+            path = await asyncio.to_thread(self._spool.reject, rows[at], str(exc))
+            logger.warning("spool: entry %s set aside in %s", rows[at].id, path)
 
-def _blames_values(exc: QueryFailed) -> bool:
-    """Return whether the server refused the data itself (classes 22, 23, 54)."""
-    return (exc.sqlstate or "")[:2] in {"22", "23", "54"}
+        return await write_each(len(rows), write, refuse)

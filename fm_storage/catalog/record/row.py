@@ -33,7 +33,14 @@ from fm_storage.repositories import ErrorEntry, Severity, uuid7
 if TYPE_CHECKING:
     from fm_storage._typing import JsonObject
 
-__all__ = ["RANKS", "REPAIRED", "Prepared", "Recorded", "prepare"]
+__all__ = [
+    "RANKS",
+    "REPAIRED",
+    "Prepared",
+    "Recorded",
+    "is_plausible",
+    "prepare",
+]
 
 RANKS = {
     Severity.DEBUG: 10,
@@ -51,6 +58,7 @@ _MAX_MODULE, _MAX_CODE = 255, 100
 _MAX_MESSAGE = 16 * 1024
 _COMMON = 16 * 1024  # characters of a trace that is worth remembering
 _NO_MODULE = "unknown"
+_FIRST_YEAR, _LAST_YEAR = 1970, 2199
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +157,15 @@ class Prepared(NamedTuple):
         return cls(*fields)
 
 
+def is_plausible(timestamp: datetime) -> bool:
+    """Return whether something can have happened then: in the years 1970 to 2199.
+
+    Others stand for *no time* (the zero value of Go and .NET is in the year 1), or
+    leave with their offset what a ``timestamptz`` holds.
+    """
+    return _FIRST_YEAR <= timestamp.year <= _LAST_YEAR
+
+
 def prepare(
     message: str,
     *,
@@ -165,7 +182,8 @@ def prepare(
 
     Secrets are masked. What PostgreSQL cannot store (NUL, lone surrogates, text
     or context without bound, an over-long code) is repaired, and the repairs are
-    listed under ``_repaired`` in the context.
+    listed under ``_repaired`` in the context. So is a time at which nothing can
+    have happened.
     """
     done = list(notes)
     plain: JsonObject | None = None
@@ -193,6 +211,9 @@ def prepare(
         kind = exception_type(stack_trace)
         error_code = (kind or code_of_template(template))[:_MAX_CODE]
     if timestamp is None:
+        timestamp = datetime.now(UTC)
+    elif not is_plausible(timestamp):
+        done.append(f"timestamp: {timestamp.isoformat()} is implausible, taken as now")
         timestamp = datetime.now(UTC)
     elif timestamp.tzinfo is None:
         timestamp = timestamp.replace(tzinfo=UTC)

@@ -6,13 +6,15 @@ trip, all or nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import codecs
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import orjson
 
-from fm_storage.catalog.record.row import RANKS, Prepared
+from fm_storage.catalog.record.row import RANKS, REPAIRED, Prepared
+from fm_storage.errors import InvalidRecord, QueryFailed, StorageError
 from fm_storage.postgres import Record, Sql
 from fm_storage.repositories import ErrorEntry, Severity
 from fm_storage.vector_state import upsert_ctes
@@ -20,14 +22,25 @@ from fm_storage.vector_state import upsert_ctes
 if TYPE_CHECKING:
     from fm_storage.postgres import Executor
 
-__all__ = ["CHANNEL", "ENTRY_COLUMNS", "SEVERITY_OF_RANK", "CatalogStore", "entry_of"]
+__all__ = [
+    "CHANNEL",
+    "CLAMPED",
+    "ENTRY_COLUMNS",
+    "SEVERITY_OF_RANK",
+    "CatalogStore",
+    "entry_of",
+]
 
 CHANNEL = "fm_storage_errors"
 """Notified, at most a few times a second and process, after errors were committed."""
 
+# Plain SQL may store what the driver cannot read: infinity, or years before Christ.
+CLAMPED = "LEAST(GREATEST({}, '0001-01-02T00:00Z'), '9999-12-30T00:00Z')"
+"""A time within the years that Python has."""
+
 ENTRY_COLUMNS = (
     "e.message, e.module, e.error_code, e.severity, e.stack_trace, "
-    "e.manager_context, e.timestamp, e.id"
+    f"e.manager_context, {CLAMPED.format('e.timestamp')} AS timestamp, e.id"
 )
 _CONTEXT = Prepared._fields.index("context")
 _SEVERITY = Prepared._fields.index("severity")
@@ -128,6 +141,50 @@ _WAITING = Sql(
 )
 
 
+_UNTRANSLATABLE = "22P05"
+_REFUSALS = frozenset({"22", "23", "54"})
+
+
+async def write_each(
+    count: int,
+    write: Callable[[slice], Awaitable[int]],
+    refuse: Callable[[int, StorageError], Awaitable[None]],
+) -> int:
+    """Write *count* rows at once, or in halves where the database refuses values.
+
+    One row that cannot be stored stops no other: it is handed to *refuse*.
+
+    Args:
+        count: Number of rows.
+        write: Writes some of them in one statement, returning how many were new.
+        refuse: Takes the position of a row that cannot be stored, and why.
+
+    Raises:
+        StorageError: Something else than a row's values is in the way.
+    """
+
+    async def some(start: int, stop: int) -> int:
+        try:
+            return await write(slice(start, stop))
+        except (QueryFailed, InvalidRecord) as exc:
+            if not _refuses_values(exc):
+                raise
+            if stop - start == 1:
+                await refuse(start, exc)
+                return 0
+        middle = (start + stop) // 2
+        return await some(start, middle) + await some(middle, stop)
+
+    return await some(0, count)
+
+
+def _refuses_values(exc: QueryFailed | InvalidRecord) -> bool:
+    """Return whether the values are refused, here or by the server."""
+    if isinstance(exc, InvalidRecord):
+        return True
+    return not exc.retryable and (exc.sqlstate or "")[:2] in _REFUSALS
+
+
 class CatalogStore:
     """Writes and reads rows through any executor; holds no connection.
 
@@ -159,18 +216,27 @@ class CatalogStore:
             row.template,
             RANKS[row.severity],
         )
-        if self.collection is None:
-            tag = await executor.execute(_RECORD, *values, timeout=timeout)
-        else:
-            payload = {
-                "module": row.module,
-                "severity": RANKS[row.severity],
-                "at": row.timestamp.timestamp(),
-                "fingerprint": str(row.fingerprint),
-            }
-            tag = await executor.execute(
-                _RECORD_WITH_VECTOR, *values, self.collection, payload, timeout=timeout
-            )
+        try:
+            if self.collection is None:
+                tag = await executor.execute(_RECORD, *values, timeout=timeout)
+            else:
+                payload = {
+                    "module": row.module,
+                    "severity": RANKS[row.severity],
+                    "at": row.timestamp.timestamp(),
+                    "fingerprint": str(row.fingerprint),
+                }
+                tag = await executor.execute(
+                    _RECORD_WITH_VECTOR,
+                    *values,
+                    self.collection,
+                    payload,
+                    timeout=timeout,
+                )
+        except QueryFailed as exc:
+            if exc.sqlstate != _UNTRANSLATABLE:
+                raise
+            return bool(await self.write_many(executor, [row], timeout=timeout))
         return tag.endswith(" 1")
 
     async def write_many(
@@ -193,7 +259,25 @@ class CatalogStore:
         *,
         timeout: float | None = None,
     ) -> int:
-        """Store what ``columns_of()`` made, perhaps in another thread."""
+        """Store what ``columns_of()`` made, perhaps in another thread.
+
+        Characters that the database's encoding lacks are escaped.
+        """
+        try:
+            return await self._write_columns(executor, columns, timeout)
+        except QueryFailed as exc:
+            if exc.sqlstate != _UNTRANSLATABLE:
+                raise
+        encoding = await executor.fetchval("SHOW server_encoding")
+        encodable = _encodable(columns, str(encoding))
+        return await self._write_columns(executor, encodable, timeout)
+
+    async def _write_columns(
+        self,
+        executor: Executor,
+        columns: Sequence[Sequence[object]],
+        timeout: float | None,
+    ) -> int:
         if self.collection is None:
             added = await executor.fetchval(_RECORD_MANY, *columns, timeout=timeout)
         else:
@@ -237,6 +321,45 @@ def columns_of(rows: Sequence[Prepared]) -> list[list[Any]]:
     columns[_SEVERITY] = [severity.value for severity in severities]
     columns.append([RANKS[severity] for severity in severities])
     return columns
+
+
+def line_of(columns: Sequence[Sequence[Any]], at: int) -> str:
+    """Return the line of a log at which the entry of a row begins."""
+    return str(orjson.loads(columns[_CONTEXT][at] or "{}").get("line", "?"))
+
+
+def _encodable(
+    columns: Sequence[Sequence[object]], encoding: str
+) -> list[Sequence[object]]:
+    """Return *columns* in characters that the database's encoding has."""
+    try:
+        codec = codecs.lookup(encoding.replace("WIN", "cp")).name
+    except LookupError:
+        codec = "ascii"
+    note = f"characters that {encoding} lacks escaped"
+
+    def fit(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.encode(codec, "backslashreplace").decode(codec)
+        if isinstance(value, list):
+            return [fit(one) for one in value]
+        if isinstance(value, dict):
+            return {fit(key): fit(one) for key, one in value.items()}
+        return value
+
+    made: list[Sequence[object]] = [
+        column if at == _CONTEXT else [fit(value) for value in column]
+        for at, column in enumerate(columns)
+    ]
+    contexts: list[str] = []
+    for at, text in enumerate(columns[_CONTEXT]):
+        context = fit(orjson.loads(str(text))) if text else {}
+        pairs = zip(columns, made, strict=True)
+        if any(old[at] != new[at] for old, new in pairs) or _json(context) != text:
+            context[REPAIRED] = [*context.get(REPAIRED, ()), note]
+        contexts.append(_json(context))
+    made[_CONTEXT] = contexts
+    return made
 
 
 def _json(value: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import os
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ from fm_storage.cli.common import (
     print_json,
     with_storage,
 )
-from fm_storage.cli.errors.options import MOMENT, SEVERITIES, severity_text
+from fm_storage.cli.errors.options import MOMENT, SEVERITIES, ZONE, severity_text
 from fm_storage.cli.errors.stdin import read_stdin
 from fm_storage.cli.errors.tables import say_nothing
 
@@ -55,6 +55,13 @@ _SLICE = 5.0
     type=click.Choice(SEVERITIES, case_sensitive=False),
     help="Leave out entries below this severity.",
 )
+@click.option(
+    "--zone",
+    type=ZONE,
+    default="UTC",
+    show_default=True,
+    help="Time zone of timestamps that name none.",
+)
 @json_option
 @click.pass_obj
 def ingest(
@@ -64,6 +71,7 @@ def ingest(
     source: str | None,
     module: str | None,
     severity: str | None,
+    zone: tzinfo,
     as_json: bool,
 ) -> None:
     """Put the entries of LOG (- is standard input) into the catalogue.
@@ -90,6 +98,7 @@ def ingest(
                     source=source or ("stdin" if log == "-" else None),
                     module=module,
                     severity=severity,
+                    zone=zone,
                     progress=progress,
                 )
         _print_report(done, as_json=as_json)
@@ -112,6 +121,8 @@ def _print_report(report: IngestReport, *, as_json: bool) -> None:
         return
     out = console()
     out.print(plain(report), soft_wrap=True)
+    for refusal in report.refusals:
+        out.print(Text("  ") + plain(refusal, limit=200), soft_wrap=True)
     if report.samples:
         out.print(Text("not recognised, for example:", style="dim"))
         for sample in report.samples:
@@ -252,6 +263,11 @@ def report(
     """
     if page is None and not as_json:
         raise click.UsageError("name the PAGE to write (errors.html), or give --json")
+    if as_json and page == _STDOUT:
+        raise click.UsageError(
+            "--json and a page on standard output would be mixed; name a file, or "
+            "leave one of them out"
+        )
     if since is not None and until is not None and until <= since:
         raise click.UsageError("--until must be later than --since")
     if page is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import click
 from rich.text import Text
 
-__all__ = ["MOMENT", "SEVERITIES", "filters", "severity_text"]
+__all__ = ["MOMENT", "SEVERITIES", "ZONE", "filters", "severity_text"]
 
 SEVERITIES = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _STYLES = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
@@ -34,7 +35,13 @@ class _Moment(click.ParamType[datetime]):
             return value
         age = _AGE.fullmatch(value)
         if age is not None:
-            return datetime.now(UTC) - timedelta(seconds=float(age[1]) * _UNITS[age[2]])
+            try:
+                span = timedelta(seconds=float(age[1]) * _UNITS[age[2]])
+                return datetime.now(UTC) - span
+            except OverflowError:
+                self.fail(
+                    f"{value!r} is before all time; give a shorter age", param, ctx
+                )
         try:
             moment = datetime.fromisoformat(value)
         except ValueError:
@@ -47,7 +54,35 @@ class _Moment(click.ParamType[datetime]):
         return moment if moment.tzinfo else moment.astimezone()
 
 
+class _Zone(click.ParamType[tzinfo]):
+    """A time zone: ``Europe/Berlin``, ``UTC``, or an offset such as ``+02:00``."""
+
+    name = "zone"
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tzinfo:
+        """Return the zone."""
+        if isinstance(value, tzinfo):
+            return value
+        try:
+            if value[:1] in "+-":
+                return datetime.strptime(value, "%z").tzinfo or UTC
+            return ZoneInfo(value)
+        except (ValueError, OSError, KeyError):
+            self.fail(
+                f"{value!r} is no time zone; give a name (Europe/Berlin) or an offset "
+                "(+02:00)",
+                param,
+                ctx,
+            )
+
+
 MOMENT = _Moment()
+ZONE = _Zone()
 
 
 def filters(function: Callable[..., Any]) -> Callable[..., Any]:
