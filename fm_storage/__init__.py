@@ -34,6 +34,7 @@ from fm_storage.config import (
 )
 from fm_storage.errors import (
     CheckViolated,
+    CollectionDamaged,
     CollectionMismatch,
     CollectionNotFound,
     ConfigurationInvalid,
@@ -124,6 +125,7 @@ __all__ = [
     "CheckViolated",
     "CleanupReport",
     "CollectionConfig",
+    "CollectionDamaged",
     "CollectionMismatch",
     "CollectionNotFound",
     "Column",

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-__all__ = ["Json", "JsonObject", "Progress"]
+__all__ = ["JSON_DEPTH", "Json", "JsonObject", "Progress"]
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 JsonObject: TypeAlias = "dict[str, Json]"
 
 Progress: TypeAlias = Callable[[int, int | None], None]
 """Called as ``progress(done, total)``; *total* is None while it is unknown."""
+
+JSON_DEPTH = 100
+"""Levels of objects and arrays in a payload, itself included.
+
+Qdrant's parser stops at 128, of which a batch needs 7; the log of the embedded engine
+takes deeper ones, and cannot be read again.
+"""

@@ -34,6 +34,7 @@ once, in the room that imports the driver::
     ├── InvalidRecord (ValueError)              a value that cannot be stored
     ├── CollectionNotFound (LookupError)
     ├── CollectionMismatch                      exists with another definition
+    ├── CollectionDamaged                       its files cannot be read
     ├── InvalidVector (ValueError)              not finite, not a vector
     │   └── DimensionMismatch                   a vector of another length
     ├── NotSynced (TimeoutError)                a point has not been delivered yet
@@ -83,6 +84,7 @@ from fm_storage.errors.schema import (
     SchemaOutOfDate,
 )
 from fm_storage.errors.vectors import (
+    CollectionDamaged,
     CollectionMismatch,
     CollectionNotFound,
     DimensionMismatch,
@@ -94,6 +96,7 @@ from fm_storage.errors.vectors import (
 
 __all__ = [
     "CheckViolated",
+    "CollectionDamaged",
     "CollectionMismatch",
     "CollectionNotFound",
     "ConfigurationInvalid",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
+    "CollectionDamaged",
     "CollectionMismatch",
     "CollectionNotFound",
     "DimensionMismatch",
@@ -39,6 +40,28 @@ def _does_not_exist(collection: str, operation: str) -> str:
         f"collection {collection!r}: it does not exist ({operation}); "
         "create it with ensure_collection_exists()"
     )
+
+
+class CollectionDamaged(StorageError):
+    """The files of a collection of the embedded engine cannot be read.
+
+    Other collections are not affected. ``delete_collection()`` works.
+
+    Attributes:
+        collection: Name of the collection.
+        file: The file, or the collection's folder.
+        operation: Name of the method that failed.
+    """
+
+    def __init__(
+        self, collection: str, *, file: str, reason: str, operation: str
+    ) -> None:
+        super().__init__(
+            f"collection {collection!r}: its files are damaged ({file}: {reason}); "
+            "restore them from a backup, or delete_collection() and write it again "
+            "(outbox.rebuild() does both from PostgreSQL)"
+        )
+        self.collection, self.file, self.operation = collection, file, operation
 
 
 class CollectionMismatch(StorageError):
@@ -189,6 +212,7 @@ def name_operation(exc: Exception, operation: str) -> None:
     if isinstance(
         exc,
         CollectionNotFound
+        | CollectionDamaged
         | CollectionMismatch
         | InvalidVector
         | VectorStoreUnavailable,

@@ -14,6 +14,7 @@ from uuid import UUID
 
 import orjson
 
+from fm_storage._typing import JSON_DEPTH
 from fm_storage.errors import InvalidRecord
 from fm_storage.vector_state.frames import VectorLike, encode_vectors
 from fm_storage.vector_state.identifiers import encode_id
@@ -138,15 +139,17 @@ def _at(index: int | None) -> str:
     return "" if index is None else f" of point {index}"
 
 
-def _canonical(value: object) -> object:
+def _canonical(value: object, depth: int = 2) -> object:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise TypeError("NaN and infinity have no JSON form")
         if value.is_integer() and abs(value) < 2.0**63:
             return int(value)
         return float(f"{value:.12g}")
+    if isinstance(value, dict | list | tuple) and depth > JSON_DEPTH:
+        raise TypeError(f"it is nested deeper than {JSON_DEPTH} levels")
     if isinstance(value, dict):
-        return {key: _canonical(inner) for key, inner in value.items()}
+        return {key: _canonical(inner, depth + 1) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_canonical(inner) for inner in value]
+        return [_canonical(inner, depth + 1) for inner in value]
     return value

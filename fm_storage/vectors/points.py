@@ -78,7 +78,8 @@ class CollectionInfo:
         vectors: ``{name: {"size": …, "distance": …}}``; ``""`` is the unnamed one.
         sparse_vectors: ``{name: {"modifier": …}}``.
         payload_indexes: ``{field: type}``.
-        status: ``green``, or ``yellow`` while an index is being built.
+        status: ``green``; ``yellow`` while an index is being built; ``red`` when
+            its files are damaged.
         aliases: Other names of the collection.
     """
 

@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from fm_storage.errors import (
+    CollectionDamaged,
     CollectionNotFound,
     EmbeddedFailed,
     InvalidName,
@@ -307,6 +308,16 @@ def _refused(
         return RecordNotFound(name, text)
     if kind == "vector":
         return InvalidVector(f"collection {name!r}: {text}", collection=name)
+    if kind == "damaged":
+        return CollectionDamaged(
+            answer["c"], file=answer["file"], reason=text, operation=operation
+        )
+    if kind == "full":
+        return VectorStoreUnavailable(
+            f"vector engine: {operation}: the disk is full ({text}); free some space",
+            operation=operation,
+            collection=collection,
+        )
     if kind == "bad":
         return InvalidRecord(f"collection {name!r}: {operation} refused: {text}")
     return VectorStoreUnavailable(

@@ -1,9 +1,10 @@
-"""What the application gives, checked and made ready to send.
+"""Points as the application gives them: ids, vectors and payloads, checked.
 
 A whole batch is checked before its first byte leaves, because no engine applies
 a bad batch whole or not at all; each of them refuses the same things with the same
-words. Works without numpy, whose import
-costs more than starting the engine; arrays of numpy are read as buffers.
+words. What JSON has no word for is refused before orjson would quietly change it.
+Works without numpy, whose import costs more than starting the engine; arrays of
+numpy are read as buffers.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid5
 
-from fm_storage._typing import JsonObject
+import orjson
+
+from fm_storage._typing import JSON_DEPTH, JsonObject
 from fm_storage.errors import DimensionMismatch, InvalidRecord, InvalidVector
-from fm_storage.vectors.request.payloads import RESERVED_ID, encode_payload
 
 __all__ = [
+    "RESERVED_ID",
     "Encoded",
     "Floats",
     "Terms",
+    "encode_payload",
     "encode_point",
     "encode_points",
     "encode_vector",
@@ -33,6 +37,10 @@ __all__ = [
     "to_wire_id",
 ]
 
+RESERVED_ID = "_fm_id"
+"""Payload key that keeps a string id as the application wrote it."""
+
+_PLAIN = frozenset({str, int, bool, type(None)})
 _MAX_TERM = 2**32
 _NAMESPACE = UUID("7e9d2a52-6c1b-5f0e-9a43-0f2d4c6b8e11")
 _UUID = re.compile(
@@ -409,3 +417,100 @@ def in_batches(
 
 def _at(index: int | None) -> str:
     return "" if index is None else f" of point {index}"
+
+
+def encode_payload(
+    payload: Any,
+    collection: str,
+    *,
+    index: int | None = None,
+    kept_id: object = None,
+    level: int = 1,
+) -> bytes:
+    """Return a payload as JSON text.
+
+    Args:
+        payload: A mapping.
+        collection: For the message.
+        index: Position in a batch, for the message.
+        kept_id: The id as the application wrote it, where it was mapped.
+        level: At which level of the stored payload it will stand.
+
+    Raises:
+        InvalidRecord: It is no mapping of text to JSON values, or nested too deep.
+    """
+    whole = payload
+    if type(payload) is not dict or not _is_plain(payload):
+        whole = _checked_payload(payload, collection, index, level)
+    if RESERVED_ID in whole:
+        problem = f"uses the reserved key {RESERVED_ID!r}; rename it"
+        path = f"payload.{RESERVED_ID}"
+        raise _bad_payload(collection, index, path, problem)
+    if kept_id is not None:
+        whole = {**whole, RESERVED_ID: kept_id}
+    try:
+        return orjson.dumps(whole, option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError as exc:
+        problem = f"cannot be stored ({exc}); give JSON values"
+        raise _bad_payload(collection, index, "payload", problem) from None
+
+
+def _bad_payload(
+    collection: str, index: int | None, path: str, problem: str
+) -> InvalidRecord:
+    return InvalidRecord(
+        f"collection {collection!r}: {path}{_at(index)} {problem}",
+        field=path,
+        index=index,
+    )
+
+
+def _is_plain(payload: dict[Any, Any]) -> bool:
+    """Whether a payload has plain values only, as nearly all have."""
+    for key, value in payload.items():
+        kind = type(value)
+        if type(key) is not str or not (
+            kind in _PLAIN or (kind is float and math.isfinite(value))
+        ):
+            return False
+    return True
+
+
+def _checked_payload(
+    payload: Any, collection: str, index: int | None, level: int
+) -> dict[str, Any]:
+    if payload is None:
+        return {}
+    if not isinstance(payload, Mapping):
+        problem = f"is a {type(payload).__name__}; give a mapping"
+        raise _bad_payload(collection, index, "payload", problem)
+    try:
+        found = _not_json(payload, "payload", level)
+    except TypeError as exc:
+        found = "payload", f"cannot be stored ({exc}); give JSON values"
+    if found is not None:
+        raise _bad_payload(collection, index, *found)
+    return dict(payload)
+
+
+def _not_json(value: Any, path: str, level: int) -> tuple[str, str] | None:
+    """Find what JSON has no word for, or nests too deep: its path, what is wrong."""
+    if isinstance(value, str | int) or value is None:
+        return None
+    if isinstance(value, float):
+        problem = f"is {value!r}; JSON has no such number"
+        return None if math.isfinite(value) else (path, problem)
+    if not isinstance(value, Mapping | list | tuple):
+        # A dataclass, an array, …: looked at as the JSON that it becomes.
+        plain = orjson.loads(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
+        return _not_json(plain, path, level)
+    if level > JSON_DEPTH:
+        return path[:80], f"is nested deeper than {JSON_DEPTH} levels; flatten it"
+    inside: Iterable[tuple[str, Any]] = ((path, inner) for inner in value)
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                return path, f"has a key of type {type(key).__name__}; give text"
+        inside = ((f"{path}.{key}", inner) for key, inner in value.items())
+    faults = (_not_json(inner, at, level + 1) for at, inner in inside)
+    return next((fault for fault in faults if fault is not None), None)

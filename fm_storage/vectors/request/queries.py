@@ -14,8 +14,7 @@ from uuid import UUID
 from fm_storage.errors import InvalidRecord
 from fm_storage.vectors.request.filters import Filter, as_json, normal_filter
 from fm_storage.vectors.request.operations import Query
-from fm_storage.vectors.request.payloads import RESERVED_ID
-from fm_storage.vectors.request.points import encode_vector, to_wire_id
+from fm_storage.vectors.request.points import RESERVED_ID, encode_vector, to_wire_id
 
 __all__ = [
     "Asked",

@@ -9,6 +9,7 @@ and copies nothing twice.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Protocol, TypeAlias
@@ -17,7 +18,7 @@ import orjson
 
 from fm_storage._typing import Progress
 from fm_storage.config import CollectionConfig
-from fm_storage.errors import CollectionNotFound
+from fm_storage.errors import CollectionDamaged, CollectionNotFound
 from fm_storage.vectors.points import CollectionInfo, Point, ScoredPoint, SparseVector
 from fm_storage.vectors.request.definitions import spec_of
 
@@ -96,6 +97,11 @@ async def reindex(
     info = await store.collection_info(collection)
     passes = 0
     if info.name != target:
+        with suppress(CollectionNotFound):
+            try:
+                await store.count(target)
+            except CollectionDamaged:  # what an earlier run left is of no use
+                await store.delete_collection(target)
         await store.ensure_collection_exists(target, definition)
         for _ in range(_PASSES):
             passes += 1
@@ -108,9 +114,12 @@ async def reindex(
         # What was written to the old one between the last pass and the exchange.
         await run.copy(old, stragglers=True)
         passes += 1
-        await store.delete_collection(old)
     except CollectionNotFound:
         pass  # a server cannot rename: the old one went with the exchange
+    except CollectionDamaged:
+        await store.delete_collection(old)  # as good as gone
+    else:
+        await store.delete_collection(old)
     await store.delete_payload(target, [MARK], {MARK: {"exists": True}})
     return ReindexReport(collection, target, run.copied, run.deleted, passes)
 

@@ -36,8 +36,7 @@ from fm_storage.vectors.request.operations import (
     Scroll,
     SetPayload,
 )
-from fm_storage.vectors.request.payloads import encode_payload
-from fm_storage.vectors.request.points import to_wire_id
+from fm_storage.vectors.request.points import encode_payload, to_wire_id
 from fm_storage.vectors.request.queries import (
     Asked,
     hybrid,
@@ -432,7 +431,8 @@ class QdrantStore:
             InvalidRecord: The payload, an id or the filter is wrong.
         """
         ids, chosen = ids_or_filter_of(ids_or_filter)
-        text = encode_payload(payload, collection)
+        level = 1 if key is None else 2 + key.count(".") + key.count("[")
+        text = encode_payload(payload, collection, level=level)
         if ids != []:
             request = SetPayload(text, ids, chosen, key, overwrite)
             await self._calls.one("set_payload", collection, request=request)

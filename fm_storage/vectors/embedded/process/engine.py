@@ -8,12 +8,13 @@ of ``main.py``, and no event loop of an application ever waits for it.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 import traceback
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,39 @@ from fm_storage.vectors.embedded.process.vector_bytes import Raw
 
 __all__ = ["REST", "Engine", "refusal"]
 
+_KEPT_FREE = 64 * 1024 * 1024
+# What does not say that a file is damaged: it may open another time.
+_ELSEWHERE = re.compile(
+    r"no space left|too many open files|cannot allocate|wouldblock|permission denied"
+    r"|read-only file system|input/output error|os error (5|12|13|24|28|30)\b",
+    re.IGNORECASE,
+)
+_UNREADABLE = re.compile(
+    r"failed to (decode|deserialize|decompress|load segment)|not readable|corrupt"
+    r"|checksum|inconsistent storage",
+    re.IGNORECASE,
+)
 REST = 60.0
 """Seconds between two attempts to build an index that failed."""
 
 
 class _Missing(Exception):
     """The collection does not exist."""
+
+
+class Damaged(Exception):
+    """The files of a collection cannot be read: its name, a file, the reason."""
+
+    @classmethod
+    def found(cls, shard: str, folder: Path, exc: BaseException) -> Damaged:
+        """Name the file where the engine's text does."""
+        text = str(exc)
+        file = re.search(rf"{re.escape(str(folder))}[^\s:\"',]*", text)
+        return cls(shard, file[0] if file else str(folder), text[:300])
+
+
+class _DiskFull(Exception):
+    """Too little space is left to write safely."""
 
 
 class _Taken(Exception):
@@ -108,7 +136,7 @@ class Engine:
         for name in list(self.builds):
             self.end_build(name)
         for shard in self.shards.values():
-            with suppress(Exception):
+            with suppress(BaseException):
                 shard.close()
         self.shards.clear()
 
@@ -122,16 +150,17 @@ class Engine:
         for name, shard in self.shards.items():
             if self._rest_until.get(name, 0.0) > now:
                 continue
-            if wants_index(shard, self.index_threshold):
-                try:
-                    build = Build(shard, self.manifest.shards_folder)
-                except OSError:  # no process to be had just now
-                    traceback.print_exc()
-                    shard.journal = None
-                    self._rest_until[name] = now + REST
+            try:
+                if not wants_index(shard, self.index_threshold):
                     continue
-                self.builds[name] = build
-                return [build]
+                self._check_space(0)
+                self.builds[name] = Build(shard, self.manifest.shards_folder)
+            except BaseException:  # no process or space just now, or it is damaged
+                traceback.print_exc()
+                shard.journal = None
+                self._rest_until[name] = now + REST
+                continue
+            return [self.builds[name]]
         return []
 
     def paused(self, request: dict[str, Any]) -> bool:
@@ -158,7 +187,7 @@ class Engine:
                     self.end_build(name)
                 elif build.ready and build.step(self._swap):
                     del self.builds[name]
-            except Exception:
+            except BaseException:  # a panic, too, ends the build only
                 traceback.print_exc()
                 self.end_build(name)
 
@@ -172,8 +201,36 @@ class Engine:
     def read(self, request: dict[str, Any]) -> tuple[Any, bytes]:
         """Answer one read that is not a query."""
         out = Raw()
-        answer = self._reads[request["op"]](request, out)
+        with self._watched(request):
+            answer = self._reads[request["op"]](request, out)
         return answer, bytes(out.floats)
+
+    @contextmanager
+    def _watched(self, request: dict[str, Any]) -> Iterator[None]:
+        """Let damage and panics stop only the collection in which they are met."""
+        try:
+            yield
+        except Damaged:
+            raise
+        except BaseException as exc:  # a panic of the engine is no Exception
+            panicked = not isinstance(exc, Exception)
+            if not panicked and not _UNREADABLE.search(str(exc)):
+                raise
+            name = self.manifest.resolve(str(request.get("c") or "")) or ""
+            shard = self._dismiss(name)
+            if panicked or shard is None:
+                # Opened anew by the next call, which finds out what is left of it.
+                raise RuntimeError(f"the engine panicked: {exc}") from exc
+            raise Damaged.found(name, shard.folder, exc) from exc
+
+    def _dismiss(self, name: str) -> Shard | None:
+        """Close a shard that cannot be trusted, as far as it can be closed."""
+        shard = self.shards.pop(name, None)
+        if shard is not None:
+            self.end_build(name)
+            with suppress(BaseException):
+                shard.edge_shard.close()
+        return shard
 
     def query(self, requests: list[tuple[dict[str, Any], memoryview]]) -> list[Any]:
         """Answer queries on one collection together.
@@ -182,39 +239,72 @@ class Engine:
         """
         answers: list[Any] = [None] * len(requests)
         ready: list[tuple[int, edge.QueryRequest]] = []
-        shard: Shard | None = None
         for position, (request, raw) in enumerate(requests):
             try:
-                shard = self._shard(request)
-                ready.append((position, shard.query_request(request, raw)))
+                with self._watched(request):
+                    made = self._shard(request).query_request(request, raw)
+                    ready.append((position, made))
             except Exception as exc:
                 answers[position] = exc
-        if shard is None:
-            return answers
-        queries = [query for _, query in ready]
-        for (position, _), hits in zip(ready, _found(shard, queries), strict=True):
-            if isinstance(hits, Exception):
-                answers[position] = hits
-                continue
-            out = Raw()
-            answers[position] = (shard.hits(hits, out), bytes(out.floats))
+        if len(ready) > 1:
+            # One at fault fails a batch; then they are asked one by one.
+            with suppress(BaseException):
+                shard = self._shard(requests[0][0])
+                batch = edge.QueryBatchRequest([query for _, query in ready])
+                many = shard.edge_shard.query_batch(batch)
+                for (position, _), found in zip(ready, many, strict=True):
+                    out = Raw()
+                    answers[position] = (shard.hits(found, out), bytes(out.floats))
+                return answers
+        for position, query in ready:  # a batch of one takes a seventh longer
+            request, out = requests[position][0], Raw()
+            try:
+                with self._watched(request):
+                    shard = self._shard(request)
+                    found = shard.edge_shard.query(query)
+                    answers[position] = (shard.hits(found, out), bytes(out.floats))
+            except Exception as exc:
+                answers[position] = exc
         return answers
 
     def write(self, request: dict[str, Any], raw: memoryview) -> Any:
         """Apply one write; it is durable after the flush that may follow."""
-        answer = self._writes[request["op"]](request, raw)
+        if request["op"] not in {"delete", "drop"}:
+            self._check_space(len(raw))
+        with self._watched(request):
+            answer = self._writes[request["op"]](request, raw)
         name = self.manifest.resolve(request.get("c") or "")
         if name is not None and request.get("sync"):
             self.to_flush.add(name)
         return answer
 
-    def flush(self) -> None:
-        """Sync the shards that were written to and whose writers asked for it."""
+    def _check_space(self, size: int) -> None:
+        # Its files are sparse and mapped: a page that finds no block on the disk
+        # would end the process, so it stops writing before that.
+        disk = os.statvfs(self.folder)
+        free = disk.f_bavail * disk.f_frsize
+        if free < _KEPT_FREE + 4 * size:
+            raise _DiskFull(
+                f"{free >> 20} MB are left on the disk of {self.folder}, and "
+                f"{_KEPT_FREE >> 20} MB are kept free"
+            )
+
+    def flush(self) -> dict[str, Exception]:
+        """Sync the shards that were written to and whose writers asked for it.
+
+        Returns what went wrong, by collection.
+        """
         names, self.to_flush = self.to_flush, set()
+        failed: dict[str, Exception] = {}
         for name in names:
             shard = self.shards.get(name)
             if shard is not None and shard.dirty:
-                shard.flush()
+                try:
+                    with self._watched({"c": name}):
+                        shard.flush()
+                except Exception as exc:
+                    failed[name] = exc
+        return failed
 
     def _hello(self, request: dict[str, Any]) -> dict[str, Any]:
         self.index_threshold = int(request.get("index_threshold", 20_000))
@@ -235,20 +325,26 @@ class Engine:
         shard = self.shards.get(name)
         if shard is None:
             entry = self.manifest.collections[name]
-            shard = Shard.load(
-                name, self.manifest.shards_folder / entry["folder"], entry["spec"]
-            )
+            folder = self.manifest.shards_folder / entry["folder"]
+            try:
+                shard = Shard.load(name, folder, entry["spec"])
+            except BaseException as exc:  # a panic of the engine is no Exception
+                if _ELSEWHERE.search(str(exc)) or isinstance(exc, MemoryError):
+                    raise
+                raise Damaged.found(name, folder, exc) from exc
             self.shards[name] = shard
         return shard
 
     def _info(self, asked: str) -> dict[str, Any]:
         name = self._name(asked)
-        return {
-            "name": name,
-            "aliases": self.manifest.aliases_of(name),
-            "status": "yellow" if name in self.builds else "green",
-            **self._shard({"c": name}).info(),
-        }
+        known = {"name": name, "aliases": self.manifest.aliases_of(name)}
+        status = "yellow" if name in self.builds else "green"
+        try:
+            return {**known, "status": status, **self._shard({"c": name}).info()}
+        except Damaged:
+            spec = self.manifest.collections[name]["spec"]
+            sizes = {"points": 0, "indexed": 0, "total": 0}
+            return {**known, "status": "red", "spec": spec, **sizes}
 
     def _create(self, request: dict[str, Any]) -> bool:
         name, spec = request["c"], request["spec"]
@@ -274,7 +370,8 @@ class Engine:
                 del self.manifest.aliases[alias]
         shard = self.shards.pop(name, None)
         if shard is not None:
-            shard.edge_shard.close()
+            with suppress(Exception):  # it may be damaged
+                shard.edge_shard.close()
         shutil.rmtree(self.manifest.shards_folder / entry["folder"], ignore_errors=True)
         return True
 
@@ -337,21 +434,6 @@ class Engine:
         self._shard(request).flush()
 
 
-def _found(shard: Shard, queries: list[edge.QueryRequest]) -> list[Any]:
-    """Return the hits of each query, or the exception it met."""
-    if len(queries) > 1:
-        # One at fault fails a batch; then they are asked one by one.
-        with suppress(Exception):
-            return list(shard.edge_shard.query_batch(edge.QueryBatchRequest(queries)))
-    found: list[Any] = []
-    for query in queries:  # a batch of one takes a seventh longer than a query
-        try:
-            found.append(shard.edge_shard.query(query))
-        except Exception as exc:
-            found.append(exc)
-    return found
-
-
 def refusal(exc: Exception) -> dict[str, Any]:
     """Return the answer that stands for an exception."""
     text = str(exc)
@@ -359,6 +441,11 @@ def refusal(exc: Exception) -> dict[str, Any]:
         return {"err": "missing", "text": text}
     if isinstance(exc, _Taken):
         return {"err": "taken", "text": text}
+    if isinstance(exc, Damaged):
+        name, file, reason = exc.args
+        return {"err": "damaged", "text": reason, "c": name, "file": file}
+    if isinstance(exc, _DiskFull):
+        return {"err": "full", "text": text}
     if isinstance(exc, WrongVector):
         return {"err": "vector", "text": f"{exc.args} does not fit it"}
     if isinstance(exc, PointNotFound):

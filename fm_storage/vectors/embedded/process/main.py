@@ -270,7 +270,7 @@ class Server:
 
     def _apply_writes(self) -> None:
         until = time.monotonic() + _TURN
-        done: list[tuple[_Client, int, dict[str, Any]]] = []
+        done: list[tuple[_Client, int, str | None, dict[str, Any]]] = []
         waiting: list[tuple[_Client, int, dict[str, Any], memoryview]] = []
         while self.writes and time.monotonic() < until:
             client, number, request, raw = self.writes.popleft()
@@ -281,19 +281,18 @@ class Server:
                 answer = {"ok": self.engine.write(request, raw)}
             except Exception as exc:
                 answer = refusal(exc)
-            done.append((client, number, answer))
+            name = self.engine.manifest.resolve(str(request.get("c") or ""))
+            done.append((client, number, name, answer))
         self.writes.extendleft(reversed(waiting))
         if not done:
             return
         self.last_write = time.monotonic()
         if self.looked_at is None:
             self.looked_at = self.last_write
-        try:
-            self.engine.flush()
-        except Exception as exc:
-            done = [(client, number, refusal(exc)) for client, number, _ in done]
-        for client, number, answer in done:
-            self._reply(client, number, answer)
+        failed = self.engine.flush()
+        for client, number, name, answer in done:
+            lost = failed.get(name or "") if "ok" in answer else None
+            self._reply(client, number, answer if lost is None else refusal(lost))
 
 
 def _same_user(sock: socket.socket) -> bool:

@@ -60,17 +60,20 @@ class Manifest:
         """
         self.shards_folder.mkdir(mode=0o700, exist_ok=True)
         if self._file.exists():
-            data = orjson.loads(self._file.read_bytes())
+            data = self._read()
             if data.get("format") != _FORMAT:
                 message = (
                     f"{self._file}: format {data.get('format')!r}, not {_FORMAT}; "
                     "it was written by another version"
                 )
                 raise ValueError(message)
-            self.identity = data["identity"]
-            self.marker = data["marker"]
-            self.collections = data["collections"]
-            self.aliases = data["aliases"]
+            try:
+                self.identity = data["identity"]
+                self.marker = data["marker"]
+                self.collections = data["collections"]
+                self.aliases = data["aliases"]
+            except KeyError as exc:
+                raise ValueError(f"{self._file}: it has no {exc}; restore it") from exc
         else:
             if any(self.shards_folder.iterdir()):
                 message = (
@@ -84,6 +87,18 @@ class Manifest:
         for left in self.shards_folder.iterdir():
             if left.name not in named:
                 shutil.rmtree(left, ignore_errors=True)
+
+    def _read(self) -> dict[str, Any]:
+        problem = "it holds no object"
+        try:
+            data = orjson.loads(self._file.read_bytes())
+        except orjson.JSONDecodeError as exc:
+            data, problem = None, str(exc)
+        if isinstance(data, dict):
+            return data
+        raise ValueError(
+            f"{self._file}: it is damaged ({problem}); restore it from a backup"
+        )
 
     def save(self) -> None:
         """Write the file; after a crash the old or the new one is there, whole."""
