@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fm_storage.concurrency.backoff import Backoff
 from fm_storage.errors import (
+    CollectionDamaged,
     CollectionMismatch,
     CollectionNotFound,
     ConfigurationInvalid,
@@ -146,7 +147,9 @@ class _Run:
             self.failed, self._problem = True, describe(outcome.failure)
         self._away = self._away or outcome.outage is not None
         name = outcome.collection
-        if isinstance(outcome.blocked, CollectionNotFound | CollectionMismatch):
+        if isinstance(
+            outcome.blocked, CollectionNotFound | CollectionMismatch | CollectionDamaged
+        ):
             self._absent.add(name)
             self._blocked[name] = describe(outcome.blocked)
         elif outcome.unserved:

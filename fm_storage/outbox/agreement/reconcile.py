@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fm_storage.errors import CollectionNotFound
+from fm_storage.errors import CollectionDamaged, CollectionNotFound
 from fm_storage.outbox.agreement.compare import Pair, look_up
 from fm_storage.outbox.agreement.marker import marked_version
 from fm_storage.outbox.agreement.sequence import LAST, raise_sequence
@@ -185,7 +185,7 @@ class Reconciler:
             return False
         try:
             return await self._store.count(collection) < expected
-        except CollectionNotFound:
+        except (CollectionNotFound, CollectionDamaged):
             return True
 
     async def _named(self, collection: str | None) -> list[str]:
@@ -233,7 +233,7 @@ class Reconciler:
                 points, offset = await self._store.scroll(
                     collection, limit=_PAGE, offset=offset
                 )
-            except CollectionNotFound:
+            except (CollectionNotFound, CollectionDamaged):
                 return
             yield points
             if offset is None:
@@ -244,7 +244,7 @@ class Reconciler:
     ) -> dict[str, ScoredPoint]:
         try:
             points = await self._store.retrieve(collection, map(decode_id, ids))
-        except CollectionNotFound:
+        except (CollectionNotFound, CollectionDamaged):
             return {}
         return {encode_id(point.id): point for point in points}
 

@@ -19,6 +19,7 @@ from uuid import UUID
 from fm_storage.concurrency.backoff import Backoff
 from fm_storage.concurrency.pacing import in_chunks
 from fm_storage.errors import (
+    CollectionDamaged,
     CollectionMismatch,
     CollectionNotFound,
     EmbeddedFailed,
@@ -293,7 +294,7 @@ class Delivery:
         self, collection: str, rows: list[Leased], outcome: Outcome, exc: Exception
     ) -> bool:
         """Postpone rows if the failure is no fault of any of them."""
-        if isinstance(exc, CollectionNotFound | CollectionMismatch):
+        if isinstance(exc, CollectionNotFound | CollectionMismatch | CollectionDamaged):
             outcome.blocked = exc
             self._ensured.discard(collection)
         elif isinstance(exc, _OUTAGES) or _is_passing(exc):

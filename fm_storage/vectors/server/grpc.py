@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from qdrant_client import models
 
+from fm_storage.errors import InvalidRecord
 from fm_storage.vectors.points import ScoredPoint
 from fm_storage.vectors.request.operations import (
     Count,
@@ -44,6 +45,11 @@ if TYPE_CHECKING:
 __all__ = ["GrpcPoints"]
 
 _CHUNK = 64
+_NESTED = 94
+"""Messages inside each other that one value of a payload may take: the parsers of
+gRPC stop at 100, an object takes three and an array two."""
+_SHALLOW = _NESTED // 3
+_MAX_INTEGER = 2**63
 
 
 def _point(point: Encoded) -> models.PointStruct:
@@ -68,9 +74,46 @@ def _selector(ids: Ids | None, chosen: Json | None) -> Any:
     return models.PointIdsList(points=list(ids or ()))
 
 
+def _carried(
+    payload: bytes, *, index: int | None = None, above: int = 0
+) -> dict[str, Any]:
+    """Return a payload that a message of gRPC can carry.
+
+    Raises:
+        InvalidRecord: It is nested deeper, or has a greater integer.
+    """
+    fields: dict[str, Any] = orjson.loads(payload)
+    for key, value in fields.items():
+        try:
+            depth = _depth(value)
+        except OverflowError as exc:
+            problem = f"has the integer {exc}, and gRPC carries less than 2**63"
+        else:
+            if above + depth <= _NESTED:
+                continue
+            problem = f"is nested deeper than gRPC carries ({_SHALLOW} objects)"
+        at = "" if index is None else f" of point {index}"
+        field = f"payload.{key}"
+        message = f"{field}{at} {problem}; use REST (qdrant.prefer_grpc=false)"
+        raise InvalidRecord(message, field=field, index=index)
+    return fields
+
+
+def _depth(value: Any) -> int:
+    if isinstance(value, dict):
+        return 3 + max(map(_depth, value.values()), default=0)
+    if isinstance(value, list):
+        return 2 + max(map(_depth, value), default=0)
+    if isinstance(value, int) and value >= _MAX_INTEGER:
+        raise OverflowError(value)
+    return 0
+
+
 def _messages(batch: Sequence[Encoded]) -> list[Any]:
     from qdrant_client.conversions.conversion import RestToGrpc
 
+    for point in batch:
+        _carried(point.payload, index=point.index)
     return [RestToGrpc.convert_point_struct(_point(point)) for point in batch]
 
 
@@ -157,7 +200,13 @@ class GrpcPoints:
             await self._client.delete(collection, points_selector=selector, wait=True)
 
     async def _set_payload(self, collection: str, request: SetPayload) -> None:
-        fields = orjson.loads(request.payload)
+        key = request.key
+        above = 0 if key is None else 3 + 3 * key.count(".") + 2 * key.count("[")
+        fields = (
+            _carried(request.payload, above=above)
+            if self._remote
+            else orjson.loads(request.payload)
+        )
         points = _selector(None, by_filter(request.ids, request.filter))
         if request.overwrite:
             await self._client.overwrite_payload(
