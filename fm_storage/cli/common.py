@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -149,7 +149,8 @@ async def _terminable(main: Coroutine[Any, Any, T]) -> T:
         task.cancel()
 
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, on_term)
+    with suppress(NotImplementedError):  # Windows
+        loop.add_signal_handler(signal.SIGTERM, on_term)
     try:
         return await main
     except asyncio.CancelledError:
@@ -157,7 +158,8 @@ async def _terminable(main: Coroutine[Any, Any, T]) -> T:
             raise SystemExit(128 + signal.SIGTERM) from None
         raise
     finally:
-        loop.remove_signal_handler(signal.SIGTERM)
+        with suppress(NotImplementedError):
+            loop.remove_signal_handler(signal.SIGTERM)
 
 
 def with_storage(

@@ -7,7 +7,6 @@ never confirmed to anyone.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 import threading
@@ -18,6 +17,7 @@ from uuid import uuid4
 
 from fm_storage.catalog.record.row import Prepared
 from fm_storage.concurrency.pacing import yielding_gil
+from fm_storage.concurrency.posix import NOFOLLOW, lock_file, owned
 from fm_storage.errors import PermissionDenied
 
 __all__ = ["Segment", "Spool", "spool_folder"]
@@ -149,7 +149,7 @@ class Spool:
         """Set aside an entry that the database refuses, for a person to look at."""
         path = self.folder / _REJECTED
         descriptor = os.open(
-            path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600
+            path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | NOFOLLOW, 0o600
         )
         try:
             os.write(descriptor, row.to_json() + b"\n")
@@ -181,10 +181,10 @@ class Spool:
             path = self.folder / f"{os.getpid()}-{uuid4().hex}{_SUFFIX}"
             descriptor = os.open(
                 path,
-                os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW,
+                os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | NOFOLLOW,
                 0o600,
             )
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock_file(descriptor, wait=True)
             # Between the two calls another process may have locked the empty
             # file, found nothing in it and removed it: then take a new one.
             if os.fstat(descriptor).st_nlink:
@@ -193,12 +193,12 @@ class Spool:
 
     def _adopt(self, path: Path) -> Segment | None:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
+            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | NOFOLLOW)
         except OSError:
             return None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = os.fstat(descriptor).st_uid == os.geteuid()
+            lock_file(descriptor, wait=False)
+            mine = owned(os.fstat(descriptor))
             gone = os.fstat(descriptor).st_nlink == 0
         except OSError:
             os.close(descriptor)  # its owner lives
@@ -215,12 +215,12 @@ class Spool:
         for folder in (self.folder.parent, self.folder):
             folder.mkdir(mode=0o700, exist_ok=True)
             found = folder.lstat()
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            if not stat.S_ISDIR(found.st_mode) or not owned(found):
                 raise PermissionDenied(
                     f"spool {str(folder)!r}: it is not a folder of this user; "
                     "remove it, or choose another data_dir"
                 )
-            if found.st_mode & 0o077:
+            if found.st_mode & 0o077 and hasattr(os, "geteuid"):
                 raise PermissionDenied(
                     f"spool {str(folder)!r}: others may enter it (mode "
                     f"{stat.S_IMODE(found.st_mode):o}); chmod 700 it"

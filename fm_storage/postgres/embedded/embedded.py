@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import os
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from types import TracebackType
 from typing import TypeVar
 from urllib.parse import quote
 
+from fm_storage.concurrency.posix import fcntl, require_posix
 from fm_storage.concurrency.shield import wait_done
 from fm_storage.concurrency.threads import in_thread
 from fm_storage.errors import EmbeddedFailed
@@ -111,6 +111,7 @@ class EmbeddedPostgres:
         Raises:
             EmbeddedFailed: It cannot run here; the message names the remedy.
         """
+        require_posix("embedded PostgreSQL", "postgres.dsn")
         async with self._turn:
             if self._dsn is not None:
                 return self._dsn
@@ -313,4 +314,5 @@ def _forget_in_child() -> None:
     _open_uses.clear()
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)

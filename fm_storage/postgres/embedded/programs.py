@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from fm_storage.concurrency.posix import pwd
 from fm_storage.errors import EmbeddedFailed
 
 __all__ = ["Server", "ServiceUser", "installed_server", "service_account"]

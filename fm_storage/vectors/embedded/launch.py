@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
 import socket
 import stat
@@ -19,6 +18,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from fm_storage.concurrency.posix import fcntl, require_posix
 from fm_storage.errors import EmbeddedFailed
 from fm_storage.vectors.embedded.boot import command
 
@@ -35,6 +35,7 @@ def prepare_folder(folder: Path) -> None:
     Raises:
         EmbeddedFailed: It cannot be made, is no folder, or belongs to another.
     """
+    require_posix("vector engine", "qdrant.url")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
