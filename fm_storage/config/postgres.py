@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal, Self
 
@@ -102,19 +101,6 @@ class PostgresConfig(Section):
     def embedded(self) -> bool:
         """Whether the server is one of our own."""
         return self.dsn.startswith(EMBEDDED)
-
-    @property
-    def libpq_ssl(self) -> str | None:
-        """``ssl`` as libpq's ``sslmode``, "" if not set; None for an SSLContext.
-
-        An SSLContext is the driver's alone: it cannot be handed to libpq, over
-        which migrations go.
-        """
-        if isinstance(self.ssl, ssl.SSLContext) or self.ssl is True:
-            return None
-        if self.ssl is False:
-            return "disable"
-        return self.ssl if isinstance(self.ssl, str) else ""
 
     @property
     def safe_dsn(self) -> str:

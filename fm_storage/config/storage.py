@@ -215,20 +215,6 @@ class StorageConfig(BaseSettings):
                 "fill a vector store of its own); set it, or set qdrant to None "
                 "(FM_STORAGE_QDRANT=none) to do without vectors",
             )
-        if (
-            postgres is not None
-            and not postgres.embedded
-            and postgres.libpq_ssl is None
-            and self.migrations.auto_apply
-            and self.migrations.dsn is None
-        ):
-            raise ConfigurationInvalid(
-                "migrations.dsn",
-                "not set although postgres.ssl is an SSLContext, which libpq cannot "
-                "use, and migrations go over libpq; set it to the same server with "
-                "sslmode, sslrootcert and sslcert, or write these into postgres.dsn "
-                "instead of postgres.ssl, or switch migrations.auto_apply off",
-            )
         if self.embedded == "never":
             for key, part in (("postgres.dsn", postgres), ("qdrant.url", qdrant)):
                 if part is not None and part.embedded:

@@ -1,7 +1,6 @@
 """Migrations that survive kill −9: files, record, runner, and a safe backend for yoyo.
 
-Importing this room loads neither yoyo nor psycopg; a call with something to apply
-does.
+Importing this room does not load yoyo; a call with something to apply does.
 """
 
 from __future__ import annotations

@@ -24,11 +24,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
-import psycopg
-import yoyo.connections
 import yoyo.migrations
 
-from fm_storage.errors import MigrationFailed
+from fm_storage.errors import ConnectionFailed, MigrationFailed, QueryFailed
 from fm_storage.migrate import ledger, pieces, statements
 from fm_storage.migrate.connection import OneConnection
 from fm_storage.migrate.drift import compare, refuse_drift
@@ -80,7 +78,7 @@ class FmStorageBackend(OneConnection):
             with self.lock():
                 if not self._has_ledger():
                     with self.transaction():
-                        self.fetch(ledger.CREATE_LEDGER)
+                        self.connection.run(ledger.CREATE_LEDGER)
         self._internal_schema_updated = True
 
     def _has_ledger(self) -> bool:
@@ -124,8 +122,8 @@ class FmStorageBackend(OneConnection):
         super().mark_one(migration, log=log)
         file = file_of(migration)
         self.fetch(
-            "UPDATE fm_storage.migrations SET checksum = %s, source = %s, "
-            "release = %s WHERE migration_id = %s",
+            "UPDATE fm_storage.migrations SET checksum = $1, source = $2, "
+            "release = $3 WHERE migration_id = $4",
             file.checksum,
             file.source,
             release(),
@@ -173,11 +171,13 @@ class FmStorageBackend(OneConnection):
     def release_lock(self) -> None:
         """Roll back what is open, and let the next process migrate."""
         self._is_locked = False
-        with contextlib.suppress(psycopg.Error):  # then the lock is gone anyway
+        with contextlib.suppress(
+            QueryFailed, ConnectionFailed
+        ):  # then the lock is gone anyway
             if self._in_transaction:
                 self.rollback()
             if not self.connection.closed:
-                self.fetch("SELECT pg_advisory_unlock(%s)", ledger.LOCK_KEY)
+                self.fetch("SELECT pg_advisory_unlock($1)", ledger.LOCK_KEY)
 
     def break_lock(self) -> None:
         """Do nothing: there is never a stale lock to break."""
@@ -189,17 +189,16 @@ class FmStorageBackend(OneConnection):
 
     def _try_lock(self) -> bool:
         return bool(
-            self.fetch("SELECT pg_try_advisory_lock(%s)", ledger.LOCK_KEY)[0][0]
+            self.fetch("SELECT pg_try_advisory_lock($1)", ledger.LOCK_KEY)[0][0]
         )
 
     def _holder(self) -> str:
         rows = self.fetch(
             "SELECT a.pid, a.application_name FROM pg_locks l "
             "JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory' "
-            "AND l.granted AND l.classid = (%s >> 32)::int::oid "
-            "AND l.objid = (%s & 4294967295)::oid AND l.database = "
+            "AND l.granted AND l.classid = ($1::bigint >> 32)::int::oid "
+            "AND l.objid = ($1::bigint & 4294967295)::oid AND l.database = "
             "(SELECT oid FROM pg_database WHERE datname = current_database())",
-            ledger.LOCK_KEY,
             ledger.LOCK_KEY,
         )
         return f"backend {rows[0][0]} ({rows[0][1]})" if rows else "another process"

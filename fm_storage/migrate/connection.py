@@ -1,33 +1,32 @@
-"""The one connection that a migrating thread has, and how it is interrupted."""
+"""yoyo's backend on the one connection that a migrating thread has."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
 
-import psycopg
-import yoyo.connections
-from psycopg import errors as pg
-from psycopg.conninfo import conninfo_to_dict
-from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
+from yoyo.backends.base import DatabaseBackend
 from yoyo.utils import change_param_style
 
 from fm_storage.concurrency.backoff import Backoff
-from fm_storage.config import MigrationsConfig, mask_dsn
+from fm_storage.config import MigrationsConfig, PostgresConfig
 from fm_storage.errors import (
-    ConfigurationInvalid,
     ConnectionFailed,
+    DeadlockDetected,
+    LockTimeout,
     MigrationFailed,
     PermissionDenied,
-    StorageError,
+    QueryFailed,
 )
+from fm_storage.migrate import driver
+from fm_storage.migrate.driver import MigrationStopped, for_migrations, reason
 
-__all__ = ["MigrationStopped", "OneConnection", "is_broken", "opened"]
+__all__ = ["OneConnection", "opened"]
 
 _SETTINGS = {
     # Limits that a role may carry are for queries, not for schema changes.
@@ -38,78 +37,56 @@ _SETTINGS = {
     # A server that works for a killed client keeps its lock until it notices.
     "client_connection_check_interval": "200ms",
 }
-_LOGIN_REFUSED = re.compile(
-    r"authentication failed|pg_hba\.conf|^role .* does not exist"
-)
-_NO_PRIVILEGE = "42501"
-_CANCEL_TIMEOUT = 1.0
-_CANCEL_AGAIN = 0.2
-_CANCEL_TIMES = 20
+_INVALID_VALUE = "22023"
 
 B = TypeVar("B", bound="OneConnection")
 
 
-class MigrationStopped(Exception):
-    """The caller was cancelled; what ran was rolled back."""
-
-
-class _Cursor(psycopg.Cursor[Any]):
+class QuietCursor(driver.Cursor):
     """A cursor whose rows nobody sees: yoyo prints those of every SELECT."""
 
-    quiet = True
+    def execute(self, *args: Any) -> driver.Cursor:
+        """Run a statement and show no columns."""
+        super().execute(*args)
+        self.description = None
+        return self
 
-    @property
-    def description(self) -> list[psycopg.Column] | None:
-        return None if self.quiet else super().description
 
+class OneConnection(DatabaseBackend):  # type: ignore[misc]  # yoyo is untyped
+    """A connection in yoyo's clothes.
 
-class OneConnection(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is untyped
-    """A psycopg connection in yoyo's clothes.
-
-    Belongs to one thread; another may call ``interrupt()`` only.
+    Belongs to one thread; another may set ``stop`` and stop its connection.
     """
 
+    driver_module = "fm_storage.migrate.driver"
     lock_timeout = 1.0
     wait_timeout = 600.0
-    retried = (pg.LockNotAvailable, pg.DeadlockDetected)
+    retried = (LockTimeout, DeadlockDetected)
+    has_transactional_ddl = True
     has_savepoints = True
     _in_transaction: bool = False
 
     def __init__(self, dburi: Any, migration_table: str = "") -> None:
+        # yoyo's own __init__() would pickle the address.
+        self.uri = dburi
+        self.migration_table = migration_table
+        self.DatabaseError = self.driver.DatabaseError
         self.stop = threading.Event()
         self.report: Callable[[str, str, int, int], None] = lambda *_: None
         self.step_of: tuple[str, int] | None = None
         self.step = 0
-        super().__init__(dburi, migration_table)
-        self.has_transactional_ddl = True
+        self._connection = self.connect(dburi)
 
-    def connect(self, dburi: Any) -> psycopg.Connection[Any]:
-        """Open the one connection, in autocommit: transactions are explicit."""
-        named = {
-            "dbname": dburi.database or None,
-            "user": dburi.username,
-            "password": dburi.password,
-            "host": dburi.hostname,
-            "port": dburi.port,
-        }
-        defaults = {"application_name": "fm_storage migrate", "connect_timeout": 10}
-        options = {k: v for k, v in dburi.args.items() if k != "conninfo"}
-        given = conninfo_to_dict(dburi.args.get("conninfo", ""))
-        if "," in str(given.get("host", "")):  # of several, the one that can write
-            given.setdefault("target_session_attrs", "read-write")
-        connection: psycopg.Connection[Any] = psycopg.connect(
-            **{
-                **defaults,
-                **{key: value for key, value in named.items() if value is not None},
-                **given,
-                **options,
-            },
-            autocommit=True,
-            prepare_threshold=None,
-            cursor_factory=_Cursor,
-        )
+    def connect(self, dburi: Any) -> driver.Connection:
+        """Return *dburi*, if it is a connection; else connect to that address."""
+        if isinstance(dburi, driver.Connection):
+            return dburi
+        query = f"?{urlencode(dburi.args)}" if dburi.args else ""
+        dsn = f"postgresql://{dburi.netloc}/{quote(dburi.database or '')}{query}"
+        connection = driver.Connection(for_migrations(PostgresConfig(dsn=dsn)))
         # yoyo's own command leaves it open. A forked child's exit must not close it.
         weakref.finalize(self, connection.close).atexit = False
+        connection.open()
         return connection
 
     def lift_limits(self) -> None:
@@ -120,7 +97,7 @@ class OneConnection(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is 
                 the lock, to strangers.
         """
         served_by = self.fetch("SELECT pg_backend_pid()")[0][0]
-        if served_by != self.connection.info.backend_pid:
+        if served_by != self.connection.process_id:
             message = (
                 "migrations: the address leads to a connection pooler, which would "
                 "hand the lock to strangers; set migrations.dsn to the server itself"
@@ -129,7 +106,9 @@ class OneConnection(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is 
         settings = dict(_SETTINGS)
         try:
             self._set(settings)
-        except psycopg.DataError:  # an operating system without that check
+        except QueryFailed as exc:  # an operating system without that check
+            if exc.sqlstate != _INVALID_VALUE:
+                raise
             del settings["client_connection_check_interval"]
             self._set(settings)
 
@@ -137,74 +116,76 @@ class OneConnection(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is 
         """Set what this server knows of *settings*."""
         self.fetch(
             "SELECT set_config(s.name, v.value, false) FROM "
-            "unnest(%s::text[], %s::text[]) AS v (name, value) "
+            "unnest($1::text[], $2::text[]) AS v (name, value) "
             "JOIN pg_settings s ON s.name = v.name",
             list(settings),
             list(settings.values()),
         )
 
+    def limit_locks(self, *, local: bool = True, seconds: float | None = None) -> None:
+        """Let a statement wait for a lock no longer than ``lock_timeout``.
+
+        Args:
+            local: Whether that ends with the transaction.
+            seconds: Another limit; 0 is none.
+        """
+        limit = self.lock_timeout if seconds is None else seconds
+        text = f"{int(limit * 1000)}ms"
+        self.fetch("SELECT set_config('lock_timeout', $1, $2)", text, local)
+
     def init_database(self) -> None:
         """Write nothing: a look at the state must not change the database."""
 
     def fetch(self, sql: str, *args: object) -> list[tuple[Any, ...]]:
-        """Run a statement of our own and return its rows."""
-        with contextlib.closing(cast("_Cursor", self.connection.cursor())) as cursor:
-            cursor.quiet = False
-            cursor.execute(sql, args or None)
-            return cursor.fetchall() if cursor.description else []
+        """Run a statement of our own with ``$1`` …, and return its rows."""
+        rows: list[tuple[Any, ...]] = self.connection.fetch(sql, *args)
+        return rows
+
+    def run(self, sql: str) -> None:
+        """Run a statement of a migration, whose rows nobody sees."""
+        self._announce()
+        self.connection.run(sql)
 
     def execute(
-        self,
-        sql: str,
-        params: Mapping[str, object] | None = None,
-    ) -> _Cursor:
+        self, sql: str, params: Mapping[str, object] | None = None
+    ) -> driver.Cursor:
         """Run one of yoyo's own statements, whose rows it reads itself."""
-        cursor = cast("_Cursor", self.connection.cursor())
-        cursor.quiet = False
         text, values = change_param_style(self.driver.paramstyle, sql, params)
-        cursor.execute(text, values)
-        return cursor
-
-    def interrupt(self) -> None:
-        """End what runs, from another thread: wake the waiter, cancel the query."""
-        self.stop.set()
-        for _ in range(_CANCEL_TIMES):
-            with contextlib.suppress(psycopg.Error):
-                self.connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
-            # One cancellation may arrive between two statements, and be lost.
-            time.sleep(_CANCEL_AGAIN)
-            if self.connection.closed:
-                break
+        cursor: driver.Cursor = self.connection.cursor()
+        return cursor.execute(text, values)
 
     def check_stop(self) -> None:
         """Raise if the caller was cancelled.
 
         Raises:
-            MigrationStopped: ``interrupt()`` was called.
+            MigrationStopped: ``stop`` was set.
         """
         if self.stop.is_set():
             raise MigrationStopped
 
-    def cursor(self) -> psycopg.Cursor[Any]:
+    def cursor(self) -> driver.Cursor:
         """Return a cursor, and report which statement it is about to run."""
+        self._announce()
+        return QuietCursor(self.connection)
+
+    def _announce(self) -> None:
         self.check_stop()
         if self.step_of is not None:
             name, total = self.step_of
             self.step += 1
             self.report("statement", name, self.step, total)
-        return cast("psycopg.Cursor[Any]", self.connection.cursor())
 
     def commit(self) -> None:
         """Commit, unless the caller was cancelled meanwhile."""
         self.check_stop()
-        super().commit()
+        self.connection.run("COMMIT")
+        self._in_transaction = False
 
     def rollback(self) -> None:
         """Roll back; a connection that broke has done so by itself."""
-        if self.connection.closed:
-            self._in_transaction = False
-        else:
-            super().rollback()
+        self._in_transaction = False
+        if not self.connection.closed:
+            self.connection.rollback()
 
     def savepoint(self, id: str) -> None:
         """Set a savepoint; yoyo wants one around every statement."""
@@ -248,84 +229,42 @@ class OneConnection(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is 
     def reset(self) -> None:
         """Forget what a migration set for the session, the limits included."""
         if not self.connection.closed and not self._in_transaction:
-            with contextlib.suppress(psycopg.Error):
-                self.fetch("RESET ALL")
-                self.fetch("RESET ROLE")
+            with contextlib.suppress(QueryFailed, ConnectionFailed):
+                self.connection.run("RESET ALL; RESET ROLE")
                 self.lift_limits()
 
 
 @contextlib.contextmanager
 def opened(
     kind: type[B],
-    dsn: str,
+    connection: driver.Connection,
     config: MigrationsConfig,
     *,
-    password: str | None,
     stop: threading.Event,
-    options: Mapping[str, str] | None = None,
 ) -> Iterator[B]:
-    """Connect by a libpq address, and close at the end.
+    """Connect, and close at the end.
 
     Raises:
         ConfigurationInvalid: The address cannot be read.
         ConnectionFailed: No server answered, or the connection broke.
         MigrationFailed: The server refused a statement of our own.
     """
-    args: dict[str, Any] = {"conninfo": dsn, **(options or {})}
-    if password is not None:
-        args["password"] = password
-    address = yoyo.connections.DatabaseURI(
-        "postgresql+fm", None, None, None, None, None, args
-    )
     try:
-        backend = kind(address)
-    except psycopg.OperationalError as exc:
-        raise _no_connection(dsn, exc) from exc
-    except psycopg.ProgrammingError:
-        # libpq quotes the address, password and all.
-        raise ConfigurationInvalid(
-            "migrations.dsn",
-            f"{mask_dsn(dsn)!r} cannot be read as an address; write "
-            "postgresql://user@host:5432/database",
-        ) from None
-    backend.stop = stop
-    backend.lock_timeout = config.lock_timeout
-    backend.wait_timeout = config.wait_timeout
-    try:
-        backend.check_stop()
-        yield backend
-    except psycopg.Error as exc:
-        what = str(exc).strip()
-        if is_broken(backend, exc):
-            message = f"migrations: the connection broke ({what}); run it again"
+        connection.open()
+        backend = kind(connection)
+        backend.stop = stop
+        backend.lock_timeout = config.lock_timeout
+        backend.wait_timeout = config.wait_timeout
+        try:
+            backend.check_stop()
+            yield backend
+        except ConnectionFailed as exc:
+            message = f"migrations: the connection broke ({reason(exc)}); run it again"
             raise ConnectionFailed(message, sqlstate=exc.sqlstate) from exc
-        message = f"migrations: {what}"
-        if exc.sqlstate == _NO_PRIVILEGE:
-            message += "; set migrations.dsn to a role that owns the schema"
-        raise MigrationFailed(message, sqlstate=exc.sqlstate) from exc
+        except QueryFailed as exc:
+            message = f"migrations: {reason(exc)}"
+            if isinstance(exc, PermissionDenied):
+                message += "; set migrations.dsn to a role that owns the schema"
+            raise MigrationFailed(message, sqlstate=exc.sqlstate) from exc
     finally:
-        backend.connection.close()
-
-
-def _no_connection(dsn: str, exc: psycopg.OperationalError) -> StorageError:
-    """Return the error for a failed login, in one line and worded as the pool's."""
-    lines = [line.strip() for line in str(exc).splitlines()]
-    reasons = [line for line in lines if "failed: " in line] or lines[:1]
-    why = reasons[-1].rpartition("failed: ")[2].removeprefix("FATAL:").strip()
-    # libpq has no SQLSTATE for an error before the login is complete.
-    if _LOGIN_REFUSED.search(why):
-        return PermissionDenied(
-            f"{mask_dsn(dsn)}: {why}; check user and password, and what pg_hba.conf "
-            "asks for",
-            sqlstate=exc.sqlstate or "28000",
-        )
-    return ConnectionFailed(
-        f"{mask_dsn(dsn)}: {why or 'no answer'}; is the server running, and is the "
-        "address right?",
-        sqlstate=exc.sqlstate,
-    )
-
-
-def is_broken(backend: OneConnection, exc: psycopg.Error) -> bool:
-    """Whether *exc* means that the connection ended, not that a statement failed."""
-    return backend.connection.closed or (exc.sqlstate or "").startswith(("08", "57P"))
+        connection.close()

@@ -1,7 +1,7 @@
 """Migration files: where they lie and what they contain.
 
 Separate from the engine, so that a start with nothing pending reads a handful of
-small files and loads neither yoyo nor psycopg.
+small files and does not load yoyo.
 """
 
 from __future__ import annotations

@@ -13,13 +13,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-import psycopg
-from psycopg import errors as pg
 from yoyo.migrations import read_sql_migration
 
-from fm_storage.errors import MigrationFailed
-from fm_storage.migrate.connection import OneConnection, is_broken
+from fm_storage.errors import MigrationFailed, QueryFailed
+from fm_storage.migrate.connection import OneConnection
 from fm_storage.migrate.statements import (
+    IN_A_TRANSACTION,
+    PASSED_ON,
     EngineMigration,
     failure,
     sql_path,
@@ -45,7 +45,7 @@ _REINDEX = re.compile(
     rf"(?P<target>{_QUALIFIED})",
     re.IGNORECASE,
 )
-_NOT_IN_A_TRANSACTION = (pg.ActiveSqlTransaction, pg.InvalidTransactionTermination)
+_NOT_IN_A_TRANSACTION = {IN_A_TRANSACTION, "2D000"}
 
 
 def run_in_pieces(
@@ -85,16 +85,16 @@ class _Run:
             self.backend.report("statement", self.id, step + 1, len(self.steps))
             try:
                 self._one(step, text, execute)
-            except psycopg.Error as exc:
-                if is_broken(self.backend, exc):
-                    raise
+            except PASSED_ON:
+                raise
+            except Exception as exc:
                 raise failure(self.id, exc, step=step + 1) from exc
             finally:
                 self.backend.reset()
         with self.backend.transaction():
             record()
             self.backend.fetch(
-                "DELETE FROM fm_storage.migration_steps WHERE migration_id = %s",
+                "DELETE FROM fm_storage.migration_steps WHERE migration_id = $1",
                 self.id,
             )
 
@@ -102,7 +102,7 @@ class _Run:
         digest = _digest(text)
         rows = self.backend.fetch(
             "SELECT done, checksum FROM fm_storage.migration_steps "
-            "WHERE migration_id = %s AND direction = %s AND step = %s",
+            "WHERE migration_id = $1 AND direction = $2 AND step = $3",
             self.id,
             self.direction,
             step,
@@ -121,8 +121,9 @@ class _Run:
                 self.backend.retrying(
                     self.id, lambda: self._in_transaction(step, digest, execute)
                 )
-            except _NOT_IN_A_TRANSACTION:
-                pass
+            except QueryFailed as exc:
+                if exc.sqlstate not in _NOT_IN_A_TRANSACTION:
+                    raise
             else:
                 return
         self._note(step, digest, done=False)
@@ -145,12 +146,9 @@ class _Run:
         self, step: int, digest: str, execute: Callable[[], object]
     ) -> None:
         with self.backend.transaction():
-            self.backend.fetch(
-                "SELECT set_config('lock_timeout', %s, true)",
-                f"{int(self.backend.lock_timeout * 1000)}ms",
-            )
+            self.backend.limit_locks()
             execute()
-            self.backend.fetch("RESET ROLE")
+            self.backend.connection.run("RESET ROLE")
             self._note(step, digest, done=True)
 
     def _bare(self, text: str, execute: Callable[[], object]) -> None:
@@ -158,15 +156,14 @@ class _Run:
         waits_harmlessly = re.search(
             r"\b(?:CONCURRENTLY|VACUUM)\b", text, re.IGNORECASE
         )
-        limit = 0 if waits_harmlessly else int(self.backend.lock_timeout * 1000)
-        self.backend.fetch("SELECT set_config('lock_timeout', %s, false)", f"{limit}ms")
+        self.backend.limit_locks(local=False, seconds=0.0 if waits_harmlessly else None)
         execute()
 
     def _note(self, step: int, digest: str, *, done: bool) -> None:
         self.backend.fetch(
             "INSERT INTO fm_storage.migration_steps "
             "(migration_id, direction, step, checksum, done) "
-            "VALUES (%s, %s, %s, %s, %s) "
+            "VALUES ($1, $2, $3, $4, $5) "
             "ON CONFLICT (migration_id, direction, step) DO UPDATE "
             "SET checksum = excluded.checksum, done = excluded.done",
             self.id,
@@ -185,26 +182,25 @@ class _Run:
             name, valid = state
             if not valid:
                 self.backend.report("invalid index", name, 0, 0)
-                self.backend.fetch(f"DROP INDEX CONCURRENTLY {name}")
+                self.backend.connection.run(f"DROP INDEX CONCURRENTLY {name}")
             return valid
         if match := _DROP_INDEX.match(text):
             rows = self.backend.fetch(
-                "SELECT to_regclass(%s) IS NULL", match.group("index")
+                "SELECT to_regclass($1) IS NULL", match.group("index")
             )
             return bool(rows[0][0])
         if match := _REINDEX.match(text):
             for (name,) in self.backend.fetch(
-                "SELECT format('%%I.%%I', n.nspname, c.relname) FROM pg_index i "
+                "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_index i "
                 "JOIN pg_class c ON c.oid = i.indexrelid "
                 "JOIN pg_namespace n ON n.oid = c.relnamespace "
                 "WHERE NOT i.indisvalid AND c.relname ~ '_cc(new|old)[0-9]*$' "
                 "AND i.indrelid = coalesce((SELECT indrelid FROM pg_index "
-                "WHERE indexrelid = to_regclass(%s)), to_regclass(%s))",
-                match.group("target"),
+                "WHERE indexrelid = to_regclass($1)), to_regclass($1))",
                 match.group("target"),
             ):
                 self.backend.report("invalid index", name, 0, 0)
-                self.backend.fetch(f"DROP INDEX CONCURRENTLY {name}")
+                self.backend.connection.run(f"DROP INDEX CONCURRENTLY {name}")
         return False
 
 
@@ -218,7 +214,7 @@ def _pieces(
         marks = dict(
             backend.fetch(
                 "SELECT step, checksum FROM fm_storage.migration_steps "
-                "WHERE migration_id = %s AND direction = %s",
+                "WHERE migration_id = $1 AND direction = $2",
                 migration.id,
                 direction,
             )
@@ -226,7 +222,7 @@ def _pieces(
         if not _fit(marks, texts):
             old = _split_before_0_2(migration, direction)
             texts = old if _fit(marks, old) else texts
-        return [(text, partial(backend.fetch, text)) for text in texts]
+        return [(text, partial(backend.run, text)) for text in texts]
     steps = migration.steps if direction == "apply" else migration.steps[::-1]
     return [
         (f"step {n}", partial(getattr(step, direction), backend))
@@ -265,10 +261,10 @@ def _index_state(
 ) -> tuple[str, bool] | None:
     """Return the quoted name of the index, and whether it is valid."""
     rows = backend.fetch(
-        "SELECT format('%%I.%%I', n.nspname, c.relname), i.indisvalid "
+        "SELECT format('%I.%I', n.nspname, c.relname), i.indisvalid "
         "FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
         "JOIN pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE i.indrelid = to_regclass(%s) AND c.relname = (parse_ident(%s))[1]",
+        "WHERE i.indrelid = to_regclass($1) AND c.relname = (parse_ident($2))[1]",
         match.group("table"),
         match.group("name"),
     )

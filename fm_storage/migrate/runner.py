@@ -7,18 +7,18 @@ event loop never does; a start with nothing pending is one query.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from pydantic import SecretStr
+
 from fm_storage.concurrency.threads import run_in_thread
-from fm_storage.config import MigrationsConfig, PostgresConfig, mask_dsn
-from fm_storage.config.addresses import normalized
+from fm_storage.config import MigrationsConfig, PostgresConfig
 from fm_storage.errors import (
     ConfigurationInvalid,
     MigrationFailed,
@@ -37,9 +37,8 @@ from fm_storage.migrate.files import MigrationFile, Source, find_sources, read_f
 from fm_storage.migrate.planned import PlannedMigration, Progress
 
 if TYPE_CHECKING:
-    from pydantic import SecretStr
-
     from fm_storage.migrate.backend import FmStorageBackend
+    from fm_storage.migrate.driver import Connection
     from fm_storage.migrate.schema_page import SchemaTable
     from fm_storage.postgres import Executor
 
@@ -63,35 +62,33 @@ class Migrator:
     back what was running; whatever happens, calling again goes on from there.
 
     Args:
-        dsn: Address of the server, as libpq reads it.
-        config: Sources and limits. Its ``dsn`` is preferred to *dsn*.
+        server: The server, as a pool takes it: an address, or all its settings.
+        config: Sources and limits. Its ``dsn`` is preferred to that of *server*.
         progress: Called on the event loop with what is being done.
         password: Overrides the one in the address; a value, or a function, sync
             or async.
-        options: Further parameters of libpq (``sslmode``).
 
     Raises:
-        ConfigurationInvalid: *dsn* is no address of a server.
+        ConfigurationInvalid: *server* is no address of a server.
     """
 
     def __init__(
         self,
-        dsn: str,
+        server: str | PostgresConfig,
         config: MigrationsConfig | None = None,
         *,
         progress: Callable[[Progress], None] | None = None,
         password: SecretStr | str | Callable[[], str | Awaitable[str]] | None = None,
-        options: Mapping[str, str] | None = None,
     ) -> None:
         self._config = config or MigrationsConfig()
-        self._dsn = normalized(self._config.dsn or dsn)
-        self._progress = progress
+        self._server = server
         self._password = password
-        self._options = dict(options or {})
-        if self._dsn.startswith("embedded:"):
+        self._progress = progress
+        dsn = server if isinstance(server, str) else server.dsn
+        if self._config.dsn is None and dsn.startswith("embedded:"):
             raise ConfigurationInvalid(
                 "migrations.dsn",
-                f"{self._dsn!r} is no server's address; a StorageManager starts the "
+                f"{dsn!r} is no server's address; a StorageManager starts the "
                 "embedded server, migrates it, and has migrate(), and so does the "
                 "command 'fm-storage migrate'",
             )
@@ -107,31 +104,17 @@ class Migrator:
     ) -> Self:
         """Make one for a configured server, or that of ``migrations.dsn``.
 
-        The address of the latter is complete; for the former, password and
-        TLS of ``postgres`` count as well.
-
         Args:
             postgres: The server; None if ``migrations.dsn`` names one.
             config: Sources and limits.
-            dsn: Where the server of *postgres* is really, if it is embedded.
+            dsn: The address of *postgres* if that is embedded and runs.
             progress: Called on the event loop with what is being done.
         """
-        if config.dsn is not None or postgres is None:
+        if postgres is None:
             return cls(config.dsn or dsn or "", config, progress=progress)
-        mode = postgres.libpq_ssl if dsn is None or not postgres.embedded else ""
-        if mode is None:
-            raise ConfigurationInvalid(
-                "migrations.dsn",
-                "not set although postgres.ssl is an SSLContext, which libpq cannot "
-                "use; set it to the same server with sslmode and sslrootcert",
-            )
-        return cls(
-            dsn or postgres.dsn,
-            config,
-            progress=progress,
-            password=postgres.password,
-            options={"sslmode": mode} if mode else None,
-        )
+        if dsn is not None:
+            postgres = postgres.model_copy(update={"dsn": dsn})
+        return cls(postgres, config, progress=progress)
 
     # -- looking -----------------------------------------------------------
 
@@ -294,23 +277,21 @@ class Migrator:
 
     async def _run(self, work: Callable[[FmStorageBackend], T]) -> T:
         """Run *work* with a backend, in a thread, with progress and interruption."""
-        password = await self._resolve_password()
-        call = _Call(mask_dsn(self._dsn), self._progress)
+        # Imported here: this loads the driver, and below the engine.
+        from fm_storage.migrate.driver import Connection
+
+        server = self._postgres()
+        connection = Connection(server)
+        call = _Call(server.safe_dsn, self._progress, connection)
 
         def body() -> T:
-            # Imported here: this loads the engine and the driver.
             from fm_storage.migrate.backend import FmStorageBackend
             from fm_storage.migrate.connection import opened
 
             with opened(
-                FmStorageBackend,
-                self._dsn,
-                self._config,
-                password=password,
-                options=self._options,
-                stop=call.stop,
+                FmStorageBackend, connection, self._config, stop=call.stop
             ) as backend:
-                call.attach(backend)
+                backend.report = call.report
                 return work(backend)
 
         try:
@@ -323,47 +304,63 @@ class Migrator:
         finally:
             call.end()
 
-    async def _resolve_password(self) -> str | None:
-        password = self._password
-        if password is None or isinstance(password, str):
-            return password
-        if not callable(password):
-            return password.get_secret_value()
-        value = password()
-        return await value if inspect.isawaitable(value) else value
+    def _postgres(self) -> PostgresConfig:
+        """Return the settings of the server that is migrated.
+
+        Those of ``migrations.dsn`` are the pool's, but for the address, the
+        password and TLS, which that address says itself.
+        """
+        from fm_storage.migrate.driver import for_migrations
+
+        given, dsn = self._server, self._config.dsn
+        config = PostgresConfig(dsn=given) if isinstance(given, str) else given
+        if dsn is not None:
+            config = PostgresConfig(
+                dsn=dsn,
+                server_settings=config.server_settings,
+                connect_timeout=config.connect_timeout,
+            )
+        if self._password is not None:
+            password = _as_secret(self._password)
+            config = config.model_copy(update={"password": password})
+        return for_migrations(config)
+
+
+def _as_secret(
+    password: SecretStr | str | Callable[[], str | Awaitable[str]],
+) -> SecretStr | Callable[[], str | Awaitable[str]]:
+    return SecretStr(password) if isinstance(password, str) else password
 
 
 class _Call:
     """A call in progress: what its thread reports, and how it is interrupted."""
 
     def __init__(
-        self, address: str, progress: Callable[[Progress], None] | None
+        self,
+        address: str,
+        progress: Callable[[Progress], None] | None,
+        connection: Connection,
     ) -> None:
-        self.stop = threading.Event()  # by interrupt(), also before there is a backend
+        self.stop = threading.Event()  # by interrupt()
+        self._connection = connection
         self._progress = progress
         self._loop = asyncio.get_running_loop()
         self._started = time.monotonic()
         # The latest report; replaced as a whole, so that no lock is needed.
         self._seen = Progress("connecting", address, 0, 0, 0.0)
-        self._backend: FmStorageBackend | None = None
         self._timer = self._loop.call_later(_TICK, self._tick)
-
-    def attach(self, backend: FmStorageBackend) -> None:
-        """Hear of *backend*'s progress; in the thread that works."""
-        self._backend = backend
-        backend.report = self._report
 
     def interrupt(self) -> None:
         """Stop the work; in any thread."""
         self.stop.set()
-        if self._backend is not None:
-            self._backend.interrupt()
+        self._connection.stop()
 
     def end(self) -> None:
         """Report no longer; on the event loop."""
         self._timer.cancel()
 
-    def _report(self, what: str, name: str, step: int, steps: int) -> None:
+    def report(self, what: str, name: str, step: int, steps: int) -> None:
+        """Note what is being done; in the thread that works."""
         now = Progress(what, name, step, steps, time.monotonic() - self._started)
         seen, self._seen = self._seen, now
         if (what, name, step) != (seen.what, seen.name, seen.step):

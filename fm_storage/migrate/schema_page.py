@@ -15,7 +15,7 @@ __all__ = ["SchemaColumn", "SchemaIndex", "SchemaTable", "describe", "render"]
 Fetch = Callable[..., list[tuple[Any, ...]]]
 
 _TABLES = """
-SELECT c.oid, n.nspname, c.relname, c.relkind, obj_description(c.oid, 'pg_class')
+SELECT c.oid, n.nspname, c.relname, c.relkind::text, obj_description(c.oid, 'pg_class')
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm')
   AND (n.nspname = 'fm_storage' OR c.oid = to_regclass('project_errors'))
@@ -29,19 +29,19 @@ SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
        col_description(a.attrelid, a.attnum)
 FROM pg_attribute a
 LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
+WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum
 """
 
 _INDEXES = """
 SELECT pg_get_indexdef(i.indexrelid), i.indisvalid,
        obj_description(i.indexrelid, 'pg_class')
-FROM pg_index i WHERE i.indrelid = %s ORDER BY i.indisprimary DESC, 1
+FROM pg_index i WHERE i.indrelid = $1 ORDER BY i.indisprimary DESC, 1
 """
 
 _CONSTRAINTS = """
 SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint
-WHERE conrelid = %s AND contype IN ('f', 'c') ORDER BY contype, conname
+WHERE conrelid = $1 AND contype IN ('f', 'c') ORDER BY contype, conname
 """
 
 _KINDS = {"r": "table", "p": "table", "v": "view", "m": "materialized view"}
@@ -89,7 +89,7 @@ def describe(fetch: Fetch) -> list[SchemaTable]:
     """Return every table of the toolkit.
 
     Args:
-        fetch: Runs a query with ``%s`` parameters and returns rows.
+        fetch: Runs a query with ``$1`` and returns rows.
     """
     return [
         SchemaTable(

@@ -5,17 +5,20 @@ The order of events inside the transaction makes a kill harmless.
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-import psycopg
-from psycopg import errors as pg
-
-from fm_storage.errors import InvalidRecord, MigrationFailed
-from fm_storage.migrate.connection import OneConnection, is_broken
+from fm_storage.errors import (
+    ConnectionFailed,
+    InvalidRecord,
+    MigrationFailed,
+    PermissionDenied,
+    QueryFailed,
+)
+from fm_storage.migrate.connection import OneConnection
+from fm_storage.migrate.driver import MigrationStopped, reason
 from fm_storage.postgres.tokens import Token, fold, tokens
 
 __all__ = [
@@ -48,6 +51,10 @@ class EngineMigration(Protocol):
     def process_steps(self, backend: object, direction: str) -> None:
         """Run the steps in one (nested) transaction."""
 
+
+IN_A_TRANSACTION = "25001"
+PASSED_ON = (ConnectionFailed, MigrationFailed, MigrationStopped)
+"""Errors that no statement of a file is to blame for, or that name it already."""
 
 _TRANSACTION = "SELECT pg_current_xact_id()::text"
 
@@ -83,10 +90,7 @@ def run_as_one(
 
     def attempt() -> None:
         with backend.transaction():
-            backend.fetch(
-                "SELECT set_config('lock_timeout', %s, true)",
-                f"{int(backend.lock_timeout * 1000)}ms",
-            )
+            backend.limit_locks()
             before = None if texts else backend.fetch(_TRANSACTION)
             backend.step_of, backend.step = (migration.id, total), 0
             # A failure ends the whole file; only a Python step may outlive one.
@@ -95,11 +99,10 @@ def run_as_one(
                 if texts is None:
                     migration.process_steps(backend, direction)
                 for text in texts or ():
-                    with contextlib.closing(backend.cursor()) as cursor:
-                        cursor.execute(text.encode())
-            except psycopg.Error as exc:
-                if isinstance(exc, backend.retried) or is_broken(backend, exc):
-                    raise
+                    backend.run(text)
+            except (*backend.retried, *PASSED_ON):
+                raise
+            except Exception as exc:
                 raise failure(migration.id, exc, step=backend.step) from exc
             finally:
                 backend.step_of = None
@@ -111,7 +114,7 @@ def run_as_one(
                     "leave commit and rollback to the runner"
                 )
                 raise MigrationFailed(message, migration=migration.id)
-            backend.fetch("RESET ROLE")
+            backend.connection.run("RESET ROLE")
             record()
 
     try:
@@ -200,17 +203,25 @@ class _Nesting:
             self._blocks -= 1
 
 
-def failure(name: str, exc: psycopg.Error, *, step: int = 0) -> MigrationFailed:
-    """Return the server's message, the statement it is about, and the remedy."""
-    reason = (exc.diag.message_primary or str(exc)).strip()
+def failure(name: str, exc: Exception, *, step: int = 0) -> MigrationFailed:
+    """Return the server's message, the statement it is about, and the remedy.
+
+    An error that is not the server's comes from a step in Python.
+    """
+    if not isinstance(exc, QueryFailed):
+        return MigrationFailed(
+            f"migration {name!r}: its Python code failed "
+            f"({type(exc).__name__}: {exc}); correct the file and run it again",
+            migration=name,
+        )
     remedy = "correct the file and run it again; nothing of it was kept"
-    if isinstance(exc, pg.ActiveSqlTransaction):
+    if exc.sqlstate == IN_A_TRANSACTION:
         remedy = "add the line '-- transactional: false' at the top of the file"
-    elif isinstance(exc, pg.InsufficientPrivilege):
+    elif isinstance(exc, PermissionDenied):
         remedy = "set migrations.dsn to a role that owns the schema"
     where = f"statement {step}: " if step else ""
     return MigrationFailed(
-        f"migration {name!r}: {where}{reason}; {remedy}",
+        f"migration {name!r}: {where}{reason(exc)}; {remedy}",
         migration=name,
         sqlstate=exc.sqlstate,
     )

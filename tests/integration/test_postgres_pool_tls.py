@@ -11,6 +11,7 @@ import pytest
 
 from fm_storage.config import PostgresConfig
 from fm_storage.errors import ConnectionFailed
+from fm_storage.migrate import Migrator
 from fm_storage.postgres import Pool
 from tests.fix_postgres import make_base, test_account
 
@@ -56,10 +57,14 @@ async def test_the_line_is_encrypted_and_the_peer_verified(
                 raw: Any = connection.raw
                 transport = raw._transport
                 assert transport.get_extra_info("ssl_object") is not None
+        # Migrations look through the same line.
+        assert await Migrator(PostgresConfig(dsn=dsn, ssl=how)).status()
     stranger = ssl.create_default_context()
     with pytest.raises(ConnectionFailed, match="not trusted") as caught:
         await Pool(PostgresConfig(dsn=dsn, ssl=stranger)).open()
     assert not caught.value.retryable
+    with pytest.raises(ConnectionFailed, match="not trusted"):
+        await Migrator(PostgresConfig(dsn=dsn, ssl=stranger)).status()
 
 
 async def test_tls_is_not_given_up_in_silence(server):

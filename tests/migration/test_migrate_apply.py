@@ -177,10 +177,11 @@ async def test_a_python_file_that_commits_is_refused(
     (migrations.path / "0001_py.py").write_text(
         "from yoyo import step\n"
         "def make(connection):\n"
-        "    connection.execute('CREATE TABLE t_a (id int)')\n"
-        "    connection.execute('COMMIT')\n"
-        "    connection.execute('BEGIN')\n"
-        "    connection.execute('SAVEPOINT sp')\n"
+        "    cursor = connection.cursor()\n"
+        "    cursor.execute('CREATE TABLE t_a (id int)')\n"
+        "    cursor.execute('COMMIT')\n"
+        "    cursor.execute('BEGIN')\n"
+        "    cursor.execute('SAVEPOINT sp')\n"
         "step(make)\n"
     )
     with pytest.raises(MigrationFailed):

@@ -15,7 +15,6 @@ from fm_storage.config import (
     ConfigManager,
     EnvironmentConfigManager,
     MappingConfigManager,
-    MigrationsConfig,
     PostgresConfig,
     QdrantConfig,
     StorageConfig,
@@ -391,31 +390,12 @@ def test_a_verified_certificate_stands_for_channel_binding(
     assert "channel binding itself is not used" in caplog.text
 
 
-@pytest.mark.parametrize("given", [ssl.create_default_context(), True])
-def test_an_ssl_context_needs_another_way_for_migrations(given: object):
-    """Libpq cannot use it: said when the settings are read, with the remedies."""
-    postgres = {"dsn": SERVER, "ssl": given}
-    with pytest.raises(ConfigurationInvalid, match="sslrootcert") as it:
-        StorageConfig(postgres=postgres, qdrant=None)
-    assert it.value.key == "migrations.dsn"
-    for migrations in ({"dsn": SERVER}, {"auto_apply": False}):
-        StorageConfig(postgres=postgres, qdrant=None, migrations=migrations)
-    config = PostgresConfig(dsn=SERVER, ssl=given)
-    with pytest.raises(ConfigurationInvalid, match="sslrootcert"):
-        Migrator.for_server(config, MigrationsConfig(auto_apply=False))
-
-
-@pytest.mark.parametrize(
-    ("given", "mode"), [("require", "require"), (False, "disable"), (None, "")]
-)
-def test_sslmode_words_reach_libpq(given: object, mode: str):
-    """What is said for the pool counts for the migrations on the same server."""
-    config = PostgresConfig(dsn=SERVER, ssl=given)
-    assert config.libpq_ssl == mode
-    options = Migrator.for_server(config, MigrationsConfig())._options
-    assert options == ({"sslmode": mode} if mode else {})
-    other = MigrationsConfig(dsn=SERVER)
-    assert Migrator.for_server(config, other)._options == {}
+@pytest.mark.parametrize("given", [ssl.create_default_context(), True, "require"])
+def test_migrations_need_no_other_way_for_tls(given: object):
+    """They go over the pool's driver, whatever ``postgres.ssl`` is."""
+    config = StorageConfig(postgres={"dsn": SERVER, "ssl": given}, qdrant=None)
+    assert config.postgres is not None
+    Migrator.for_server(config.postgres, config.migrations)
 
 
 def test_settings_travel_between_processes():

@@ -346,5 +346,8 @@ def _application_name(config: PostgresConfig, purpose: str) -> str:
 def _for_driver(dsn: str) -> str:
     """Take out of *dsn* what only libpq understands."""
     base, mark, _ = normalized(dsn).partition("?")
+    if base.endswith(":///"):
+        # An empty path is a database without a name, not that of the service.
+        base = base.removesuffix("/")
     query = {k: v for k, v in query_of(dsn).items() if k not in _LIBPQ_ONLY}
     return f"{base}{mark}{urlencode(query, quote_via=quote)}"
