@@ -9,20 +9,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 __all__ = ["span"]
+
+_PORT = 6333
 
 
 @contextmanager
 def span(
-    trace: Any, operation: str, collection: str | None, *, engine: str
+    trace: Any, operation: str, collection: str | None, *, engine: str, url: str
 ) -> Iterator[Any]:
     """Make a client span with *trace*, the module ``opentelemetry.trace``."""
-    attributes = {
+    attributes: dict[str, str | int] = {
         "db.system.name": "qdrant",
         "db.operation.name": operation,
         "fm_storage.engine": engine,
     }
+    server = urlsplit(url)
+    if server.hostname:
+        attributes["server.address"] = server.hostname
+        attributes["server.port"] = server.port or _PORT
     if collection is not None:
         attributes["db.collection.name"] = collection
     name = operation if collection is None else f"{operation} {collection}"

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc  # type: ignore[import-untyped]  # published without types
 import pytest
@@ -351,6 +352,8 @@ async def test_span_lasts_as_long_as_the_call(server: Server) -> None:
     assert slow.name == "count a"
     assert slow.attributes is not None
     assert slow.attributes["db.collection.name"] == "a"
+    assert slow.attributes["server.address"] == "127.0.0.1"
+    assert slow.attributes["server.port"] == urlsplit(server.config().url).port
     assert slow.end_time is not None
     assert slow.start_time is not None
     assert slow.end_time - slow.start_time > 0.25e9

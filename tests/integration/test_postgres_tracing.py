@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 
 import asyncpg
 import pytest
@@ -18,6 +19,8 @@ from fm_storage.config import PostgresConfig
 from fm_storage.errors import PoolTimeout, QueryFailed, QueryTimeout
 from fm_storage.postgres import Pool, Sql
 from fm_storage.postgres.telemetry import metrics, tracing
+from fm_storage.postgres.telemetry.text import described
+from fm_storage.sessions import SessionService
 from tests.support.waiting import sleeping_on_server, until
 
 
@@ -59,6 +62,49 @@ async def test_each_statement_has_a_span(empty_dsn, spans):
     assert failed.status.status_code is trace.StatusCode.ERROR
     assert failed.attributes["db.response.status_code"] == "22012"
     assert "s3cret" not in "".join(span.to_json() for span in got.values())
+
+
+async def test_a_value_of_a_view_is_in_no_span_and_no_log(dsn, spans, caplog):
+    """Strings, numbers and dates: a view takes no parameters, so they are literals."""
+    config = PostgresConfig(dsn=dsn, slow_query=0.0001)
+    values = ("jane.doe@example.org", 4711, dt.date(1999, 12, 31), "it's\\ 'q'")
+    async with Pool(config) as pool:
+        service = SessionService(pool)
+        await service.open()
+        async with service.session() as session:
+            view = await session.create_view(
+                "SELECT 1 AS a WHERE 'x' <> $1 AND 1 <> $2 AND now() > $3 AND $4 <> ''",
+                *values,
+            )
+            await pool.fetch(f"SELECT * FROM {view} WHERE 'jane.doe' <> 'x'")
+        await service.aclose()
+    text = caplog.text + "".join(span.to_json() for span in spans.get_finished_spans())
+    assert "CREATE" in text
+    for value in ("jane.doe", "4711", "1999", "'q'"):
+        assert value not in text
+
+
+async def test_the_names_of_spans_are_few(empty_dsn, spans):
+    """The server's commands, whatever stands before and after them."""
+    given = {
+        "BEGIN;": "BEGIN",
+        "COMMIT ; ": "COMMIT",
+        "/* a */ select 1": "SELECT",
+        "WITH a AS (SELECT 1 FROM (VALUES (1)) b) SELECT * FROM a": "SELECT",
+        "WITH a AS (SELECT 1) VALUES (2)": "VALUES",
+        "(SELECT 1)": "SELECT",
+    }
+    assert described(" -- nothing") == ("EMPTY", " -- nothing")
+    async with Pool(PostgresConfig(dsn=empty_dsn)) as pool:
+        async with pool.acquire() as connection:
+            for sql in given:
+                await connection.execute(Sql(sql))
+        for sql in ("SELEC 1", "SELECT 'unended"):
+            with pytest.raises(QueryFailed):
+                await pool.execute(Sql(sql))
+    seen = [s.attributes["db.operation.name"] for s in spans.get_finished_spans()]
+    assert seen[: len(given)] == list(given.values())
+    assert seen[len(given) :] == ["OTHER", "SELECT"]
 
 
 async def test_a_span_ends_with_the_call(empty_dsn, spans):

@@ -1,8 +1,10 @@
-"""The log line for a statement that took too long, without its parameters."""
+"""The log line for a statement that took too long, without its values."""
 
 from __future__ import annotations
 
 import logging
+
+from fm_storage.postgres.telemetry.text import described
 
 __all__ = ["log_slow"]
 
@@ -16,5 +18,5 @@ def log_slow(owner: str, sql: str, seconds: float) -> None:
         "%s: a statement took %.2f s: %s",
         owner,
         seconds,
-        " ".join(sql.split())[:_SHOWN],
+        " ".join(described(sql)[1].split())[:_SHOWN],
     )

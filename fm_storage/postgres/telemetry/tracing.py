@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fm_storage.postgres.errors import translate
 from fm_storage.postgres.telemetry import metrics
+from fm_storage.postgres.telemetry.text import described
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -63,7 +64,7 @@ class Observed:
     __slots__ = ("_attributes", "_span", "_started")
 
     def __init__(self, sql: str, server: Mapping[str, Any]) -> None:
-        operation = sql.split(None, 1)[0].upper() if sql.strip() else "EMPTY"
+        operation, text = described(sql)
         self._attributes: dict[str, Any] = {
             "db.system.name": "postgresql",
             "db.operation.name": operation,
@@ -75,7 +76,7 @@ class Observed:
             self._span = state.tracer.start_span(
                 f"{operation} {namespace}" if namespace else operation,
                 kind=state.kind,
-                attributes={**self._attributes, "db.query.text": sql},
+                attributes={**self._attributes, "db.query.text": text},
             )
         self._started = monotonic()
 

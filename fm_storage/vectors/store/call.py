@@ -172,7 +172,13 @@ class Calls:
         spanned = (
             nullcontext()
             if trace is None
-            else span(trace, operation, collection, engine=self.backend.kind)
+            else span(
+                trace,
+                operation,
+                collection,
+                engine=self.backend.kind,
+                url=self.config.url,
+            )
         )
         outer = current_scope.set(scope)
         deadline = asyncio.timeout_at(scope.deadline)
