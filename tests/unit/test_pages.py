@@ -93,3 +93,17 @@ def test_make_targets_exist(page: Path):
     named = set(re.findall(r"(?:`|\$ )make ([a-z][a-z-]*)", page.read_text("utf-8")))
 
     assert named <= targets
+
+
+def test_the_picture_of_the_rooms_is_complete():
+    """Every folder of the package is drawn, and no other."""
+    page = (ROOT / ".github" / "CONTRIBUTING.md").read_text("utf-8")
+    picture = page.partition("```text\nfm_storage/\n")[2].partition("migrations/")[0]
+    drawn = set(re.findall(r"^ +([a-z_]+)/ ", picture, re.MULTILINE))
+    there = {
+        file.parent.name
+        for file in (ROOT / "fm_storage").glob("*/**/__init__.py")
+        if file.parent.name != "process"
+    }
+
+    assert drawn == there
