@@ -30,6 +30,8 @@ _SETTINGS = {
     "shared_buffers": "32MB",
     "timezone": "UTC",
     "wal_level": "replica",
+    "wal_log_hints": "on",  # for pg_rewind, as the next one
+    "wal_keep_size": "128MB",
     # The first segment is most of a fresh cluster's size.
     "min_wal_size": "32MB",
 }
@@ -124,6 +126,16 @@ class TestCluster:
         await copy.start()
         return copy
 
+    async def rewind(self, source: TestCluster) -> None:
+        """Make this server, killed or stopped, a standby of *source*."""
+        # Crash recovery first, at a port where nobody looks for it.
+        await self.start(port=str(free_port()))
+        await self.stop()
+        await self._program(
+            *("pg_rewind", "--target-pgdata", str(self.data)),
+            *("--source-server", source.dsn, "--write-recovery-conf"),
+        )
+
     async def backup(self, folder: Path) -> None:
         """Take a base backup of the running server into *folder* (must not exist)."""
         await self._program(
@@ -158,10 +170,10 @@ class TestCluster:
 
     async def _program(self, name: str, *arguments: str) -> None:
         user = test_account()
-        await asyncio.to_thread(
+        ended = await asyncio.to_thread(
             subprocess.run,
             [server_programs().program(name), *arguments],
-            check=True,
+            check=False,
             capture_output=True,
             cwd=self.base,
             env={"LC_ALL": "C", "PATH": os.environ.get("PATH", "")},
@@ -169,6 +181,7 @@ class TestCluster:
             group=None if user.is_us else user.gid,
             extra_groups=None if user.is_us else [],
         )
+        assert ended.returncode == 0, ended.stderr.decode(errors="replace")
 
 
 def _give(folder: Path) -> None:

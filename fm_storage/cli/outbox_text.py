@@ -202,6 +202,16 @@ def _compared(found: Verification) -> None:
         )
     if found.foreign:
         out.print(f"{found.foreign:,} points there were not written by the outbox")
+    for name, count in sorted(found.unknown.items()):
+        text = f"not in agreement: {count:,} points of {name} have versions of the "
+        out.print(plain(f"{text}outbox, and PostgreSQL knows nothing of them"))
+    if found.pending or found.failing:
+        out.print(
+            f"not yet in agreement: {found.pending:,} points are on their way, "
+            f"{found.failing:,} of the queue failed and will be tried again; see "
+            "'fm-storage outbox status'",
+            soft_wrap=True,
+        )
     if found.quarantined:
         out.print(f"not in agreement: {_set_aside(found.quarantined)}; {_ASIDE}")
 

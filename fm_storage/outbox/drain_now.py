@@ -66,7 +66,7 @@ async def drain_now(
     Raises:
         ConfigurationInvalid: The vector store is not this database's.
     """
-    lanes = Lanes(queue, delivery, config.batch_size, store_check.settled)
+    lanes = Lanes(queue, delivery, config.batch_size, store_check)
     run = _Run(queue, delivery, lanes, store_check, presence)
     pause = pauses(min(_LONGEST_PAUSE, config.max_backoff))
     deadline = lease_clock() + timeout
@@ -120,13 +120,15 @@ class _Run:
         """Take what is due, or wait for a batch; return whether one was done."""
         self.failed = self._away = False
         try:
-            await self._check.begin()
+            await self._lanes.ready()
             await self._presence.hold()
             await self._presence.take_over()
             # Once at least: the check of a store that starts may take all the time.
             going = not self._tried or lease_clock() < deadline
             more = going and await self._lanes.claim(self._absent)
             self._tried = True
+            if not more and not self._lanes.under_way:
+                await self._check.settled(None)
             if more or not self._lanes.under_way:
                 return False
             outcomes = await self._lanes.wait(_SLOWEST_LOOK)
@@ -157,7 +159,6 @@ class _Run:
 
     async def report(self, left: float) -> DrainReport | None:
         """Return the report if there is nothing left to wait for."""
-        await self._check.settled(None)
         self.delivered += await self._delivery.settle()
         without = [] if self._away else list(self._blocked)
         due = await self._queue.pending(without=without)

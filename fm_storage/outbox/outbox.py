@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from fm_storage.errors import ConfigurationInvalid, StorageError
@@ -141,8 +142,8 @@ class Outbox:
             side.delivery,
             self._presence,
             self._config,
-            begin=self._begin,
-            settled=side.check.settled,
+            check=side.check,
+            begun=partial(self._notifier.listen, self.wake),
         )
         self._drainer.open()
         if self._hooks is not None:
@@ -171,13 +172,6 @@ class Outbox:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-    async def _begin(self) -> bool:
-        """Check the store as a drainer; from then on others can wake it."""
-        ready = await self._require_store().check.begin()
-        if ready and self._drainer is not None:
-            self._notifier.listen(self.wake)
-        return ready
 
     async def _flush(self, drainer: Drainer, timeout: float) -> None:
         try:

@@ -192,11 +192,15 @@ class Verification:
 
     Attributes:
         checked: Points that were compared.
-        pending: Points not compared because they are on their way.
+        pending: Points that differ because they are on their way.
+        failing: Points whose last delivery failed, and will be tried again.
         quarantined: Points set aside: the vector store has refused what
             PostgreSQL says, and they stay until they are retried or discarded.
         foreign: Points of the vector store that the outbox did not write: their
             ids are unknown here, and they carry no version that was given out.
+        unknown: Collections of the vector store that PostgreSQL knows nothing of
+            although they hold points with a version of the outbox, and how many.
+            ``repair()`` leaves them alone.
         counts: Number of differences by kind.
         samples: The first 100 differences.
         greatest: Greatest version found in the vector store that PostgreSQL can
@@ -205,16 +209,19 @@ class Verification:
 
     checked: int = 0
     pending: int = 0
+    failing: int = 0
     quarantined: int = 0
     foreign: int = 0
+    unknown: Mapping[str, int] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     samples: tuple[Difference, ...] = ()
     greatest: int = 0
 
     @property
     def agrees(self) -> bool:
-        """Whether no difference was found, and none is kept in quarantine."""
-        return not self.counts and not self.quarantined
+        """Whether both stores were seen to be equal: no point differs or waits."""
+        open_points = self.pending or self.failing or self.quarantined
+        return not (self.counts or open_points or self.unknown)
 
 
 @dataclass(frozen=True, slots=True)

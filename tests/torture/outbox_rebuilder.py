@@ -22,15 +22,23 @@ from fm_storage.config import OutboxConfig, PostgresConfig, QdrantConfig
 from fm_storage.outbox import Outbox
 from fm_storage.postgres import Pool
 from fm_storage.vectors import QdrantStore
+from fm_storage.vectors.store.call import Calls
 
 
-class Doomed(QdrantStore):
-    """The real store; the process dies right before or after one of its calls."""
+class DoomedCalls(Calls):
+    """The real calls; the process dies right before or after one of them."""
 
     point = "none"
     made: ClassVar[Counter[str]] = Counter()
 
-    async def _call(self, operation: str, *arguments: Any, **options: Any) -> Any:
+    async def run(
+        self,
+        operation: str,
+        collection: str | None,
+        work: Callable[[], Awaitable[Any]],
+        *,
+        timeout: float | None = None,
+    ) -> Any:
         """Run one public call, unless this is where the process ends."""
         self.made[operation] += 1
         here = f"{operation}:{self.made[operation]}"
@@ -38,9 +46,9 @@ class Doomed(QdrantStore):
             _die()
         if self.point == f"{here}:between":
             # A server takes two requests: the first deletes, the second names.
-            self._backend._collections.set_aliases = _dying  # type: ignore[attr-defined]  # of a server
-        run: Callable[..., Awaitable[Any]] = super()._call
-        result = await run(operation, *arguments, **options)
+            server: Any = self.backend
+            server._collections._set_aliases = _dying
+        result = await super().run(operation, collection, work, timeout=timeout)
         if self.point == f"{here}:after":
             _die()
         return result
@@ -56,12 +64,11 @@ async def _dying(*_: Any) -> None:
 
 async def main() -> None:
     """Rebuild, or die."""
-    dsn, url, folder, collection, Doomed.point = sys.argv[1:]
+    dsn, url, folder, collection, DoomedCalls.point = sys.argv[1:]
     config = QdrantConfig(url=url, durability="process")
-    async with (
-        Pool(PostgresConfig(dsn=dsn)) as pool,
-        Doomed(config, folder=Path(folder)) as store,
-    ):
+    doomed = QdrantStore(config, folder=Path(folder))
+    doomed._calls = DoomedCalls(config, doomed.folder)
+    async with Pool(PostgresConfig(dsn=dsn)) as pool, doomed as store:
         outbox = Outbox(pool, store, OutboxConfig(drain=False))
         report = await outbox.rebuild(collection)
         print(report.copied, report.resumed)

@@ -1,6 +1,7 @@
 """Which vector store belongs to which database, and whether either was restored.
 
-Two records are compared before the first delivery: PostgreSQL keeps the store's
+Two records are compared before the first delivery, after each change of PostgreSQL's
+timeline, and before the marker is written: PostgreSQL keeps the store's
 identity, and the store keeps a marker of PostgreSQL (installation, system
 identifier, timeline, position in the log, greatest version). A log that is
 shorter than the marker says, another timeline or another system mean that
@@ -20,6 +21,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from fm_storage.errors import ConfigurationInvalid
+from fm_storage.outbox.delivery.queue import TIMELINE
 from fm_storage.postgres import Executor, Sql
 
 if TYPE_CHECKING:
@@ -33,11 +35,10 @@ _BELIEVED = 2**52
 """A version that no database comes to: at a million writes a second it takes 142
 years. A marker with it was written by another program."""
 
-_POSITION = Sql("""
+_POSITION = Sql(f"""
 SELECT v.installation::text AS installation,
   c.system_identifier::text || '/' || d.oid::text AS system,
-  ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int
-    AS timeline,
+  {TIMELINE} AS timeline,
   (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint AS log,
   s.last_value AS version, v.identity, v.location
 FROM fm_storage.vector_store AS v, fm_storage.vector_version AS s,
@@ -88,32 +89,44 @@ class Marker:
         self._location = location
         self._dirty = False
         self._saved = 0.0
+        self._compared: int | None = None  # timeline, by compare()
+        self.timeline: int | None = None  # the same, once what follows was done
 
     async def compare(self) -> tuple[Standing, Position | None]:
         """Compare both records; return what to do and the marker that was found.
 
         A store that is new, or that was emptied, is this database's from now on.
+        A server that has gone over to another timeline since the last comparison
+        counts as restored whatever the marker says: another process may have
+        written it since, and this one's last deliveries may be unknown there.
 
         Raises:
             ConfigurationInvalid: The store belongs to another database, or the
                 database to another store; nothing was changed.
         """
-        standing, found, identity, known = await self.judge()
+        standing, found, position, identity, known = await self._judged()
         if known != identity:
             await self._executor.execute(_ADOPT, identity, self._location, known)
+        self._compared = position.timeline
+        moved = self.timeline not in {None, position.timeline}
+        if standing is Standing.KNOWN and moved:
+            standing = Standing.RESTORED
         return standing, found
 
-    async def judge(self) -> tuple[Standing, Position | None, str, str | None]:
+    async def judge(self) -> None:
         """Do as ``compare()`` and change nothing.
-
-        Returns:
-            What to do, the marker, the store's identity and the recorded one.
 
         Raises:
             ConfigurationInvalid: As ``compare()``.
             VectorStoreUnavailable: It does not answer, or is too old for
                 conditional writes.
         """
+        await self._judged()
+
+    async def _judged(
+        self,
+    ) -> tuple[Standing, Position | None, Position, str, str | None]:
+        """Return what to do, the marker, our position, the store and the known one."""
         # A server that is too old takes the condition of a write for nothing, and
         # an older version would replace a newer one.
         await self._store.ready()
@@ -145,30 +158,53 @@ class Marker:
         else:
             followed = position.follows(found)
             standing = Standing.KNOWN if followed else Standing.RESTORED
-        return standing, found, identity, known
+        return standing, found, position, identity, known
 
     async def adopt(self) -> None:
         """Make the configured store this database's, whatever was recorded."""
         identity = await self._store.identity()
         _, known, _ = await self._position()
         await self._executor.execute(_ADOPT, identity, self._location, known)
-        await self.save()
+        position, _, _ = await self._position()
+        self.timeline = position.timeline
+        await self._write(position)
 
     def note(self) -> None:
         """Remember that something was delivered since the marker was written."""
         self._dirty = True
 
-    async def save_if_due(self, *, idle: bool) -> None:
-        """Write the marker if deliveries made it old."""
-        due = idle or time.monotonic() - self._saved >= _INTERVAL
-        if self._dirty and due:
-            await self.save()
+    async def save_if_due(self, *, idle: bool) -> bool:
+        """Write the marker if deliveries made it old.
 
-    async def save(self) -> None:
-        """Write where PostgreSQL is now into the vector store."""
+        Returns whether both records still agree; if not, nothing was written.
+        """
+        due = idle or time.monotonic() - self._saved >= _INTERVAL
+        if not (self._dirty and due):
+            return True
+        # The marker first: what it says was true before our position is read.
+        found = _read(await self._store.get_marker())
+        position, _, _ = await self._position()
+        strange = found is not None and not position.follows(found)
+        if strange or position.timeline != self.timeline:
+            return False
+        await self._write(position)
+        return True
+
+    async def save(self) -> bool:
+        """Write where PostgreSQL is now, after what followed from ``compare()``.
+
+        Returns whether the comparison still holds; if not, nothing was written.
+        """
+        position, _, _ = await self._position()
+        if position.timeline != self._compared:
+            return False
+        await self._write(position)
+        self.timeline = position.timeline
+        return True
+
+    async def _write(self, position: Position) -> None:
         self._dirty = False
         self._saved = time.monotonic()
-        position, _, _ = await self._position()
         await self._store.set_marker(asdict(position))
 
     async def _position(self) -> tuple[Position, str | None, str | None]:

@@ -47,9 +47,15 @@ SELECT count(*) AS live, (SELECT last_value FROM fm_storage.vector_version) AS v
     WHERE q.collection = s.collection AND q.point_id = s.point_id)) AS queued
 FROM fm_storage.vector_state AS s WHERE collection = $1 AND op = 'u'""")
 
-_SET_ASIDE = Sql("""
-SELECT count(*) FROM fm_storage.vector_queue
-WHERE collection = $1 AND quarantined_at IS NOT NULL""")
+_TROUBLED = Sql("""
+SELECT count(*) FILTER (WHERE quarantined_at IS NOT NULL) AS quarantined,
+  count(*) FILTER (WHERE quarantined_at IS NULL AND NOT replay) AS failing
+FROM fm_storage.vector_queue
+WHERE collection = $1 AND (attempts > 0 OR quarantined_at IS NOT NULL)""")
+
+_REBUILT = Sql("""
+SELECT target FROM fm_storage.vector_exchange
+UNION ALL SELECT previous FROM fm_storage.vector_exchange WHERE previous IS NOT NULL""")
 
 _DESIRED = Sql("""
 SELECT s.point_id FROM fm_storage.vector_state AS s
@@ -105,7 +111,9 @@ class _Tally:
     agreeing: int = 0
     pending: int = 0
     quarantined: int = 0
+    failing: int = 0
     foreign: int = 0
+    unknown: dict[str, int] = field(default_factory=dict)
     greatest: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     samples: list[Difference] = field(default_factory=list)
@@ -120,7 +128,9 @@ class _Tally:
             checked=self.checked,
             pending=self.pending,
             quarantined=self.quarantined,
+            failing=self.failing,
             foreign=self.foreign,
+            unknown=self.unknown,
             counts=dict(self.counts),
             samples=tuple(self.samples),
             greatest=self.greatest,
@@ -143,7 +153,9 @@ class Reconciler:
             async for page in self._differences(name, tally, progress):
                 for pair in page:
                     tally.note(pair.difference(name))
-            tally.quarantined += await self._pool.fetchval(_SET_ASIDE, name)
+            await self._count_troubled(name, tally)
+        if collection is None:
+            tally.unknown = await self._unknown()
         return tally.verification()
 
     async def repair(
@@ -161,7 +173,9 @@ class Reconciler:
                 for pair in page:
                     tally.note(pair.difference(name))
                 enqueued += await self._repair(name, page)
-            tally.quarantined += await self._pool.fetchval(_SET_ASIDE, name)
+            await self._count_troubled(name, tally)
+        if collection is None:
+            tally.unknown = await self._unknown()
         return RepairReport(tally.verification(), enqueued)
 
     async def enqueue_all(self, collection: str | None = None) -> int:
@@ -192,6 +206,33 @@ class Reconciler:
         if collection is not None:
             return [collection]
         return await collections_of(self._pool)
+
+    async def _count_troubled(self, collection: str, tally: _Tally) -> None:
+        record = await self._pool.fetchrow(_TROUBLED, collection)
+        if record is not None:
+            tally.quarantined += record["quarantined"]
+            tally.failing += record["failing"]
+
+    async def _unknown(self) -> dict[str, int]:
+        """Count points with our version key in collections that are not ours."""
+        ours = await collections_of(self._pool)
+        aliases = await self._store.list_aliases()
+        known = {*ours, *(aliases[one] for one in ours if one in aliases)}
+        known |= {record[0] for record in await self._pool.fetch(_REBUILT)}
+        found: dict[str, int] = {}
+        for name in await self._store.list_collections():
+            # What reindex() and rebuild() make is named for the collection.
+            if name in known or name.rpartition("__")[0] in ours:
+                continue
+            try:
+                count = await self._store.count(
+                    name, filter={VERSION_KEY: {"exists": True}}
+                )
+            except CollectionNotFound:
+                continue
+            if count:
+                found[name] = count
+        return found
 
     async def _differences(
         self, collection: str, tally: _Tally, progress: Progress | None

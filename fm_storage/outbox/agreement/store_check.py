@@ -49,7 +49,8 @@ class StoreCheck:
         self._interrupted = interrupted
         self._marker = Marker(pool, store, _location(store))
         self._lock = asyncio.Lock()
-        self.done = False  # by ensure() and adopt(), once
+        self.done = False  # by ensure(), adopt() and distrust()
+        self._first = True  # by ensure(), once
         self._began = False  # by begin(), once
 
     async def ensure(self) -> bool:
@@ -66,9 +67,18 @@ class StoreCheck:
             return False
         async with self._lock:
             if not self.done:
-                await self._compare()
-                self.done = True
+                while not await self._compare():
+                    _log.info("PostgreSQL failed over meanwhile; comparing again")
+                self.done, self._first = True, False
         return True
+
+    def distrust(self) -> None:
+        """Have the stores compared again before the next delivery."""
+        self.done = False
+
+    def is_current(self, timeline: int) -> bool:
+        """Whether the comparison holds for rows that a server on *timeline* gave."""
+        return self.done and timeline == self._marker.timeline
 
     async def begin(self) -> bool:
         """Do as ``ensure()``, and end what an interrupted rebuild left open.
@@ -115,7 +125,9 @@ class StoreCheck:
                 outcome.blocked = None
             for name in outcome.created:
                 await self._interrupted.missing(name)
-        await self._marker.save_if_due(idle=outcome is None)
+        if self.done and not await self._marker.save_if_due(idle=outcome is None):
+            # PostgreSQL failed over, or was restored, under this process.
+            self.distrust()
 
     async def aclose(self) -> None:
         """Write the marker a last time; a failure is not one of the application."""
@@ -126,7 +138,8 @@ class StoreCheck:
         except StorageError as exc:
             _log.debug("the marker was not written at closing: %s", exc)
 
-    async def _compare(self) -> None:
+    async def _compare(self) -> bool:
+        """Compare both stores, and do what follows; return whether it still holds."""
         standing, found = await self._marker.compare()
         if standing is Standing.RESTORED:
             await self._recover(found)
@@ -134,14 +147,14 @@ class StoreCheck:
             count = await self._reconciler.enqueue_all()
             if count:
                 _log.warning("the vector store was emptied; %d points again", count)
-        elif standing is Standing.KNOWN:
+        elif standing is Standing.KNOWN and self._first:
             left = await self._interrupted.exchanges()  # repaired when they end
             for name in await collections_of(self._pool):
                 if name not in left and await self._reconciler.short(name):
                     report = await self._reconciler.repair(name)
                     repaired = dict(report.verification.counts) or "nothing"
                     _log.warning("%s held too few points; repaired %s", name, repaired)
-        await self._marker.save()
+        return await self._marker.save()
 
     async def _recover(self, found: Position | None) -> None:
         if found is not None:

@@ -165,11 +165,18 @@ class Delivery:
             self._counters.landed(finished.lags)
             recorded = len(finished.lags)
             self._locked += finished.locked
-        for collection in list(self._overrun):
-            self._counters.healed += await self._queue.delete_again(
-                collection, self._overrun[collection]
-            )
-            del self._overrun[collection]
+        while self._overrun:
+            # Taken out first: another collection's batch may settle meanwhile.
+            collection, late = self._overrun.popitem()
+            try:
+                healed = await self._queue.delete_again(collection, late)
+            except BaseException:  # put back what was not done, then pass it on
+                self._overrun[collection] = {
+                    **late,
+                    **self._overrun.get(collection, {}),
+                }
+                raise
+            self._counters.healed += healed
         return recorded
 
     async def _deliver(

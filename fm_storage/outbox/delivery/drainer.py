@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fm_storage.concurrency.backoff import Backoff
-from fm_storage.errors import ConfigurationInvalid, StorageError
+from fm_storage.errors import ConfigurationInvalid, ConnectionFailed, StorageError
 from fm_storage.outbox.delivery.delivery import (
     Delivery,
     Outcome,
@@ -24,7 +24,7 @@ from fm_storage.outbox.delivery.delivery import (
     lease_clock,
     pauses,
 )
-from fm_storage.outbox.delivery.lanes import Lanes
+from fm_storage.outbox.delivery.lanes import Check, Lanes
 from fm_storage.outbox.delivery.presence import EVERY, Presence
 from fm_storage.outbox.delivery.queue import Queue
 
@@ -69,14 +69,14 @@ class Drainer:
         presence: Presence,
         config: OutboxConfig,
         *,
-        begin: Callable[[], Awaitable[bool]],
-        settled: Callable[[Outcome | None], Awaitable[None]],
+        check: Check,
+        begun: Callable[[], None],
     ) -> None:
         self._delivery = delivery
         self._presence = presence
-        self._begin = begin  # False: nothing was ever written, look again later
-        self._settled = settled  # with None when idle
-        self._lanes = Lanes(queue, delivery, config.batch_size, settled)
+        self._check = check
+        self._begun = begun  # called when the check has passed; harmless to repeat
+        self._lanes = Lanes(queue, delivery, config.batch_size, check)
         self.state = DrainerState.OFF
         self.problem: str | None = None
         self._woken = asyncio.Event()
@@ -116,13 +116,9 @@ class Drainer:
             self.state = DrainerState.CLOSED
 
     async def _run(self) -> None:
-        begun = False
         while True:
             try:
-                if not begun:
-                    begun = await self._begin()
-                if begun:
-                    await self._work()
+                await self._work()
                 self._pauses.reset()
                 self.problem = next(iter(self._failing.values()), None)
                 waits = DrainerState.WAITING if self.problem else DrainerState.IDLE
@@ -136,6 +132,8 @@ class Drainer:
             except Exception as exc:
                 self.state = DrainerState.WAITING
                 self.problem = describe(exc)
+                if isinstance(exc, ConnectionFailed):
+                    self._check.distrust()  # another server may answer next
                 level = logging.DEBUG if self._pauses.failures else logging.WARNING
                 # Our errors name the remedy; of others the origin must be shown.
                 trace = None if isinstance(exc, StorageError) else exc
@@ -149,12 +147,15 @@ class Drainer:
             Exception: The failure of PostgreSQL.
         """
         while True:
+            if not await self._lanes.ready():
+                return  # nothing was ever written, look again later
+            self._begun()
             await self._presence.hold()
             await self._presence.take_over()
             more = await self._lanes.claim(self._waiting())
             if not self._lanes.under_way:
                 await self._delivery.settle()
-                await self._settled(None)
+                await self._check.settled(None)
                 return
             self.state = DrainerState.RUNNING
             self._looks.reset()

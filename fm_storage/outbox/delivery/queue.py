@@ -24,7 +24,12 @@ from typing import Any
 
 from fm_storage.postgres import Executor, Sql
 
-__all__ = ["Finished", "Leased", "Leases", "Queue"]
+__all__ = ["TIMELINE", "Finished", "Leased", "Leases", "Queue"]
+
+TIMELINE = (
+    "('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int"
+)
+"""SQL for the timeline that the server writes; each promotion begins another."""
 
 _COLLECTIONS = 8
 """Collections of which one claim takes rows, those first that wait longest."""
@@ -35,7 +40,8 @@ class Leased:
     """One queue row on lease, with the desired state that was read with it.
 
     ``ver``, ``op`` and the content come from one row of ``vector_state`` and so
-    belong together; the queue may already hold a newer version.
+    belong together; the queue may already hold a newer version. ``timeline`` is the
+    server's when it gave the row.
     """
 
     collection: str
@@ -49,6 +55,7 @@ class Leased:
     attempts: int
     due_at: datetime
     claimed_at: datetime
+    timeline: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,7 @@ class Finished:
 
 # One step of the recursion finds the next collection and its first due row, so a
 # long queue of one collection is not read to find the others.
-_CLAIM = Sql("""
+_CLAIM = Sql(f"""
 WITH RECURSIVE first AS (
   (SELECT q.collection, q.due_at FROM fm_storage.vector_queue AS q
    WHERE q.quarantined_at IS NULL ORDER BY q.collection, q.due_at LIMIT 1)
@@ -101,7 +108,7 @@ WITH RECURSIVE first AS (
   RETURNING q.collection, q.point_id, q.replay, q.attempts, q.due_at
 )
 SELECT t.collection, t.point_id, s.ver, s.op, s.vectors, s.payload, s.payload_hash,
-  t.replay, t.attempts, t.due_at, now() AS claimed_at
+  t.replay, t.attempts, t.due_at, now() AS claimed_at, (SELECT {TIMELINE}) AS timeline
 FROM taken AS t CROSS JOIN LATERAL (
   SELECT * FROM fm_storage.vector_state AS s
   WHERE s.collection = t.collection AND s.point_id = t.point_id OFFSET 0) AS s""")
