@@ -6,18 +6,22 @@ statement.
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import json
 import math
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import orjson
+from pydantic_core import from_json
 
 from fm_storage.errors import InvalidRecord
 from fm_storage.postgres.connect.internals import codec_settings, forget_statements
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import asyncpg
 
@@ -31,6 +35,8 @@ __all__ = [
 
 _OIDS = ((114, "json"), (3802, "jsonb"))
 _OPTIONS = orjson.OPT_NON_STR_KEYS
+_DEEPEST = 500
+"""Levels that every parser on the way takes: Python's own stops below 1,000."""
 
 
 def encode_json(value: Any) -> str:
@@ -76,12 +82,19 @@ def _encode_slowly(value: Any, cause: TypeError) -> str:
 
 
 def _refuse_unstorable(value: Any) -> None:
-    """Refuse NaN, infinities, NUL and lone surrogates, wherever they are."""
-    open_values = [value]
-    seen = 0
+    """Refuse NaN, infinities, NUL and lone surrogates, wherever they are.
+
+    And what is nested deeper than can be read again; a value that contains itself
+    is nested without end.
+    """
+    open_values = [(value, 0)]
     while open_values:
-        item = open_values.pop()
-        seen += 1
+        item, depth = open_values.pop()
+        if depth > _DEEPEST:
+            raise InvalidRecord(
+                f"JSON value: it is nested more than {_DEEPEST} levels deep, or "
+                "contains itself; flatten it"
+            )
         if isinstance(item, str):
             if "\0" in item:
                 raise InvalidRecord("JSON value: a text holds a NUL; remove it")
@@ -96,15 +109,27 @@ def _refuse_unstorable(value: Any) -> None:
                 raise InvalidRecord(
                     f"JSON value: {item} is not a JSON number; use None or text"
                 )
-        elif isinstance(item, dict):
-            open_values.extend(item)
-            open_values.extend(item.values())
-        elif isinstance(item, (list, tuple)):
-            open_values.extend(item)
+        else:
+            open_values.extend((part, depth + 1) for part in _parts(item))
 
 
-decode_json = orjson.loads
-"""Return the value of JSON text; the parser itself, a frame less for each value."""
+def _parts(item: Any) -> Iterable[Any]:
+    """Return what a value that orjson writes is made of."""
+    if isinstance(item, dict):
+        return chain(item, item.values())
+    if isinstance(item, (list, tuple)):
+        return item
+    if dataclasses.is_dataclass(item):
+        return [getattr(item, field.name) for field in dataclasses.fields(item)]
+    return (item.value,) if isinstance(item, enum.Enum) else ()
+
+
+def decode_json(text: str) -> Any:
+    """Return the value of JSON text; integers of any size are kept exactly."""
+    try:
+        return from_json(text)
+    except ValueError:  # nested deeper than the fast parser goes
+        return json.loads(text)
 
 
 def install_codecs(

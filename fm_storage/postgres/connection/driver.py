@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 from asyncpg.exceptions import OutdatedSchemaCacheError
 
-from fm_storage.errors import StorageError
+from fm_storage.errors import InvalidRecord, StorageError
 from fm_storage.postgres.connect.internals import (
     close_portal,
     describe,
@@ -67,9 +67,14 @@ async def fetch(
             )
         except _SUSPECT as exc:
             await _forget(raw, sql, statement, exc, timeout)
+        except (OverflowError, ValueError) as exc:
+            raise _unreadable(exc) from exc
         else:
             return rows
-    rows = await raw.fetch(sql, *args, timeout=timeout)
+    try:
+        rows = await raw.fetch(sql, *args, timeout=timeout)
+    except (OverflowError, ValueError) as exc:
+        raise _unreadable(exc) from exc
     return rows
 
 
@@ -88,10 +93,30 @@ async def fetchrow(
             )
         except _SUSPECT as exc:
             await _forget(raw, sql, statement, exc, timeout)
+        except (OverflowError, ValueError) as exc:
+            raise _unreadable(exc) from exc
         else:
             return rows[0] if rows else None
-    row: asyncpg.Record | None = await raw.fetchrow(sql, *args, timeout=timeout)
+    row: asyncpg.Record | None
+    try:
+        row = await raw.fetchrow(sql, *args, timeout=timeout)
+    except (OverflowError, ValueError) as exc:
+        raise _unreadable(exc) from exc
     return row
+
+
+def _unreadable(exc: Exception) -> Exception:
+    """Return the error for a value that its Python type cannot hold.
+
+    What the driver's decoders raise arrives bare; everything else is of a class of
+    the driver's, or of ours, and is passed on.
+    """
+    if isinstance(exc, (StorageError, asyncpg.PostgresError, asyncpg.InterfaceError)):
+        return exc
+    return InvalidRecord(
+        f"result: a value cannot be read as a Python value ({exc}); select it as "
+        "text (column::text), or correct the row"
+    )
 
 
 async def execute(

@@ -8,7 +8,7 @@ of the fifteen that a call may cost more than the driver's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC
+from datetime import MAXYEAR, MINYEAR, UTC
 from operator import attrgetter, itemgetter
 from types import NoneType
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -93,7 +93,9 @@ class ParameterEncoder(Generic[M]):
                 return False
         for place in self._moments:
             moment = values[place]
-            if moment is not None and moment.tzinfo is not UTC:
+            if moment is not None and (
+                moment.tzinfo is not UTC or not MINYEAR < moment.year < MAXYEAR
+            ):
                 return False
         return True
 

@@ -90,7 +90,7 @@ class Entity(Generic[M]):
             model,
             declared.construct,
             tuple(self.by_field),
-            [None if declared.decodes else _decoder(item) for item in self.stored],
+            [_decoder(item, decodes=declared.decodes) for item in self.stored],
             self._unreadable,
         )
         self.from_row = rows.one
@@ -241,9 +241,17 @@ def _is_mark(item: Stored) -> bool:
     )
 
 
-def _decoder(item: Stored) -> Decoder | None:
-    decode = item.type.decode
-    return None if decode is None else (decode, item.nullable)
+def _decoder(item: Stored, *, decodes: bool) -> Decoder:
+    """Return what a field needs; a constructor that *decodes* converts on its own."""
+    found = item.type
+    if decodes:
+        return Decoder(
+            found.decode if found.decode_if else None,
+            found.decode_if,
+            frozenset(),
+            found.convert,
+        )
+    return Decoder(found.decode, found.decode_if, found.given, found.convert)
 
 
 class _Nothing:

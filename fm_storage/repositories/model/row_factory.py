@@ -12,14 +12,30 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 __all__ = ["Decoder", "RowFactory", "reader"]
 
 M = TypeVar("M")
 
-Decoder = tuple[Callable[[Any], Any], bool]
-"""What turns a stored value into the model's, and whether NULL may stand there."""
+
+class Decoder(NamedTuple):
+    """What makes a stored value the model's.
+
+    Attributes:
+        decode: Turns it into the model's, if it needs that.
+        condition: Of the values that *decode* is for, in Python; empty: all.
+        given: Classes of the values that need no look; empty: any.
+        convert: Turns a value of another class into one of those.
+    """
+
+    decode: Callable[[Any], Any] | None
+    condition: str
+    given: frozenset[type]
+    convert: Callable[[Any], Any]
+
+
+_SHAPES = 64
 
 _SOURCE = """
 def one(row):
@@ -59,9 +75,7 @@ _CONSTRUCTED: tuple[list[str], list[str], list[str]] = (
 class RowFactory(Generic[M]):
     """Makes a model's records.
 
-    Attributes:
-        one: Makes the record of a row, whose values stand in the fields' order.
-        many: Makes those of many rows; the first that is no record is named.
+    A value of another class than the field's is converted, or refused.
     """
 
     def __init__(
@@ -69,7 +83,7 @@ class RowFactory(Generic[M]):
         model: type[M],
         construct: Callable[..., M],
         names: Sequence[str],
-        decoders: Sequence[Decoder | None],
+        decoders: Sequence[Decoder],
         unreadable: Callable[[Iterable[Any], Exception], Exception],
     ) -> None:
         """Write the code.
@@ -90,12 +104,19 @@ class RowFactory(Generic[M]):
         }
         decoded: dict[int, str] = {}
         for at, decoder in enumerate(decoders):
-            if decoder is not None:
-                decode, nullable = decoder
-                known[f"decode{at}"] = decode
-                decoded[at] = f"decode{at}(value{at})"
-                if nullable:
-                    decoded[at] = f"None if value{at} is None else {decoded[at]}"
+            if decoder.decode is not None:
+                known[f"decode{at}"] = decoder.decode
+                value = f"value{at}"
+                test = f"{value} is None"
+                if decoder.condition:
+                    test += f" or not {decoder.condition.format(value)}"
+                otherwise = value if decoder.condition else "None"
+                decoded[at] = f"{otherwise} if {test} else decode{at}({value})"
+        looked = [
+            (at, decoder.given, decoder.convert)
+            for at, decoder in enumerate(decoders)
+            if decoder.given
+        ]
         if _is_assigned(model, construct, names):
             begun, one, many = _ASSIGNED
             lines = _assigned(names, decoded)
@@ -108,8 +129,39 @@ class RowFactory(Generic[M]):
             many=_indented([*lines, *many], 12),
         )
         _define(f"rows of {model.__name__}", source, known)
-        self.one: Callable[[Iterable[Any]], M] = known["one"]
-        self.many: Callable[[Sequence[Iterable[Any]]], list[M]] = known["many"]
+        self._one: Callable[[Iterable[Any]], M] = known["one"]
+        self._many: Callable[[Sequence[Any]], list[M]] = known["many"]
+        self._looked = looked
+        self._unreadable = unreadable
+        # Classes of whole rows whose values were looked at and need no converting.
+        self._shapes: set[tuple[type, ...]] = set()
+
+    def one(self, row: Iterable[Any]) -> M:
+        """Make the record of a row, whose values stand in the fields' order."""
+        if tuple(map(type, row)) in self._shapes:
+            return self._one(row)
+        values = list(row)
+        shape = tuple(map(type, values))
+        try:
+            for at, given, convert in self._looked:
+                if values[at] is not None and shape[at] not in given:
+                    values[at] = convert(values[at])
+        except (ValueError, TypeError, ArithmeticError) as exc:
+            raise self._unreadable(row, exc) from exc
+        if len(self._shapes) < _SHAPES and shape == tuple(map(type, values)):
+            self._shapes.add(shape)
+        return self._one(values)
+
+    def many(self, rows: Sequence[Any]) -> list[M]:
+        """Make the records of many rows; the first that is no record is named."""
+        for at, given, _ in self._looked:
+            # A column's values are all of one class, but for NULL.
+            for row in rows:
+                if row[at] is not None:
+                    if type(row[at]) not in given:
+                        return list(map(self.one, rows))
+                    break
+        return self._many(rows)
 
 
 def reader(name: str) -> Callable[[Sequence[Any]], list[Any]]:

@@ -7,6 +7,7 @@ would refuse, or worse, would silently change, before anything is sent.
 
 from __future__ import annotations
 
+import ipaddress as ip
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from types import NoneType
@@ -75,12 +76,28 @@ class ColumnType:
         settled: Whether a value of an exact class needs no further look, and is
             stored as it is.
         decode: Turns a stored value into the model's, or None if they are equal.
+        decode_if: Condition, in Python, of the values that ``decode`` is for; empty
+            if it is for all.
+        given: Classes of which the driver's values are the model's as they are; empty
+            if they are not looked at.
     """
 
     sql: str = "text"
     exact: frozenset[type] = frozenset()
     settled: bool = False
     decode: Callable[[Any], Any] | None = None
+    decode_if: str = ""
+    given: frozenset[type] = frozenset()
+
+    def convert(self, value: Any) -> Any:
+        """Return a value of a class that is not among those *given*.
+
+        Raises:
+            Refused: The model's annotation does not allow it.
+        """
+        if isinstance(value, tuple(self.given)):
+            return value
+        raise Refused(f"is {named(value)}, which the annotation does not allow")
 
     def encode(self, value: Any) -> Any:
         """Return *value* as it is stored.
@@ -174,10 +191,13 @@ def classes(values: Sequence[Any], *, nullable: bool = True) -> set[type]:
     return found
 
 
+_AS_TEXT = (UUID, ip.IPv4Address, ip.IPv6Address, ip.IPv4Network, ip.IPv6Network)
+
+
 class Text(ColumnType):
     """Text without NUL and lone surrogates, at most *max_length* characters."""
 
-    exact = frozenset({str})
+    exact = given = frozenset({str})
 
     def __init__(
         self, max_length: int | None = None, *, choices: frozenset[str] | None = None
@@ -204,6 +224,10 @@ class Text(ColumnType):
         if self.choices is not None and value not in self.choices:
             raise Refused(f"is none of {', '.join(sorted(self.choices))}")
         return value
+
+    def convert(self, value: Any) -> Any:
+        """Return a value that is written as text (uuid, inet, cidr) as one."""
+        return str(value) if isinstance(value, _AS_TEXT) else super().convert(value)
 
     def comparable(self, value: Any) -> Any:
         """Return *value*, of whatever length."""
@@ -249,7 +273,13 @@ _ANY_TEXT = Text()
 class Integer(ColumnType):
     """Whole numbers of 2, 4 or 8 bytes."""
 
-    exact = frozenset({int})
+    exact = given = frozenset({int})
+
+    def convert(self, value: Any) -> Any:
+        """Return a whole number of any other type (numeric, float8) as an int."""
+        if isinstance(value, Decimal | float) and value == int(value):
+            return int(value)
+        return super().convert(value)
 
     def __init__(self, size: int = 8) -> None:
         self.sql = f"int{size}"
@@ -322,6 +352,13 @@ class Float(Plain):
 
     sql, wanted, settled = "float8", "a number", True
     exact, accepted, refused = frozenset({float}), (float, int), (bool,)
+    given = exact
+
+    def convert(self, value: Any) -> Any:
+        """Return a number of any other type as a float."""
+        return (
+            float(value) if isinstance(value, Decimal | int) else super().convert(value)
+        )
 
     def encode(self, value: Any) -> Any:
         """Return *value* as a float."""
@@ -343,16 +380,35 @@ class Float(Plain):
         return float(text)
 
 
+_BEFORE_POINT = 131_071
+"""Greatest power of ten in numeric."""
+_BEHIND_POINT = 16_383
+
+
 class Numeric(Plain):
     """Decimal numbers of any precision."""
 
     sql, wanted = "numeric", "a Decimal"
     exact, accepted, refused = frozenset({Decimal}), (Decimal, int), (bool,)
+    given = exact
+
+    def convert(self, value: Any) -> Any:
+        """Return a number of any other type as a Decimal."""
+        return (
+            Decimal(value) if isinstance(value, int | float) else super().convert(value)
+        )
 
     def encode(self, value: Any) -> Any:
         """Return *value* as a Decimal."""
         number = Decimal(super().encode(value))
-        if number.is_snan():
+        if number.is_finite():
+            exponent = number.as_tuple().exponent
+            if number.adjusted() > _BEFORE_POINT or int(exponent) < -_BEHIND_POINT:
+                raise Refused(
+                    "has more digits than numeric holds (131,072 before the point, "
+                    "16,383 behind it); round it"
+                )
+        elif number.is_snan():
             raise Refused("is a signalling NaN, which numeric cannot hold")
         return number
 

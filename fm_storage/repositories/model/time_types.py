@@ -20,8 +20,20 @@ _zone = attrgetter("tzinfo")
 _INTERVAL = re.compile(r"(-?\d{1,10}) days (\d{1,5})\.(\d{6}) secs")
 
 
+_INFINITE = (
+    dt.datetime.min.replace(tzinfo=dt.UTC),
+    dt.datetime.max.replace(tzinfo=dt.UTC),
+)
+_DRIVERS_INFINITE = tuple(moment.replace(tzinfo=None) for moment in _INFINITE)
+_END_YEARS = frozenset({dt.MINYEAR, dt.MAXYEAR})
+
+
 class Timestamp(Plain):
-    """Instants: aware for ``timestamptz``, naive for ``timestamp``."""
+    """Instants: aware for ``timestamptz``, naive for ``timestamp``.
+
+    ``infinity`` and ``-infinity`` are ``datetime.max`` and ``datetime.min``, in UTC
+    where instants are aware.
+    """
 
     wanted = "a datetime"
     exact, accepted = frozenset({dt.datetime}), (dt.datetime,)
@@ -30,15 +42,21 @@ class Timestamp(Plain):
         self.aware = aware
         self.sql = "timestamptz" if aware else "timestamp"
 
+        if aware:
+            self.decode, self.decode_if = _infinite, "{0}.tzinfo is None"
+
     def encode(self, value: Any) -> Any:
         """Return *value* if it has a time zone, or must not."""
         if (
             self.aware
             and type(value) is dt.datetime
             and isinstance(value.tzinfo, dt.timezone)
+            and value.year not in _END_YEARS
         ):
             return value
         moment: dt.datetime = super().encode(value)
+        if self.aware and moment in _INFINITE:
+            return moment.replace(tzinfo=None)  # the driver's own pair
         if self.aware and moment.utcoffset() is None:
             raise Refused(
                 "has no time zone, and the driver would take the machine's; "
@@ -58,7 +76,10 @@ class Timestamp(Plain):
             zones = set(map(_zone, values))
         except AttributeError:
             zones = set(map(_zone, (value for value in values if value is not None)))
-        if not all(isinstance(zone, dt.timezone) for zone in zones):
+        years = {value.year for value in values if value is not None}
+        if not all(isinstance(zone, dt.timezone) for zone in zones) or (
+            not years.isdisjoint(_END_YEARS)
+        ):
             return self.encode_each(values, nullable=nullable)
         return values
 
@@ -68,7 +89,15 @@ class Timestamp(Plain):
 
     def from_text(self, text: str) -> Any:
         """Return the instant."""
-        return self.encode(dt.datetime.fromisoformat(text))
+        moment = dt.datetime.fromisoformat(text)
+        if self.aware and moment in _DRIVERS_INFINITE:
+            return moment
+        return self.encode(moment)
+
+
+def _infinite(moment: dt.datetime) -> dt.datetime:
+    """Return an infinity, which the driver gives without a zone, as aware."""
+    return moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
 
 
 class Date(Plain):

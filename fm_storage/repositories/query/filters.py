@@ -132,8 +132,15 @@ class _In(Filter):
     def sql(self, entity: Entity[Any], parameters: Parameters) -> str:
         item, left = self.field.sql(entity, parameters)
         given = [value for value in self.values if value is not None]
-        if self.field.path:
-            among = f"{left} = ANY({parameters.add(given)}::jsonb[])"
+        # Arrays and JSON are compared whole: an array of arrays would be flattened.
+        if self.field.path or isinstance(item.type, Array | JsonValue):
+            cast = "::jsonb" if self.field.path else ""
+            values = (
+                value if self.field.path else _comparable(item, value)
+                for value in given
+            )
+            places = ", ".join(f"{parameters.add(value)}{cast}" for value in values)
+            among = f"{left} IN ({places})" if places else "FALSE"
         else:
             stored = [_comparable(item, value) for value in given]
             among = f"{left} = ANY({parameters.add(stored)})"
