@@ -121,7 +121,7 @@ def payload_digest(
             if key[:1] != "_" or (key != VERSION_KEY and key[:4] != "_fm_")
         }
         data = orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)
-    except (TypeError, AttributeError) as exc:  # orjson's errors are TypeErrors
+    except (TypeError, AttributeError, RecursionError) as exc:  # orjson's: TypeError
         raise _not_json(exc, index) from exc
     return blake2b(data, digest_size=16).digest()
 

@@ -22,7 +22,7 @@ from fm_storage.repositories.model.scalar_types import (
     named,
 )
 
-__all__ = ["Array", "Enumeration", "JsonValue", "Other"]
+__all__ = ["Array", "Converted", "Enumeration", "JsonValue", "Other"]
 
 
 class _Ready(str):
@@ -160,12 +160,36 @@ class Enumeration(ColumnType):
         return self.encode(self.inner.from_text(text))
 
 
+class Converted(ColumnType):
+    """Instances of a class, stored as something simpler."""
+
+    def __init__(
+        self,
+        inner: ColumnType,
+        accepted: type,
+        dump: Callable[[Any], Any],
+        load: Callable[[Any], Any],
+    ) -> None:
+        self.inner, self.accepted, self.dump = inner, accepted, dump
+        self.sql, self.decode = inner.sql, load
+
+    def encode(self, value: Any) -> Any:
+        """Return what stands for an instance."""
+        if not isinstance(value, self.accepted):
+            raise Refused(f"is {named(value)}, not a {self.accepted.__name__}")
+        return self.inner.encode(self.dump(value))
+
+    def from_text(self, text: str) -> Any:
+        """Return the stored value."""
+        return self.inner.from_text(text)
+
+
 class Array(ColumnType):
     """One-dimensional arrays of another type."""
 
     def __init__(self, element: ColumnType, container: type = list) -> None:
         self.element = element
-        self.container = container
+        self._taken: tuple[Any, ...] = (list, tuple, container)
         self.sql = f"{element.sql}[]"
         inner = element.decode
         if inner is not None:
@@ -175,7 +199,7 @@ class Array(ColumnType):
 
     def encode(self, value: Any) -> Any:
         """Return a list of stored elements."""
-        if not isinstance(value, (list, tuple)):
+        if not isinstance(value, self._taken):
             raise Refused(f"is {named(value)}, not a list; convert it")
         return [None if item is None else self.element.encode(item) for item in value]
 

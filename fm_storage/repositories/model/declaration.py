@@ -12,10 +12,12 @@ import enum
 import functools
 import inspect
 import operator
+import pathlib
 import re
 import types
 import typing
 import uuid
+import zoneinfo
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NewType, Union
@@ -25,6 +27,7 @@ from fm_storage.errors import ConfigurationInvalid, InvalidName
 from fm_storage.postgres.sql import quote_ident
 from fm_storage.repositories.model import compound_types, scalar_types, time_types
 from fm_storage.repositories.model.field import Stored
+from fm_storage.repositories.model.nested import is_model, json_type
 
 __all__ = ["Column", "Model", "read_model"]
 
@@ -72,23 +75,30 @@ def read_model(model: type[Any], columns: Mapping[str, str | Column]) -> Model:
         ConfigurationInvalid: It is none of the three, or a field cannot be stored.
         InvalidName: *columns* names a field that the model has not.
     """
+    given, model = model, typing.get_origin(model) or model
     if dataclasses.is_dataclass(model):
         described, construct, decodes = _read_dataclass(model)
     elif hasattr(model, "__pydantic_validator__"):
         described, construct, decodes = _read_pydantic(model)
     elif hasattr(model, "__struct_fields__"):
         described, construct, decodes = _read_msgspec(model)
+    elif hasattr(model, "__attrs_attrs__"):
+        described, construct, decodes = _read_attrs(model)
+    elif isinstance(model, type) and is_model(model):
+        described, construct, decodes = _hints(model), model, False
     else:
         raise ConfigurationInvalid(
             getattr(model, "__name__", repr(model)),
-            "is no dataclass, pydantic model or msgspec struct; declare it as one",
+            "is no dataclass, pydantic model, msgspec struct, attrs class or "
+            "NamedTuple; declare it as one",
         )
+    meant = _type_arguments(given)
     for name in columns:
         if name not in described:
             known = ", ".join(described)
             raise InvalidName(f"{model.__name__}: no field {name!r}; it has {known}")
     fields = tuple(
-        _declared(model, name, annotation, _column(columns.get(name)))
+        _declared(model, name, _meant(annotation, meant), _column(columns.get(name)))
         for name, annotation in described.items()
     )
     if not fields:
@@ -122,6 +132,13 @@ def _read_msgspec(model: type[Any]) -> _Described:
     if any(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters):
         return described, _by_keyword(model, names), False
     return described, model, False
+
+
+def _read_attrs(model: type[Any]) -> _Described:
+    hints = _hints(model)
+    fields = model.__attrs_attrs__
+    described = {field.name: hints.get(field.name, Any) for field in fields}
+    return described, _by_keyword(model, [field.alias for field in fields]), False
 
 
 def _read_pydantic(model: type[Any]) -> _Described:
@@ -160,6 +177,30 @@ def _hints(model: type[Any]) -> dict[str, Any]:
         ) from exc
 
 
+def _type_arguments(model: Any) -> dict[Any, Any]:
+    """Return what stands for the type variables of a generic model and its bases."""
+    found: dict[Any, Any] = {}
+    unread = [model]
+    while unread:
+        each = unread.pop()
+        origin = typing.get_origin(each) or each
+        variables = getattr(origin, "__parameters__", ())
+        arguments = [_meant(one, found) for one in typing.get_args(each)]
+        found.update(zip(variables, arguments, strict=False))
+        unread += getattr(origin, "__orig_bases__", ())
+    return found
+
+
+def _meant(annotation: Any, found: Mapping[Any, Any]) -> Any:
+    """Return *annotation* with its type variables replaced."""
+    if isinstance(annotation, typing.TypeVar):
+        return found.get(annotation, annotation)
+    variables = getattr(annotation, "__parameters__", ())
+    if not variables or isinstance(annotation, type):
+        return annotation
+    return annotation[tuple(found.get(one, one) for one in variables)]
+
+
 def _column(given: str | Column | None) -> Column:
     if given is None:
         return Column()
@@ -188,7 +229,9 @@ def _declared(model: type[Any], name: str, annotation: Any, column: Column) -> S
     except TypeError as exc:
         raise ConfigurationInvalid(
             f"{model.__name__}.{name}",
-            f"{exc} has no column type; name one with Column(type=...)",
+            str(exc)
+            if ";" in str(exc)
+            else f"{exc} has no column type; name one with Column(type=...)",
         ) from None
     in_table = column.name or name
     return Stored(
@@ -238,6 +281,11 @@ _SCALARS: Mapping[type, Callable[[], scalar_types.ColumnType]] = {
     dt.time: time_types.Time,
     dt.timedelta: time_types.Interval,
 }
+_CONVERTED: Mapping[Any, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
+    pathlib.Path: (pathlib.PurePath, str, pathlib.Path),
+    pathlib.PurePath: (pathlib.PurePath, str, pathlib.PurePath),
+    zoneinfo.ZoneInfo: (zoneinfo.ZoneInfo, str, zoneinfo.ZoneInfo),
+}
 _INTEGERS = {"int2": 2, "smallint": 2, "int4": 4, "integer": 4, "int": 4}
 _TYPE_NAME = re.compile(r'[\w."][\w." ]*(\(\d+(,\d+)?\))?(\[\])?')
 _LENGTH = re.compile(r"(?:varchar|character varying|char|character)\((\d+)\)")
@@ -264,13 +312,14 @@ def _typed(bare: Any, sql: str | None, length: int | None) -> scalar_types.Colum
     if name in {"timestamp", "timestamp without time zone"}:
         return time_types.Timestamp(aware=False)
     if name in {"json", "jsonb"}:
-        container = typing.get_origin(bare) or bare
-        found: scalar_types.ColumnType = compound_types.JsonValue(
-            container if container in {dict, list} else None
-        )
+        found: scalar_types.ColumnType = json_type(bare)
     else:
         try:
-            found = _inferred(bare, length)
+            if sql.endswith("[]") and typing.get_origin(bare) in {set, frozenset}:
+                container = typing.get_origin(bare)
+                found = _sequence(bare, container, typing.get_args(bare))
+            else:
+                found = _inferred(bare, length)
         except TypeError:
             found = compound_types.Other(sql)
     found.sql = sql
@@ -288,21 +337,19 @@ def _inferred(bare: Any, length: int | None) -> scalar_types.ColumnType:
         return _SCALARS[bare]()
     if isinstance(bare, type) and issubclass(bare, enum.Enum):
         return compound_types.Enumeration(bare, _enum_values(bare, length))
-    if bare is dict or origin is dict or typing.is_typeddict(bare):
-        return compound_types.JsonValue(dict)
+    if bare in _CONVERTED:
+        return compound_types.Converted(scalar_types.Text(length), *_CONVERTED[bare])
+    if bare in scalar_types.ADDRESSES:
+        return scalar_types.Address(bare)
     if origin in {list, tuple}:
-        return _sequence(origin, arguments)
-    if bare is list:
-        return compound_types.JsonValue(list)
+        return _sequence(bare, origin, arguments)
+    if {bare, origin} & {dict, list} or typing.is_typeddict(bare) or is_model(bare):
+        return json_type(bare)
     if (
         origin in {Union, types.UnionType}
         and {typing.get_origin(a) or a for a in arguments} <= _JSON_PARTS
     ):
         return compound_types.JsonValue()
-    if hasattr(bare, "__pydantic_validator__"):
-        nested = compound_types.JsonValue(dict, dump=_dump_pydantic)
-        nested.decode = bare.model_validate
-        return nested
     raise TypeError(getattr(bare, "__name__", repr(bare)))
 
 
@@ -317,39 +364,17 @@ def _enum_values(
     raise TypeError(members.__name__)
 
 
-def _sequence(origin: type, arguments: tuple[Any, ...]) -> scalar_types.ColumnType:
+def _sequence(
+    bare: Any, origin: type, arguments: tuple[Any, ...]
+) -> scalar_types.ColumnType:
     """Return an array of scalars, or JSON when the elements are none."""
     element = arguments[0] if arguments else Any
     if origin is tuple and (len(arguments) != 2 or arguments[1] is not ...):
         raise TypeError(f"tuple{list(arguments)}")
-    bare, _ = _optional(_unwrap(element)[0])
     try:
-        found = _inferred(bare, None)
+        found = _inferred(_optional(_unwrap(element)[0])[0], None)
     except TypeError:
         found = compound_types.JsonValue()
     if isinstance(found, (compound_types.JsonValue, compound_types.Array)):
-        return _json_sequence(origin, found)
+        return json_type(bare)
     return compound_types.Array(found, origin)
-
-
-def _json_sequence(
-    origin: type, element: scalar_types.ColumnType
-) -> compound_types.JsonValue:
-    """Return a JSON array, whose elements may be models."""
-    dump, decode = getattr(element, "dump", None), element.decode
-    found = compound_types.JsonValue(
-        list,
-        dump=None
-        if dump is None and origin is list
-        else lambda values: [dump(one) if dump else one for one in values],
-    )
-    if decode is not None:
-        found.decode = lambda values: origin(map(decode, values))
-    elif origin is not list:
-        found.decode = origin
-    return found
-
-
-def _dump_pydantic(value: Any) -> Any:
-    dump = getattr(value, "model_dump", None)
-    return value if dump is None else dump(mode="json")

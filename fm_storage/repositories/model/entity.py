@@ -8,6 +8,7 @@ become models by position, from an explicit column list: ``Model(**row)`` costs
 from __future__ import annotations
 
 import re
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import length_hint
 from typing import Any, Generic, TypeVar
@@ -67,8 +68,8 @@ class Entity(Generic[M]):
     ) -> None:
         declared = read_model(model, columns or {})
         self.statements: dict[bool, Any] = {}
-        self.model = model
-        self.schema, self.table = _table(table or _snake(model.__name__))
+        self.model: type[M] = typing.get_origin(model) or model
+        self.schema, self.table = _table(table or _snake(self.model.__name__))
         self.name = f"{self.schema}.{self.table}" if self.schema else self.table
         self.quoted = quote_qualified(self.schema, self.table)
         self.stored = declared.fields
@@ -81,13 +82,13 @@ class Entity(Generic[M]):
         self.returned = tuple(item for item in self.stored if item.generated)
         self.select_list = ", ".join(item.quoted for item in self.stored)
         self._construct: Callable[..., M] = declared.construct
-        encoder = ParameterEncoder(model, self.inserted)
+        encoder = ParameterEncoder(self.model, self.inserted)
         self.insert_values = encoder.values
         self.insert_columns = encoder.columns
         self._get_all = getter(item.field for item in self.stored)
         self._get_key = getter(self.key_names)
-        rows = RowFactory(
-            model,
+        rows: RowFactory[M] = RowFactory(
+            self.model,
             declared.construct,
             tuple(self.by_field),
             [_decoder(item, decodes=declared.decodes) for item in self.stored],

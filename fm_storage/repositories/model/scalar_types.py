@@ -15,7 +15,9 @@ from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
 
 __all__ = [
+    "ADDRESSES",
     "Actual",
+    "Address",
     "Boolean",
     "Bytes",
     "ColumnType",
@@ -451,6 +453,45 @@ class Uuid(Plain):
     def from_text(self, text: str) -> Any:
         """Return the UUID."""
         return UUID(text)
+
+
+class Address(Plain):
+    """Addresses and networks of the Internet protocol."""
+
+    def __init__(self, wanted: type) -> None:
+        network = wanted in {ip.IPv4Network, ip.IPv6Network}
+        self.sql, self._class = "cidr" if network else "inet", wanted
+        self.exact = self.given = frozenset({wanted})
+
+    def encode(self, value: Any) -> Any:
+        """Return *value* if it is of the class."""
+        if not isinstance(value, self._class):
+            raise Refused(f"is {named(value)}, not an {self._class.__name__}")
+        return value
+
+    def knows(self, found: type) -> bool:
+        """Return whether the class is the one."""
+        return found in self.exact
+
+    def convert(self, value: Any) -> Any:
+        """Return an address without its network, or with one."""
+        return self._class(value)
+
+    def from_text(self, text: str) -> Any:
+        """Return the address."""
+        return self._class(text)
+
+
+ADDRESSES = frozenset(
+    {
+        ip.IPv4Address,
+        ip.IPv6Address,
+        ip.IPv4Interface,
+        ip.IPv6Interface,
+        ip.IPv4Network,
+        ip.IPv6Network,
+    }
+)
 
 
 def named(value: object) -> str:
