@@ -17,6 +17,7 @@ from typing import (
     Protocol,
     TypeAlias,
     TypedDict,
+    TypeVar,
     Unpack,
     runtime_checkable,
 )
@@ -37,6 +38,8 @@ __all__ = [
     "TransactionExecutor",
     "Value",
 ]
+
+M = TypeVar("M")
 
 Value: TypeAlias = Any
 """A parameter or a column's value: whatever the type in the database maps to."""
@@ -106,6 +109,24 @@ class Executor(Protocol):
         self, sql: str, /, *args: Value, timeout: float | None = None
     ) -> Record | None:
         """Run a statement and return its first row, or None."""
+        ...
+
+    async def fetch_as(
+        self, model: type[M], sql: str, /, *args: Value, timeout: float | None = None
+    ) -> list[M]:
+        """Run a statement and return its rows as records of *model*."""
+        ...
+
+    async def fetchrow_as(
+        self, model: type[M], sql: str, /, *args: Value, timeout: float | None = None
+    ) -> M | None:
+        """Run a statement and return its first row as a *model*, or None."""
+        ...
+
+    def stream_as(
+        self, model: type[M], sql: str, /, *args: Value, prefetch: int = 1000
+    ) -> AbstractAsyncContextManager[AsyncIterator[M]]:
+        """Open a server cursor and yield an iterator over its rows as records."""
         ...
 
     async def fetchval(

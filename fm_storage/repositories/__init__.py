@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fm_storage.postgres.typed_rows import use_row_maker
 from fm_storage.repositories.error_entries import (
     ErrorEntry,
     ErrorEntryRepository,
@@ -9,6 +10,7 @@ from fm_storage.repositories.error_entries import (
 )
 from fm_storage.repositories.identifiers import uuid7
 from fm_storage.repositories.model.declaration import Column
+from fm_storage.repositories.model.result import row_maker
 from fm_storage.repositories.query.filters import Filter, where
 from fm_storage.repositories.query.ordering import Order, asc, desc
 from fm_storage.repositories.query.paging import Page
@@ -30,3 +32,5 @@ __all__ = [
     "uuid7",
     "where",
 ]
+
+use_row_maker(row_maker)

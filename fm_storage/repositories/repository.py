@@ -12,7 +12,7 @@ from typing import Any, Generic, Self, TypeVar
 from fm_storage.errors import ConfigurationInvalid, RecordNotFound
 from fm_storage.postgres.executor import Executor
 from fm_storage.repositories.model.declaration import Column
-from fm_storage.repositories.model.entity import Entity
+from fm_storage.repositories.model.entity import Entity, Relation
 from fm_storage.repositories.model.table import Table
 from fm_storage.repositories.query.filters import Filter
 from fm_storage.repositories.query.ordering import OrderBy
@@ -48,7 +48,7 @@ class Repository(Generic[M]):
         executor: Executor,
         model: type[M] | Entity[M],
         *,
-        table: str | None = None,
+        table: str | Relation | None = None,
         key: str | Sequence[str] | None = None,
         columns: Mapping[str, str | Column] | None = None,
         version: str | None = None,
@@ -63,7 +63,8 @@ class Repository(Generic[M]):
             executor: A pool, connection or transaction.
             model: Class of the records (or an entity already declared).
             table: Table, with its schema if that is not on the search path
-                (default: the model's name in snake case).
+                (default: the model's name in snake case); or a session's
+                ``TempView``.
             key: Field or fields that identify a record (default: ``id``).
             columns: For some fields the column's name, or a ``Column``.
             version: Whole-number field that turns the optimistic lock on.

@@ -57,6 +57,18 @@ async def repositories_know_their_model(pool: Pool, transaction: Transaction) ->
     assert_type(await invoices.exists(where("paid") == True), bool)  # noqa: E712 - a condition
 
 
+async def rows_of_ones_own_sql_are_typed(executor: Executor, pool: Pool) -> None:
+    """Records of the class that was named, from every executor."""
+    assert_type(await executor.fetch_as(Invoice, "SELECT"), list[Invoice])
+    assert_type(await pool.fetch_as(Note, "SELECT $1", 1, timeout=2), list[Note])
+    assert_type(await pool.fetchrow_as(Invoice, "SELECT"), Invoice | None)
+    async with pool.stream_as(Invoice, "SELECT", prefetch=5) as records:
+        async for record in records:
+            assert_type(record, Invoice)
+    async with pool.transaction() as transaction:
+        assert_type(await transaction.fetch_as(Invoice, "SELECT"), list[Invoice])
+
+
 async def repositories_refuse_other_models(pool: Pool, note: Note) -> None:
     """A record of another class is an error before the program runs."""
     invoices = Repository(pool, Invoice)

@@ -7,26 +7,33 @@ to ``Verbs``.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Protocol, Unpack
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack
 
 from fm_storage.postgres.connection import driver
 from fm_storage.postgres.copy.files import FileIn, FileOut
 from fm_storage.postgres.copy.records import Copy
+from fm_storage.postgres.typed_rows import records_of, stream_of
 
 if TYPE_CHECKING:
     from collections.abc import (
         AsyncIterable,
+        AsyncIterator,
         Awaitable,
         Callable,
         Iterable,
         Sequence,
     )
+    from contextlib import AbstractAsyncContextManager
 
     from asyncpg import Record
 
     from fm_storage.postgres.executor import CopyOptions, Source, Target, Value
 
 __all__ = ["Run", "Verbs"]
+
+
+M = TypeVar("M")
 
 
 class Run(Protocol):
@@ -94,6 +101,55 @@ class Verbs:
         """
         row: Record | None = await self._run(driver.fetchrow, sql, args, timeout)
         return row
+
+    async def fetch_as(
+        self, model: type[M], sql: str, /, *args: Value, timeout: float | None = None
+    ) -> list[M]:
+        """Run a statement and return its rows as records of *model*.
+
+        Columns are matched with fields by name, in any order.
+
+        Args:
+            model: A dataclass, pydantic model, msgspec struct, attrs class or
+                NamedTuple; what a field's ``Column`` names is respected.
+            sql: One statement, with ``$1`` … for values.
+            *args: The values.
+            timeout: Seconds for the whole call; see the class.
+
+        Raises:
+            InvalidName: A column is no field of *model*, or a field has no column.
+            InvalidRecord: A row's values are not what *model* is annotated with.
+            StorageError: One of those that every verb raises; see the class.
+        """
+        return records_of(model, await self.fetch(sql, *args, timeout=timeout))
+
+    async def fetchrow_as(
+        self, model: type[M], sql: str, /, *args: Value, timeout: float | None = None
+    ) -> M | None:
+        """Run a statement and return its first row as a *model*, or None.
+
+        As ``fetch_as()``.
+        """
+        row = await self.fetchrow(sql, *args, timeout=timeout)
+        return None if row is None else records_of(model, [row])[0]
+
+    @asynccontextmanager
+    async def stream_as(
+        self, model: type[M], sql: str, /, *args: Value, prefetch: int = 1000
+    ) -> AsyncIterator[AsyncIterator[M]]:
+        """Open a server cursor and yield an iterator over its rows as records.
+
+        As ``stream()`` and ``fetch_as()``.
+        """
+        opened = self.stream(sql, *args, prefetch=prefetch)
+        async with opened as rows, aclosing(stream_of(model, rows)) as records:
+            yield records
+
+    def stream(
+        self, sql: str, /, *args: Value, prefetch: int = 1000
+    ) -> AbstractAsyncContextManager[AsyncIterator[Record]]:
+        """Open a server cursor; each subclass has its own way."""
+        raise NotImplementedError
 
     async def fetchval(
         self, sql: str, /, *args: Value, column: int = 0, timeout: float | None = None

@@ -11,7 +11,7 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import length_hint
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
 from fm_storage.errors import ConfigurationInvalid, InvalidName, InvalidRecord
@@ -20,15 +20,29 @@ from fm_storage.postgres.sql import quote_qualified
 from fm_storage.repositories.model.declaration import Column, read_model
 from fm_storage.repositories.model.encoding import ParameterEncoder, getter
 from fm_storage.repositories.model.field import Stored
-from fm_storage.repositories.model.row_factory import Decoder, RowFactory
+from fm_storage.repositories.model.row_factory import RowFactory, decoder_of
 from fm_storage.repositories.model.scalar_types import Uuid
 from fm_storage.repositories.model.time_types import Timestamp
 
-__all__ = ["Entity"]
+__all__ = ["Entity", "Relation"]
 
 M = TypeVar("M")
 
 _PARAMETER = re.compile(r"\$(\d+)")
+
+
+class Relation(Protocol):
+    """A table or view that knows its name, such as a session's ``TempView``."""
+
+    @property
+    def schema(self) -> str:
+        """Schema that it is in."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Name in the schema, as it is."""
+        ...
 
 
 class Entity(Generic[M]):
@@ -60,7 +74,7 @@ class Entity(Generic[M]):
         self,
         model: type[M],
         *,
-        table: str | None = None,
+        table: str | Relation | None = None,
         key: str | Sequence[str] | None = None,
         columns: Mapping[str, str | Column] | None = None,
         version: str | None = None,
@@ -91,8 +105,11 @@ class Entity(Generic[M]):
             self.model,
             declared.construct,
             tuple(self.by_field),
-            [_decoder(item, decodes=declared.decodes) for item in self.stored],
-            self._unreadable,
+            [
+                decoder_of(item.type, decodes=declared.decodes, field=item.field)
+                for item in self.stored
+            ],
+            unreadable=self._unreadable,
         )
         self.from_row = rows.one
         self.from_rows = rows.many
@@ -242,19 +259,6 @@ def _is_mark(item: Stored) -> bool:
     )
 
 
-def _decoder(item: Stored, *, decodes: bool) -> Decoder:
-    """Return what a field needs; a constructor that *decodes* converts on its own."""
-    found = item.type
-    if decodes:
-        return Decoder(
-            found.decode if found.decode_if else None,
-            found.decode_if,
-            frozenset(),
-            found.convert,
-        )
-    return Decoder(found.decode, found.decode_if, found.given, found.convert)
-
-
 class _Nothing:
     """The class of no key."""
 
@@ -278,7 +282,9 @@ def _key_value(item: Stored, value: object) -> Any:
     return item.encode(value)
 
 
-def _table(name: str) -> tuple[str | None, str]:
+def _table(name: str | Relation) -> tuple[str | None, str]:
+    if not isinstance(name, str):
+        return name.schema, name.name
     schema, dot, table = name.rpartition(".")
     return (schema if dot else None), table
 

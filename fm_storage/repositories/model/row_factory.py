@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
 from typing import Any, Generic, NamedTuple, TypeVar
 
-__all__ = ["Decoder", "RowFactory", "reader"]
+from fm_storage.repositories.model.scalar_types import ColumnType, Refused
+
+__all__ = ["Decoder", "RowFactory", "decoder_of", "reader"]
 
 M = TypeVar("M")
 
@@ -33,6 +35,21 @@ class Decoder(NamedTuple):
     condition: str
     given: frozenset[type]
     convert: Callable[[Any], Any]
+
+
+def decoder_of(found: ColumnType, *, decodes: bool, field: str) -> Decoder:
+    """Return what a field needs; a constructor that *decodes* converts on its own."""
+    if decodes:
+        decode = found.decode if found.decode_if else None
+        return Decoder(decode, found.decode_if, frozenset(), found.convert)
+
+    def convert(value: Any) -> Any:
+        try:
+            return found.convert(value)
+        except Refused as exc:
+            raise Refused(f"{field} {exc}") from exc
+
+    return Decoder(found.decode, found.decode_if, found.given, convert)
 
 
 _SHAPES = 64
@@ -84,7 +101,9 @@ class RowFactory(Generic[M]):
         construct: Callable[..., M],
         names: Sequence[str],
         decoders: Sequence[Decoder],
+        *,
         unreadable: Callable[[Iterable[Any], Exception], Exception],
+        order: Sequence[str] | None = None,
     ) -> None:
         """Write the code.
 
@@ -94,7 +113,10 @@ class RowFactory(Generic[M]):
             names: Its fields, in the order of a row.
             decoders: For each field what its stored values need, if anything.
             unreadable: Gives the error of a row that is no record.
+            order: The fields in the order in which *construct* takes them
+                (default: *names*).
         """
+        order = order or names
         known: dict[str, Any] = {
             "construct": construct,
             "model": model,
@@ -117,12 +139,12 @@ class RowFactory(Generic[M]):
             for at, decoder in enumerate(decoders)
             if decoder.given
         ]
-        if _is_assigned(model, construct, names):
+        if _is_assigned(model, construct, order):
             begun, one, many = _ASSIGNED
             lines = _assigned(names, decoded)
         else:
             begun, one, many = _CONSTRUCTED
-            lines = _constructed(names, decoded)
+            lines = _constructed(names, order, decoded)
         source = _SOURCE.format(
             begun=_indented(begun, 8),
             one=_indented([*one, *lines], 8),
@@ -194,12 +216,14 @@ def _assigned(names: Sequence[str], decoded: dict[int, str]) -> list[str]:
     ]
 
 
-def _constructed(names: Sequence[str], decoded: dict[int, str]) -> list[str]:
+def _constructed(
+    names: Sequence[str], order: Sequence[str], decoded: dict[int, str]
+) -> list[str]:
     """Return code that calls the model's constructor."""
-    if not decoded:
+    if not decoded and list(names) == list(order):
         return ["record = construct(*row)"]
     places = [f"value{at}" for at in range(len(names))]
-    given = [decoded.get(at, place) for at, place in enumerate(places)]
+    given = [decoded.get(at, places[at]) for at in map(names.index, order)]
     return [f"{', '.join(places)}, = row", f"record = construct({', '.join(given)})"]
 
 

@@ -1,0 +1,179 @@
+"""Typed rows of one's own SQL, from pool, connection and transaction."""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
+
+import msgspec
+import pydantic
+import pytest
+
+from fm_storage.errors import ConfigurationInvalid, InvalidName, InvalidRecord
+from fm_storage.postgres import Pool
+from fm_storage.repositories import Column, Repository, where
+from fm_storage.sessions import PostgresSessionManager
+
+T = TypeVar("T")
+
+
+class Colour(enum.Enum):
+    """Stored by value."""
+
+    RED = "red"
+
+
+@dataclass(slots=True)
+class Row:
+    """A dataclass whose fields are of several kinds."""
+
+    number: int
+    colour: Colour
+    meta: dict[str, Any] | None = None
+    label: Annotated[str, Column(name="the label")] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """A frozen dataclass with keywords only."""
+
+    a: int
+    b: str
+
+
+class Priced(pydantic.BaseModel):
+    """A pydantic model."""
+
+    a: int
+    b: str
+
+
+class Noted(msgspec.Struct):
+    """A msgspec struct."""
+
+    a: int
+    b: str
+
+
+class Pair(NamedTuple):
+    """A named tuple."""
+
+    a: int
+    b: str
+
+
+@dataclass
+class Box(Generic[T]):
+    """A generic dataclass."""
+
+    a: T
+    b: str
+
+
+SQL = (
+    "SELECT 'x' AS \"the label\", '{\"k\": 1}'::jsonb AS meta, n::numeric AS number, "
+    "'red' AS colour FROM generate_series($1::int, $2::int) AS n"
+)
+
+
+@asynccontextmanager
+async def executor_of(kind: str, pool: Pool) -> AsyncIterator[Any]:
+    """Give one of the three kinds of executor."""
+    if kind == "pool":
+        yield pool
+    elif kind == "connection":
+        async with pool.acquire() as connection:
+            yield connection
+    else:
+        async with pool.transaction() as transaction:
+            yield transaction
+
+
+@pytest.mark.parametrize("kind", ["pool", "connection", "transaction"])
+async def test_rows_are_records_by_the_names_of_their_columns(pool, kind):
+    """In any order of the columns, with the types that the fields name."""
+    wanted = [Row(n, Colour.RED, {"k": 1}, "x") for n in (1, 2, 3)]
+    async with executor_of(kind, pool) as executor:
+        found = await executor.fetch_as(Row, SQL, 1, 3)
+        assert found == wanted
+        assert type(found[0].number) is int
+        assert await executor.fetchrow_as(Row, SQL, 2, 3) == wanted[1]
+        assert await executor.fetchrow_as(Row, SQL, 2, 1) is None
+        assert await executor.fetch_as(Row, SQL, 2, 1) == []
+        async with executor.stream_as(Row, SQL, 1, 3, prefetch=2) as records:
+            assert [record async for record in records] == wanted
+        async with executor.stream_as(Row, SQL, 1, 9, prefetch=2) as records:
+            async for record in records:
+                assert record == wanted[0]
+                break
+        assert await executor.fetchval("SELECT 1") == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "made"),
+    [
+        (Frozen, Frozen(a=1, b="x")),
+        (Priced, Priced(a=1, b="x")),
+        (Noted, Noted(1, "x")),
+        (Pair, Pair(1, "x")),
+        (Box[int], Box(1, "x")),
+    ],
+    ids=str,
+)
+async def test_every_kind_of_model(pool, model, made):
+    """Whatever a repository takes, in any order of the columns."""
+    assert await pool.fetch_as(model, "SELECT 'x' AS b, 1 AS a") == [made]
+    assert await pool.fetch_as(model, "SELECT 1 AS a, 'x' AS b") == [made]
+
+
+async def test_columns_and_fields_that_do_not_match_are_named(pool):
+    """Unknown, missing and repeated ones, all of them in one message."""
+    with pytest.raises(InvalidName, match=r"'c'.*'b'"):
+        await pool.fetch_as(Pair, "SELECT 1 AS a, 2 AS c")
+    with pytest.raises(InvalidName, match="'a' occurs more than once"):
+        await pool.fetch_as(Pair, "SELECT 1 AS a, 2 AS a, 'x' AS b")
+    with pytest.raises(ConfigurationInvalid):
+        await pool.fetch_as(dict, "SELECT 1 AS a")
+
+
+async def test_values_that_are_not_the_fields_are_refused(pool):
+    """The field is named, and never the value."""
+    for sql in (
+        "SELECT 1.5 AS a, 'secret' AS b",
+        "SELECT 1 AS a, DATE '2020-01-01' AS b",
+        "SELECT n AS a, 'x' AS b FROM (VALUES (NULL::numeric), (0.5)) AS v (n)",
+    ):
+        with pytest.raises(InvalidRecord, match="no Pair") as caught:
+            await pool.fetch_as(Pair, sql)
+        assert "secret" not in str(caught.value)
+    with pytest.raises(InvalidRecord, match="cannot be read"):
+        await pool.fetch_as(Pair, "SELECT 1 AS a, TIMESTAMP '0044-03-15 BC' AS b")
+    assert pool.statistics().busy == 0
+
+
+@dataclass(slots=True)
+class Seen:
+    """Rows of a view."""
+
+    id: int
+    amount: Decimal
+    at: dt.datetime = field(default_factory=lambda: dt.datetime.now(dt.UTC))
+
+
+async def test_a_sessions_view_is_a_repositorys_table(pool):
+    """Typed rows come out of a temporary view, by filters too."""
+    async with PostgresSessionManager(pool) as session:
+        view = await session.create_view(
+            "SELECT n AS id, n * 1.5 AS amount, TIMESTAMPTZ '2026-01-01 UTC' AS at "
+            "FROM generate_series(1, $1) AS n",
+            5,
+        )
+        seen = Repository(pool, Seen, table=view)
+        found = await seen.find_many(where("id") > 3, order_by="id")
+        assert [one.amount for one in found] == [Decimal("6.0"), Decimal("7.5")]
+        assert await pool.fetch_as(Seen, f"SELECT * FROM {view} WHERE id > 3") == found
