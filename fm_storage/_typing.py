@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
-__all__ = ["JSON_DEPTH", "Json", "JsonObject", "Progress"]
+__all__ = ["JSON_DEPTH", "Json", "JsonObject", "Progress", "Relation"]
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 JsonObject: TypeAlias = "dict[str, Json]"
@@ -19,3 +19,20 @@ JSON_DEPTH = 100
 Qdrant's parser stops at 128, of which a batch needs 7; the log of the embedded engine
 takes deeper ones, and cannot be read again.
 """
+
+
+@runtime_checkable
+class Relation(Protocol):
+    """A table or view by its names, as a session's ``TempView`` is."""
+
+    @property
+    def schema(self) -> str:
+        """Its schema."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the schema."""
+
+    @property
+    def sql(self) -> str:
+        """Both, quoted."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from fm_storage._typing import Relation
 from fm_storage.concurrency.lifecycle import Home, Life, Lifecycle
 from fm_storage.concurrency.shield import Once, shielded
 from fm_storage.config import StorageConfig
@@ -246,7 +247,7 @@ class StorageManager(Lifecycle, Hosted):
         self,
         model: type[Model],
         *,
-        table: str | None = None,
+        table: str | Relation | None = None,
         key: str | Sequence[str] | None = None,
         columns: Mapping[str, str | Column] | None = None,
         version: str | None = None,
@@ -260,7 +261,8 @@ class StorageManager(Lifecycle, Hosted):
 
         Args:
             model: A slotted dataclass, a pydantic model or a msgspec struct.
-            table: Table, such as ``billing.invoice``; by default the model's name.
+            table: Table, such as ``billing.invoice``, or a session's ``TempView``; by
+                default the model's name.
             key: Field or fields that identify a record; by default ``id``.
             columns: For some fields the column's name, or a ``Column``.
             version: Whole-number field that turns the optimistic lock on.
@@ -348,7 +350,11 @@ class StorageManager(Lifecycle, Hosted):
         )
 
     def session(
-        self, *, schema: str | None = None, auto_cleanup: bool = True
+        self,
+        *,
+        schema: str | None = None,
+        auto_cleanup: bool = True,
+        private: bool = False,
     ) -> PostgresSessionManager:
         """Return a session for temporary views: ``async with`` it, or await it.
 
@@ -356,13 +362,17 @@ class StorageManager(Lifecycle, Hosted):
             schema: Where its views live; ``session.schema_name`` if None.
             auto_cleanup: Whether closing drops the views, see
                 ``PostgresSessionManager.toggle_auto_cleanup()``.
+            private: Whether only this role may read them; otherwise members of the
+                group role ``fm_storage_app`` may.
 
         Raises:
             StorageClosed: The manager is not open.
             ConfigurationInvalid: PostgreSQL is switched off. When it opens: a
                 pooler lets no lease be held.
         """
-        return self.sessions.session(schema=schema, auto_cleanup=auto_cleanup)
+        return self.sessions.session(
+            schema=schema, auto_cleanup=auto_cleanup, private=private
+        )
 
     async def migrate(
         self,

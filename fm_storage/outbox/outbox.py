@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
+from fm_storage._typing import Relation
 from fm_storage.errors import ConfigurationInvalid, StorageError
 from fm_storage.outbox.agreement.interrupted import Interrupted
 from fm_storage.outbox.agreement.rebuild import Rebuilder
@@ -235,7 +236,7 @@ class Outbox:
         vectorizer: Vectorizer,
         text_of: TextOf | str,
         *,
-        table: str | None = None,
+        table: str | Relation | None = None,
         key: str = "id",
     ) -> None:
         """Have points that are written without vectors embedded while draining.

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from fm_storage._typing import Relation
+
 __all__ = [
     "CopyOptions",
     "CopyProgress",
@@ -154,7 +156,7 @@ class Executor(Protocol):
 
     async def copy_records(
         self,
-        table: str,
+        table: str | Relation,
         /,
         *,
         columns: Sequence[str],
@@ -167,7 +169,7 @@ class Executor(Protocol):
 
     async def copy_from(
         self,
-        table: str,
+        table: str | Relation,
         source: Source,
         /,
         **options: Unpack[CopyOptions],
@@ -180,7 +182,7 @@ class Executor(Protocol):
         target: Target,
         /,
         *,
-        table: str | None = None,
+        table: str | Relation | None = None,
         query: str | None = None,
         args: Sequence[Value] = (),
         **options: Unpack[CopyOptions],

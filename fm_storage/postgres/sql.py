@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Self
 
+from fm_storage._typing import Relation
 from fm_storage.errors import InvalidName, InvalidRecord
 
 __all__ = ["Sql", "plain", "quote_ident", "quote_qualified", "sendable"]
@@ -65,12 +66,16 @@ def quote_ident(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def quote_qualified(schema: str | None, name: str) -> str:
+def quote_qualified(schema: str | None, name: str | Relation) -> str:
     """Quote *name* with its *schema*, or alone when *schema* is None.
+
+    A relation has its own schema.
 
     Raises:
         InvalidName: See ``quote_ident()``.
     """
+    if not isinstance(name, str) and isinstance(name, Relation):
+        return name.sql
     if schema is None:
         return quote_ident(name)
     return f"{quote_ident(schema)}.{quote_ident(name)}"

@@ -9,10 +9,11 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Generic, Self, TypeVar
 
+from fm_storage._typing import Relation
 from fm_storage.errors import ConfigurationInvalid, RecordNotFound
 from fm_storage.postgres.executor import Executor
 from fm_storage.repositories.model.declaration import Column
-from fm_storage.repositories.model.entity import Entity, Relation
+from fm_storage.repositories.model.entity import Entity
 from fm_storage.repositories.model.table import Table
 from fm_storage.repositories.query.filters import Filter
 from fm_storage.repositories.query.ordering import OrderBy

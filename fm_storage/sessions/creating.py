@@ -29,7 +29,7 @@ from fm_storage.errors import (
     SessionLost,
     StorageError,
 )
-from fm_storage.postgres import Connection, Sql, Transaction, quote_qualified
+from fm_storage.postgres import Connection, Record, Sql, Transaction, quote_qualified
 from fm_storage.postgres.errors import translate
 from fm_storage.postgres.sql import sendable
 from fm_storage.postgres.tokens import tokens
@@ -172,6 +172,7 @@ async def create(
     session: uuid.UUID,
     mark: str,
     keep: bool,
+    private: bool,
     progress: Callable[[CreateProgress], None] | None = None,
 ) -> tuple[TempView, int]:
     """Create the view of *plan*; return it and the number of its registry row.
@@ -193,15 +194,18 @@ async def create(
 
     async with connection.transaction() as transaction:
         query = await rendered(connection, plan.sql, plan.args)
-        number = await _add_row(transaction, plan, owner, session, keep=keep)
+        row = await _add_row(transaction, plan, owner, session, keep=keep)
         with _reporting(lambda: report("view", 0)):
             status = await transaction.execute(plan.create_sql(query), timeout=math.inf)
         for done, statement in enumerate(indexes, 1):
             with _reporting(partial(report, f"index {done}", done)):
                 await transaction.execute(statement, timeout=math.inf)
-        await transaction.execute(
-            Sql(f"COMMENT ON {plan.kind.upper()} {plan.target} IS '{mark}'")
-        )
+        marked = f"COMMENT ON {plan.kind.upper()} {plan.target} IS '{mark}'"
+        if row["grouped"] and not private:
+            rights = "ALL" if plan.kind == "table" else "SELECT"
+            marked += f"; GRANT {rights} ON {plan.target} TO {registry.GROUP}"
+        await transaction.execute(Sql(marked))
+        number: int = row["id"]
         oid = await transaction.fetchval(registry.SET_OID, number, _rows_of(status))
     report("done", total)
     return TempView(plan.schema, plan.name, plan.kind, oid), number
@@ -237,7 +241,7 @@ async def _add_row(
     session: uuid.UUID,
     *,
     keep: bool,
-) -> int:
+) -> Record:
     try:
         row = await transaction.fetchrow(
             registry.ADD_OBJECT,
@@ -257,8 +261,7 @@ async def _add_row(
             "in as the role that shall own them",
             sqlstate="42501",
         )
-    number: int = row["id"]
-    return number
+    return row
 
 
 def _rows_of(status: str) -> int | None:

@@ -23,12 +23,12 @@ from fm_storage.postgres import (
     Transaction,
     quote_qualified,
 )
-from fm_storage.sessions.names import shown_qualified
+from fm_storage.sessions.names import TempView, shown_qualified
 from fm_storage.sessions.registry import tag
 from fm_storage.sessions.reports import CleanupReport, Refusal
 from fm_storage.sessions.source import Source
 
-__all__ = ["Claim", "drop_all"]
+__all__ = ["Claim", "drop_all", "drop_known"]
 
 logger = logging.getLogger("fm_storage.sessions")
 
@@ -133,6 +133,46 @@ async def drop_all(
         report(done)
         if count < batch_size:
             return
+
+
+_KNOWN = Sql(
+    "SELECT n.nspname::text AS now_schema, c.relname::text AS now_name, $3 AS kind"
+    " FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n"
+    ' ON n.oid = c.relnamespace WHERE c.oid = $1 AND c.relkind = $2::text::"char"'
+)
+
+
+async def drop_known(
+    source: Source, views: Sequence[TempView], config: SessionConfig
+) -> CleanupReport:
+    """Drop *views* by their oids, newest first, where the registry is gone.
+
+    Only this process knows of them now: what is refused is not tried again.
+    """
+    total = CleanupReport()
+    claim = Claim("", None, own=True)
+    for view in reversed(views):
+        name = str(view)
+        async with source.acquire() as connection:
+            row = await connection.fetchrow(
+                _KNOWN, view.oid, _KINDS[view.kind], view.kind
+            )
+            if row is None:
+                total += CleanupReport(already_gone=(name,))
+                continue
+            try:
+                async with connection.transaction() as transaction:
+                    await transaction.execute(
+                        _drop_sql([row], claim, config.lock_timeout)
+                    )
+            except ConnectionFailed:
+                raise
+            except QueryFailed as exc:
+                refusal = Refusal(name, exc.sqlstate or "", str(exc), will_retry=False)
+                total += CleanupReport(refused=(refusal,))
+            else:
+                total += CleanupReport(dropped=(name,))
+    return total
 
 
 async def _batch(

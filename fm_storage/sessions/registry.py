@@ -19,7 +19,10 @@ from fm_storage.errors import (
 )
 from fm_storage.postgres import Sql
 
-__all__ = ["explained", "lock_key", "tag"]
+__all__ = ["GROUP", "explained", "is_missing", "lock_key", "tag"]
+
+GROUP = "fm_storage_app"
+"""Role whose members are applications; it reads the views of sessions."""
 
 _MIGRATION = "0002_create_session_registry"
 _UNDEFINED_TABLE = "42P01"
@@ -117,7 +120,8 @@ ADD_OBJECT = Sql(
     " SELECT o.id, $2::uuid, $3::name, $4::name, $5::text, $6::boolean"
     " FROM fm_storage.session_owners o, checked"
     " WHERE o.id = $1 AND o.condemned_at IS NULL FOR KEY SHARE OF o"
-    " RETURNING id, session_user::text = current_user::text AS same_role"
+    " RETURNING id, session_user::text = current_user::text AS same_role,"
+    f" EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = '{GROUP}') AS grouped"
 )
 SET_OID = Sql(
     "UPDATE fm_storage.session_objects SET rows_made = $2, oid ="
@@ -169,6 +173,10 @@ PROBE = Sql(
     " FROM fm_storage.session_owners o WHERE o.id = $1"
     " ON CONFLICT ON CONSTRAINT session_objects_name_key DO NOTHING"
 )
+FIND_OBJECT = Sql(
+    "SELECT id, oid, kind FROM fm_storage.session_objects"
+    " WHERE session_id = $1 AND schema_name = $2 AND name = $3"
+)
 REMOVE_PROBE = Sql(
     "DELETE FROM fm_storage.session_objects"
     " WHERE session_id = $1 AND schema_name = $2 AND name = $3 AND oid IS NULL"
@@ -189,9 +197,14 @@ def tag(owner: uuid.UUID, session: uuid.UUID) -> str:
     return f"fm_storage:{owner}/{session}"
 
 
+def is_missing(exc: StorageError) -> bool:
+    """Whether *exc* means that the registry's tables are not there."""
+    return isinstance(exc, QueryFailed) and exc.sqlstate == _UNDEFINED_TABLE
+
+
 def explained(exc: StorageError) -> StorageError:
     """Return the error for a missing registry, or *exc* itself."""
-    if isinstance(exc, QueryFailed) and exc.sqlstate == _UNDEFINED_TABLE:
+    if is_missing(exc):
         return SchemaOutOfDate([_MIGRATION])
     if isinstance(exc, CheckViolated) and exc.constraint == _KIND_CHECK:
         return SchemaOutOfDate([_TABLES_MIGRATION])

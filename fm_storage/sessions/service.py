@@ -73,18 +73,25 @@ class SessionService:
         await self._owner.aclose()
 
     def session(
-        self, *, schema: str | None = None, auto_cleanup: bool = True
+        self,
+        *,
+        schema: str | None = None,
+        auto_cleanup: bool = True,
+        private: bool = False,
     ) -> PostgresSessionManager:
         """Return a new session: ``async with`` it, or await it and close it.
 
         Args:
             schema: Where its views live; the configured schema if None.
             auto_cleanup: Whether closing drops the views.
+            private: Whether only the role that makes them may read them; otherwise
+                members of the group role ``fm_storage_app`` may.
         """
         return PostgresSessionManager(
             self._owner,
             schema=schema,
             auto_cleanup=auto_cleanup,
+            private=private,
             config=self._owner.config,
         )
 

@@ -53,6 +53,7 @@ class PostgresSessionManager(Lifecycle):
         *,
         schema: str | None = None,
         auto_cleanup: bool = True,
+        private: bool = False,
         config: SessionConfig | None = None,
         application_name: str = "fm_storage",
     ) -> None:
@@ -64,6 +65,7 @@ class PostgresSessionManager(Lifecycle):
             provider,
             schema=self.FILTERMATE_SCHEMA,
             keep=not auto_cleanup,
+            private=private,
             config=config,
             application_name=application_name,
         )
@@ -139,7 +141,10 @@ class PostgresSessionManager(Lifecycle):
         timeout: float | None = None,
         progress: Callable[[CreateProgress], None] | None = None,
     ) -> TempView:
-        """Create a view that every connection can read until the session ends.
+        """Create a view that every application can read until the session ends.
+
+        Members of the group role ``fm_storage_app`` may read it, unless the session
+        is private; what its query reads is read with this role's rights.
 
         The view, its indexes and its registry row are made in one transaction. If
         cancelled, the query is cancelled on the server, and closing drops the view
@@ -190,7 +195,7 @@ class PostgresSessionManager(Lifecycle):
         timeout: float | None = None,
         progress: Callable[[CreateProgress], None] | None = None,
     ) -> TempView:
-        """Create a table of a query's rows, to be written by every connection.
+        """Create a table of a query's rows, to be written by every application.
 
         Otherwise like ``create_view(materialized=True)``. Unlogged: fast to fill,
         not replicated, empty after a crash of the server.
@@ -274,7 +279,7 @@ class PostgresSessionManager(Lifecycle):
         """
         if self._provider is None:
             return False
-        return await self._views.drop(self._views.own(view), cascade=cascade)
+        return await self._views.drop(view, cascade=cascade)
 
     def add_reference(self, view: TempView | str, holder: Hashable) -> None:
         """Note that *holder* uses the view; no I/O. Adding it twice counts once.
@@ -372,7 +377,8 @@ class PostgresSessionManager(Lifecycle):
     async def cleanup_schema_if_empty(self, schema: str | None = None) -> bool:
         """Drop the schema if nothing at all is in it; return whether it was dropped.
 
-        False also if it does not exist, is another role's, or is in use.
+        False also if it does not exist, is another role's, is in use, or was not
+        made by a session.
         """
         if self._provider is None:
             return False
@@ -397,7 +403,8 @@ class PostgresSessionManager(Lifecycle):
     async def ensure_schema_exists(self) -> bool:
         """Make the schema if it is missing; return whether it is there now.
 
-        False if this role may not make it; ``create_view()`` then raises the reason.
+        False if this role may not make it, or not create views in it;
+        ``create_view()`` then raises the reason.
         """
         if self._provider is None:
             return False

@@ -28,7 +28,7 @@ from fm_storage.errors import (
 from fm_storage.postgres import quote_ident, quote_qualified
 from fm_storage.sessions import registry
 from fm_storage.sessions.creating import CreateProgress, ViewPlan, create, refresh
-from fm_storage.sessions.dropping import Claim, drop_all
+from fm_storage.sessions.dropping import Claim, drop_all, drop_known
 from fm_storage.sessions.lease import Lease, LeaseState
 from fm_storage.sessions.names import Kind, TempView
 from fm_storage.sessions.owner import Owner
@@ -57,6 +57,7 @@ class ViewSet:
             needed; the owner that several sessions share; or None.
         schema: Where the views are.
         keep: Whether closing leaves them.
+        private: Whether only the session's own role may read them.
         config: Limits.
         application_name: Shown to people in the registry.
     """
@@ -67,6 +68,7 @@ class ViewSet:
         *,
         schema: str,
         keep: bool,
+        private: bool,
         config: SessionConfig,
         application_name: str,
     ) -> None:
@@ -78,6 +80,7 @@ class ViewSet:
         self.views: dict[Key, TempView] = {}  # by create, adopt, drop, clean_up
         self.last_cleanup = CleanupReport()
         self._provider = provider
+        self._private = private
         self._config = config
         self._application_name = application_name
         self._shared = provider if isinstance(provider, Owner) else None
@@ -229,12 +232,14 @@ class ViewSet:
         If cancelled, ``clean_up()`` drops the view if it was made after all.
         """
         key = (plan.schema, plan.name)
-        if key in self.views or key in self._uncertain:
+        owner, lease = await self.ready()
+        if key in self._uncertain:
+            await self._settle(owner, key)
+        if key in self.views:
             raise InvalidName(
                 f"session: it has a view {plan.target} already; drop that first, or "
                 "give another name"
             )
-        owner, lease = await self.ready()
         give_up = monotonic() + _WAIT_FOR_NAME
         lost_schema = False
         while True:
@@ -252,6 +257,7 @@ class ViewSet:
                         session=self.id,
                         mark=self._mark,
                         keep=self.keep,
+                        private=self._private,
                         progress=progress,
                     )
             except DuplicateRecord as exc:
@@ -369,9 +375,14 @@ class ViewSet:
                 )
         self._forget(key)
 
-    async def drop(self, view: TempView, *, cascade: bool) -> bool:
+    async def drop(self, given: TempView | str, *, cascade: bool) -> bool:
         """Drop one view now; return whether it was dropped."""
-        key = (view.schema, view.name)
+        key = self.key(given)
+        if key in self._uncertain:
+            await self._settle((await self.ready())[0], key)
+            if key not in self.views:  # its creation was undone
+                return False
+        view = self.own(given)
         owner, _ = await self.ready()
         claim = Claim(
             "b.id = $1",
@@ -381,7 +392,12 @@ class ViewSet:
             cascade=cascade,
         )
         done: list[CleanupReport] = []
-        await drop_all(owner.source, claim, self._config, report=done.append)
+        try:
+            await drop_all(owner.source, claim, self._config, report=done.append)
+        except QueryFailed as exc:
+            if not registry.is_missing(exc):
+                raise
+            done.append(await drop_known(owner.source, [view], self._config))
         report = CleanupReport.sum(done)
         self._note(owner, report)
         if not report.refused:
@@ -460,24 +476,35 @@ class ViewSet:
                 await drop_all(owner.source, claim, self._config, report=done.append)
                 self._done = True
             except StorageError as exc:
-                if not exc.retryable:
+                if registry.is_missing(exc):
+                    views = list(self.views.values())
+                    done.append(await drop_known(owner.source, views, self._config))
+                    self._done = True
+                elif exc.retryable:
+                    logger.debug("session: clean-up interrupted (%s)", exc)
+                    await pause.sleep()
+                else:
                     raise
-                logger.debug("session: clean-up interrupted (%s)", exc)
-                await pause.sleep()
 
     async def settle(self, owner: Owner) -> None:
         """Wait for the end of each creation whose outcome nobody saw."""
         for key in list(self._uncertain):
-            if self._lease is None:
-                return
-            row = (self._lease.owner, self.id, *key)
-            async with (
-                owner.source.acquire() as connection,
-                connection.transaction() as transaction,
-            ):
-                await transaction.execute(registry.PROBE, *row)
-                await transaction.execute(registry.REMOVE_PROBE, self.id, *key)
-            self._uncertain.discard(key)
+            await self._settle(owner, key)
+
+    async def _settle(self, owner: Owner, key: Key) -> None:
+        """Wait for the end of one creation; track its view if it was made."""
+        if self._lease is None:
+            return
+        async with (
+            owner.source.acquire() as connection,
+            connection.transaction() as transaction,
+        ):
+            await transaction.execute(registry.PROBE, self._lease.owner, self.id, *key)
+            await transaction.execute(registry.REMOVE_PROBE, self.id, *key)
+            row = await transaction.fetchrow(registry.FIND_OBJECT, self.id, *key)
+        self._uncertain.discard(key)
+        if row is not None and key not in self.views:
+            self._add(TempView(*key, row["kind"], row["oid"]), row["id"])
 
     async def _release(self) -> None:
         """Leave the kept views to ``sessions reap --kept``."""

@@ -6,23 +6,38 @@ import asyncio
 import os
 import warnings
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
-from fm_storage.config import SessionConfig
+from fm_storage.config import PostgresConfig, SessionConfig
 from fm_storage.errors import (
     ConfigurationInvalid,
     ConnectionFailed,
     ForkedProcess,
     InvalidName,
     InvalidRecord,
+    PermissionDenied,
+    QueryTimeout,
     StorageError,
     WrongLoop,
 )
 from fm_storage.postgres import Pool
-from fm_storage.sessions import PostgresSessionManager
+from fm_storage.repositories import Repository
+from fm_storage.sessions import PostgresSessionManager, TempView
+from tests.fix_postgres import TestServer
+
+
+def as_role(server: TestServer, dsn: str, role: str) -> str:
+    """Return the address of a database for a role whose password is its name."""
+    parts = urlsplit(server.over_tcp(dsn))
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{role}:{role}@{host}").geturl()
+
 
 METHODS: list[Callable[[PostgresSessionManager], Awaitable[object]]] = [
     lambda session: session.cleanup_session_views(),
@@ -163,3 +178,127 @@ async def test_a_session_shows_its_state_and_views(pool: Pool):
         await session.create_view("SELECT 1 AS one")
         assert "open, 1 view(s) in filtermate_temp" in repr(session)
     assert "closed, 0 view(s)" in repr(session)
+
+
+async def test_a_name_whose_creation_was_given_up_is_free_again(pool: Pool):
+    """To be made, or to be dropped, in the same session."""
+    slow = "SELECT 1 AS a, pg_sleep(60)::text AS b"
+    async with PostgresSessionManager(pool) as session:
+        for again in range(2):
+            with pytest.raises(QueryTimeout):
+                await session.create_view(
+                    slow, name="report", materialized=True, timeout=0.2
+                )
+            if again:
+                assert not await session.drop_view("report")
+            view = await session.create_view(f"SELECT {again} AS a", name="report")
+            assert await pool.fetchval(f"SELECT a FROM {view}") == again
+            assert await session.drop_view("report")
+        with pytest.raises(InvalidName):
+            await session.drop_view("report")
+
+
+async def test_without_a_registry_a_session_drops_what_it_knows(pool: Pool):
+    """By oid, its own views and nothing else, newest first."""
+    session = await PostgresSessionManager(pool, config=SessionConfig(grace=0.1))
+    one = await session.create_view("SELECT 1 AS a")
+    two = await session.create_view(f"SELECT * FROM {one}", materialized=True)
+    table = await session.create_table("SELECT 1 AS a")
+    await pool.execute(f"DROP TABLE {table}; CREATE TABLE {table} (theirs int)")
+    alone = await session.create_view("SELECT 1 AS a")
+    await pool.execute("DROP TABLE fm_storage.session_objects")
+    assert await session.drop_view(alone)
+    await session.aclose()
+    assert session.last_cleanup.dropped == (str(two), str(one))
+    assert session.last_cleanup.already_gone == (str(table),)
+    assert await pool.fetchval(f"SELECT count(*) FROM {table}") == 0
+
+
+async def test_a_missing_right_is_named(pool: Pool, server, dsn: str):
+    """CREATE on the database, or USAGE and CREATE on the schema."""
+    await pool.execute(
+        "DROP ROLE IF EXISTS t_poor; CREATE ROLE t_poor LOGIN PASSWORD 't_poor'"
+        " IN ROLE fm_storage_app"
+    )
+    config = PostgresConfig(dsn=as_role(server, dsn, "t_poor"))
+    async with Pool(config) as poor, PostgresSessionManager(poor) as session:
+        with pytest.raises(PermissionDenied, match="GRANT CREATE ON DATABASE"):
+            await session.create_view("SELECT 1 AS a")
+        await pool.execute("CREATE SCHEMA filtermate_temp")
+        with pytest.raises(PermissionDenied, match="USAGE, CREATE ON SCHEMA"):
+            await session.create_view("SELECT 1 AS a")
+        assert not await session.ensure_schema_exists()
+        await pool.execute(
+            "GRANT USAGE, CREATE ON SCHEMA filtermate_temp TO fm_storage_app"
+        )
+        assert await session.create_view("SELECT 1 AS a")
+    await pool.execute("DROP OWNED BY t_poor; DROP ROLE t_poor")
+
+
+@pytest.mark.parametrize("private", [False, True])
+async def test_the_group_reads_a_view_unless_it_is_private(
+    pool: Pool, server, dsn: str, private: bool
+):
+    """Any member of fm_storage_app; a table it may write as well."""
+    await pool.execute(
+        "DROP ROLE IF EXISTS t_other; CREATE ROLE t_other LOGIN PASSWORD 't_other'"
+        " IN ROLE fm_storage_app"
+    )
+    config = PostgresConfig(dsn=as_role(server, dsn, "t_other"))
+    async with (
+        Pool(config) as other,
+        PostgresSessionManager(pool, private=private) as session,
+    ):
+        view = await session.create_view("SELECT 7 AS a")
+        filled = await session.create_view("SELECT 7 AS a", materialized=True)
+        table = await session.create_table("SELECT 7 AS a")
+        for sql in (
+            f"SELECT a FROM {view}",
+            f"SELECT a FROM {filled}",
+            f"UPDATE {table} SET a = 7 RETURNING a",
+        ):
+            if private:
+                with pytest.raises(PermissionDenied):
+                    await other.fetchval(sql)
+            else:
+                assert await other.fetchval(sql) == 7
+    await pool.execute("DROP OWNED BY t_other; DROP ROLE t_other")
+
+
+async def test_a_schema_that_somebody_else_made_stays(pool: Pool):
+    """Only what carries the mark of sessions is dropped."""
+    await pool.execute(
+        "CREATE SCHEMA filtermate_temp;"
+        "COMMENT ON SCHEMA filtermate_temp IS 'made by the administrator'"
+    )
+    async with PostgresSessionManager(pool) as session:
+        await session.create_view("SELECT 1 AS a")
+    there = "SELECT to_regnamespace('filtermate_temp') IS NOT NULL"
+    assert await pool.fetchval(there)
+    await pool.execute("DROP SCHEMA filtermate_temp")
+    async with PostgresSessionManager(pool) as session:
+        await session.create_view("SELECT 1 AS a")
+    assert not await pool.fetchval(there)
+
+
+async def test_a_view_is_taken_where_a_tables_name_is(pool: Pool, tmp_path: Path):
+    """By repositories and by COPY, however it is called."""
+
+    @dataclass(slots=True)
+    class Total:
+        module: str
+        n: int
+
+    sql = "SELECT 'm' AS module, 3::int AS n"
+    async with PostgresSessionManager(pool) as session:
+        view = await session.create_view(sql, name='odd "name".it')
+        totals = Repository(pool, Total, table=view, key="module")
+        assert await totals.find_many() == [Total("m", 3)]
+        assert await totals.get_by_id("m") == Total("m", 3)
+        table = await session.create_table(sql, name="Odd.table")
+        row = [("o", 4)]
+        assert await pool.copy_records(table, columns=["module", "n"], records=row) == 1
+        assert await pool.copy_to(tmp_path / "rows.csv", table=table) == 2
+        assert await pool.copy_from(table, tmp_path / "rows.csv") == 2
+    with pytest.raises(InvalidName, match="was not made"):
+        Repository(pool, Total, table=TempView("s", "x", "view", 0), key="module")

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
+from fm_storage._typing import Relation
 from fm_storage.errors import ConfigurationInvalid, InvalidRecord, StorageError
 from fm_storage.outbox.delivery.queue import Leased
 from fm_storage.postgres import Executor, Sql, quote_ident, quote_qualified
@@ -55,7 +56,7 @@ class TextsFailed(Exception):
 
 
 def texts_from(
-    text_of: TextOf | str, *, collection: str, table: str | None, key: str
+    text_of: TextOf | str, *, collection: str, table: str | Relation | None, key: str
 ) -> Texts:
     """Return the reader of texts that *text_of* describes.
 
@@ -121,8 +122,10 @@ class ColumnTexts:
     A row that is gone, or has no text (NULL), gives none.
     """
 
-    def __init__(self, table: str, key: str, columns: Sequence[str]) -> None:
-        schema, _, name = table.rpartition(".")
+    def __init__(self, table: str | Relation, key: str, columns: Sequence[str]) -> None:
+        schema, name = "", table
+        if isinstance(table, str):
+            schema, _, name = table.rpartition(".")
         self._table = quote_qualified(schema or None, name)
         self._key = key
         self._columns = columns

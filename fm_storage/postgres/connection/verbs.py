@@ -10,6 +10,7 @@ import math
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack
 
+from fm_storage._typing import Relation
 from fm_storage.postgres.connection import driver
 from fm_storage.postgres.copy.files import FileIn, FileOut
 from fm_storage.postgres.copy.records import Copy
@@ -203,7 +204,7 @@ class Verbs:
 
     async def copy_records(
         self,
-        table: str,
+        table: str | Relation,
         /,
         *,
         columns: Sequence[str],
@@ -216,7 +217,7 @@ class Verbs:
         If cancelled, nothing is written.
 
         Args:
-            table: The table.
+            table: The table; a ``TempView`` brings its schema.
             columns: Its columns, in the order of each record's values.
             records: The rows, or an async iterable of them: bounded memory.
             schema: The table's schema, if not the search path's.
@@ -235,14 +236,14 @@ class Verbs:
         return done
 
     async def copy_from(
-        self, table: str, source: Source, /, **options: Unpack[CopyOptions]
+        self, table: str | Relation, source: Source, /, **options: Unpack[CopyOptions]
     ) -> int:
         """Write the rows of a file into a table, all or none; return how many.
 
         If cancelled, nothing is written.
 
         Args:
-            table: The table.
+            table: The table; a ``TempView`` brings its schema.
             source: A path, a binary file, or an async iterable of bytes, in UTF-8.
             **options: ``columns``, ``schema``, ``format``, ``header`` (a first line
                 that is skipped), ``delimiter``, ``null``, ``progress``, ``timeout``:
@@ -259,7 +260,7 @@ class Verbs:
         target: Target,
         /,
         *,
-        table: str | None = None,
+        table: str | Relation | None = None,
         query: str | None = None,
         args: Sequence[Value] = (),
         **options: Unpack[CopyOptions],

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
 
 import asyncpg
 
+from fm_storage._typing import Relation
 from fm_storage.errors import ConfigurationInvalid, ConnectionFailed, InvalidRecord
 from fm_storage.postgres.connect.internals import copy_in, copy_out, with_literals
 from fm_storage.postgres.executor import CopyOptions, CopyProgress
@@ -128,7 +129,9 @@ class _FileJob(ABC):
 class FileIn(_FileJob):
     """One COPY of a file into a table."""
 
-    def __init__(self, table: str, source: Source, options: CopyOptions) -> None:
+    def __init__(
+        self, table: str | Relation, source: Source, options: CopyOptions
+    ) -> None:
         super().__init__(options)
         self._source = source
         self._total: int | None = None
@@ -185,7 +188,7 @@ class FileOut(_FileJob):
         target: Target,
         options: CopyOptions,
         *,
-        table: str | None,
+        table: str | Relation | None,
         query: str | None,
         args: Sequence[Value],
     ) -> None:
@@ -238,7 +241,7 @@ class FileOut(_FileJob):
             self._part.unlink(missing_ok=True)
 
 
-def _table(table: str, options: CopyOptions) -> str:
+def _table(table: str | Relation, options: CopyOptions) -> str:
     named = quote_qualified(options.get("schema"), table)
     columns = options.get("columns")
     if columns is None:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncIterable, Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from fm_storage._typing import Relation
 from fm_storage.errors import InvalidRecord, StorageError
 from fm_storage.postgres.connect.codecs import encode_json
 from fm_storage.postgres.connect.internals import (
@@ -79,7 +80,7 @@ class Copy:
 
     def __init__(
         self,
-        table: str,
+        table: str | Relation,
         *,
         schema: str | None,
         columns: Sequence[str],

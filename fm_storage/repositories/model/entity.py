@@ -11,9 +11,10 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import length_hint
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
+from fm_storage._typing import Relation
 from fm_storage.errors import ConfigurationInvalid, InvalidName, InvalidRecord
 from fm_storage.postgres import Encoded
 from fm_storage.postgres.sql import quote_qualified
@@ -24,25 +25,11 @@ from fm_storage.repositories.model.row_factory import RowFactory, decoder_of
 from fm_storage.repositories.model.scalar_types import Uuid
 from fm_storage.repositories.model.time_types import Timestamp
 
-__all__ = ["Entity", "Relation"]
+__all__ = ["Entity"]
 
 M = TypeVar("M")
 
 _PARAMETER = re.compile(r"\$(\d+)")
-
-
-class Relation(Protocol):
-    """A table or view that knows its name, such as a session's ``TempView``."""
-
-    @property
-    def schema(self) -> str:
-        """Schema that it is in."""
-        ...
-
-    @property
-    def name(self) -> str:
-        """Name in the schema, as it is."""
-        ...
 
 
 class Entity(Generic[M]):
@@ -83,7 +70,9 @@ class Entity(Generic[M]):
         declared = read_model(model, columns or {})
         self.statements: dict[bool, Any] = {}
         self.model: type[M] = typing.get_origin(model) or model
-        self.schema, self.table = _table(table or _snake(self.model.__name__))
+        self.schema, self.table = _table(
+            _snake(self.model.__name__) if table is None else table
+        )
         self.name = f"{self.schema}.{self.table}" if self.schema else self.table
         self.quoted = quote_qualified(self.schema, self.table)
         self.stored = declared.fields
@@ -284,6 +273,7 @@ def _key_value(item: Stored, value: object) -> Any:
 
 def _table(name: str | Relation) -> tuple[str | None, str]:
     if not isinstance(name, str):
+        quote_qualified(None, name)  # one that was not made is refused
         return name.schema, name.name
     schema, dot, table = name.rpartition(".")
     return (schema if dot else None), table
