@@ -247,7 +247,7 @@ def _with_migrator(
         )
 
         folder = config.embedded_folder(postgres.dsn) / "postgres"
-        async with EmbeddedPostgres(folder) as dsn:
+        async with EmbeddedPostgres(folder, bin_dir=config.embedded_bin_dir) as dsn:
             return await job(Migrator(dsn, migrations, progress=report))
 
     return run(body())

@@ -14,7 +14,12 @@ from fm_storage.config.managers import (
     TomlConfigManager,
 )
 from fm_storage.config.masking import mask_dsn
-from fm_storage.config.postgres import MigrationsConfig, PostgresConfig, SessionConfig
+from fm_storage.config.postgres import (
+    EmbeddedConfig,
+    MigrationsConfig,
+    PostgresConfig,
+    SessionConfig,
+)
 from fm_storage.config.qdrant import (
     CollectionConfig,
     OutboxConfig,
@@ -28,6 +33,7 @@ from fm_storage.config.storage import StorageConfig
 __all__ = [
     "CollectionConfig",
     "ConfigManager",
+    "EmbeddedConfig",
     "EnvironmentConfigManager",
     "MappingConfigManager",
     "MigrationsConfig",

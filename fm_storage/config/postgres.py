@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -11,7 +12,7 @@ from fm_storage.config.addresses import check_address, check_security
 from fm_storage.config.masking import mask_dsn
 from fm_storage.config.section import EMBEDDED, PositiveSeconds, Section
 
-__all__ = ["MigrationsConfig", "PostgresConfig", "SessionConfig"]
+__all__ = ["EmbeddedConfig", "MigrationsConfig", "PostgresConfig", "SessionConfig"]
 
 Password = SecretStr | Callable[[], str | Awaitable[str]]
 
@@ -112,6 +113,18 @@ class PostgresConfig(Section):
             (name, mask_dsn(value) if name == "dsn" else value)
             for name, value in super().__repr_args__()
         ]
+
+
+class EmbeddedConfig(Section):
+    """The embedded PostgreSQL: which one it is.
+
+    Attributes:
+        bin_dir: Folder with ``postgres``, ``initdb`` and ``pg_ctl`` of a server that
+            is installed; None takes the wheel's, else looks for one.
+    """
+
+    section = "embedded"
+    bin_dir: Path | None = None
 
 
 class MigrationsConfig(Section):

@@ -19,7 +19,12 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from fm_storage.config.postgres import MigrationsConfig, PostgresConfig, SessionConfig
+from fm_storage.config.postgres import (
+    EmbeddedConfig,
+    MigrationsConfig,
+    PostgresConfig,
+    SessionConfig,
+)
 from fm_storage.config.qdrant import OutboxConfig, QdrantConfig
 from fm_storage.config.section import EMBEDDED, explained, explained_json, located
 from fm_storage.config.sources import (
@@ -64,7 +69,8 @@ class StorageConfig(BaseSettings):
             must be set or None: otherwise every host would fill a vector store
             of its own.
         data_dir: Folder of the embedded engines and of the spool.
-        embedded: ``never`` forbids embedded engines (production hosts).
+        embedded: ``never`` forbids embedded engines (production hosts);
+            ``{"bin_dir": …}`` names the PostgreSQL that serves as the embedded one.
 
     Raises:
         ConfigurationInvalid: A setting is unknown or wrong; the message names
@@ -90,7 +96,7 @@ class StorageConfig(BaseSettings):
     session: SessionConfig = Field(default_factory=SessionConfig)
     outbox: OutboxConfig = Field(default_factory=OutboxConfig)
     data_dir: Path = Path(".fm_storage")
-    embedded: Literal["auto", "never"] = "auto"
+    embedded: Literal["auto", "never"] | EmbeddedConfig = "auto"
 
     def __init__(self, **values: Any) -> None:
         if not _keywords_only.get():
@@ -223,6 +229,11 @@ class StorageConfig(BaseSettings):
                         "is embedded, which FM_STORAGE_EMBEDDED=never forbids; "
                         "name a server",
                     )
+
+    @property
+    def embedded_bin_dir(self) -> Path | None:
+        """Folder of the programs of the PostgreSQL that serves as the embedded one."""
+        return getattr(self.embedded, "bin_dir", None)
 
     def embedded_folder(self, value: str) -> Path:
         """Folder meant by an ``embedded:`` or ``embedded:PATH`` address."""

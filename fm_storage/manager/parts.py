@@ -101,7 +101,9 @@ class Parts:
         if config.embedded:
             folder = self.config.embedded_folder(config.dsn) / "postgres"
             logger.warning("embedded PostgreSQL keeps its data under %s", folder)
-            self.embedded = EmbeddedPostgres(folder)
+            self.embedded = EmbeddedPostgres(
+                folder, bin_dir=self.config.embedded_bin_dir
+            )
             self._closers.append(("embedded PostgreSQL", self.embedded.aclose))
             self.dsn = await self.embedded.open()
         pool = Pool(config, dsn=self.dsn, make_transaction=self._make_transaction)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
+import re
 import signal
 import stat
 from collections.abc import Awaitable, Callable
@@ -13,11 +15,13 @@ import asyncpg
 import psycopg
 import pytest
 
-from fm_storage.config import PostgresConfig
+from fm_storage.config import PostgresConfig, StorageConfig
 from fm_storage.errors import ConnectionFailed, EmbeddedFailed
+from fm_storage.manager import StorageManager
 from fm_storage.postgres import Pool
 from fm_storage.postgres.embedded.cluster import Postmaster
 from fm_storage.postgres.embedded.embedded import EmbeddedPostgres
+from fm_storage.postgres.embedded.programs import _server_in, installed_server
 from tests.fix_process import Child
 from tests.support.waiting import LONG
 
@@ -354,3 +358,43 @@ async def test_folder_held_by_another_process_is_named(
     assert await holder.line() == "held"
     with pytest.raises(EmbeddedFailed, match=r"has held .*lock"):
         await EmbeddedPostgres(folder, timeout=0.3).open()
+
+
+FOLDERS = [
+    installed_server().prefix / "bin",
+    *(path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/postgres")),
+]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=str)
+@pytest.mark.parametrize("named", [True, False], ids=["bin_dir", "without the wheel"])
+async def test_an_installed_postgresql_serves_as_the_embedded_one(
+    folder: Path, named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Named, or found where there is no wheel; data is opened by its own version."""
+    if not named:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    config = StorageConfig(
+        data_dir=tmp_path,
+        qdrant=None,
+        embedded={"bin_dir": folder} if named else "auto",
+    )
+    async with StorageManager(config) as storage:
+        version = await storage.pool.fetchval("SHOW server_version")
+    assert _server_in(folder).version == version.split()[0]
+    monkeypatch.undo()
+    # Whichever comes first by itself, the one of the data is found.
+    async with StorageManager(config.model_copy(update={"embedded": "auto"})) as again:
+        assert await again.pool.fetchval("SHOW server_version") == version
+
+
+def test_a_folder_without_a_server_is_refused(tmp_path: Path):
+    """By name, with what to name instead."""
+    with pytest.raises(EmbeddedFailed, match=re.escape(f"{tmp_path} does not run")):
+        installed_server(tmp_path)
+    program = tmp_path / "postgres"
+    program.write_text("#!/bin/sh\necho 'postgres (PostgreSQL) 13.1'\n")
+    program.chmod(0o755)
+    with pytest.raises(EmbeddedFailed, match="PostgreSQL 14 or newer"):
+        installed_server(tmp_path)

@@ -413,3 +413,14 @@ def test_settings_are_frozen():
 
     with pytest.raises(ValueError, match="frozen"):
         config.embedded = "never"  # type: ignore[misc]  # that is the point
+
+
+def test_the_embedded_server_can_be_an_installed_one(monkeypatch: pytest.MonkeyPatch):
+    """From the environment; ``never`` and ``auto`` stay words."""
+    assert StorageConfig().embedded_bin_dir is None
+    monkeypatch.setenv("FM_STORAGE_EMBEDDED__BIN_DIR", "/usr/lib/postgresql/16/bin")
+    assert StorageConfig().embedded_bin_dir == Path("/usr/lib/postgresql/16/bin")
+    monkeypatch.delenv("FM_STORAGE_EMBEDDED__BIN_DIR")
+    monkeypatch.setenv("FM_STORAGE_EMBEDDED", "sometimes")
+    with pytest.raises(ConfigurationInvalid, match="'auto' or 'never' or its settings"):
+        StorageConfig()

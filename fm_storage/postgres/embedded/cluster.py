@@ -15,6 +15,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -26,6 +27,8 @@ from fm_storage.errors import EmbeddedFailed
 from fm_storage.postgres.embedded.programs import Server, ServiceUser
 
 __all__ = ["DATABASE", "SUPERUSER", "Cluster", "Interrupted", "Postmaster"]
+
+_BUILTIN_SINCE = 17
 
 SUPERUSER = "postgres"
 DATABASE = "fm_storage"
@@ -139,7 +142,7 @@ class Cluster:
                 [
                     *(self.server.program("initdb"), "--pgdata=.", "--auth=trust"),
                     *(f"--username={SUPERUSER}", "--encoding=UTF8", "--no-locale"),
-                    *("--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+                    *_locale(int(self.server.major)),
                     *(["--no-sync"] if not sync else []),
                 ],
                 fresh,
@@ -372,3 +375,12 @@ class Cluster:
         return EmbeddedFailed(
             f"embedded PostgreSQL: no server on {self.data}: {words[-600:]}; {remedy}"
         )
+
+
+def _locale(major: int) -> tuple[str, ...]:
+    """Return initdb's options: sorted by code point, letters of Unicode."""
+    if major >= _BUILTIN_SINCE:
+        return "--locale-provider=builtin", "--builtin-locale=C.UTF-8"
+    # The system's own has the same letters; each names them in its way.
+    word = "UTF-8" if sys.platform == "darwin" else "C.UTF-8"
+    return (f"--lc-ctype={word}",)

