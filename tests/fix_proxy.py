@@ -62,6 +62,7 @@ class TcpProxy:
         port: Where it listens on 127.0.0.1; the same after refuse() and deaf().
         accepted: Connections accepted so far.
         forwarded: Bytes passed on so far, both ways.
+        lost: Answers lost by lose_next_answer() so far.
         rewrite: Applied to every block that passes, either way.
     """
 
@@ -70,6 +71,8 @@ class TcpProxy:
         self.accepted = 0
         self.forwarded = 0
         self.rewrite: Callable[[bytes], bytes] = bytes
+        self.lost = 0
+        self._losing = False
         self._delay = 0.0
         self._open: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -132,6 +135,10 @@ class TcpProxy:
     def delay(self, seconds: float) -> None:
         """Hold back every block of bytes for so long, each way."""
         self._delay = seconds
+
+    def lose_next_answer(self) -> None:
+        """Drop the next answer of the server, and its connection."""
+        self._losing = True
 
     def close(self) -> None:
         """Close everything and end the thread."""
@@ -237,7 +244,7 @@ class TcpProxy:
         self._open.add(there[1])
         ways = [
             asyncio.ensure_future(self._pass_on(reader, there[1])),
-            asyncio.ensure_future(self._pass_on(there[0], writer)),
+            asyncio.ensure_future(self._pass_on(there[0], writer, answers=True)),
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -249,9 +256,18 @@ class TcpProxy:
             there[1].transport.abort() if there[1].is_closing() else there[1].close()
 
     async def _pass_on(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        answers: bool = False,
     ) -> None:
         while block := await reader.read(_BLOCK):
+            if answers and self._losing:
+                self._losing = False
+                self.lost += 1
+                writer.transport.abort()
+                return
             if self._delay:
                 await asyncio.sleep(self._delay)
             await self._flow.wait()

@@ -35,7 +35,16 @@ from fm_storage.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["explain_parameters", "translate", "unsent"]
+__all__ = [
+    "FromCaller",
+    "cause_of",
+    "explain_parameters",
+    "is_callers",
+    "is_own",
+    "is_type_gone",
+    "translate",
+    "unsent",
+]
 
 _BY_SQLSTATE: Mapping[str, type[QueryFailed]] = {
     "23505": DuplicateRecord,
@@ -70,7 +79,33 @@ _UNKNOWN = (
     "whether the statement took effect is unknown, try again where that is harmless"
 )
 _PARAMETER = re.compile(r"\$(\d+)")
+_BOUND = re.compile(r"[^\n()]*\$\d+[^\n()]*")
 _ELEMENT = re.compile(r"element #(\d+)")
+
+
+class FromCaller(Exception):
+    """Carries what the caller's own code raised through the driver, untouched.
+
+    The driver would take an OSError of a COPY source for the connection's end, and a
+    TimeoutError for its own.
+
+    Attributes:
+        error: What was raised.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+
+def is_callers(exc: BaseException) -> bool:
+    """Whether *exc* carries what the caller's own code raised."""
+    return isinstance(exc, FromCaller) or isinstance(exc.__cause__, FromCaller)
+
+
+def cause_of(error: BaseException, exc: BaseException) -> BaseException | None:
+    """Return what to raise *error* from: its own cause if it is the caller's."""
+    return error.__cause__ if is_callers(exc) else exc
 
 
 def translate(
@@ -83,9 +118,13 @@ def translate(
         args: The statement's parameters, looked at only to name the wrong one.
         owner: Name of the pool, for the message.
     """
+    if isinstance(exc, FromCaller):
+        return exc.error
     if isinstance(exc, StorageError):
         return _located(exc)
     if isinstance(exc, asyncpg.PostgresError):
+        if isinstance(exc.__cause__, FromCaller):  # a codec's, by the driver's encoder
+            return exc.__cause__.error
         if isinstance(exc, asyncpg.DataError) and exc.severity is None:
             return _from_encoder(exc, args)  # raised by the driver itself
         return _from_server(exc, args, owner)
@@ -135,6 +174,7 @@ def _from_server(
         column=getattr(exc, "column_name", None),
         retryable=True
         if isinstance(exc, asyncpg.InvalidCachedStatementError)
+        or is_type_gone(exc)
         or state.startswith(("40", "53"))
         else None,
     )
@@ -150,6 +190,12 @@ def _from_driver(exc: Exception, owner: str) -> StorageError:
     text = str(exc).splitlines()[0]
     if "argument" in text and "passed" in text:
         return InvalidRecord(f"parameters: {text}; pass one value for each $n")
+    if "cannot exceed 32767" in text:
+        return InvalidRecord(
+            "parameters: a statement has room for 32,767; pass an array "
+            "(= ANY($1), unnest($1)), or many rows with executemany() or "
+            "copy_records()"
+        )
     if "another operation" in text:
         return ConnectionBusy(
             f"{owner}: another task is running a statement on this connection; "
@@ -196,6 +242,28 @@ def _located(exc: StorageError, text: str = "") -> StorageError:
             index=int(element[1]) if element else None,
         )
     return exc
+
+
+def is_type_gone(exc: BaseException) -> bool:
+    """Whether a type that a statement was prepared with was dropped since.
+
+    The server finds that before it executes anything, and says so in a message that
+    it never translates.
+    """
+    context = getattr(exc, "context", None)
+    return (
+        isinstance(exc, asyncpg.InternalServerError)
+        and str(exc).startswith("cache lookup failed for type")
+        and not getattr(exc, "internal_query", None)
+        # Bind says which parameter, in the server's language; a function has a line
+        # for each call.
+        and (context is None or _BOUND.fullmatch(context) is not None)
+    )
+
+
+def is_own(exc: BaseException) -> bool:
+    """Whether *exc* is about the statement itself, not from a function in it."""
+    return not (getattr(exc, "context", None) or getattr(exc, "internal_query", None))
 
 
 def unsent(owner: str) -> ConnectionFailed:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
+import asyncpg
 import pytest
 
 from fm_storage.config import PostgresConfig
@@ -58,12 +60,50 @@ async def test_settings_that_the_pooler_refuses_are_left_out(
     assert "work_mem" in caplog.text
 
 
-async def test_session_mode_is_as_good_as_direct(empty_dsn, pgbouncer):
+async def test_session_mode_is_as_good_as_direct_when_it_is_stated(
+    empty_dsn, pgbouncer
+):
     """Our server process stays ours, so nothing is switched off."""
     through = pgbouncer(empty_dsn, mode="session")
-    async with Pool(PostgresConfig(dsn=through, max_size=2)) as pool:
+    async with Pool(PostgresConfig(dsn=through, max_size=2, pooler="none")) as pool:
         assert not pool.transaction_pooler
         assert await pool.fetchval("SELECT $1::int", 3) == 3
+
+
+async def test_transaction_mode_is_detected_however_servers_are_chosen(
+    empty_dsn, pgbouncer
+):
+    """Round robin over two idle servers looks like a server of one's own."""
+    through = pgbouncer(empty_dsn, server_round_robin="1")
+    for _ in range(2):
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(2):
+                warm = await asyncpg.connect(through, statement_cache_size=0)
+                stack.push_async_callback(warm.close)
+                await warm.execute("BEGIN")
+    async with Pool(PostgresConfig(dsn=through, max_size=6)) as pool:
+        assert pool.transaction_pooler
+        found = await asyncio.gather(
+            *(pool.fetchval("SELECT $1::int", n) for n in range(60))
+        )
+        assert found == list(range(60))
+
+
+async def test_a_cancelled_call_keeps_no_server_of_the_pooler(empty_dsn, pgbouncer):
+    """Prepared without Sync, a server connection would be taken from everybody."""
+    through = pgbouncer(empty_dsn, default_pool_size="2")
+    async with Pool(PostgresConfig(dsn=through, max_size=4)) as pool:
+        for number in range(60):
+            call = asyncio.ensure_future(pool.fetch(f"SELECT {number} FROM pg_class"))
+            for _ in range(number % 20):
+                await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.wait([call])
+        other = await asyncpg.connect(through, statement_cache_size=0)
+        async with asyncio.timeout(5):
+            for _ in range(4):
+                assert await other.fetchval("SELECT 1") == 1
+        await other.close()
 
 
 async def test_the_mode_can_be_configured(empty_dsn):

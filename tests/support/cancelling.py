@@ -40,7 +40,10 @@ async def cancel_at_random(dsn, count):
         async def plain():
             await pool.fetchval("SELECT pg_sleep(0.002)")
 
-        kinds = (transaction, stream, dirty, plain)
+        async def prepared_anew():
+            await pool.fetch(f"SELECT {rng.random()} FROM pg_class LIMIT 1")
+
+        kinds = (transaction, stream, dirty, plain, prepared_anew)
         most = 0
         for start in range(0, count, 10):
             tasks = [asyncio.create_task(rng.choice(kinds)()) for _ in range(10)]
@@ -50,11 +53,8 @@ async def cancel_at_random(dsn, count):
             await asyncio.wait(tasks)
             if start % 50 == 0:
                 most = max(most, await watcher.fetchval(_BACKENDS))
-        async with asyncio.timeout(20):
-            while pool.statistics().busy or pool.statistics().resetting:
-                await asyncio.sleep(0.01)
-        numbers = pool.statistics()
-        assert numbers.size == numbers.idle <= 4
+        await _all_idle(pool)
+        assert await watcher.fetchval(_STILL_OPEN) == 0
         assert most <= 4
         held = await asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(8)))
         assert held == [1] * 8
@@ -62,9 +62,23 @@ async def cancel_at_random(dsn, count):
         await watcher.aclose()
 
 
+async def _all_idle(pool):
+    async with asyncio.timeout(20):
+        while pool.statistics().busy or pool.statistics().resetting:
+            await asyncio.sleep(0.01)
+    numbers = pool.statistics()
+    assert numbers.size == numbers.idle <= 4
+
+
 _BACKENDS = Sql(
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
     "AND backend_type = 'client backend' AND application_name = 'fm_storage'"
+)
+_STILL_OPEN = Sql(
+    # Without Sync, a transaction is open in a backend that says it is active.
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+    "AND backend_type = 'client backend' AND xact_start IS NOT NULL "
+    "AND pid <> pg_backend_pid()"
 )
 _IN_TRANSACTION = Sql(
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "

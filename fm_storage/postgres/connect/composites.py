@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from fm_storage.errors import ConfigurationInvalid, InvalidName
+from fm_storage.postgres.errors import FromCaller
 from fm_storage.postgres.sql import Sql
 
 if TYPE_CHECKING:
@@ -104,19 +105,22 @@ async def composite_of(
 
     def encode(value: Any) -> tuple[Any, ...]:
         if isinstance(value, kind):
-            taken = take(value)
+            try:
+                taken = take(value)
+            except Exception as exc:
+                raise FromCaller(exc) from None
             return (taken,) if one else taken
         return tuple(value)
 
-    if tuple(fields) == tuple(found):
+    by_position = tuple(fields) == tuple(found)
 
-        def decode(values: tuple[Any, ...]) -> Any:
-            return kind(*values)
-
-    else:
-
-        def decode(values: tuple[Any, ...]) -> Any:
+    def decode(values: tuple[Any, ...]) -> Any:
+        try:
+            if by_position:
+                return kind(*values)
             return kind(**dict(zip(found, values, strict=True)))
+        except Exception as exc:  # the class's own
+            raise FromCaller(exc) from None
 
     return Composite(schema, name, encode, decode)
 

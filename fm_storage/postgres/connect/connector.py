@@ -69,6 +69,7 @@ _LIBPQ_ONLY = frozenset(
 """Parameters libpq acts on itself; the driver would send them to the server."""
 _WRONG_SETTING = frozenset({"42704", "22023", "55P02"})
 """While connecting: an unknown parameter, a wrong value, one fixed at server start."""
+_KEYS = frozenset({"KEY_VALUES_MISMATCH", "NO_START_LINE", "PEM_LIB", "BAD_DECRYPT"})
 _UNTRUSTED = (
     "its certificate is not trusted",
     "give the authority with sslrootcert or ssl",
@@ -83,7 +84,6 @@ _CERTIFICATES = {
 }
 """By code of OpenSSL (X509_V_ERR_…): what is wrong, and the remedy."""
 _KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
-_LOOKS = 3
 
 
 class Connector:
@@ -214,34 +214,25 @@ class Connector:
         # Since PostgreSQL 10 the driver keeps the minor version in this field.
         self.server_version = version.major * 10_000 + version.micro
         if self.transaction_pooler is None:
-            self.transaction_pooler = await self._meets_transaction_pooler(raw)
+            self.transaction_pooler = await self._meets_pooler(raw)
             if not self.transaction_pooler:
                 use_statement_cache(raw, self._config.statement_cache_size)
 
-    async def _meets_transaction_pooler(self, raw: asyncpg.Connection[Any]) -> bool:
-        """Find out what answers: the server itself, or a pooler, and its mode.
+    async def _meets_pooler(self, raw: asyncpg.Connection[Any]) -> bool:
+        """Find out whether a pooler answers instead of the server.
 
-        A pooler invents the process number it greets with. In session mode our
-        server process stays ours; in transaction mode a second client is served
-        by the same one between our statements.
+        A pooler invents the process number it greets with. Its mode cannot be found
+        out for sure: by chance, each of our statements may meet the same server. So
+        it is taken for a transaction pooler unless ``pooler="none"`` says otherwise.
         """
-        first = await raw.fetchval("SELECT pg_backend_pid()")
-        if first == raw.get_server_pid():
+        if await raw.fetchval("SELECT pg_backend_pid()") == raw.get_server_pid():
             return False
-        other = await self._dial("", None, self._settings)
-        try:
-            for _ in range(_LOOKS):
-                theirs = await other.fetchval("SELECT pg_backend_pid()")
-                ours = await raw.fetchval("SELECT pg_backend_pid()")
-                if theirs == ours or ours != first:
-                    _log.info(
-                        "%s: a transaction pooler answers; statement cache off",
-                        self.server,
-                    )
-                    return True
-        finally:
-            other.terminate()
-        return False
+        _log.info(
+            "%s: a pooler answers; it is taken for a transaction pooler, without a "
+            "statement cache (in session mode, set pooler to none)",
+            self.server,
+        )
+        return True
 
     def _password(self) -> Any:
         password = self._config.password
@@ -287,9 +278,9 @@ class Connector:
                 f"{self.server}: {what} ({exc.verify_message}); {remedy}",
                 retryable=False,
             )
-        if missing := self._missing_file(exc):
-            return missing
-        if isinstance(exc, (asyncpg.ClientConfigurationError, ValueError)):
+        if wrong := self._wrong_file(exc):
+            return wrong
+        if isinstance(exc, (asyncpg.InterfaceError, ValueError)):
             return ConfigurationInvalid("postgres.dsn", f"{exc}; correct the DSN")
         why = exc.strerror if isinstance(exc, OSError) else None
         remedy = "is the server running, and is the address right?"
@@ -304,8 +295,14 @@ class Connector:
             f"{self.server}: {why or str(exc) or type(exc).__name__}; {remedy}"
         )
 
-    def _missing_file(self, exc: Exception) -> ConfigurationInvalid | None:
-        """Name the file of the address that cannot be read, if that is why."""
+    def _wrong_file(self, exc: Exception) -> ConfigurationInvalid | None:
+        """Name the file of the address that cannot be used, if that is why."""
+        if isinstance(exc, ssl.SSLError) and exc.reason in _KEYS:
+            return ConfigurationInvalid(
+                "postgres.dsn",
+                f"sslcert and sslkey cannot be used ({exc.reason}); give a "
+                "certificate and the key that belongs to it, in PEM",
+            )
         if not isinstance(exc, OSError) or isinstance(exc, ConnectionError):
             return None
         query = query_of(self._dsn)

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from fm_storage.errors import ConfigurationInvalid
+from fm_storage.postgres.arguments import seconds
 from fm_storage.postgres.connection.statements import Stream
 from fm_storage.postgres.connection.transaction import (
     Transaction,
@@ -57,7 +59,7 @@ class Connection(Verbs):
     def in_transaction(self) -> bool:
         """Whether the server sees an open transaction on this connection."""
         entry = self._statements.entry
-        return entry is not None and entry.raw.is_in_transaction()
+        return entry is not None and entry.in_transaction
 
     def stream(self, sql: str, /, *args: Value, prefetch: int = 1000) -> Stream:
         """Open a server cursor; the block gets an iterator over its rows.
@@ -78,11 +80,19 @@ class Connection(Verbs):
         """Open a transaction on this connection, or a savepoint inside one.
 
         Raises:
-            ConfigurationInvalid: The isolation level is unknown.
+            ConfigurationInvalid: The isolation level is unknown, or the server is in
+                a transaction that was opened by other means.
         """
         entry = self._statements.required()
         begin = begin_sql(isolation=isolation, readonly=readonly, deferrable=deferrable)
-        if entry.raw.is_in_transaction():
+        if entry.in_transaction:
+            if not entry.blocks:
+                raise ConfigurationInvalid(
+                    "transaction",
+                    "the connection is in a transaction that no block opened (a BEGIN "
+                    "as text, or on its raw connection); end that first, or open it "
+                    "with transaction()",
+                )
             return savepoint_on(self._statements)
         return transaction_on(self._statements, begin)
 
@@ -98,6 +108,7 @@ class Connection(Verbs):
         closed without the server's answer. A borrowed connection is given back
         by its block instead, and a forked child closes nothing.
         """
+        timeout = seconds(timeout)
         entry = self._statements.release() if self._dedicated else None
         if entry is None or entry.forked:
             return

@@ -8,6 +8,7 @@ asyncpg is pinned below 0.33 for this; ``test_postgres_driver.py`` compares both
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -19,10 +20,12 @@ from fm_storage.postgres.connect.internals import (
     describe,
     forget_statements,
     parameter_types,
+    wait_for_cancellation,
 )
+from fm_storage.postgres.errors import is_own, is_type_gone
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from fm_storage.postgres.executor import Value
 
@@ -33,8 +36,11 @@ __all__ = [
     "fetch",
     "fetch_more",
     "fetchrow",
+    "in_read_only",
     "is_settled",
+    "is_synced",
     "open_cursor",
+    "synchronise",
     "was_unsent",
 ]
 
@@ -44,8 +50,10 @@ _SUSPECT = (
     asyncpg.DataError,
     asyncpg.DatatypeMismatchError,
     asyncpg.UndefinedFunctionError,
+    asyncpg.InternalServerError,
 )
 """Errors whose cause may be that the table is no longer what was prepared for."""
+_CALLS = re.compile(r"\s*(call|do)\b", re.IGNORECASE)
 _RECORD = asyncpg.Record
 _ALL = 0
 _ROWS, _STATUS = False, True
@@ -151,12 +159,23 @@ async def executemany(
     timeout: float | None,
 ) -> None:
     """Run once for each row of parameters."""
+    statement = raw._stmt_cache.get((sql, _RECORD, False))
+    if statement is not None and iter(rows) is not rows:  # it can be run again
+        try:
+            await raw.executemany(sql, rows, timeout=timeout)
+        except _SUSPECT as exc:
+            await _forget(raw, sql, statement, exc, timeout)
+        else:
+            return
     await raw.executemany(sql, rows, timeout=timeout)
 
 
 async def open_cursor(raw: Any, sql: str, *args: Value, timeout: float | None) -> Any:
     """Prepare *sql* and return a cursor over its rows; nothing is fetched yet."""
-    return await raw.cursor(sql, *args, timeout=timeout)
+    # Not from the cache: what was prepared for former types fails at its first row,
+    # inside the transaction.
+    statement = await raw.prepare(sql, timeout=timeout)
+    return await statement.cursor(*args, timeout=timeout)
 
 
 async def fetch_more(
@@ -181,17 +200,48 @@ def is_settled(raw: Any) -> bool:
 
 
 def was_unsent(raw: Any, exc: BaseException) -> bool:
-    """Whether *exc* says that *raw* had ended before a byte was sent.
+    """Whether *exc* says that no byte of the statement was sent on *raw*.
 
     The driver raises this, and drops the connection, when it finds before
     writing that the server has just closed it. A changed type derives from
-    it and means the opposite.
+    it and means the opposite. A connection that nobody else uses is busy when the
+    server has said goodbye and its socket is not closed yet.
     """
+    internal = isinstance(exc, asyncpg.InternalClientError)
+    driver_own = internal or isinstance(exc, asyncpg.InterfaceError)
+    if driver_own and "another operation" in str(exc):
+        return True
     return (
-        isinstance(exc, asyncpg.InternalClientError)
-        and not isinstance(exc, OutdatedSchemaCacheError)
-        and raw.is_closed()
+        internal and not isinstance(exc, OutdatedSchemaCacheError) and raw.is_closed()
     )
+
+
+def is_synced(exc: BaseException) -> bool:
+    """Whether the server has ended the exchange that *exc* comes from.
+
+    Preparing sends Parse without Sync, so a call that is cancelled, or that fails on
+    our side, before Bind leaves the server in an implicit transaction, with its locks.
+    After an error of the server's the driver has sent Sync.
+    """
+    return isinstance(exc, asyncpg.PostgresError) and bool(exc.severity)
+
+
+async def synchronise(raw: Any, timeout: float) -> None:
+    """End what a call may have left open on the server, by a simple query."""
+    await wait_for_cancellation(raw, timeout)
+    await raw.execute("SELECT 1", timeout=timeout)
+
+
+def in_read_only(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Return *call* in a transaction in which the server refuses writes (25006)."""
+
+    async def run(raw: Any, sql: str, *args: Any, timeout: float | None) -> Any:
+        await raw.execute("BEGIN READ ONLY", timeout=timeout)
+        result = await call(raw, sql, *args, timeout=timeout)
+        await raw.execute("COMMIT", timeout=timeout)
+        return result
+
+    return run
 
 
 async def _forget(
@@ -203,12 +253,15 @@ async def _forget(
 ) -> None:
     """Drop what the driver knew, or raise *exc* where that was not the fault.
 
-    A changed result type is refused before anything ran, so outside a
-    transaction the public method prepares it anew. A changed row was met while
-    reading the answer: the statement had its effect.
+    A changed type is refused before anything ran, so outside a transaction the
+    public method prepares it anew. A changed row was met while reading the answer:
+    the statement had its effect. An error from inside a function or procedure comes
+    too late as well: it may have committed.
     """
     if isinstance(exc, OutdatedSchemaCacheError):
         await raw.reload_schema_state()
+        raise exc
+    if isinstance(exc, asyncpg.InternalServerError) and not is_type_gone(exc):
         raise exc
     if isinstance(exc, asyncpg.DataError):
         # The server's own refusal of a value has a severity. The driver's may
@@ -222,7 +275,8 @@ async def _forget(
         forget_statements(raw)
         return  # nothing had been sent
     forget_statements(raw)
-    if raw.is_in_transaction():
+    may_have_run = not (is_own(exc) or is_type_gone(exc))
+    if raw.is_in_transaction() or may_have_run or _CALLS.match(sql):
         raise exc
 
 

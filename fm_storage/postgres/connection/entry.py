@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fm_storage.errors import ForkedProcess, WrongLoop
 from fm_storage.postgres.connect.internals import abandon
+from fm_storage.postgres.connection.driver import synchronise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +48,12 @@ class PoolEntry:
             verbs, cleared by the reset.
         refused_write: Whether the server reported that it is read-only (25006).
         doubtful: Whether the connection itself is suspect; never used again.
+        unsynced: Whether a call may have left the server in an implicit transaction.
+        settling: The task that ends that, on a connection that is held.
+        blocks: How many of our transactions and savepoints are open on it.
+        failure: The last error that a statement of ours ended with.
+        nothing_sent: Whether not a byte of that statement was sent.
+        foreign: Whether it is the caller's own connection, which is never closed.
         task: The task whose statement is running, None between statements.
         deadline: Monotonic time at which the pool's timer cancels that statement.
         overdue: Whether the timer did so.
@@ -55,23 +62,29 @@ class PoolEntry:
 
     __slots__ = (
         "__weakref__",
+        "blocks",
         "cancelling",
         "deadline",
         "dirty",
         "doubtful",
         "expires",
+        "failure",
+        "foreign",
         "forked",
         "fresh_until",
         "generation",
         "idle_since",
         "loop",
+        "nothing_sent",
         "on_error",
         "overdue",
         "pooled",
         "raw",
         "refused_write",
+        "settling",
         "taken_at",
         "task",
+        "unsynced",
     )
 
     def __init__(
@@ -93,6 +106,12 @@ class PoolEntry:
         self.dirty = False
         self.refused_write = False
         self.doubtful = False
+        self.unsynced = False
+        self.settling: asyncio.Task[None] | None = None
+        self.blocks = 0
+        self.failure: BaseException | None = None
+        self.nothing_sent = False
+        self.foreign = foreign
         self.forked = False
         self.task: asyncio.Task[Any] | None = None
         self.deadline = float("inf")
@@ -100,6 +119,11 @@ class PoolEntry:
         self.cancelling = 0
         if not foreign:
             _entries.add(self)
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the server sees an open transaction."""
+        return not self.raw.is_closed() and self.raw.is_in_transaction()
 
     def cancel_overdue(self, now: float) -> None:
         """Cancel the running statement if its deadline has passed."""
@@ -119,7 +143,20 @@ class PoolEntry:
     def give_up(self) -> None:
         """Close the connection at once; it is never used again."""
         self.doubtful = True
-        self.raw.terminate()
+        if not self.foreign:
+            self.raw.terminate()
+
+    async def settle(self, timeout: float) -> None:
+        """End an implicit transaction that a call may have left open.
+
+        If that fails, the connection is not used again.
+        """
+        try:
+            await synchronise(self.raw, timeout)
+        except Exception:
+            self.doubtful = True
+        else:
+            self.unsynced = False
 
     def refusal(self, owner: str) -> StorageError:
         """Return the error for a use from the wrong process or loop."""

@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from fm_storage.concurrency.shield import consume, wait_done
 from fm_storage.errors import (
-    ConfigurationInvalid,
     ConnectionBusy,
     ConnectionReleased,
+    ForkedProcess,
+    QueryFailed,
     StorageError,
+    WrongLoop,
 )
+from fm_storage.postgres.arguments import at_least_one, seconds
 from fm_storage.postgres.connect.internals import server_of
 from fm_storage.postgres.connection import driver
 from fm_storage.postgres.connection.classifier import classify, known
 from fm_storage.postgres.connection.entry import GRACE
-from fm_storage.postgres.errors import translate, unsent
+from fm_storage.postgres.errors import cause_of, is_callers, translate, unsent
 from fm_storage.postgres.sql import Sql
 from fm_storage.postgres.telemetry import tracing
 from fm_storage.postgres.telemetry.slow import log_slow
@@ -44,10 +47,12 @@ if TYPE_CHECKING:
     from fm_storage.postgres.connection.entry import PoolEntry
     from fm_storage.postgres.executor import Value
 
-__all__ = ["GOODBYE", "Rules", "Statements", "Stream", "finish"]
+__all__ = ["Rules", "Statements", "Stream", "begin", "undo_block"]
 
 GOODBYE = 0.4
 """A ROLLBACK takes no time; a server that needs longer has stopped answering."""
+FOREIGN_GOODBYE = 5.0
+"""The same on a connection that is not ours to close."""
 _BEGIN = Sql("BEGIN READ ONLY")
 _ROLLBACK = Sql("ROLLBACK")
 
@@ -83,7 +88,9 @@ class Statements:
 
     def transaction(self) -> tuple[Statements, Any]:
         """Return statements for a transaction on the same entry, and the object."""
-        inner = Statements(self.required(), self._rules, what="transaction")
+        entry = self.required()
+        entry.blocks += 1
+        inner = Statements(entry, self._rules, what="transaction")
         return inner, self._rules.make_transaction(inner)
 
     def required(self) -> PoolEntry:
@@ -108,6 +115,12 @@ class Statements:
         entry, self.entry = self.entry, None
         return entry
 
+    def end(self) -> None:
+        """Refuse statements from now on: the block of this transaction was left."""
+        entry = self.release()
+        if entry is not None:
+            entry.blocks -= 1
+
     async def run(
         self,
         call: Callable[..., Awaitable[Any]],
@@ -116,18 +129,14 @@ class Statements:
         timeout: float | None = None,
     ) -> Any:
         """Run one call of the driver."""
+        if timeout is not None:
+            timeout = seconds(timeout)
+        if self.entry is not None and self.entry.settling is not None:
+            await self._settled(self.entry)
         entry = self._enter(sql)
         rules = self._rules
         started = monotonic()
-        if timeout is None:
-            timeout = rules.command_timeout
-            if timeout is not None and entry.pooled:
-                entry.deadline = started + timeout
-                timeout = None
-        else:
-            entry.deadline = started + timeout + GRACE
-            if timeout == math.inf:
-                timeout = None
+        timeout = self._limit(entry, started, timeout)
         observed = None
         if tracing.state.active:
             observed = tracing.Observed(sql, server_of(entry.raw))
@@ -140,7 +149,7 @@ class Statements:
                 observed.fail(error)
             if error is exc:
                 raise
-            raise error from exc
+            raise error from cause_of(error, exc)
         finally:
             entry.task = None
             entry.deadline = math.inf
@@ -149,6 +158,19 @@ class Statements:
             slow = rules.slow_query
             if slow is not None and monotonic() - started > slow:
                 log_slow(rules.owner, sql, monotonic() - started)
+
+    def _limit(
+        self, entry: PoolEntry, started: float, timeout: float | None
+    ) -> float | None:
+        """Note the deadline; return the timeout that the driver enforces."""
+        if timeout is not None:
+            entry.deadline = started + timeout + GRACE
+            return None if timeout == math.inf else timeout
+        timeout = self._rules.command_timeout
+        if timeout is not None and entry.pooled:
+            entry.deadline = started + timeout
+            return None
+        return timeout
 
     def _enter(self, sql: str) -> PoolEntry:
         """Claim the entry for the running task; a statement's end frees it."""
@@ -176,19 +198,48 @@ class Statements:
     ) -> BaseException:
         """Translate *exc*, and let the pool learn from it."""
         owner = self._rules.owner
+        entry.nothing_sent = False
+        if not driver.is_synced(exc):
+            self._settle_soon(entry)
         if entry.was_overdue():
             return translate(TimeoutError(), owner=owner)
         if not isinstance(exc, Exception):
             return exc
         if driver.was_unsent(entry.raw, exc):
-            return unsent(owner)
-        error = translate(exc, args, owner=owner)
-        if entry.on_error is not None and isinstance(error, StorageError):
+            entry.nothing_sent = entry.raw.is_closed()
+            # Nobody else uses it, or somebody its raw connection: not used again.
+            entry.doubtful = entry.pooled
+            error = unsent(owner) if entry.nothing_sent else translate(exc, owner=owner)
+        else:
+            error = translate(exc, args, owner=owner)
+        if is_callers(exc) or not isinstance(error, StorageError):
+            return error
+        entry.failure = error
+        if entry.on_error is not None and not entry.nothing_sent:
             entry.on_error(entry, error)
         return error
 
+    def _settle_soon(self, entry: PoolEntry) -> None:
+        """End what the call may have left open, off the caller's path."""
+        entry.unsynced = True
+        raw = entry.raw
+        # In a transaction of its own the end of its block does it.
+        if not (entry.foreign or raw.is_closed() or raw.is_in_transaction()):
+            entry.settling = asyncio.ensure_future(entry.settle(GOODBYE))
 
-async def finish(entry: PoolEntry, work: Coroutine[Any, Any, Any]) -> bool:
+    async def _settled(self, entry: PoolEntry) -> None:
+        """Wait until that has ended."""
+        settling, entry.settling = entry.settling, None
+        if settling is not None:
+            cancelled = await wait_done(settling)
+            if cancelled is not None:
+                entry.settling = settling
+                raise cancelled
+
+
+async def finish(
+    entry: PoolEntry, work: Coroutine[Any, Any, Any], patience: float = GOODBYE
+) -> bool:
     """Run the end of a block, also while the caller is cancelled.
 
     The error that leaves the block is the caller's, so a failure in here is not
@@ -199,13 +250,57 @@ async def finish(entry: PoolEntry, work: Coroutine[Any, Any, Any]) -> bool:
     """
     ending = asyncio.ensure_future(work)
     ending.add_done_callback(consume)
-    cancelled = await wait_done(ending, GOODBYE + GRACE)
+    cancelled = await wait_done(ending, patience + GRACE)
     done = ending.done() and not ending.cancelled() and ending.exception() is None
     if cancelled is not None:
         if not done:
             entry.give_up()
         raise cancelled
     return done
+
+
+_NOT_BEGUN = (ConnectionBusy, ConnectionReleased, WrongLoop, ForkedProcess)
+
+
+async def begin(statements: Statements, sql: Sql, undo: Sql) -> str:
+    """Run a BEGIN, SAVEPOINT or COMMIT; if its outcome is unknown, *undo* it.
+
+    It may still reach the server after its caller gave up: what follows on this
+    connection would run, unseen, in a transaction that nobody commits.
+    """
+    try:
+        tag: str = await statements.run(driver.execute, sql)
+    except _NOT_BEGUN:
+        raise
+    except BaseException as exc:
+        if getattr(exc, "sqlstate", None) is None:  # else the server refused it
+            await undo_block(statements, undo)
+        raise
+    return tag
+
+
+async def undo_block(statements: Statements, sql: Sql) -> None:
+    """Roll back because the block failed.
+
+    If that fails too, is cancelled, or takes too long, the connection is closed
+    and never used again, which rolls back as well. A connection of the caller's is
+    not closed.
+
+    Raises:
+        QueryFailed: The caller's connection could not be rolled back.
+    """
+    entry = statements.entry
+    if entry is None or entry.raw.is_closed() or entry.forked:
+        return
+    patience = FOREIGN_GOODBYE if entry.foreign else GOODBYE
+    if await finish(entry, statements.run(driver.execute, sql, (), patience), patience):
+        return
+    if entry.foreign and not entry.raw.is_closed():
+        raise QueryFailed(
+            "transaction: its block failed and could not be undone on the connection "
+            "that was joined; roll back or close that connection"
+        )
+    entry.give_up()
 
 
 class Stream:
@@ -218,21 +313,17 @@ class Stream:
         args: tuple[Value, ...],
         prefetch: int,
     ) -> None:
-        if prefetch < 1:
-            raise ConfigurationInvalid(
-                "prefetch", f"{prefetch} is below 1; ask for some rows at a time"
-            )
         self._statements = statements
         self._sql = sql
         self._args = args
-        self._prefetch = prefetch
+        self._prefetch = at_least_one(prefetch, "prefetch")
         self._own_transaction = False
         self._cursor: Any = None
 
     async def __aenter__(self) -> AsyncIterator[Record]:
         run = self._statements.run
-        if not self._statements.required().raw.is_in_transaction():
-            await run(driver.execute, _BEGIN)
+        if not self._statements.required().in_transaction:
+            await begin(self._statements, _BEGIN, _ROLLBACK)
             self._own_transaction = True
         try:
             self._cursor = await run(

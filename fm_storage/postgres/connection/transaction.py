@@ -10,8 +10,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from fm_storage.errors import ConfigurationInvalid, QueryFailed
-from fm_storage.postgres.connection import driver
-from fm_storage.postgres.connection.statements import GOODBYE, Stream, finish
+from fm_storage.postgres.connection.statements import Stream, begin, undo_block
 from fm_storage.postgres.connection.verbs import Verbs
 from fm_storage.postgres.sql import Sql
 
@@ -115,18 +114,18 @@ class Transaction(Verbs):
 
 
 @asynccontextmanager
-async def transaction_on(outer: Statements, begin: Sql) -> AsyncIterator[Any]:
-    """Run *begin*, yield a transaction, and end it on every path."""
-    await outer.run(driver.execute, begin)
+async def transaction_on(outer: Statements, sql: Sql) -> AsyncIterator[Any]:
+    """Run BEGIN, yield a transaction, and end it on every path."""
+    await begin(outer, sql, _ROLLBACK)
     inner, transaction = outer.transaction()
     try:
         yield transaction
     except BaseException:  # undo, then pass it on
-        inner.release()
-        await _undo(outer, _ROLLBACK)
+        inner.end()
+        await undo_block(outer, _ROLLBACK)
         raise
-    inner.release()
-    if await outer.run(driver.execute, _COMMIT) == "ROLLBACK":
+    inner.end()
+    if await begin(outer, _COMMIT, _ROLLBACK) == "ROLLBACK":
         raise QueryFailed(
             "transaction: the server rolled it back because a statement in it "
             "had failed; let that error leave the block",
@@ -138,28 +137,14 @@ async def transaction_on(outer: Statements, begin: Sql) -> AsyncIterator[Any]:
 async def savepoint_on(outer: Statements) -> AsyncIterator[Any]:
     """Set a savepoint, yield a transaction, and end it on every path."""
     name = f"fm_{next(_numbers)}"
-    await outer.run(driver.execute, Sql(f"SAVEPOINT {name}"))
+    undo = Sql(f"ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}")
+    await begin(outer, Sql(f"SAVEPOINT {name}"), undo)
     inner, transaction = outer.transaction()
     try:
         yield transaction
     except BaseException:  # undo, then pass it on
-        inner.release()
-        await _undo(
-            outer, Sql(f"ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}")
-        )
+        inner.end()
+        await undo_block(outer, undo)
         raise
-    inner.release()
-    await outer.run(driver.execute, Sql(f"RELEASE SAVEPOINT {name}"))
-
-
-async def _undo(statements: Statements, sql: Sql) -> None:
-    """Roll back because the block failed.
-
-    If that fails too, is cancelled, or takes too long, the connection is closed
-    and never used again, which rolls back as well.
-    """
-    entry = statements.entry
-    if entry is None or entry.raw.is_closed() or entry.forked:
-        return
-    if not await finish(entry, statements.run(driver.execute, sql, (), GOODBYE)):
-        entry.give_up()
+    inner.end()
+    await begin(outer, Sql(f"RELEASE SAVEPOINT {name}"), undo)

@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
 import asyncpg
 
 from fm_storage._typing import Relation
-from fm_storage.errors import ConfigurationInvalid, ConnectionFailed, InvalidRecord
+from fm_storage.errors import ConfigurationInvalid, InvalidRecord
 from fm_storage.postgres.connect.internals import copy_in, copy_out, with_literals
+from fm_storage.postgres.copy.source import callers_code, from_caller
+from fm_storage.postgres.errors import FromCaller
 from fm_storage.postgres.executor import CopyOptions, CopyProgress
 from fm_storage.postgres.sql import Sql, quote_ident, quote_qualified
 
@@ -62,7 +64,8 @@ class _Meter:
         """Report what has been counted."""
         if self._report is not None:
             self._reported = now = monotonic()
-            self._report(CopyProgress(self._done, self._total, now - self._began))
+            with callers_code():
+                self._report(CopyProgress(self._done, self._total, now - self._began))
 
 
 class _FileJob(ABC):
@@ -82,8 +85,6 @@ class _FileJob(ABC):
         self._timeout = options.get("timeout")
         self._with = _with(options)
         self._file: BinaryIO | None = None  # by _open()
-        self._broken: OSError | None = None
-        """What our file raised, which the driver takes for the connection's end."""
 
     async def copy(self, run: Run) -> int:
         """Open the file, have *run* do the COPY, close the file."""
@@ -93,10 +94,6 @@ class _FileJob(ABC):
         try:
             done: int = await run(self.run, self.sql, (), timeout)
             whole = True
-        except ConnectionFailed:
-            if self._broken is not None:
-                raise self._broken from None
-            raise
         finally:
             if self._file is not None:
                 self._file.close()
@@ -118,12 +115,18 @@ class _FileJob(ABC):
         del whole
 
     async def _on_disk(self, job: Callable[..., T], *arguments: object) -> T:
-        """Run *job* in a thread, and remember an error of the file system."""
-        try:
-            return await asyncio.to_thread(job, *arguments)
-        except OSError as exc:
-            self._broken = exc
-            raise
+        """Run *job* in a thread; what it raises is the caller's to see."""
+
+        def work() -> T | FromCaller:
+            try:
+                return job(*arguments)
+            except BaseException as exc:  # not by asyncio, which makes some anew
+                return FromCaller(exc)
+
+        result = await asyncio.to_thread(work)
+        if isinstance(result, FromCaller):
+            raise result
+        return result
 
 
 class FileIn(_FileJob):
@@ -169,7 +172,7 @@ class FileIn(_FileJob):
     async def _blocks(self) -> AsyncIterator[bytes]:
         meter = _Meter(self._progress, self._total)
         if isinstance(self._source, AsyncIterable):
-            async for block in self._source:
+            async for block in from_caller(self._source):
                 meter.add(len(block))
                 yield block
         else:

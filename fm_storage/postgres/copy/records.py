@@ -19,6 +19,8 @@ from fm_storage.postgres.connect.internals import (
     describe,
     socket_of,
 )
+from fm_storage.postgres.copy.source import from_caller
+from fm_storage.postgres.errors import FromCaller
 from fm_storage.postgres.sql import Sql, quote_ident, quote_qualified
 
 if TYPE_CHECKING:
@@ -196,13 +198,21 @@ class _Counted:
         return self._of(records)
 
     def _of(self, records: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:
-        for self._index, record in enumerate(records):
+        source = iter(records)
+        while True:
+            try:
+                record = next(source)
+            except StopIteration:
+                return
+            except BaseException as exc:  # the caller's, not the driver's
+                raise FromCaller(exc) from None
+            self._index += 1
             yield self._encoded(record)
 
     async def _of_async(
         self, records: AsyncIterable[Sequence[Any]]
     ) -> AsyncIterator[Sequence[Any]]:
-        async for record in records:
+        async for record in from_caller(records):
             self._index += 1
             yield self._encoded(record)
 

@@ -403,7 +403,12 @@ class PoolCore:
         if monotonic() >= entry.expires:
             self.counters.lifetimes += 1
             return Verdict.CLOSE
-        if entry.dirty or entry.refused_write or not is_settled(entry.raw):
+        if (
+            entry.dirty
+            or entry.unsynced
+            or entry.refused_write
+            or not is_settled(entry.raw)
+        ):
             return Verdict.RESET
         return Verdict.KEEP
 
@@ -532,8 +537,8 @@ class PoolCore:
     def note(self, entry: PoolEntry, error: BaseException) -> None:
         """Learn from an error on *entry* what it says about all connections."""
         state = getattr(error, "sqlstate", None)
-        if state == "0A000" and getattr(error, "retryable", False):
-            # A cached plan's result changed: so it has on the other connections.
+        if state in {"0A000", "XX000"} and getattr(error, "retryable", False):
+            # A type was changed or made again: on the other connections, too.
             for other in (*self.idle, *self.in_use):
                 forget_statements(other.raw)
         elif state == "25006":

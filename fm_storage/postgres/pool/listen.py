@@ -53,7 +53,8 @@ class Subscription:
     """One reader of one channel.
 
     ``async with`` it to be sure that it listens before the first iteration, and
-    that it stops at the end; ``async for`` alone does both by itself.
+    that it stops at the end; ``async for`` alone does both by itself. It may be
+    entered again, also inside its block: it listens until the outermost block ends.
     """
 
     def __init__(self, listener: Listener, channel: str) -> None:
@@ -63,17 +64,25 @@ class Subscription:
         self._listener = listener
         self._arrived: deque[Notification] = deque()
         self._some = asyncio.Event()
-        self._entered = False
+        self._blocks = 0
 
     async def __aenter__(self) -> Self:
-        self._entered = True
+        if not self._blocks:
+            self.error = None
+            self.ready.clear()
+            self._arrived.clear()
+        self._blocks += 1
         try:
             await self._listener.enter(self)
         except BaseException:  # stop listening, then pass it on
-            self._listener.leave(self)
-            self._entered = False
+            self._leave()
             raise
         return self
+
+    def _leave(self) -> None:
+        self._blocks -= 1
+        if not self._blocks:
+            self._listener.leave(self)
 
     async def __aexit__(
         self,
@@ -81,11 +90,10 @@ class Subscription:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._entered = False
-        self._listener.leave(self)
+        self._leave()
 
     async def __aiter__(self) -> AsyncIterator[Notification]:
-        if self._entered:
+        if self._blocks:
             while True:
                 yield await self._next()
         async with self:
@@ -142,7 +150,8 @@ class Listener:
     async def enter(self, subscription: Subscription) -> None:
         """Begin to listen; returns when the server does."""
         self._require_open()
-        self._subscriptions.append(subscription)
+        if subscription not in self._subscriptions:
+            self._subscriptions.append(subscription)
         self._changed.set()
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(
@@ -175,54 +184,60 @@ class Listener:
             await asyncio.wait({task}, timeout=1.0)
 
     async def _keep(self) -> None:
-        """Hold a listening connection while anybody wants one."""
+        """Hold a listening connection while anybody wants one.
+
+        Whatever ends it, also a server that refuses for a while, it is made again:
+        only those who have not begun to listen yet are given the error.
+        """
         pauses, lost = Backoff(_SHORTEST_PAUSE, _LONGEST_PAUSE), False
         while self._subscriptions:
             try:
                 connection = await self._connect("listen")
                 try:
-                    pauses.reset()
-                    await self._serve(connection, lost=lost)
+                    await self._serve(connection, lost=lost, heard=pauses.reset)
                 finally:
                     await connection.aclose()
             except (StorageError, TimeoutError) as exc:
                 if isinstance(exc, StorageError) and not exc.retryable:
-                    for subscription in self._subscriptions:
-                        subscription.fail(exc)
-                    self._subscriptions.clear()
-                    return
+                    for each in [*self._subscriptions]:
+                        if not each.ready.is_set():
+                            each.fail(exc)
+                            self._subscriptions.remove(each)
                 _log.info("%s: listening again soon: %s", self._owner, exc)
                 lost = True
                 await pauses.sleep()
 
-    async def _serve(self, connection: Connection, *, lost: bool) -> None:
+    async def _serve(
+        self, connection: Connection, *, lost: bool, heard: Callable[[], None]
+    ) -> None:
         """Listen on what is wanted until nobody wants anything."""
         raw = connection.raw
         connection.add_termination_listener(self._changed.set)
-        heard: set[str] = set()
+        channels: set[str] = set()
         while True:
             self._changed.clear()
             wanted = {each.channel for each in self._subscriptions}
             if not wanted:
                 return
-            for channel in wanted - heard:
+            for channel in wanted - channels:
                 await connection.execute(
                     Sql(f"LISTEN {quote_ident(channel)}"), timeout=_ALIVE_WITHIN
                 )
                 set_listener(raw, channel, self._deliver)
-                heard.add(channel)
-            for channel in heard - wanted:
+                channels.add(channel)
+            for channel in channels - wanted:
                 set_listener(raw, channel, None)
                 await connection.execute(
                     Sql(f"UNLISTEN {quote_ident(channel)}"), timeout=_ALIVE_WITHIN
                 )
-            heard &= wanted
+            channels &= wanted
             for each in self._subscriptions:
-                if each.channel in heard and not each.ready.is_set():
+                if each.channel in channels and not each.ready.is_set():
                     each.ready.set()
                 elif lost:
                     each.push(Notification(each.channel, "", 0, missed=True))
             lost = False
+            heard()
             try:
                 async with asyncio.timeout(_ALIVE_EVERY):
                     await self._changed.wait()

@@ -12,6 +12,7 @@ import contextlib
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from fm_storage.concurrency.shield import wait_done
 from fm_storage.postgres.connect.internals import (
     forget_session,
     wait_for_cancellation,
@@ -81,6 +82,9 @@ class Maintenance:
 
     async def _clean(self, entry: PoolEntry) -> None:
         raw, limit = entry.raw, self._limit
+        if entry.settling is not None:
+            await wait_done(entry.settling)
+            entry.settling = None
         await wait_for_cancellation(raw, limit)
         words = []
         if raw.is_in_transaction():
@@ -89,10 +93,12 @@ class Maintenance:
         if entry.dirty and not self._connector.transaction_pooler:
             words.append(RESET_SQL)
             self._core.counters.resets += 1
+        if entry.unsynced and not words:
+            words.append("SELECT 1")
         forget_session(raw)
         for sql in words:
             await raw.execute(sql, timeout=limit)
-        entry.dirty = False
+        entry.dirty = entry.unsynced = False
         if entry.refused_write:
             entry.refused_write = False
             if await raw.fetchval("SELECT pg_is_in_recovery()", timeout=limit):

@@ -13,6 +13,7 @@ from fm_storage.concurrency.backoff import Backoff
 from fm_storage.concurrency.lifecycle import Life
 from fm_storage.concurrency.shield import Once, shielded
 from fm_storage.errors import ConfigurationInvalid, PoolClosed, StorageError
+from fm_storage.postgres.arguments import at_least_one, seconds
 from fm_storage.postgres.connect import composites
 from fm_storage.postgres.connect.connector import Connector
 from fm_storage.postgres.connection.connection import Connection
@@ -179,7 +180,7 @@ class Pool(Verbs):
             if core.life is Life.CLOSED:
                 return
             raise core.refusal()
-        limit = self.config.close_timeout if timeout is None else timeout
+        limit = self.config.close_timeout if timeout is None else seconds(timeout)
         if self._closed is None:
             self._closed = Once(lambda: self._close(limit))
         await shielded(self._closed, timeout=limit + 1.0)
@@ -225,7 +226,7 @@ class Pool(Verbs):
     def _borrow(
         self, make: Callable[[Statements], T], timeout: float | None = None
     ) -> Acquire[T]:
-        limit = self.config.acquire_timeout if timeout is None else timeout
+        limit = self.config.acquire_timeout if timeout is None else seconds(timeout)
         return Acquire(self._core, self._rules, limit, make)
 
     @asynccontextmanager
@@ -298,20 +299,22 @@ class Pool(Verbs):
             SerializationFailed: Also the last of *attempts* failed.
             DeadlockDetected: The same.
         """
-        if attempts < 1:
-            raise ConfigurationInvalid("attempts", f"{attempts} is below 1")
+        at_least_one(attempts, "attempts")
         pauses = Backoff(_SHORTEST_PAUSE, _LONGEST_PAUSE, jitter=1.0)
+        begin = begin_sql(isolation=isolation, readonly=readonly, deferrable=deferrable)
         for attempt in range(1, attempts + 1):
             committing = False
+            entry: PoolEntry | None = None
             try:
-                async with self.transaction(
-                    isolation=isolation, readonly=readonly, deferrable=deferrable
-                ) as transaction:
-                    result = await fn(transaction)
-                    committing = True
+                async with self._borrow(_as_they_are) as statements:
+                    entry = statements.required()
+                    entry.failure = None
+                    async with transaction_on(statements, begin) as transaction:
+                        result = await fn(transaction)
+                        committing = True
             except StorageError as error:
                 if attempt == attempts or not is_worth_repeating(
-                    error, committing=committing
+                    error, entry, committing=committing
                 ):
                     raise
             else:

@@ -12,11 +12,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fm_storage.errors import ConnectionFailed, StorageError
+from fm_storage.postgres.arguments import seconds
 from fm_storage.postgres.connect.internals import server_of
 from fm_storage.postgres.connection import driver
 from fm_storage.postgres.connection.classifier import Effect, classify, known
 from fm_storage.postgres.connection.entry import GRACE
-from fm_storage.postgres.errors import translate, unsent
+from fm_storage.postgres.errors import cause_of, is_callers, translate, unsent
 from fm_storage.postgres.sql import Sql
 from fm_storage.postgres.telemetry import tracing
 from fm_storage.postgres.telemetry.slow import log_slow
@@ -37,8 +38,9 @@ class PoolStatements:
     """Runs each statement on a connection of its own.
 
     A statement that only reads and whose connection broke is run again on
-    another connection, within the caller's time: a server's restart is then
-    only a pause. One that may write is repeated only if nothing had been sent.
+    another connection, in a read-only transaction and within the caller's time: a
+    server's restart is then only a pause. One that may write is repeated only if
+    nothing had been sent.
     """
 
     def __init__(self, core: PoolCore, config: PostgresConfig) -> None:
@@ -58,6 +60,8 @@ class PoolStatements:
         timeout: float | None,
     ) -> Any:
         """Run one call of the driver."""
+        if timeout is not None:
+            timeout = seconds(timeout)
         core = self._core
         dirty = core.always_reset
         if type(sql) is Sql:
@@ -114,6 +118,8 @@ class PoolStatements:
         patience = math.inf if limit is None else limit
         deadline = entry.taken_at + min(patience, self._acquire_timeout)
         text = sql.text if type(sql) is Sql else sql
+        reads = classify(sql) is Effect.READS
+        lost: tuple[BaseException, BaseException] | None = None
         for repeats in range(_REPEATS + 1):
             nothing_sent = driver.was_unsent(entry.raw, exc)
             error = self._give_failed(entry, exc, args)
@@ -122,18 +128,26 @@ class PoolStatements:
                 repeats == _REPEATS
                 or left <= 0
                 or not isinstance(error, ConnectionFailed)
-                or not (nothing_sent or classify(sql) is Effect.READS)
+                or is_callers(exc)
+                or not (nothing_sent or reads)
             ):
                 if error is exc:
                     raise exc
-                raise error from exc
+                raise error from cause_of(error, exc)
             core.counters.repeats += 1
+            if not nothing_sent and lost is None:
+                # It may have run. What the text does not show (a view, a function of
+                # the caller's) may write: the server refuses that now.
+                lost, call = (error, exc), driver.in_read_only(call)
             dirty, entry = entry.dirty, await core.take(left)
             entry.dirty = dirty
             left = max(0.001, deadline - monotonic())
             try:
                 result = await call(entry.raw, text, *args, timeout=left)
             except BaseException as again:
+                if lost is not None and getattr(again, "sqlstate", None) == "25006":
+                    core.give(entry)
+                    raise lost[0] from lost[1]
                 exc = again
             else:
                 core.give(entry)
@@ -145,13 +159,15 @@ class PoolStatements:
     ) -> BaseException:
         """Give *entry* back and return the error to raise."""
         error = exc
+        entry.unsynced = not driver.is_synced(exc)
         if driver.was_unsent(entry.raw, exc):
+            entry.doubtful = True
             error = unsent(self._owner)
         elif entry.was_overdue():
             error = translate(TimeoutError(), owner=self._owner)
         elif isinstance(exc, Exception):
             error = translate(exc, args, owner=self._owner)
-        if isinstance(error, StorageError):
+        if isinstance(error, StorageError) and not is_callers(exc):
             self._core.note(entry, error)
         self._core.give(entry)
         return error

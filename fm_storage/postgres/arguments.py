@@ -1,0 +1,44 @@
+"""One check of the arguments that every verb takes, before anything is taken."""
+
+from __future__ import annotations
+
+import math
+
+from fm_storage.errors import ConfigurationInvalid
+
+__all__ = ["at_least_one", "seconds"]
+
+_LONGEST = 1e8
+"""Three years: longer timers overflow somewhere below, and mean for ever."""
+
+
+def seconds(value: float, name: str = "timeout") -> float:
+    """Return *value* as a number of seconds; ``math.inf`` is for ever.
+
+    Raises:
+        ConfigurationInvalid: It is no number of seconds.
+    """
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ConfigurationInvalid(
+            name,
+            f"is a {type(value).__name__}; give seconds as a number, math.inf for "
+            "ever, or None for the default",
+        )
+    if math.isnan(value):
+        raise ConfigurationInvalid(name, "is not a number (NaN); give seconds")
+    return math.inf if value > _LONGEST else max(float(value), -_LONGEST)
+
+
+def at_least_one(value: int, name: str) -> int:
+    """Return *value*, a count.
+
+    Raises:
+        ConfigurationInvalid: It is no whole number, or below 1.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigurationInvalid(
+            name, f"is a {type(value).__name__}; give a whole number"
+        )
+    if value < 1:
+        raise ConfigurationInvalid(name, f"{value} is below 1")
+    return value
