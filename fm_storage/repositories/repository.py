@@ -20,7 +20,14 @@ from fm_storage.repositories.query.ordering import OrderBy
 from fm_storage.repositories.query.paging import Page
 from fm_storage.repositories.query.point_statements import Payload, Points, Vector
 from fm_storage.repositories.query.statements import statements_of
-from fm_storage.repositories.rows import batches, deletes, reading, updates, writing
+from fm_storage.repositories.rows import (
+    batches,
+    by_filter,
+    deletes,
+    reading,
+    updates,
+    writing,
+)
 from fm_storage.repositories.rows.bound import Bound
 from fm_storage.repositories.rows.hooks import Hook, HookTable, Operation
 from fm_storage.vector_state import Shapes
@@ -128,26 +135,29 @@ class Repository(Generic[M]):
         vars(found).update(executor=bound.executor, _bound=bound)
         return found
 
-    async def find_by_id(self, key: Any) -> M | None:
+    async def find_by_id(self, key: Any, *, for_update: bool = False) -> M | None:
         """Return the record with *key*, or None.
 
         Args:
             key: The key's value, or a tuple of them for a key of several fields;
                 text is accepted for a UUID or number.
+            for_update: Lock the row until the transaction ends.
 
         Raises:
             InvalidRecord: *key* cannot be a key of this table.
+            ConfigurationInvalid: *for_update* outside a transaction.
         """
-        return await reading.find_by_id(self._bound, key)
+        return await reading.find_by_id(self._bound, key, for_update=for_update)
 
-    async def get_by_id(self, key: Any) -> M:
-        """Return the record with *key*.
+    async def get_by_id(self, key: Any, *, for_update: bool = False) -> M:
+        """Return the record with *key*, which must be there.
 
         Raises:
             RecordNotFound: There is none; ``find_by_id()`` returns None instead.
             InvalidRecord: *key* cannot be a key of this table.
+            ConfigurationInvalid: *for_update* outside a transaction.
         """
-        found = await reading.find_by_id(self._bound, key)
+        found = await reading.find_by_id(self._bound, key, for_update=for_update)
         if found is None:
             raise RecordNotFound(self.entity.name, key)
         return found
@@ -157,6 +167,8 @@ class Repository(Generic[M]):
         *filters: Filter,
         order_by: OrderBy | None = None,
         limit: int | None = None,
+        for_update: bool = False,
+        skip_locked: bool = False,
     ) -> list[M]:
         """Return the records that match every filter.
 
@@ -165,12 +177,21 @@ class Repository(Generic[M]):
             order_by: ``"-timestamp"``, ``("module", desc("total", nulls="last"))``;
                 without one the order is the server's.
             limit: Maximum number of records. To go on after them use ``page()``.
+            for_update: Lock the rows until the transaction ends.
+            skip_locked: Leave out the rows that another transaction has locked,
+                instead of waiting for it.
 
         Raises:
             InvalidName: A field is not the model's.
             InvalidRecord: A value cannot be compared with its field.
+            ConfigurationInvalid: *for_update* outside a transaction.
+
+        See https://www.postgresql.org/docs/current/sql-select.html#SQL-FOR-UPDATE-SHARE.
         """
-        return await reading.find_many(self._bound, filters, order_by, limit)
+        lock = ""
+        if for_update or skip_locked:
+            lock = self._bound.lock(for_update=for_update, skip_locked=skip_locked)
+        return await reading.find_many(self._bound, filters, order_by, limit, lock)
 
     async def page(
         self,
@@ -442,6 +463,51 @@ class Repository(Generic[M]):
             ForeignKeyViolated: Other rows refer to one of them; none is deleted.
         """
         return await deletes.delete_many(self._bound, keys)
+
+    async def update_where(
+        self,
+        filters: Filter | Sequence[Filter],
+        values: Mapping[str, Any],
+        *,
+        everything: bool = False,
+    ) -> int:
+        """Change all rows that match, in one statement, and return how many.
+
+        Their versions rise; softly deleted rows stay as they are. Points keep their
+        vectors. With hooks for ``update`` the rows are locked first, and the change
+        has their keys.
+
+        Args:
+            filters: A condition, or several of which all must hold.
+            values: Fields and their new values.
+            everything: Allow no condition at all.
+
+        Raises:
+            InvalidName: *values* names a field that the model has not, or the key.
+            InvalidRecord: A value cannot be stored, or there is no condition;
+                nothing was sent.
+        """
+        return await by_filter.update_where(
+            self._bound, filters, values, everything=everything
+        )
+
+    async def delete_where(
+        self, filters: Filter | Sequence[Filter], *, everything: bool = False
+    ) -> int:
+        """Delete all rows that match, and their points, and return how many.
+
+        With ``deleted=`` they stay and can be restored, as by ``delete()``. With
+        hooks for ``delete`` the rows are locked first, and the change has their keys.
+
+        Args:
+            filters: A condition, or several of which all must hold.
+            everything: Allow no condition at all.
+
+        Raises:
+            InvalidRecord: There is no condition; nothing was sent.
+            ForeignKeyViolated: Other rows refer to one of them; none is deleted.
+        """
+        return await by_filter.delete_where(self._bound, filters, everything=everything)
 
     async def restore(self, record_or_key: M | Any) -> M:
         """Bring a softly deleted row back, and its point as it last was.

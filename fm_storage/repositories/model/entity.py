@@ -201,13 +201,18 @@ class Entity(Generic[M]):
         return record if tuple(values) == given else self._construct(*values)
 
     def named(
-        self, exc: InvalidRecord, fields: Sequence[Stored], index: int | None = None
+        self,
+        exc: InvalidRecord,
+        fields: Sequence[Stored | None],
+        index: int | None = None,
     ) -> InvalidRecord:
         """Return the driver's refusal of parameter ``$n`` with the field's name."""
         place = _PARAMETER.fullmatch(exc.field or "")
         if place is None or int(place[1]) > len(fields):
             return exc
         item = fields[int(place[1]) - 1]
+        if item is None:
+            return exc
         return item.refusal(str(exc).partition(": ")[2] or str(exc), index)
 
     def _key(self, key: str | Sequence[str] | None) -> tuple[Stored, ...]:

@@ -22,6 +22,7 @@ __all__ = [
     "Field",
     "Filter",
     "Parameters",
+    "by_keys",
     "where",
     "where_sql",
 ]
@@ -355,6 +356,18 @@ def where_sql(
                 "where('field') == value"
             )
     return " WHERE " + " AND ".join(item.sql(entity, parameters) for item in filters)
+
+
+def by_keys(entity: Entity[Any], keys: Sequence[Any]) -> Filter:
+    """Return the condition of the rows with *keys*, each as ``shown()`` gives it."""
+    names = entity.key_names
+    if len(names) == 1:
+        return where(names[0]).in_(keys)
+    each: list[Filter] = [
+        _Joined("AND", tuple(where(n) == v for n, v in zip(names, key, strict=True)))
+        for key in keys
+    ]
+    return _Joined("OR", tuple(each))
 
 
 def _comparable(item: Stored, value: object) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from fm_storage.errors import ConfigurationInvalid, InvalidRecord
+from fm_storage.postgres.sql import Sql
 from fm_storage.repositories.model.entity import Entity
 from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.model.scalar_types import Integer, Text, Uuid
@@ -264,6 +265,20 @@ class Points(Texts):
         """Return ``Statements.purge`` with the points; it gives their number."""
         state = delete_ctes(collection="$2", point_id=self._point_id, source="rec")
         return self._counted(purge_sql(self._entity), state)
+
+    def removal(self, statement: str, collection: str) -> Sql:
+        """Return a DELETE, or the UPDATE that means one, with the points.
+
+        It gives their number.
+
+        Args:
+            statement: Without RETURNING.
+            collection: Placeholder of the collection.
+        """
+        state = (retire_ctes if self._entity.deleted else delete_ctes)(
+            collection=collection, point_id=self._point_id, source="rec"
+        )
+        return Sql(self._counted(statement, state))
 
     def _counted(self, statement: str, state: str) -> str:
         return (

@@ -30,6 +30,7 @@ __all__ = [
     "purge_sql",
     "removal_sql",
     "restoration_sql",
+    "rising",
     "statements_of",
     "update_sql",
     "upsert_returned",
@@ -295,7 +296,7 @@ def removal_sql(
         return f"DELETE FROM {entity.quoted} WHERE {condition}"
     mark = entity.deleted.quoted
     return (
-        f"UPDATE {entity.quoted} SET {mark} = now(){_rising(entity)} "
+        f"UPDATE {entity.quoted} SET {mark} = now(){rising(entity)} "
         f"WHERE {condition} AND {mark} IS NULL"
     )
 
@@ -305,7 +306,7 @@ def restoration_sql(entity: Entity[Any], *, versioned: bool) -> str:
     assert entity.deleted is not None
     mark = entity.deleted.quoted
     return (
-        f"UPDATE {entity.quoted} SET {mark} = NULL{_rising(entity)} WHERE "
+        f"UPDATE {entity.quoted} SET {mark} = NULL{rising(entity)} WHERE "
         f"{key_equals(entity.key)}{_at_version(entity, versioned=versioned)} "
         f"AND {mark} IS NOT NULL"
     )
@@ -317,7 +318,8 @@ def purge_sql(entity: Entity[Any]) -> str:
     return f"DELETE FROM {entity.quoted} WHERE {entity.deleted.quoted} < $1"
 
 
-def _rising(entity: Entity[Any]) -> str:
+def rising(entity: Entity[Any]) -> str:
+    """Return what a SET list needs besides, so that the version rises."""
     if entity.version is None:
         return ""
     return f", {entity.version.quoted} = {entity.version.quoted} + 1"

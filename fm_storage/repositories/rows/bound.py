@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from fm_storage.errors import ConfigurationInvalid, InvalidName, QueryFailed
+from fm_storage.postgres.connection.transaction import Transaction
 from fm_storage.postgres.executor import Executor
 from fm_storage.repositories.model.entity import Entity
 from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.model.table import Table
+from fm_storage.repositories.query.filters import Filter, Parameters, where_sql
 from fm_storage.repositories.query.point_statements import Points
 from fm_storage.repositories.query.statements import Statements
 from fm_storage.repositories.rows.hooks import Change, HookTable
@@ -63,6 +65,34 @@ class Bound(Generic[M]):
                 "collection=",
             )
         return self.points
+
+    def condition(self, filters: Sequence[Filter], parameters: Parameters) -> str:
+        """Return ``WHERE`` of *filters*, and of the rows that are not deleted."""
+        condition = where_sql(self.entity, filters, parameters)
+        living = self.statements.living
+        if not living:
+            return condition
+        return f"{condition} AND {living}" if condition else f" WHERE {living}"
+
+    def lock(self, *, for_update: bool, skip_locked: bool) -> str:
+        """Return what makes a SELECT lock its rows.
+
+        Raises:
+            ConfigurationInvalid: There is no transaction to hold the lock.
+        """
+        if not for_update:
+            if skip_locked:
+                raise ConfigurationInvalid(
+                    "skip_locked", "it goes with a lock; give for_update=True too"
+                )
+            return ""
+        if not isinstance(self.executor, Transaction):
+            raise ConfigurationInvalid(
+                "for_update",
+                f"{self.entity.name}: outside a transaction a lock ends with its "
+                "statement; bind() the repository to a transaction",
+            )
+        return " FOR UPDATE SKIP LOCKED" if skip_locked else " FOR UPDATE"
 
     def target(self, on: str | Sequence[str] | None) -> tuple[Stored, ...]:
         """Return the fields of a conflict target.

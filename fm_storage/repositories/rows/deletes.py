@@ -58,8 +58,8 @@ async def delete_many(bound: Bound[M], keys: Iterable[Any]) -> int:
     """Do what ``Repository.delete_many()`` promises."""
     if isinstance(keys, Filter):
         raise InvalidRecord(
-            f"{bound.entity.name}: delete_many() takes keys, not a filter; give "
-            "those of the records that find_many() returns"
+            f"{bound.entity.name}: delete_many() takes keys, not a filter; use "
+            "delete_where(), or give the keys of records"
         )
     wanted = list(keys)
     if not wanted:

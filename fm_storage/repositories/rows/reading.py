@@ -13,7 +13,7 @@ from fm_storage.errors import InvalidRecord
 from fm_storage.postgres.executor import Record
 from fm_storage.postgres.sql import Sql
 from fm_storage.repositories.model.entity import Entity
-from fm_storage.repositories.query.filters import Filter, Parameters, where_sql
+from fm_storage.repositories.query.filters import Filter, Parameters
 from fm_storage.repositories.query.ordering import OrderBy, order_sql, orders
 from fm_storage.repositories.query.paging import (
     Page,
@@ -38,14 +38,18 @@ M = TypeVar("M")
 _BIGGEST = (1 << 63) - 1
 
 
-async def find_by_id(bound: Bound[M], key: object) -> M | None:
+async def find_by_id(
+    bound: Bound[M], key: object, *, for_update: bool = False
+) -> M | None:
     """Do what ``Repository.find_by_id()`` promises, for ``get_by_id()`` too."""
     entity = bound.entity
+    sql = bound.statements.get
+    if for_update:
+        sql = Sql(sql.text + bound.lock(for_update=True, skip_locked=False))
     if isinstance(key, entity.plain_key):
-        row = await bound.executor.fetchrow(bound.statements.get, key)
+        row = await bound.executor.fetchrow(sql, key)
     else:
-        values = entity.key_values(key)
-        row = await bound.executor.fetchrow(bound.statements.get, *values)
+        row = await bound.executor.fetchrow(sql, *entity.key_values(key))
     return None if row is None else entity.from_row(row)
 
 
@@ -54,9 +58,10 @@ async def find_many(
     filters: Sequence[Filter],
     order_by: OrderBy | None,
     limit: int | None,
+    lock: str = "",
 ) -> list[M]:
     """Do what ``Repository.find_many()`` promises."""
-    sql, parameters = _select(bound, filters, order_by, limit)
+    sql, parameters = _select(bound, filters, order_by, limit, lock)
     return bound.entity.from_rows(await bound.executor.fetch(sql, *parameters))
 
 
@@ -75,7 +80,7 @@ async def page(
         raise InvalidRecord("page: size 0 holds nothing; give 1 or more", field="size")
     steps = page_order(entity, orders(entity, order_by))
     parameters = Parameters()
-    condition = _where(bound, filters, parameters)
+    condition = bound.condition(filters, parameters)
     matched = list(parameters.values)
     place = condition
     if cursor is not None:
@@ -121,14 +126,14 @@ async def _records(
 async def count(bound: Bound[M], filters: Sequence[Filter]) -> int:
     """Do what ``Repository.count()`` promises."""
     parameters = Parameters()
-    condition = _where(bound, filters, parameters)
+    condition = bound.condition(filters, parameters)
     return await _count(bound, condition, parameters.values)
 
 
 async def exists(bound: Bound[M], filters: Sequence[Filter]) -> bool:
     """Do what ``Repository.exists()`` promises."""
     parameters = Parameters()
-    condition = _where(bound, filters, parameters)
+    condition = bound.condition(filters, parameters)
     found: bool = await bound.executor.fetchval(
         Sql(f"SELECT EXISTS (SELECT FROM {bound.entity.quoted}{condition})"),
         *parameters.values,
@@ -143,28 +148,20 @@ async def _count(bound: Bound[M], condition: str, values: Sequence[Any]) -> int:
     return number
 
 
-def _where(bound: Bound[M], filters: Sequence[Filter], parameters: Parameters) -> str:
-    """Return ``WHERE`` of *filters*, and of the rows that are not deleted."""
-    condition = where_sql(bound.entity, filters, parameters)
-    living = bound.statements.living
-    if not living:
-        return condition
-    return f"{condition} AND {living}" if condition else f" WHERE {living}"
-
-
 def _select(
     bound: Bound[M],
     filters: Sequence[Filter],
     order_by: OrderBy | None,
     limit: int | None,
+    lock: str = "",
 ) -> tuple[Sql, list[Any]]:
     entity = bound.entity
     parameters = Parameters()
-    rest = _where(bound, filters, parameters)
+    rest = bound.condition(filters, parameters)
     rest += order_sql(entity, orders(entity, order_by))
     if limit is not None:
         rest += f" LIMIT {parameters.add(_limit(limit))}"
-    return _select_sql(entity, rest), parameters.values
+    return _select_sql(entity, rest + lock), parameters.values
 
 
 def _select_sql(entity: Entity[M], rest: str) -> Sql:

@@ -18,7 +18,7 @@ from fm_storage.repositories.query.point_statements import Payload, Vector
 from fm_storage.repositories.rows.bound import Bound, hooked, only, suppressed
 from fm_storage.repositories.rows.hooks import Change
 
-__all__ = ["update"]
+__all__ = ["changed_fields", "update"]
 
 M = TypeVar("M")
 
@@ -35,7 +35,7 @@ async def update(
     """Do what ``Repository.update()`` promises."""
     entity = bound.entity
     key, given, version = _meant_by(entity, record_or_key, changes, version)
-    fields = _changed(entity, given)
+    fields = changed_fields(entity, given)
     if bound.hooks.any and bound.hooks.wants("update"):
         change: Change[M] = Change(
             "update",
@@ -118,7 +118,7 @@ def _meant_by(
     return key, changes, version
 
 
-def _changed(entity: Entity[M], changes: Mapping[str, Any]) -> list[Stored]:
+def changed_fields(entity: Entity[M], changes: Mapping[str, Any]) -> list[Stored]:
     """Return the fields to set, whose values are looked at after the hooks."""
     given = {entity.field(name).field for name in changes}
     own = (*entity.key, entity.version, entity.deleted)
