@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from fm_storage.catalog.logs.formats import pattern_from
 from fm_storage.catalog.logs.ingest import Log, ingest_log
 from fm_storage.catalog.queries import CatalogQueries
 from fm_storage.catalog.query.retention import purge_older
@@ -353,6 +355,7 @@ class ErrorManager(Lifecycle):
         module: str | None = None,
         severity: Severity | str | None = None,
         zone: tzinfo = UTC,
+        format: re.Pattern[str] | str | None = None,
         batch_size: int = 1000,
         progress: Progress | None = None,
     ) -> IngestReport:
@@ -372,11 +375,17 @@ class ErrorManager(Lifecycle):
             module: Module of entries that name none; by default the source.
             severity: Leave out entries below this severity.
             zone: Time zone of timestamps that name none.
+            format: A regular expression for the first line of entries that no known
+                format fits, tried first. Its named groups are those of
+                ``fm_storage.catalog.logs.patterns.Format``: *message*, *level*,
+                *module*, *at* or *year*, *month*, *day*, *clock*; others go into
+                the context.
             batch_size: Entries stored in one statement.
             progress: Called with bytes read and bytes in all, if known.
 
         Raises:
-            InvalidRecord: The file is empty, or it is not text.
+            InvalidRecord: The file is empty, or it is not text, or *format* is no
+                pattern with a group *message*.
             OSError: The file cannot be read.
             StorageError: PostgreSQL did not take a batch; those before stay.
         """
@@ -395,6 +404,7 @@ class ErrorManager(Lifecycle):
                 module=module,
                 least=severity_from(severity),
                 zone=zone,
+                format=pattern_from(format),
                 batch_size=batch_size,
                 progress=progress,
             )

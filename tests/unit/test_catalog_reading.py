@@ -425,7 +425,7 @@ def test_utf16_and_latin1_logs_are_read(tmp_path):
     [
         (b"", "empty"),
         (gzip.compress(b"", mtime=0), "empty inside"),
-        (gzip.compress(b"2024 x\n" * 999, mtime=0)[:40], "unpacked"),
+        (gzip.compress(b"2024 x\n" * 999, mtime=0)[:14], "unpacked"),
         (bytes(range(256)) * 40, "not text"),
         (b"\x7fELF\x02\x01\x01" + b"\x00" * 500, "not text"),
     ],

@@ -95,14 +95,28 @@ def test_a_child_that_nobody_reads_from_ends(log):
 
 
 def test_what_reading_raises_there_is_raised_here(tmp_path):
-    """A packed file that breaks off."""
-    path = tmp_path / "a.log.gz"
-    path.write_bytes(gzip.compress("".join(LINES * 200).encode())[:-20])
+    """A file that is no log, though the parent took it for one."""
+    path = tmp_path / "a.log"
+    path.write_bytes(bytes(range(256)) * 40)
     descriptor = os.open(path, os.O_RDONLY)
     child = ReadingProcess(Task(descriptor, "a", None, None, UTC, NOW, 1000))
     try:
-        with pytest.raises(EOFError, match="end-of-stream"):
+        with pytest.raises(InvalidRecord, match="not text"):
             [*iter(child.next, None)]
+    finally:
+        child.close()
+        os.close(descriptor)
+
+
+def test_of_an_archive_that_breaks_off_the_readable_part_is_read_there(tmp_path):
+    """The report has come over the pipe, and says that the end is missing."""
+    path = tmp_path / "a.log.gz"
+    path.write_bytes(gzip.compress("".join(LINES * 300).encode())[:-20])
+    descriptor = os.open(path, os.O_RDONLY)
+    child = ReadingProcess(Task(descriptor, "a", None, None, UTC, NOW, 1000))
+    try:
+        assert [*iter(child.next, None)]
+        assert "end-of-stream" in (child.report.incomplete or "")
     finally:
         child.close()
         os.close(descriptor)

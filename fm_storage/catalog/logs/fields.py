@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import orjson
@@ -14,17 +15,23 @@ from fm_storage.catalog.record.fingerprint import frames_of
 __all__ = ["header_of_fields"]
 
 _TIMES = (
-    "timestamp", "time", "@timestamp", "ts", "datetime", "date", "t", "asctime",
-    "__REALTIME_TIMESTAMP", "eventTime",
+    "timestamp", "time", "@timestamp", "ts", "datetime", "date", "t.$date", "t",
+    "asctime",
+    "__REALTIME_TIMESTAMP", "eventTime", "@t", "receiveTimestamp",
+    "Timestamp", "timeMillis", "EventTime",
 )  # fmt: skip
 _LEVELS = (
     "level", "severity", "levelname", "lvl", "log.level", "loglevel", "PRIORITY",
-    "severityText", "level_name",
+    "severityText", "level_name", "error_severity", "@l", "LogLevel", "Level", "s",
 )  # fmt: skip
-_MESSAGES = ("message", "msg", "event", "MESSAGE", "body", "text", "error", "err")
+_MESSAGES = (
+    "message", "msg", "event", "MESSAGE", "body", "text", "@m", "@mt", "Message",
+    "textPayload", "jsonPayload.message", "error", "err", "resultDescription",
+)  # fmt: skip
 _MODULES = (
     "logger", "module", "name", "logger_name", "component", "log.logger",
-    "SYSLOG_IDENTIFIER", "service.name", "service", "caller",
+    "SYSLOG_IDENTIFIER", "service.name", "service", "caller", "loggerName",
+    "SourceContext", "Category", "c", "logName", "operationName",
 )  # fmt: skip
 _JOURNAL_MODULES = (
     "SYSLOG_IDENTIFIER", "_SYSTEMD_UNIT", "_SYSTEMD_USER_UNIT", "_COMM",
@@ -32,7 +39,8 @@ _JOURNAL_MODULES = (
 _JOURNAL_NOISE = ("_", "MESSAGE", "PRIORITY", "SYSLOG_")
 _TRACES = (
     "stack_trace", "exc_info", "exception", "traceback", "stacktrace", "stack",
-    "error.stack_trace", "err.stack", "error.stack", "exc_text",
+    "error.stack_trace", "err.stack", "error.stack", "exc_text", "@x",
+    "thrown.extendedStackTrace", "Exception",
 )  # fmt: skip
 
 
@@ -85,6 +93,26 @@ def _journal_text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
+def json_of(line: str) -> dict[str, Any] | None:
+    """Return the object of a line, or None; NaN and lone surrogates are read too."""
+    found: Any
+    try:
+        found = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            return None
+    return found if isinstance(found, dict) else None
+
+
+def _instant(value: object) -> float | None:
+    """Return the seconds of log4j2's *instant*."""
+    if not isinstance(value, dict) or "epochSecond" not in value:
+        return None
+    return float(value["epochSecond"]) + float(value.get("nanoOfSecond", 0)) / 1e9
+
+
 def header_of_fields(fields: dict[str, Any], clock: Clock) -> Header | None:
     """Return what an object says, or None if it is no entry of a log."""
     if "__REALTIME_TIMESTAMP" in fields:
@@ -101,8 +129,8 @@ def header_of_fields(fields: dict[str, Any], clock: Clock) -> Header | None:
                 return value
         return None
 
-    at = clock.any(take(*_TIMES))
-    level = take(*_LEVELS)
+    at = clock.any(_instant(fields.get("instant")) or take(*_TIMES))
+    level = take(*_LEVELS) or ("Information" if "@t" in fields else None)  # Serilog's
     message = take(*_MESSAGES)
     module = take(*_MODULES)
     trace = take(*_TRACES)

@@ -5,24 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, tzinfo
+from functools import partial
 from typing import Any, NamedTuple
-
-import orjson
 
 from fm_storage.catalog.logs import patterns
 from fm_storage.catalog.logs.entry import Header
-from fm_storage.catalog.logs.fields import header_of_fields
+from fm_storage.catalog.logs.fields import header_of_fields, json_of
 from fm_storage.catalog.logs.levels import (
     SEVERITIES,
     SYSLOG,
     guess_severity,
     severity_of,
+    severity_of_status,
 )
+from fm_storage.catalog.logs.patterns import Format
 from fm_storage.catalog.logs.timestamps import Clock
+from fm_storage.errors import InvalidRecord
 
-__all__ = ["LineParser"]
+__all__ = ["LineParser", "pattern_from"]
 
-_SERVER_ERROR, _CLIENT_ERROR = 500, 400
+_DATES = frozenset({"at", "year", "epoch"})
+_TIMES = _DATES | {"month", "day", "clock", "hour", "minute", "second", "half"}
+_TAKEN = _TIMES | {"zone", "level", "priority", "module", "app", "message", "status"}
 _CONTEXT_GROUPS = (
     "pid",
     "tid",
@@ -53,30 +57,64 @@ def _rest_of(name: str, pattern: re.Pattern[str]) -> _Rest:
 _RESTS = tuple(_rest_of(name, pattern) for name, pattern in patterns.RESTS)
 
 
+def pattern_from(given: re.Pattern[str] | str | None) -> re.Pattern[str] | None:
+    """Return the pattern of an application's own format.
+
+    Raises:
+        InvalidRecord: It is no regular expression, or has no group *message*.
+    """
+    if given is None:
+        return None
+    try:
+        pattern = re.compile(given)
+    except re.error as exc:
+        raise InvalidRecord(
+            f"format {given!r}: it is no regular expression ({exc})", field="format"
+        ) from None
+    if "message" not in pattern.groupindex:
+        raise InvalidRecord(
+            f"format {pattern.pattern!r}: it has no group 'message'; write "
+            "(?P<message>.*) where the message is",
+            field="format",
+        )
+    return pattern
+
+
 class LineParser:
     """Recognises headers; remembers which format fitted last and tries it first.
 
     Args:
         zone: Time zone of timestamps that name none.
         now: When the log was last written to; now if None.
+        format: A pattern of the application's own, tried first; see ``Format``.
     """
 
-    def __init__(self, *, zone: tzinfo = UTC, now: datetime | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        zone: tzinfo = UTC,
+        now: datetime | None = None,
+        format: re.Pattern[str] | None = None,
+    ) -> None:
         self._clock = Clock(zone, now or datetime.now(UTC))
+        given = () if format is None else (Format("given", format, ""),)
+        telling = [*given, *patterns.FORMATS]
         self._formats: list[tuple[str, Callable[[str], Header | None]]] = [
+            *[(one.name, partial(self._match, one)) for one in telling],
             ("json", self._json),
-            ("apache", self._apache),
             ("syslog5424", self._syslog_5424),
             ("syslog3164", self._syslog_3164),
             ("iso", self._iso),
             ("slashed", self._slashed),
-            ("klog", self._klog),
-            ("access", self._access),
             ("logfmt", self._logfmt),
             ("level", self._bare),
         ]
         self._rests = list(_RESTS)
         self.formats: dict[str, int] = {}
+
+    def time(self, text: str) -> datetime | None:
+        """Return the time that the runtime of a container gives to a line."""
+        return self._clock.any(text)
 
     def parse(self, line: str) -> Header | None:
         """Return what *line* says if it begins an entry, else None."""
@@ -153,33 +191,6 @@ class LineParser:
             header.message = place["message"]
         return header
 
-    def _apache(self, line: str) -> Header | None:
-        found = patterns.APACHE.match(line)
-        if found is None:
-            return None
-        date = found["at"].split()
-        at = self._clock.day(date[1], date[2], date[3], int(date[4]))
-        return self._header(found, at, severity_of(found["level"].rstrip("012345678")))
-
-    def _access(self, line: str) -> Header | None:
-        found = patterns.ACCESS.match(line)
-        if found is None:
-            return None
-        try:
-            at = datetime.strptime(found["at"], "%d/%b/%Y:%H:%M:%S %z")
-        except ValueError:
-            return None
-        status = int(found["status"])
-        severity = (
-            "ERROR" if status >= _SERVER_ERROR
-            else "WARNING" if status >= _CLIENT_ERROR
-            else "INFO"
-        )  # fmt: skip
-        message = f'"{found["request"]}" {status}'
-        return Header(
-            at, severity, "access", message, context={"client": found["client"]}
-        )
-
     def _syslog_5424(self, line: str) -> Header | None:
         found = patterns.SYSLOG_5424.match(line)
         if found is None:
@@ -210,16 +221,6 @@ class LineParser:
         header.dated = bool(found["iso"])
         return header
 
-    def _klog(self, line: str) -> Header | None:
-        found = patterns.KLOG.match(line)
-        if found is None:
-            return None
-        at = self._clock.day(found["month"], found["day"], found["at"])
-        header = self._header(found, at, severity_of(found["level"]))
-        header.module = found["place"].rsplit(":", 1)[0]
-        header.dated = False
-        return header
-
     def _bare(self, line: str) -> Header | None:
         found = patterns.BARE.match(line)
         if found is None:
@@ -241,13 +242,57 @@ class LineParser:
     def _json(self, line: str) -> Header | None:
         if line[0] != "{":
             return None
-        try:
-            fields = orjson.loads(line)
-        except orjson.JSONDecodeError:
+        fields = json_of(line)
+        return None if fields is None else header_of_fields(fields, self._clock)
+
+    def _match(self, one: Format, line: str) -> Header | None:
+        found = one.pattern.match(line)
+        if found is None:
             return None
-        return (
-            header_of_fields(fields, self._clock) if isinstance(fields, dict) else None
+        groups = {key: value for key, value in found.groupdict().items() if value}
+        at = self._time(groups)
+        if at is None and not _TIMES.isdisjoint(groups):
+            return None  # only looked like a time
+        status = groups.get("status")
+        message = groups.pop("message", "")
+        if status is not None and not message:
+            message = f'"{groups.pop("request", "")}" {status}'
+        if "level" in groups:
+            severity = severity_of(groups["level"].rstrip("012345678"))
+        elif "priority" in groups:
+            severity = SYSLOG[int(groups["priority"]) & 7]
+        elif status is not None:
+            severity = severity_of_status(int(status))
+        else:
+            severity = guess_severity(message) if message else None
+        module = groups.get("module") or groups.get("app")
+        return Header(
+            at,
+            severity,
+            module or ("access" if status is not None else None),
+            message,
+            dated=at is not None and not _DATES.isdisjoint(groups),
+            context={key: groups[key] for key in groups.keys() - _TAKEN},
         )
+
+    def _time(self, groups: dict[str, str]) -> datetime | None:
+        zone = groups.get("zone")
+        if "at" in groups:
+            return self._clock.at(groups["at"].replace("/", "-"), zone)
+        if "epoch" in groups:
+            return self._clock.any(float(groups["epoch"]))
+        if "day" not in groups or "month" not in groups:
+            return None
+        clock = groups.get("clock") or ":".join(
+            groups[part].zfill(2) for part in ("hour", "minute", "second")
+        )
+        hour, _, rest = clock.partition(":")
+        if half := groups.get("half"):
+            hour = str(int(hour) % 12 + 12 * (half == "PM"))
+        year = groups.get("year")
+        full = None if year is None else int(year) + 2000 * (len(year) < 4)
+        clock = f"{hour.zfill(2)}:{rest}"
+        return self._clock.day(groups["month"], groups["day"], clock, full, zone)
 
     def _header(
         self, found: re.Match[str], at: datetime | None, severity: str | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import (
     AsyncGenerator,
@@ -53,13 +54,16 @@ async def ingest_log(
     module: str | None = None,
     least: Severity | None = None,
     zone: tzinfo = UTC,
+    format: re.Pattern[str] | None = None,
     batch_size: int = 1000,
     progress: Progress | None = None,
 ) -> IngestReport:
     """Store the entries of a log; see ``ErrorManager.ingest()``."""
     if isinstance(log, AsyncIterable):
         name = source or "lines"
-        reader = LogReader((), source=name, module=module, least=least, zone=zone)
+        reader = LogReader(
+            (), source=name, module=module, least=least, zone=zone, format=format
+        )
         return await _pump(
             _collected(log, reader, batch_size), reader.report, write, progress, None
         )
@@ -76,6 +80,7 @@ async def ingest_log(
                     zone,
                     opened.modified,
                     batch_size,
+                    format,
                 )
                 return await _pump_process(task, write, progress, opened.size)
             reader = LogReader(
@@ -85,10 +90,13 @@ async def ingest_log(
                 least=least,
                 zone=zone,
                 now=opened.modified,
+                format=format,
             )
-            return await _pump_here(
+            report = await _pump_here(
                 reader, batch_size, write, progress, total=opened.size
             )
+            report.incomplete = opened.broken
+            return report
         finally:
             # Cancelled, a thread may still be reading: close behind it.
             await asyncio.to_thread(opened.close)
@@ -98,6 +106,7 @@ async def ingest_log(
         module=module,
         least=least,
         zone=zone,
+        format=format,
     )
     return await _pump_here(reader, batch_size, write, progress)
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from fm_storage.catalog.logs import patterns
 
-__all__ = ["SEVERITIES", "SYSLOG", "guess_severity", "severity_of"]
+__all__ = [
+    "SEVERITIES",
+    "SYSLOG",
+    "guess_severity",
+    "severity_of",
+    "severity_of_status",
+]
 
 SEVERITIES = {
     "trace": "DEBUG", "verbose": "DEBUG", "debug": "DEBUG", "fine": "DEBUG",
@@ -16,9 +22,20 @@ SEVERITIES = {
     "err": "ERROR", "error": "ERROR", "severe": "ERROR", "e": "ERROR", "eror": "ERROR",
     "fatal": "CRITICAL", "crit": "CRITICAL", "critical": "CRITICAL", "f": "CRITICAL",
     "alert": "CRITICAL", "emerg": "CRITICAL", "emergency": "CRITICAL",
-    "panic": "CRITICAL", "dpanic": "CRITICAL",
+    "panic": "CRITICAL", "dpanic": "CRITICAL", "a": "CRITICAL", "any": "INFO",
+    "vrb": "DEBUG", "dbg": "DEBUG", "inf": "INFO", "wrn": "WARNING", "ftl": "CRITICAL",
+    "trce": "DEBUG", "dbug": "DEBUG", "fail": "ERROR", "failure": "ERROR",
+    "silly": "DEBUG", "http": "INFO", "unknown": "INFO", "default": "INFO",
+    "fatal error": "CRITICAL", "parse error": "CRITICAL", "core error": "CRITICAL",
+    "recoverable fatal error": "CRITICAL", "user error": "ERROR",
+    "user warning": "WARNING", "user notice": "INFO", "deprecated": "WARNING",
+    "internal server error": "ERROR", "service unavailable": "ERROR",
+    "bad request": "WARNING", "not found": "WARNING", "forbidden": "WARNING",
+    "unauthorized": "WARNING", "method not allowed": "WARNING",
+    "#": "WARNING", "*": "INFO", "-": "INFO", ".": "DEBUG",
+    "d1": "DEBUG", "d2": "DEBUG", "d3": "DEBUG", "d4": "DEBUG", "d5": "DEBUG",
 }  # fmt: skip
-"""Names of levels, in lower case."""
+"""Names and signs of levels, in lower case."""
 
 SYSLOG = (
     "CRITICAL",
@@ -51,9 +68,17 @@ def severity_of(level: object) -> str | None:
     return None
 
 
+def severity_of_status(status: int) -> str:
+    """Return the severity of an answer of HTTP."""
+    return "ERROR" if status >= 500 else "WARNING" if status >= 400 else "INFO"
+
+
 def guess_severity(message: str) -> str:
     """Return a severity for a line that names none, from its words."""
     named = patterns.IN_MESSAGE.match(message)
     if named is not None:
         return SEVERITIES.get(named["level"].lower(), "INFO")
+    answer = patterns.HTTP_STATUS.search(message)
+    if answer is not None:
+        return severity_of_status(int(answer[1] or answer[2]))
     return "ERROR" if patterns.SOUNDS_BAD.search(message[:200]) else "INFO"

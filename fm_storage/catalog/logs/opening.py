@@ -1,4 +1,4 @@
-"""Log files, open: packed or not, in UTF-8 or UTF-16, refused if they are no text."""
+"""Log files, open: packed or not, in any encoding, refused if they are no text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import io
 import lzma
 import os
 import re
+import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +29,14 @@ _SNIFF = 8192
 _PACKED = 8  # times a packed log is larger, about
 _BINARY_SHARE = 0.05
 _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"
-_UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+_ZIP = b"PK\x03\x04"
+_MARKS = {  # the longer ones first: one of UTF-32 begins as one of UTF-16 does
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+_BROKEN = (EOFError, OSError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
 _TEXT_CONTROLS = frozenset(b"\t\n\r\x0b\x0c\x1b\x08")
 
 # The name of a rotated or packed log without what rotation added to it.
@@ -49,7 +57,7 @@ class ByteStream(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OpenLog:
     """A log file, open.
 
@@ -58,12 +66,14 @@ class OpenLog:
         file: Its bytes as they lie on disk.
         size: Bytes to be read, None if it is packed.
         modified: When it was last written to.
+        broken: Why its end could not be unpacked, once that was reached.
     """
 
     stream: ByteStream
     file: IO[bytes]
     size: int | None
     modified: datetime
+    broken: str | None = None
 
     @property
     def weight(self) -> int:
@@ -78,13 +88,21 @@ class OpenLog:
         self.file.close()
 
     def lines(self) -> Iterator[bytes]:
-        """Yield the lines; one without end comes in bounded pieces."""
-        while line := self.stream.readline(MAX_LINE):
-            yield line
+        """Yield the lines; one without end comes in bounded pieces.
+
+        What lies before the break of a damaged archive is read; see ``broken``.
+        """
+        try:
+            while line := self.stream.readline(MAX_LINE):
+                yield line
+        except _BROKEN as exc:
+            if self.size is not None:
+                raise  # not packed: the disk cannot be read
+            self.broken = f"its end cannot be unpacked ({exc})"
 
 
 def open_log(path: str | os.PathLike[str] | int) -> OpenLog:
-    """Open a log, packed (gz, bz2, xz) or not.
+    """Open a log, packed (gz, bz2, xz, a zip of one file) or not.
 
     Args:
         path: Its path, or the descriptor of a file; that is closed with the log.
@@ -102,36 +120,78 @@ def open_log(path: str | os.PathLike[str] | int) -> OpenLog:
         if not head:
             _refuse(shown, "it is empty; nothing was ingested")
         raw.seek(0)
-        unpacked = _unpacked(raw, head)
-        stream: IO[bytes] = raw if unpacked is None else unpacked
-        if unpacked is not None:
-            try:
-                head = stream.read(_SNIFF)
-                stream.seek(0)
-            except (OSError, EOFError, lzma.LZMAError, zlib.error) as exc:
-                _refuse(shown, f"it cannot be unpacked ({exc}); repair the file", exc)
-            if not head:
-                _refuse(shown, "it is empty inside; nothing was ingested")
+        unpacked = _unpacked(raw, head, shown)
+        stream = cast("IO[bytes]", raw if unpacked is None else unpacked)
         size = about.st_size if unpacked is None else None
-        for mark, encoding in _UTF16.items():
-            if head.startswith(mark):
-                return OpenLog(_Recoded(stream, encoding), raw, size, modified)
-        if is_journal_export(head):
-            return OpenLog(JournalExport(stream), raw, None, modified)
-        _refuse_binary(shown, head)
+        if unpacked is not None:
+            head = _sniffed(unpacked, shown)
+        text = _text_of(stream, head, shown)
     except BaseException:  # let go of the file, then pass it on
         raw.close()
         raise
-    return OpenLog(stream, raw, size, modified)
+    size = None if isinstance(text, JournalExport) else size
+    return OpenLog(text, raw, size, modified)
 
 
-def _unpacked(raw: IO[bytes], head: bytes) -> IO[bytes] | None:
+def _sniffed(unpacked: io.BufferedIOBase, shown: str) -> bytes:
+    """Return the first bytes of what an archive holds."""
+    try:
+        head = unpacked.read1(_SNIFF)
+        unpacked.seek(0)
+    except _BROKEN as exc:
+        _refuse(shown, f"it cannot be unpacked ({exc}); repair the file", exc)
+    if not head:
+        _refuse(shown, "it is empty inside; nothing was ingested")
+    return head
+
+
+def _text_of(stream: IO[bytes], head: bytes, shown: str) -> ByteStream:
+    """Return lines of UTF-8, whatever the encoding and the ends of lines are."""
+    if not head.strip(b"\0"):  # as copytruncate leaves it: look behind the NULs
+        while (more := stream.read(_SNIFF)) and not more.strip(b"\0"):
+            pass
+        stream.seek(0)
+        head = more
+    encoding = _encoding_of(head)
+    if encoding is not None:
+        return _Recoded(stream, encoding)
+    if is_journal_export(head):
+        return JournalExport(stream)
+    _refuse_binary(shown, head.lstrip(b"\0"))
+    if b"\r" in head and b"\n" not in head:
+        return _Recoded(stream, "utf-8", newline=None)
+    return stream
+
+
+def _encoding_of(head: bytes) -> str | None:
+    """Return the encoding of a text that is not a superset of ASCII."""
+    for mark, encoding in _MARKS.items():
+        if head.startswith(mark):
+            return encoding
+    half = len(head) // 2
+    if head[1::2].count(0) > half * 0.8 and head[::2].count(0) < half * 0.2:
+        return "utf-16-le"
+    if head[::2].count(0) > half * 0.8 and head[1::2].count(0) < half * 0.2:
+        return "utf-16-be"
+    return None
+
+
+def _unpacked(raw: IO[bytes], head: bytes, shown: str) -> io.BufferedIOBase | None:
     if head.startswith(_GZIP):
-        return cast("IO[bytes]", gzip.GzipFile(fileobj=raw, mode="rb"))
+        return gzip.GzipFile(fileobj=raw, mode="rb")
     if head.startswith(_BZIP2):
-        return cast("IO[bytes]", bz2.BZ2File(raw))
+        return bz2.BZ2File(raw)
     if head.startswith(_XZ):
-        return cast("IO[bytes]", lzma.LZMAFile(raw))
+        return lzma.LZMAFile(raw)
+    if head.startswith(_ZIP):
+        try:
+            archive = zipfile.ZipFile(raw)
+        except zipfile.BadZipFile as exc:
+            _refuse(shown, f"it cannot be unpacked ({exc}); repair the file", exc)
+        members = [one for one in archive.infolist() if not one.is_dir()]
+        if len(members) != 1:
+            _refuse(shown, f"it is a zip of {len(members)} files; unpack it")
+        return cast("io.BufferedIOBase", archive.open(members[0]))
     return None
 
 
@@ -156,13 +216,16 @@ def _refuse_binary(shown: str, head: bytes) -> None:
 
 
 class _Recoded:
-    """A UTF-16 log, read as UTF-8."""
+    """A log in another encoding or with other ends of lines, read as UTF-8."""
 
-    def __init__(self, stream: IO[bytes], encoding: str) -> None:
-        self._text = io.TextIOWrapper(stream, encoding, errors="replace", newline="\n")
+    def __init__(
+        self, stream: IO[bytes], encoding: str, *, newline: str | None = "\n"
+    ) -> None:
+        errors = "surrogateescape" if encoding == "utf-8" else "replace"
+        self._text = io.TextIOWrapper(stream, encoding, errors=errors, newline=newline)
 
     def readline(self, size: int, /) -> bytes:
-        return self._text.readline(size).encode()
+        return self._text.readline(size).encode("utf-8", "surrogateescape")
 
     def close(self) -> None:
         self._text.close()

@@ -11,10 +11,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from hashlib import blake2b
+from typing import NamedTuple
 from uuid import UUID
 
 from fm_storage.catalog.logs.entry import Header, IngestReport
+from fm_storage.catalog.logs.fields import json_of
 from fm_storage.catalog.logs.formats import LineParser
+from fm_storage.catalog.logs.levels import guess_severity
 from fm_storage.catalog.logs.opening import MAX_LINE
 from fm_storage.catalog.record.row import Prepared, is_plausible, prepare
 from fm_storage.repositories import Severity
@@ -32,15 +35,54 @@ _ALWAYS_NEW = re.compile(
 )
 _TRACE_START = re.compile(
     r"(?:\s*[+|] )?(?:Traceback \(most recent call last\):|Exception Group Traceback)"
-    r"|(?:[a-z_]\w*\.)+[A-Z][\w$]*(?:Exception|Error|Throwable)\b"
+    r"|(?:[A-Za-z_]\w*\.)+[A-Z][\w$]*(?:Exception|Error|Throwable)\b|Stack trace:$"
     r"|[A-Z]\w*(?:Error|Exception)(?:: |$)|Caused by:|goroutine \d+ \[|Error: \S"
 )
 _FRAME = re.compile(
     r"\s+at \S|\s*(?:\| )*\s+File \"|Traceback \(most|\s*\.\.\. \d+ (?:more|common)"
     r"|Caused by:|goroutine \d+ \[|panic: |[Ss]tack backtrace:|\s+[+|] .*Traceback \("
+    r"|#\d+ \S"
 )
-_ANSI = re.compile(r"\x1b\[[0-9;:]*[A-Za-z]")
+# Begins like a header of its own, whatever its format is.
+_DATED = re.compile(
+    r"[\[(<]?(?:\d{4}[-/.]\d\d[-/.]\d\d|\d\d[-/.]\d\d[-/.]\d{4}|\d\d:\d\d:\d\d)"
+    r"[\sT,.:\])>]"
+)
+# Sequences of terminals: colours, titles and links, and the rest.
+_ANSI = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])"
+)
+_CRI = re.compile(
+    r"(?P<at>\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)) (?P<stream>stdout|stderr) "
+    r"(?P<tag>[FP])(?::\S*)? (?P<line>.*)",
+    re.DOTALL,
+)
+_LONGEST_OBJECT = 16 * 1024 * 1024
+_MAX_UNKNOWN = 20  # lines that continue a message without being indented
 _TRACED = frozenset({"WARNING", "ERROR", "CRITICAL"})
+
+
+class _Wrapped(NamedTuple):
+    """A line as the runtime of a container wraps it."""
+
+    at: str
+    stream: str
+    text: str
+    whole: bool
+
+
+def _unwrap(line: str) -> _Wrapped | None:
+    """Return what Docker's json-file or Kubernetes' CRI wraps, or None."""
+    if line[:1] == "{":
+        fields = json_of(line) if '"log":' in line and '"stream":' in line else None
+        if fields is None or not isinstance(text := fields.get("log"), str):
+            return None
+        at, stream = str(fields.get("time", "")), str(fields["stream"])
+        return _Wrapped(at, stream, text.rstrip("\r\n"), text.endswith("\n"))
+    found = _CRI.match(line) if " std" in line[19:45] else None
+    if found is None:
+        return None
+    return _Wrapped(found["at"], found["stream"], found["line"], found["tag"] == "F")
 
 
 @dataclass(slots=True)
@@ -54,6 +96,7 @@ class _Open:
     more: list[str] = field(default_factory=list)
     size: int = 0
     trace_at: int | None = None
+    unknown: int = 0  # of *more*, lines without indentation, before a trace
 
 
 class LogReader:
@@ -65,7 +108,9 @@ class LogReader:
         module: Module of entries that name none; the source's stem if None.
         least: Entries below this severity are counted and left out.
         zone: Time zone of timestamps that name none.
-        now: Time of entries whose log has no timestamps at all.
+        now: When the log was last written to: the time of entries whose log has
+            no timestamps at all.
+        format: A pattern of the application's own, tried first.
     """
 
     def __init__(
@@ -77,15 +122,23 @@ class LogReader:
         least: Severity | None = None,
         zone: tzinfo = UTC,
         now: datetime | None = None,
+        format: re.Pattern[str] | None = None,
     ) -> None:
         self._lines = iter(lines)
         self._now = now or datetime.now(UTC)
-        self._parser = LineParser(zone=zone, now=self._now)
+        self._parser = LineParser(zone=zone, now=self._now, format=format)
         self._module = module or source.split(".", 1)[0] or source
         self._ranks = _ranks_from(least)
         self._identity: bytes | None = None
         self._last: datetime | None = None
         self._open: _Open | None = None
+        self._piece: tuple[bytes, int] | None = None  # of a line that goes on
+        # Of a container's log: the stream being read, the entries of the others,
+        # the beginnings of partial lines, and the time of the current line.
+        self._stream = ""
+        self._others: dict[str, _Open | None] = {}
+        self._partial: dict[str, str] = {}
+        self._at: datetime | None = None
         self.report = IngestReport(source=source, formats=self._parser.formats)
 
     def batches(self, size: int) -> Iterator[list[Prepared]]:
@@ -110,29 +163,102 @@ class LogReader:
     def feed(self, lines: Iterable[bytes], *, last: bool) -> Iterator[Prepared]:
         """Yield the entries that *lines* complete; with *last*, also the open one."""
         report = self.report
-        for raw in lines:
+        for raw, size in self._joined(lines, last=last):
             offset = report.bytes
-            report.bytes += len(raw)
+            report.bytes += size
             report.lines += 1
+            report.truncated += size > len(raw)
             if self._identity is None:
                 self._identity = blake2b(
                     report.source.encode() + b"\0" + raw.rstrip(b"\r\n"), digest_size=16
                 ).digest()
-            line = _decode(raw)
+            line = self._unwrapped(_decode(raw))
+            if line is None:
+                continue
             header = self._parser.parse(line)
             if header is None:
                 done = self._continue(line, offset, raw)
+            elif self._completes(header):
+                continue
             else:
-                done = self._finish()
-                self._open = _Open(header, offset, report.lines, raw)
-                if header.timestamp is not None and is_plausible(header.timestamp):
-                    self._last = header.timestamp
+                done = self._begin(header, offset, raw)
             if done is not None:
                 yield done
         if last:
-            done = self._finish()
-            if done is not None:
-                yield done
+            for stream in (self._stream, *self._others):
+                self._switch(stream)
+                done = self._finish()
+                if done is not None:
+                    yield done
+
+    def _unwrapped(self, line: str) -> str | None:
+        """Return the application's own line, or None if its end is still to come."""
+        wrapped = _unwrap(line)
+        if wrapped is None:
+            return line
+        whole = self._partial.pop(wrapped.stream, "") + wrapped.text
+        if not wrapped.whole and len(whole) < MAX_LINE:
+            self._partial[wrapped.stream] = whole
+            return None
+        self._at = self._parser.time(wrapped.at)
+        self._switch(wrapped.stream)
+        return whole
+
+    def _joined(
+        self, lines: Iterable[bytes], *, last: bool
+    ) -> Iterator[tuple[bytes, int]]:
+        """Yield whole lines, bounded, and how many bytes each had.
+
+        A line longer than a piece comes in several. Of an object of JSON enough is
+        kept to read it, of anything else the first piece.
+        """
+        for piece in lines:
+            if self._piece is None:
+                if piece.endswith(b"\n"):
+                    yield piece, len(piece)
+                else:
+                    self._piece = (piece, len(piece))
+                continue
+            kept, size = self._piece
+            if kept[:1] == b"{" and size < _LONGEST_OBJECT:
+                kept += piece
+            elif kept[:1] == b"\0" and not kept.strip(b"\0"):
+                kept = piece  # behind what copytruncate has left
+            self._piece = (kept, size + len(piece))
+            if piece.endswith(b"\n"):
+                yield self._piece
+                self._piece = None
+        if last and self._piece is not None:
+            yield self._piece
+            self._piece = None
+
+    def _switch(self, stream: str) -> None:
+        """Go on with another stream of the container: traces do not mix."""
+        if stream != self._stream:
+            self._others[self._stream] = self._open
+            self._open = self._others.pop(stream, None)
+            self._stream = stream
+
+    def _begin(self, header: Header, offset: int, raw: bytes) -> Prepared | None:
+        """Open an entry; return the one before it."""
+        done = self._finish()
+        if header.timestamp is None:
+            header.timestamp = self._at
+        self._open = _Open(header, offset, self.report.lines, raw)
+        if header.timestamp is not None and is_plausible(header.timestamp):
+            self._last = header.timestamp
+        return done
+
+    def _completes(self, header: Header) -> bool:
+        """Take the second line of java.util.logging, which has level and message."""
+        current = self._open
+        if current is None or current.header.severity or current.header.message:
+            return False
+        if header.timestamp is not None or current.more:
+            return False
+        current.header.severity = header.severity
+        current.header.message = header.message
+        return True
 
     def _continue(self, line: str, offset: int, raw: bytes) -> Prepared | None:
         """Add a line without a header to its entry, or begin one with it."""
@@ -149,15 +275,22 @@ class LogReader:
                 and not current.header.message.rstrip().endswith(":")
             )  # fmt: skip
         if begins:
-            done = self._finish()
             ends = line.startswith(("panic", "fatal", "Fatal", "thread '"))
             severity = "CRITICAL" if ends else "ERROR"
             header = Header(None, severity, None, line.strip(), dated=False)
-            self._open = _Open(header, offset, report.lines, raw)
+            done = self._begin(header, offset, raw)
+            assert self._open is not None
             self._open.more.append(line)
             self._open.trace_at = 0
             return done
-        if current is None:
+        if current is None or not self._belongs(line, current):
+            if _DATED.match(line) is not None:
+                # A header of an unknown format is no part of the entry before it.
+                formats = self._parser.formats
+                formats["unknown"] = formats.get("unknown", 0) + 1
+                severity = guess_severity(line)
+                header = Header(None, severity, None, line, dated=False)
+                return self._begin(header, offset, raw)
             report.unparsed += 1
             if len(report.samples) < _SAMPLES:
                 report.samples.append(line[:200])
@@ -172,6 +305,14 @@ class LogReader:
         current.more.append(line)
         current.size += len(line)
         return None
+
+    @staticmethod
+    def _belongs(line: str, current: _Open) -> bool:
+        """Return whether a line without a header continues the message of an entry."""
+        if current.trace_at is not None or line[0] in " \t":
+            return True
+        current.unknown += 1
+        return current.unknown <= _MAX_UNKNOWN and _DATED.match(line) is None
 
     def _finish(self) -> Prepared | None:
         """Close the entry being read, and return it if it is wanted."""
@@ -191,7 +332,7 @@ class LogReader:
             at = current.trace_at
             text = current.more if at is None else current.more[:at]
             if text:
-                message = "\n".join([message, *text]).rstrip()
+                message = "\n".join([message, *text]).strip("\n").rstrip()
             if at is not None:
                 trace = "\n".join(current.more[at:]).rstrip()
                 if header.message == current.more[0].strip():
@@ -266,13 +407,14 @@ def _headline(lines: list[str]) -> str | None:
 
 
 def _decode(raw: bytes) -> str:
-    if len(raw) > MAX_LINE:
-        raw = raw[:MAX_LINE]
     try:
         line = raw.decode()
     except UnicodeDecodeError:
-        line = raw.decode("latin-1")
+        try:
+            line = raw.decode("cp1252")
+        except UnicodeDecodeError:
+            line = raw.decode("latin-1")
     line = line.rstrip("\r\n")
-    if line[:1] == "\ufeff":
-        line = line[1:]
+    if line[:1] in "\ufeff\x00":  # a mark, or what copytruncate leaves in front
+        line = line.lstrip("\ufeff\x00")
     return _ANSI.sub("", line) if "\x1b" in line else line

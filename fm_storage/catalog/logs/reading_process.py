@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ main()
 """
 _READ_ONLY_FIELDS = (
     "lines", "bytes", "entries", "skipped", "unparsed", "truncated", "samples",
-    "formats",
+    "formats", "incomplete",
 )  # fmt: skip
 
 
@@ -52,6 +53,7 @@ class Task(NamedTuple):
     zone: tzinfo
     now: datetime
     size: int
+    format: re.Pattern[str] | None = None
 
 
 def worth_a_process(size: int, zone: tzinfo) -> bool:
@@ -160,12 +162,14 @@ def _batches(task: Task) -> Iterator[tuple[list[list[Any]] | None, IngestReport]
             least=task.least,
             zone=task.zone,
             now=task.now,
+            format=task.format,
         )
         for batch in reader.batches(task.size):
             columns = columns_of(batch)
             # As text, identities are read back in a tenth of the time.
             columns[0] = [one.hex for one in columns[0]]
             yield columns, reader.report
+        reader.report.incomplete = log.broken
         yield None, reader.report
     finally:
         log.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from zoneinfo import ZoneInfo
 
 __all__ = ["Clock"]
 
@@ -56,8 +57,12 @@ class Clock:
         at = _from_iso(text)
         if at is not None and at.tzinfo is None:
             hours = _ZONES.get(zone) if zone else None
-            known = self._zone if hours is None else timezone(timedelta(hours=hours))
-            at = at.replace(tzinfo=known)
+            if hours is not None:
+                return at.replace(tzinfo=timezone(timedelta(hours=hours)))
+            if zone and "/" in zone:
+                with contextlib.suppress(ValueError, OSError):
+                    return at.replace(tzinfo=ZoneInfo(zone))
+            at = at.replace(tzinfo=self._zone)
         return at
 
     def local(self, text: str) -> datetime | None:
@@ -95,6 +100,9 @@ class Clock:
             if value.isdigit():
                 value = int(value)
             else:
+                text, _, zone = value.replace("/", "-").rpartition(" ")
+                if zone in _ZONES:
+                    return self.at(text, zone)
                 return self.at(value.replace("/", "-"))
         if isinstance(value, int | float) and not isinstance(value, bool):
             seconds = float(value)

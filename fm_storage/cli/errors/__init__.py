@@ -18,7 +18,13 @@ from fm_storage.cli.common import (
     print_json,
     with_storage,
 )
-from fm_storage.cli.errors.long_running import ingest, purge, report, tail
+from fm_storage.cli.errors.long_running import (
+    formats,
+    ingest,
+    purge,
+    report,
+    tail,
+)
 from fm_storage.cli.errors.options import filters, severity_text
 from fm_storage.cli.errors.tables import (
     Row,
@@ -57,7 +63,7 @@ def errors() -> None:
     """List, show, ingest, group and compare recorded errors."""
 
 
-for _command in (ingest, purge, report, tail):
+for _command in (formats, ingest, purge, report, tail):
     errors.add_command(_command)
 
 

@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from fm_storage.manager import StorageManager
     from fm_storage.repositories import ErrorEntry
 
-__all__ = ["ingest", "purge", "report", "tail"]
+__all__ = ["formats", "ingest", "purge", "report", "tail"]
 
 _STDOUT = Path("-")
+_SAMPLE = 1000
 _SLICE = 5.0
 """Seconds without a delivery after which the rest is left to the drainer."""
 
@@ -62,6 +63,12 @@ _SLICE = 5.0
     show_default=True,
     help="Time zone of timestamps that name none.",
 )
+@click.option(
+    "--format",
+    metavar="PATTERN",
+    help="Regular expression of entries that no known format fits: "
+    "'(?P<at>\\S+) (?P<level>\\w+) (?P<message>.*)'.",
+)
 @json_option
 @click.pass_obj
 def ingest(
@@ -72,6 +79,7 @@ def ingest(
     module: str | None,
     severity: str | None,
     zone: tzinfo,
+    format: str | None,
     as_json: bool,
 ) -> None:
     """Put the entries of LOG (- is standard input) into the catalogue.
@@ -99,12 +107,47 @@ def ingest(
                     module=module,
                     severity=severity,
                     zone=zone,
+                    format=format,
                     progress=progress,
                 )
         _print_report(done, as_json=as_json)
         await _drain(storage, quiet=as_json)
+        if done.incomplete:
+            raise click.ClickException(f"{log}: {done.incomplete}")
 
     with_storage(settings, job)
+
+
+@click.command()
+@click.argument("sample", type=click.Path(exists=True, dir_okay=False), required=False)
+@json_option
+def formats(*, sample: str | None, as_json: bool) -> None:
+    """List the formats of log lines that are read, or try them on SAMPLE.
+
+    Nothing is stored. Of SAMPLE it is shown which formats were recognised, how often,
+    and the first lines that no format fits.
+    """
+    from fm_storage.catalog.logs.opening import open_log
+    from fm_storage.catalog.logs.patterns import FORMATS
+    from fm_storage.catalog.logs.reading import LogReader
+
+    if sample is None:
+        found = {one.name: one.example for one in FORMATS}
+    else:
+        log = open_log(sample)
+        reader = LogReader(log.lines(), source=sample, now=log.modified)
+        for _ in reader.batches(_SAMPLE):
+            pass
+        log.close()
+        counts = {name: str(count) for name, count in reader.report.formats.items()}
+        counts["(no format)"] = str(reader.report.unparsed)
+        found = counts | {"for example": "\n".join(reader.report.samples)}
+    if as_json:
+        print_json(found)
+        return
+    out = console()
+    for name, text in found.items():
+        out.print(Text(f"{name:<18} ") + plain(text), soft_wrap=True)
 
 
 def _progress(*columns: ProgressColumn, quiet: bool = False) -> Progress:
