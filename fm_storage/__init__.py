@@ -7,6 +7,8 @@ client.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from fm_storage.catalog import (
     Analyzer,
     CatalogMiddleware,
@@ -78,6 +80,7 @@ from fm_storage.manager import (
     PartHealth,
     StorageManager,
     StorageStatistics,
+    blocking,
 )
 from fm_storage.manager import (
     StorageTransaction as Transaction,
@@ -116,6 +119,9 @@ from fm_storage.vectors import (
     SparseVector,
     Vectorizer,
 )
+
+if TYPE_CHECKING:
+    from fm_storage.manager.dependency import storage_of
 
 __version__ = "0.1.0"
 
@@ -210,7 +216,18 @@ __all__ = [
     "WrongLoop",
     "__version__",
     "asc",
+    "blocking",
     "desc",
+    "storage_of",
     "uuid7",
     "where",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs a web framework when it is asked for."""
+    if name == "storage_of":
+        from fm_storage.manager.dependency import storage_of
+
+        return storage_of
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,6 +25,7 @@ _COMMANDS = {
     "schema": ("migrate", "Describe every table and column of the database."),
     "sessions": ("sessions", "List and reap temporary views."),
     "status": ("migrate", "Show which migrations are applied."),
+    "wait": ("wait", "Wait until the database answers, or is migrated."),
     "vectors": ("vectors", "List, search, export and import collections."),
 }
 

@@ -11,7 +11,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeAlias
 
-__all__ = ["Hosted"]
+__all__ = ["STATE", "Hosted"]
+
+STATE = "fm_storage"
+"""Under this name an application's state holds what it is served with."""
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -40,6 +43,8 @@ class Hosted(abc.ABC):
         """
 
         async def wrapped(scope: Any, receive: Receive, send: Send) -> None:
+            if isinstance(scope.get("state", {}), dict):
+                scope.setdefault("state", {})[STATE] = self
             if scope["type"] == "lifespan":
                 await _Lifespan(self.lifespan(app), receive, send).run(app, scope)
             else:

@@ -16,8 +16,10 @@ from fm_storage.concurrency.shield import Once, shielded
 from fm_storage.config import StorageConfig
 from fm_storage.errors import ConfigurationInvalid, StorageClosed
 from fm_storage.hooks import Hosted, ShutdownHooks
+from fm_storage.hooks.hosts import STATE
 from fm_storage.manager.health import Health, check_parts
 from fm_storage.manager.parts import Parts
+from fm_storage.manager.probes import Probes
 from fm_storage.manager.transaction import StorageTransaction
 from fm_storage.migrate import Progress as MigrationProgress
 from fm_storage.outbox import Outbox
@@ -143,10 +145,31 @@ class StorageManager(Lifecycle, Hosted):
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
-        """Open for as long as an ASGI application lives: ``FastAPI(lifespan=…)``."""
-        del app
+        """Open for as long as an ASGI application lives: ``FastAPI(lifespan=…)``.
+
+        Handlers find the manager with ``Depends(storage_of)``.
+        """
+        if (state := getattr(app, "state", None)) is not None:
+            setattr(state, STATE, self)
         async with self:
             yield
+
+    def probes(self, *, vectors: bool = False, timeout: float = 2.0) -> Probes:
+        """Return an ASGI application with ``/livez`` and ``/readyz``.
+
+        Ready is a manager that is open, whose pool answers, and whose migrations are
+        applied. It may be mounted before the manager is opened.
+
+        Args:
+            vectors: Whether the vector store must answer as well. A store that is
+                away otherwise delays deliveries, and is no reason to stop traffic.
+            timeout: Seconds that a part may take to answer.
+        """
+        return Probes(self._open_parts, vectors=vectors, timeout=timeout)
+
+    def _open_parts(self) -> Parts:
+        self._home.require_open()
+        return self._parts
 
     async def __aexit__(
         self,
