@@ -272,9 +272,10 @@ PIECES = st.sampled_from(
 @given(st.lists(PIECES, max_size=14).map("".join))
 def test_the_quick_looks_never_hide_a_secret_from_the_patterns(text):
     """Text counts as free of secrets only if every pattern leaves it as it is."""
-    shaped = redact._SHAPES.sub(redact._mask_shape, text)
-    paired = redact._PAIR.sub(redact._mask_pair, shaped)
-    assert mask_text(text) == redact._CARD.sub(redact._mask_card, paired)
+    masked = text
+    for rule in redact._RULES:
+        masked = rule.pattern.sub(redact._mask, masked)
+    assert mask_text(text) == redact._CARD.sub(redact._mask_card, masked)
     if is_plain(text, None):
         assert mask_text(text) == text
     if is_plain("message", {text: "value"}):

@@ -1,7 +1,7 @@
 """What must not be stored: secrets, and what PostgreSQL cannot hold.
 
-Apart from the fingerprint, because everything on its way into the catalogue
-passes here first: message, trace, context, and the text that is embedded.
+Everything on its way into the catalogue passes here first: message, trace,
+context, and the text that is embedded.
 
 Masked are, wherever they stand: values behind names such as password, passwd,
 passphrase, secret, token, api_key, access_key, private_key, credential,
@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timedelta
 from enum import Enum
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -55,68 +55,90 @@ _MAX_DEPTH = 12
 _MAX_ITEMS = 1000
 _MAX_VALUE = 8 * 1024
 _SHORT_VALUE = 256
+_LEAST, _MOST = -(2**63), 2**64 - 1  # integers that JSON's writer takes
+_TEXT = frozenset({str})
+_SIMPLE = frozenset({str, int, bool, type(None)})
+_LOST = re.compile("[\x00\ud800-\udfff]")
+_UTF8 = ("utf-8", "surrogatepass")
 
 # Names whose value is a secret, as they occur as keys and in ``name=value``. The
 # short ones are parts of common words (compass) and must begin one themselves.
 _LONG = (
-    r"password|passphrase|passwd|passwort|secret|token|api[_-]?key|access[_-]?key"
-    r"|private[_-]?key|signing[_-]?key|encryption[_-]?key|session[_-]?key"
-    r"|credentials?|authorization|cookie|csrf|xsrf"
+    r"password|passphrase|passwd|passwort|secret|token|credentials?|authorization"
+    r"|cookie|csrf|xsrf"
 )
+_KEYS = r"(?:api|access|private|signing|encryption|session)[_-]?key"
 _SHORT = r"pass|passcode|pwd|otp|cvv|ssn"
-_NAMES = rf"(?:{_LONG}|(?<![A-Za-z])(?:{_SHORT}))"
+_NAMES = rf"(?:{_LONG}|{_KEYS}|(?<![A-Za-z])(?:{_SHORT}))"
 _SECRET_KEY = re.compile(
     rf"(?i:{_NAMES}|session[_-]?id|(?<![A-Za-z])auth)(?:$|[^A-Za-z]|(?<=[a-z])(?=[A-Z]))"
 )
-_PAIR = re.compile(
-    rf"""(?P<name>{_NAMES}(?:[_-][A-Za-z0-9]+)?["']?\s*(?:=>|[:=])\s*)
-        (?P<value>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'
-        |(?:(?:Bearer|Basic|Token|Digest|Negotiate)\s+)[^\s,;"']+
-        |[^\s,;&"'<>()\[\]{{}}]+)""",
-    re.IGNORECASE | re.VERBOSE,
-)
-_SHAPES = re.compile(
-    r"""(?P<pem>-----BEGIN[ ][A-Z0-9 ]*PRIVATE[ ]KEY-----
-            (?:.*?-----END[ ][A-Z0-9 ]*PRIVATE[ ]KEY-----|.*))
-        |(?P<url>\b[a-z][a-z0-9+.-]*://[^\s:/@?\#]*:)[^\s/]*(?=@)
-        |(?P<cookie>\b(?:Set-)?Cookie["']?:[ ]*)[^\r\n]+
-        |\b(?:Bearer|Basic)[ ]+(?P<bearer>[A-Za-z0-9+/=._~-]{16,})
-        |\b(?P<known>eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?
+
+
+class Rule(NamedTuple):
+    """A shape of secrets.
+
+    Attributes:
+        hint: Found in a word of every text that the pattern changes. Words are
+            asked in lower case and without their digits. It costs a tenth of the
+            pattern, and most lines hold none.
+        pattern: Finds secrets; what its group *kept* matches stays.
+    """
+
+    hint: re.Pattern[str]
+    pattern: re.Pattern[str]
+
+
+def _rule(hint: str, pattern: str) -> Rule:
+    flags = re.IGNORECASE | re.VERBOSE | re.DOTALL
+    return Rule(re.compile(hint), re.compile(pattern, flags))
+
+
+_RULES = (
+    _rule(
+        "-----begin",
+        r"""(?P<kept>)-----BEGIN[ ][A-Z0-9 ]*PRIVATE[ ]KEY-----
+            (?:.*?-----END[ ][A-Z0-9 ]*PRIVATE[ ]KEY-----|.*)""",
+    ),
+    _rule(
+        "://.*@",
+        r"(?P<kept>\b[a-z][a-z0-9+.-]*://[^\s:/@?\#]*:)[^\s/]*(?=@)",
+    ),
+    _rule("cookie", r"""(?P<kept>\b(?:Set-)?Cookie["']?:[ ]*)[^\r\n]+"""),
+    _rule(
+        "bearer|basic",
+        r"(?P<kept>\b(?:Bearer|Basic)[ ]+)[A-Za-z0-9+/=._~-]{16,}",
+    ),
+    _rule(
+        "eyj|akia|asia|gh[pousr]_|_pat_|glpat-|xox|[srp]k[-_](?:live|test|proj|ant)"
+        "|aiza|npm_|pypi-",
+        r"""(?P<kept>)\b(?:eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?
             |(?:AKIA|ASIA)[A-Z0-9]{16}
             |gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{22,}
             |glpat-[A-Za-z0-9_-]{20,}|xox[abeoprs]-[A-Za-z0-9-]{10,}
             |(?:sk|rk|pk)[-_](?:live|test|proj|ant)[-_][A-Za-z0-9_-]{16,}
-            |AIza[A-Za-z0-9_-]{35}|npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{32,})
-    """,
-    re.VERBOSE | re.DOTALL | re.IGNORECASE,
+            |AIza[A-Za-z0-9_-]{35}|npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{32,})""",
+    ),
+    _rule(
+        f"{_LONG}|{_KEYS}|{_SHORT}",
+        rf"""(?P<kept>{_NAMES}(?:[_-][A-Za-z0-9]+)?["']?\s*(?:=>|[:=])\s*)
+            (?:(?P<quoted>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')
+            |(?:(?:Bearer|Basic|Token|Digest|Negotiate)\s+)[^\s,;"']+
+            |[^\s,;&"'<>()\[\]{{}}]+)""",
+    ),
 )
 _CARD = re.compile(r"(?<![\w.-])(?:\d[ -]?){12,18}\d(?![\w-]|\.\d)")
-# A look for these costs a tenth of the patterns, and most lines hold none.
-_HINTS = (
-    "pass", "pwd", "secret", "token", "cred", "auth", "session", "cookie",
-    "srf", "otp", "cvv", "ssn", "bearer", "basic", "eyj", "akia", "asia",
-    "ghp_", "gho_",
-    "ghu_", "ghs_", "ghr_", "_pat_", "glpat", "xox", "k_live", "k_test", "k-live",
-    "k-test", "k-proj", "k-ant", "aiza", "npm_", "pypi-", "-----begin",
-)  # fmt: skip
-# Of the words with "key", most name something else: the same names as in _LONG.
-_KEY_HINT = re.compile(r"(?:api|access|private|signing|encryption|session)[_-]?key")
-# The letters that patterns take for those of ASCII when case does not count, as
-# hints are written.
-_FOLDED = str.maketrans({"\u017f": "s", "\u0130": "i", "\u0131": "i", "\u212a": "k"})
 _DIGITS = re.compile(r"\d[\d -]{11,}")
 # What may stand in a run of digits; beyond ASCII too much is better than too little.
 _RUNS = bytes(
     48 if code in b"0123456789 -" or code >= 0x80 else 120 for code in range(256)
 )
 _RUN = b"0" * 12
-_NUMERALS = b"0123456789"
-_UTF8 = ("utf-8", "surrogatepass")
 _LEAST_DIGITS = 13
-_TEXT = frozenset({str})
-_SIMPLE = frozenset({str, int, bool, type(None)})
-_LEAST, _MOST = -(2**63), 2**64 - 1  # integers that JSON's writer takes
-_LOST = re.compile("[\x00\ud800-\udfff]")
+_NUMERALS = b"0123456789"
+# The letters that patterns take for those of ASCII when case does not count, as
+# hints are written.
+_FOLDED = str.maketrans({"\u017f": "s", "\u0130": "i", "\u0131": "i", "\u212a": "k"})
 
 
 def mask_text(text: str) -> str:
@@ -124,11 +146,14 @@ def mask_text(text: str) -> str:
 
     Names stay (``password=***``), so that the line can still be read. A masked
     text is left as it is when it is masked again.
+
+    Only rules whose hint is found are applied. The invariant: a rule whose hint is
+    not found would change nothing, so a text without hints and without a long run
+    of digits is returned as it is.
     """
     data = text.encode(*_UTF8)
-    if _hints_at_secret(data):
-        text = _SHAPES.sub(_mask_shape, text)
-        text = _PAIR.sub(_mask_pair, text)
+    for rule in _hinted(data.translate(None, _NUMERALS)):
+        text = rule.pattern.sub(_mask, text)
     # A run of bytes is found in a twentieth of the time of a pattern; masking
     # above puts none there that was not there before.
     if _RUN in data.translate(_RUNS) and _DIGITS.search(text) is not None:
@@ -136,36 +161,35 @@ def mask_text(text: str) -> str:
     return text
 
 
-def _hints_at_secret(data: bytes) -> bool:
-    # No hint holds a space or a digit, so words can be asked one by one, without
-    # their digits, and a cache answers for those of other lines.
-    return _any_hints(data.translate(None, _NUMERALS))
-
-
-def _any_hints(words: bytes) -> bool:
-    return any(map(_word_hints, words.split()))
+def _hinted(words: bytes) -> tuple[Rule, ...]:
+    """Return the rules that may change a text, given its words without digits."""
+    # Word by word, through a cache that answers for the words of other lines too.
+    if not any(map(_hints_of_word, words.split())):
+        return ()
+    found = frozenset[int]().union(*map(_hints_of_word, words.split()))
+    return tuple(_RULES[at] for at in sorted(found))
 
 
 # Most errors differ from an earlier one in their numbers only.
-_common_hints = lru_cache(maxsize=4096)(_any_hints)
+_common_hinted = lru_cache(maxsize=4096)(_hinted)
 
 
 @lru_cache(maxsize=1 << 15)
-def _word_hints(word: bytes) -> bool:
+def _hints_of_word(word: bytes) -> frozenset[int]:
     lower = word.decode(*_UTF8).translate(_FOLDED).lower()
-    return (
-        any(map(lower.__contains__, _HINTS))
-        or ("://" in lower and "@" in lower)
-        or ("key" in lower and _KEY_HINT.search(lower) is not None)
+    return frozenset(
+        at for at, rule in enumerate(_RULES) if rule.hint.search(lower) is not None
     )
 
 
 def is_plain(message: str, context: Mapping[Any, Any] | None) -> bool:
-    """Say whether an entry can be stored as it is, in one quick look.
+    """Return whether an entry can be stored as it is, in one quick look.
 
-    True for most of what a log holds: short text without a hint at a secret.
-    False decides nothing; it only means that everything must be looked at.
+    True for most of what a log holds: short text in which nothing hints at a
+    secret. If True, masking and repairing would change nothing; False decides
+    nothing, and everything must be looked at.
     """
+    text = message
     if context:
         if not _TEXT.issuperset(map(type, context)):
             return False
@@ -179,12 +203,10 @@ def is_plain(message: str, context: Mapping[Any, Any] | None) -> bool:
                 return False
             texts = [value for value in texts if type(value) is str]
         text = "\n".join([message, *context, *texts])
-    else:
-        text = message
     if len(text) >= _MAX_VALUE or not text.isascii() or "\x00" in text:
         return False
     words = text.encode().translate(None, _NUMERALS)
-    if (_common_hints if len(words) < _COMMON else _any_hints)(words):
+    if (_common_hinted if len(words) < _COMMON else _hinted)(words):
         return False
     return (
         len(text) - len(words) < _LEAST_DIGITS
@@ -202,20 +224,11 @@ def clean_context(
     return (masked if isinstance(masked, dict) else None), done
 
 
-def _mask_shape(match: re.Match[str]) -> str:
-    if match["url"] is not None:
-        return match["url"] + MASK
-    if match["cookie"] is not None:
-        return match["cookie"] + MASK
-    if match["bearer"] is not None:
-        return match[0].removesuffix(match["bearer"]) + MASK
-    return MASK
-
-
-def _mask_pair(match: re.Match[str]) -> str:
-    value = match["value"]
-    quote = value[0] if value[0] in "\"'" else ""
-    return f"{match['name']}{quote}{MASK}{quote}"
+def _mask(match: re.Match[str]) -> str:
+    groups = match.groupdict()
+    quoted = groups.get("quoted")
+    quote = quoted[0] if quoted else ""
+    return f"{groups['kept']}{quote}{MASK}{quote}"
 
 
 def _mask_card(match: re.Match[str]) -> str:
@@ -296,72 +309,95 @@ def _fit(context: JsonObject) -> JsonObject:
     left = MAX_CONTEXT_BYTES - 1024
     for key, value in context.items():
         text = orjson.dumps(value).decode()
-        if len(text) > _SHORT_VALUE * 4:
-            value = text[:_SHORT_VALUE] + "…"  # noqa: PLW2901 - the shorter one
-        cost = len(orjson.dumps({key: value}))
-        if cost > left:
+        short = value if len(text) <= _SHORT_VALUE * 4 else text[:_SHORT_VALUE] + "…"
+        left -= len(orjson.dumps({key: short}))
+        if left < 0:
             kept["…"] = f"{len(context) - len(kept)} more"
             break
-        kept[key] = value
-        left -= cost
+        kept[key] = short
     return kept
 
 
-_SCALARS: dict[type, Callable[[Any], str]] = {
-    UUID: str,
-    datetime: datetime.isoformat,
-    date: date.isoformat,
-    time: time.isoformat,
-    timedelta: str,
-}
-
-
-def _plain(value: object, done: set[str], limit: int, depth: int) -> Json:  # noqa: C901, PLR0912 - one branch per kind of value
+def _plain(value: object, done: set[str], limit: int, depth: int) -> Json:
+    """Return *value* as JSON has it; what it has no word for becomes text."""
+    if isinstance(value, Enum):
+        value = value.value
     if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, Enum):
-        return _plain(value.value, done, limit, depth)
-    if isinstance(value, str):
-        text, changes = repair_text(str(value), limit=limit)
-        done.update(f"context: {change}" for change in changes)
-        return text
-    if isinstance(value, int):
-        if _LEAST <= value <= _MOST:
-            return int(value)
-        done.add("context: huge integer kept as text")
-        return _text_of(value, done, limit)
-    if isinstance(value, float):
-        if math.isfinite(value):
-            return float(value)
-        done.add("context: NaN or infinity kept as text")
-        return str(float(value))
-    if type(value) in _SCALARS:
-        return _SCALARS[type(value)](value)
-    if isinstance(value, bytes | bytearray | memoryview):
-        return _plain(bytes(value).decode("utf-8", "replace"), done, limit, depth)
+    for kind, convert in _SCALARS.items():
+        if isinstance(value, kind):
+            return convert(value, done, limit)
     if depth >= _MAX_DEPTH:
         done.add("context: too deep, kept as text")
         return _text_of(value, done, limit)
     try:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            value = {
-                field.name: getattr(value, field.name, None)
-                for field in dataclasses.fields(value)
-            }
-        if isinstance(value, Mapping):
-            return {
-                _key(key, done): _plain(item, done, limit, depth + 1)
-                for key, item in _first(value.items(), done)
-            }
-        if isinstance(value, list | tuple | set | frozenset):
-            return [
-                _plain(item, done, limit, depth + 1) for item in _first(value, done)
-            ]
+        return _plain_container(value, done, limit, depth + 1)
     except Exception:
-        done.add("context: unreadable value replaced")
-        return f"<unreadable {type(value).__name__}>"
+        return _unreadable(value, done)
+
+
+def _plain_container(value: object, done: set[str], limit: int, depth: int) -> Json:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        value = {name: getattr(value, name, None) for name in names}
+    if isinstance(value, Mapping):
+        return {
+            _key(key, done): _plain(item, done, limit, depth)
+            for key, item in _first(value.items(), done)
+        }
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item, done, limit, depth) for item in _first(value, done)]
     done.add("context: unserialisable value kept as text")
     return _text_of(value, done, limit)
+
+
+def _plain_str(value: str, done: set[str], limit: int) -> Json:
+    text, changes = repair_text(str(value), limit=limit)
+    done.update(f"context: {change}" for change in changes)
+    return text
+
+
+def _plain_int(value: int, done: set[str], limit: int) -> Json:
+    if _LEAST <= value <= _MOST:
+        return int(value)
+    done.add("context: huge integer kept as text")
+    return _text_of(value, done, limit)
+
+
+def _plain_float(value: float, done: set[str], _limit: int) -> Json:
+    if math.isfinite(value):
+        return float(value)
+    done.add("context: NaN or infinity kept as text")
+    return str(float(value))
+
+
+def _plain_bytes(
+    value: bytes | bytearray | memoryview, done: set[str], limit: int
+) -> Json:
+    return _plain_str(bytes(value).decode("utf-8", "replace"), done, limit)
+
+
+def _plain_time(value: datetime | date | time, _done: set[str], _limit: int) -> Json:
+    return value.isoformat()
+
+
+def _plain_text(value: object, _done: set[str], _limit: int) -> Json:
+    return str(value)
+
+
+_SCALARS: dict[type, Callable[[Any, set[str], int], Json]] = {
+    str: _plain_str,
+    int: _plain_int,
+    float: _plain_float,
+    bytes: _plain_bytes,
+    bytearray: _plain_bytes,
+    memoryview: _plain_bytes,
+    UUID: _plain_text,
+    datetime: _plain_time,
+    date: _plain_time,
+    time: _plain_time,
+    timedelta: _plain_text,
+}
 
 
 def _first(items: Any, done: set[str]) -> Any:
@@ -385,6 +421,10 @@ def _text_of(value: object, done: set[str], limit: int) -> str:
     try:
         text = str(value) if isinstance(value, int) else repr(value)
     except Exception:
-        done.add("context: unreadable value replaced")
-        return f"<unreadable {type(value).__name__}>"
+        return _unreadable(value, done)
     return repair_text(text, limit=limit)[0]
+
+
+def _unreadable(value: object, done: set[str]) -> str:
+    done.add("context: unreadable value replaced")
+    return f"<unreadable {type(value).__name__}>"

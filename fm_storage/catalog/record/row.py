@@ -1,7 +1,7 @@
 """An error on its way into the catalogue: masked, repaired, fingerprinted.
 
-Apart because every way in (exceptions, messages, entries, log files, the spool)
-ends in the same row, and only this file decides what such a row holds.
+Every way in (exceptions, messages, entries, log files, the spool) ends in the row
+that is made here.
 """
 
 from __future__ import annotations
@@ -186,30 +186,10 @@ def prepare(
     have happened.
     """
     done = list(notes)
-    plain: JsonObject | None = None
-    as_it_is = is_plain(message, context)
-    if as_it_is:
-        plain = dict(context) if context else None
-    else:
-        message, changes = _whole(message, "message", _MAX_MESSAGE)
-        done.extend(changes)
-    if stack_trace is not None:
-        stack_trace, changes = (_trace if len(stack_trace) < _COMMON else _whole)(
-            stack_trace
-        )
-        done.extend(changes)
-    if context and not as_it_is:
-        plain, changes = clean_context(context)
-        done.extend(changes)
-    module = module or _NO_MODULE
-    if len(module) > _MAX_MODULE or not module.isascii() or "\x00" in module:
-        module = _short(module, "module", done, _MAX_MODULE)
+    message, stack_trace, plain = _cleaned(message, stack_trace, context, done)
+    module = _short(module or _NO_MODULE, "module", done, _MAX_MODULE)
     template = normalise(message)
-    if error_code:
-        error_code = _short(error_code, "error_code", done, _MAX_CODE)
-    else:
-        kind = exception_type(stack_trace)
-        error_code = (kind or code_of_template(template))[:_MAX_CODE]
+    error_code = _classified(error_code, stack_trace, template, done)
     if timestamp is None:
         timestamp = datetime.now(UTC)
     elif not is_plausible(timestamp):
@@ -218,8 +198,6 @@ def prepare(
     elif timestamp.tzinfo is None:
         timestamp = timestamp.replace(tzinfo=UTC)
         done.append("timestamp: no zone, taken as UTC")
-    if done:
-        plain = {**(plain or {}), REPAIRED: list(done)}
     found = fingerprint_of_template(
         template, module=module, error_code=error_code, stack_trace=stack_trace
     )
@@ -230,11 +208,42 @@ def prepare(
         stack_trace,
         module,
         error_code,
-        plain,
+        {**(plain or {}), REPAIRED: list(done)} if done else plain,
         severity,
         found.value,
         found.template,
     )
+
+
+def _cleaned(
+    message: str,
+    stack_trace: str | None,
+    context: Mapping[Any, Any] | None,
+    done: list[str],
+) -> tuple[str, str | None, JsonObject | None]:
+    """Repair and mask the texts; note in *done* what was repaired."""
+    as_it_is = is_plain(message, context)
+    if not as_it_is:
+        message, changes = _whole(message, "message", _MAX_MESSAGE)
+        done.extend(changes)
+    if stack_trace is not None:
+        whole = _common_whole if len(stack_trace) < _COMMON else _whole
+        stack_trace, changes = whole(stack_trace)
+        done.extend(changes)
+    plain: JsonObject | None = None
+    if context:
+        plain, changes = (dict(context), ()) if as_it_is else clean_context(context)
+        done.extend(changes)
+    return message, stack_trace, plain
+
+
+def _classified(
+    error_code: str | None, stack_trace: str | None, template: str, done: list[str]
+) -> str:
+    """Return the code of the kind of error: the one given, or one of our making."""
+    if error_code:
+        return _short(error_code, "error_code", done, _MAX_CODE)
+    return (exception_type(stack_trace) or code_of_template(template))[:_MAX_CODE]
 
 
 def _whole(
@@ -246,7 +255,7 @@ def _whole(
 
 
 # The same fault at the same place has the same trace, again and again.
-_trace = lru_cache(maxsize=128)(_whole)
+_common_whole = lru_cache(maxsize=128)(_whole)
 
 
 def _short(text: str, field: str, done: list[str], limit: int) -> str:
