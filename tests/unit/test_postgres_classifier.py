@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from fm_storage.postgres.connection.classifier import Effect, classify
+from fm_storage.postgres.connection.classifier import (
+    Classifier,
+    Effect,
+    UserNames,
+    classify,
+)
 
+USERS = UserNames(
+    functions=frozenset({"lower", "set", "substring"}),
+    attributes=frozenset({"touched"}),
+    operators=frozenset({"||"}),
+)
 READS = [
     "SELECT 1",
     "select id, j from t where id = $1 and n in (1, 2)",
@@ -29,6 +39,9 @@ WRITES = [
     'INSERT INTO "S"."T"(a) VALUES (1)',
     "UPDATE t SET a = lower($1) WHERE b IS NULL",
     "DELETE FROM t USING u WHERE t.a = u.a",
+    "WITH x(a) AS (SELECT 1) INSERT INTO t (a) SELECT a FROM x",
+    "WITH x AS (INSERT INTO s.t(a) VALUES (1) RETURNING a), y(b) AS (SELECT 1) TABLE y",
+    "UPDATE t SET (a, b) = ($1, $2)",
     "WITH d AS (DELETE FROM t RETURNING *) SELECT count(*) FROM d",
     "SELECT nextval('s')",
     "SELECT pg_notify('c', 'p')",
@@ -64,6 +77,15 @@ ANYTHING = [
     "SELECT dblink_connect('x')",
     "SELECT " + "1," * 20_000 + "1",
     "COPY t FROM STDIN",
+    "SELECT id, merge INTO TEMP picked FROM jobs",
+    "SELECT 1 AS insert INTO TEMP picked",
+    "SELECT (1) insert INTO TEMP picked",
+    "WITH x AS (SELECT 1) (SELECT 1) UNION SELECT (2) insert INTO TEMP picked",
+    "SELECT insert(1)",
+    "SELECT merge(1)",
+    "SELECT 1 -- an old line end\r, set_config('a.b', 'c', false)",
+    'SELECT U&"\\0070g_advisory_lock"(1)',
+    "SELECT operator(1)",
 ]
 
 
@@ -87,8 +109,28 @@ def test_all_else_is_not_trusted(sql):
     assert not classify(sql)
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT lower('A')",
+        'SELECT "lower"(a) FROM t',
+        "UPDATE t SET (a, b) = (1, 2)",
+        "SELECT substring('a', 1, 2)",
+        "SELECT t.touched FROM t",
+        'SELECT (t)."touched" FROM t',
+        "SELECT a || b FROM t",
+    ],
+)
+def test_a_known_name_that_users_have_taken_is_not_trusted(sql):
+    """Functions, operators, and functions of a row that look like a column."""
+    assert classify(sql)
+    assert not classify(sql, USERS)
+    assert classify("SELECT upper(a), t.b FROM t WHERE a = 1", USERS)
+
+
 def test_the_memory_is_bounded():
     """Many different statements do not grow without end."""
+    classifier = Classifier()
     for number in range(5_000):
-        classify(f"SELECT {number}")
-    assert classify("SELECT 4999") is Effect.READS
+        classifier.classify(f"SELECT {number}")
+    assert classifier.classify("SELECT 4999") is Effect.READS

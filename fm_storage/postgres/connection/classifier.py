@@ -5,17 +5,34 @@ lock and a function that does SET ROLE all answer ``SELECT 1``. So a statement
 counts as lean only when this conservative classifier can prove it from the
 text; everything else makes the connection *dirty*, and a dirty connection is
 reset between two borrowers, off the caller's path.
+
+A name in the text may be a user's: a function ``set``, an operator ``+``. Which of
+the names that are known here users have defined too is asked in the catalogue, once
+for each generation of connections (``UserNames``). What a view, rule, trigger,
+policy, default or domain constraint calls cannot be seen from the text.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING, Any
 
 from fm_storage.errors import InvalidRecord
 from fm_storage.postgres.sql import sendable
 from fm_storage.postgres.tokens import fold, tokens
 
-__all__ = ["RESET_SQL", "Effect", "classify", "known"]
+if TYPE_CHECKING:
+    import asyncpg
+
+__all__ = [
+    "PREPARED_BY_SQL",
+    "RESET_SQL",
+    "Classifier",
+    "Effect",
+    "UserNames",
+    "classify",
+]
 
 RESET_SQL = (
     "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; "
@@ -24,6 +41,11 @@ RESET_SQL = (
 """DISCARD ALL without DEALLOCATE: the driver's prepared statements stay good.
 
 See https://www.postgresql.org/docs/current/sql-discard.html."""
+PREPARED_BY_SQL = (
+    "SELECT string_agg(format('DEALLOCATE %I', name), '; ')"
+    " FROM pg_catalog.pg_prepared_statements WHERE from_sql"
+)
+"""What deallocates the statements that were made with PREPARE, or null."""
 
 
 class Effect(IntEnum):
@@ -38,45 +60,55 @@ class Effect(IntEnum):
 
 _LONGEST = 20_000
 _REMEMBERED = 2_000
-_VALUES = frozenset({"string", "dollar", "number", "parameter"})
-known: dict[str, Effect] = {}
-"""What ``classify()`` has found; a hot path looks here first."""
 
+# Data, not code. A function that is missing here only costs a reset; one that is
+# here by mistake lets a borrower's state through. Names are those of pg_catalog, and
+# none of them leaves anything behind on a connection, whatever its arguments are.
 
-# The words that are known. They are data: a function that is missing here only costs
-# a reset, one that is here by mistake lets a borrower's state through. Names are those
-# of the server's own schema pg_catalog; none of them leaves anything behind on a
-# connection, whatever its arguments are.
-
-STARTS = frozenset({"select", "values", "table", "with", "show"})
+_STARTS = frozenset({"select", "values", "table", "with", "show"})
 """First words of statements that may be plain reading."""
 
-WRITERS = frozenset({"insert", "update", "delete", "merge"})
-"""Words that change rows, wherever they stand."""
+_WRITERS = frozenset({"insert", "update", "delete", "merge"})
+"""Words that change rows, wherever they stand; before a parenthesis, names."""
 
-HARMLESS_WRITERS = frozenset({"nextval", "pg_notify", "txid_current"})
+_VERBS = _WRITERS | {"select", "values", "table", "with"}
+"""Words that begin a query or a change, also behind WITH."""
+
+_HARMLESS_WRITERS = frozenset({"nextval", "pg_notify", "txid_current"})
 """Functions that change something, yet nothing on the connection."""
 
-_SYNTAX = """
-    all and any array as between by case cast check coalesce conflict cube
-    current_time current_timestamp distinct else except exists extract fetch filter
-    from greatest group having ilike in intersect into is join key lateral least
-    like limit localtime localtimestamp materialized not nullif offset on only or
-    order over overlaps partition position range returning rollup row rows select
-    set sets share similar skip some substring table then trim union update using
-    values when where with within xmlagg
+_REFUSED_NAMES_TEXT = """
+    all analyse analyze and any array as asc asymmetric both case cast check collate
+    column constraint current_catalog current_date current_role current_time
+    current_timestamp current_user default desc distinct do else end except false
+    fetch for from group having in intersect into lateral leading limit localtime
+    localtimestamp not null offset on only or order placing primary references
+    returning select session_user some symmetric table then to trailing true union
+    unique user using variadic when where window with between bigint bit boolean
+    char character coalesce dec decimal exists extract float greatest grouping int
+    integer interval least national nchar none normalize nullif numeric position
+    precision real row setof smallint time timestamp treat trim values varchar
+    xmlattributes xmlconcat xmlelement xmlexists xmlforest xmlnamespaces xmlparse
+    xmlpi xmlroot xmlserialize xmltable
 """
-SYNTAX = frozenset(_SYNTAX.split())
-"""Words that may stand before a parenthesis without being a call."""
+_REFUSED_NAMES = frozenset(_REFUSED_NAMES_TEXT.split())
+"""Keywords that the server refuses as the name of a function: reserved ones, and
+those that may name a column but no function or type. ``substring`` and ``overlay``
+are such, too, but with commas between their arguments they call what users define.
+See https://www.postgresql.org/docs/current/sql-keywords-appendix.html."""
 
-_SIZED_TYPES = """
-    bit bpchar char character dec decimal float interval nchar numeric time
-    timestamp timestamptz timetz varbit varchar varying
+_CLAUSES_TEXT = """
+    by conflict cube escape filter ilike join materialized over overlaps partition
+    range rollup set sets varying within zone
 """
-SIZED_TYPES = frozenset(_SIZED_TYPES.split())
-"""Types that take a size in parentheses."""
+_CLAUSES = frozenset(_CLAUSES_TEXT.split())
+"""Other words that stand before a parenthesis in a clause, unless a user has a
+function of that name."""
 
-_READERS = """
+_TYPES = frozenset({"bpchar", "timestamptz", "timetz", "varbit"})
+"""Types that take a size in parentheses and are no keywords."""
+
+_READERS_TEXT = """
     abs age array_agg array_append array_cat array_length array_lower array_position
     array_prepend array_remove array_replace array_to_string array_upper avg bit_and
     bit_count bit_length bit_or bool_and bool_or btrim bytea cardinality cbrt ceil
@@ -99,126 +131,286 @@ _READERS = """
     jsonb_path_match jsonb_path_query jsonb_path_query_array jsonb_path_query_first
     jsonb_populate_record jsonb_populate_recordset jsonb_pretty jsonb_set
     jsonb_set_lax jsonb_strip_nulls jsonb_to_record jsonb_to_recordset jsonb_typeof
-    justify_days justify_hours justify_interval lag last_value lead left length ln
-    log lower lower_inc lpad ltrim make_date make_interval make_time make_timestamp
-    make_timestamptz max md5 min mod mode now nth_value ntile num_nonnulls num_nulls
-    numrange obj_description octet_length overlay percent_rank percentile_cont
-    percentile_disc pg_backend_pid pg_column_size pg_database_size
-    pg_get_constraintdef pg_get_expr pg_get_indexdef pg_get_viewdef pg_indexes_size
-    pg_is_in_recovery pg_postmaster_start_time pg_relation_size pg_size_pretty
-    pg_sleep pg_table_is_visible pg_table_size pg_total_relation_size pg_typeof pi
-    plainto_tsquery power quote_ident quote_literal quote_nullable random range_agg
-    range_merge rank regexp_count regexp_instr regexp_like regexp_match
-    regexp_matches regexp_replace regexp_split_to_array regexp_split_to_table
-    regexp_substr repeat replace reverse right round row_number row_to_json rpad
-    rtrim scale sha224 sha256 sha384 sha512 shobj_description sign sin split_part
-    sqrt starts_with statement_timestamp stddev stddev_pop stddev_samp string_agg
-    string_to_array string_to_table strpos substr sum tan text timeofday to_char
-    to_date to_hex to_json to_jsonb to_number to_regclass to_regtype to_timestamp
-    to_tsquery to_tsvector transaction_timestamp translate trim_array trim_scale
-    trunc ts_headline ts_rank ts_rank_cd tsrange tstzrange txid_current_if_assigned
-    unnest upper upper_inc uuid uuid_extract_timestamp uuidv4 uuidv7 var_pop
-    var_samp variance version websearch_to_tsquery width_bucket
+    justify_days justify_hours justify_interval lag last_value lead left length like
+    ln log lower lower_inc lpad ltrim make_date make_interval make_time
+    make_timestamp make_timestamptz max md5 min mod mode notlike now nth_value ntile
+    num_nonnulls num_nulls numrange obj_description octet_length overlay
+    percent_rank percentile_cont percentile_disc pg_backend_pid pg_column_size
+    pg_database_size pg_get_constraintdef pg_get_expr pg_get_indexdef pg_get_viewdef
+    pg_indexes_size pg_is_in_recovery pg_postmaster_start_time pg_relation_size
+    pg_size_pretty pg_sleep pg_table_is_visible pg_table_size pg_total_relation_size
+    pg_typeof pi plainto_tsquery power quote_ident quote_literal quote_nullable
+    random range_agg range_merge rank regexp_count regexp_instr regexp_like
+    regexp_match regexp_matches regexp_replace regexp_split_to_array
+    regexp_split_to_table regexp_substr repeat replace reverse right round
+    row_number row_to_json rpad rtrim scale sha224 sha256 sha384 sha512
+    shobj_description sign sin split_part sqrt starts_with statement_timestamp
+    stddev stddev_pop stddev_samp string_agg string_to_array string_to_table strpos
+    substr substring sum tan text timeofday to_char to_date to_hex to_json to_jsonb
+    to_number to_regclass to_regtype to_timestamp to_tsquery to_tsvector
+    transaction_timestamp translate trim_array trim_scale trunc ts_headline ts_rank
+    ts_rank_cd tsrange tstzrange txid_current_if_assigned unnest upper upper_inc
+    uuid uuid_extract_timestamp uuidv4 uuidv7 var_pop var_samp variance version
+    websearch_to_tsquery width_bucket
 """
-READERS = frozenset(_READERS.split())
+_READERS = frozenset(_READERS_TEXT.split())
 """Functions that change nothing, on the connection or elsewhere."""
 
+_VOCABULARY = _READERS | _HARMLESS_WRITERS | _CLAUSES | _TYPES
+_COMPARING = frozenset(
+    {"=", "<>", "<", ">", "<=", ">=", "~~", "!~~", "~~*", "!~~*", "~", "!~"}
+)
+"""Operators that IN, BETWEEN, LIKE, CASE, DISTINCT, USING and others call unnamed."""
+_DEFINES = frozenset(
+    {
+        "function",
+        "procedure",
+        "routine",
+        "aggregate",
+        "operator",
+        "cast",
+        "extension",
+        "do",
+        "call",
+    }
+)
+"""Words of statements behind which users may have defined other names."""
 
-def classify(sql: str) -> Effect:
-    """Return what *sql* can do, ANYTHING when that cannot be decided.
+_USER_NAMES = """
+WITH member AS (
+  SELECT objid, refobjid AS extension FROM pg_catalog.pg_depend
+  WHERE classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND deptype = 'e'
+), mine AS MATERIALIZED (
+  SELECT p.oid, p.proname, p.pronargs, p.pronargdefaults, p.proargtypes
+  FROM pg_catalog.pg_proc p
+  LEFT JOIN member m ON m.objid = p.oid
+  WHERE p.oid >= 16384 AND NOT EXISTS (
+    SELECT FROM member other
+    JOIN pg_catalog.pg_proc c ON c.oid = other.objid
+    JOIN pg_catalog.pg_language l ON l.oid = c.prolang AND l.lanname = 'c'
+    WHERE other.extension = m.extension)
+)
+SELECT
+  ARRAY(SELECT DISTINCT proname::pg_catalog.text FROM mine
+        WHERE proname = ANY ($1::pg_catalog.text[])),
+  ARRAY(SELECT DISTINCT m.proname::pg_catalog.text FROM mine m
+        JOIN pg_catalog.pg_type t ON t.oid = m.proargtypes[0]
+        WHERE m.pronargs - m.pronargdefaults <= 1 AND t.typtype IN ('c', 'd', 'p')),
+  ARRAY(SELECT DISTINCT o.oprname::pg_catalog.text FROM pg_catalog.pg_operator o
+        JOIN mine ON mine.oid = o.oprcode),
+  EXISTS (SELECT FROM pg_catalog.pg_cast c JOIN mine ON mine.oid = c.castfunc)
+  OR EXISTS (SELECT FROM pg_catalog.pg_amproc x JOIN mine ON mine.oid = x.amproc)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class UserNames:
+    """What users have defined that a statement may call under a known name.
+
+    Members of an extension that is written in C, as a whole or in part, count as the
+    server's own: citext alone has 17 functions and 32 operators that share their name
+    with one of the server's.
+
+    Attributes:
+        functions: Known names that users have functions of, too.
+        attributes: Functions of a row, which ``row.name`` calls.
+        operators: Operators whose function is a user's.
+        unseen: Users have casts or comparisons, which a statement calls unnamed.
+    """
+
+    functions: frozenset[str] = frozenset()
+    attributes: frozenset[str] = frozenset()
+    operators: frozenset[str] = frozenset()
+    unseen: bool = False
+
+    @classmethod
+    async def read(cls, raw: asyncpg.Connection[Any], timeout: float) -> UserNames:
+        """Ask the catalogue on *raw*; within *timeout* seconds."""
+        row = await raw.fetchrow(_USER_NAMES, list(_VOCABULARY), timeout=timeout)
+        assert row is not None
+        functions, attributes, operators = map(frozenset, row[:3])
+        unseen = row[3] or not operators.isdisjoint(_COMPARING)
+        return cls(functions, attributes, operators, unseen)
+
+
+class Classifier:
+    """Judges statements, and remembers what it found.
+
+    Attributes:
+        known: What was found; a hot path looks here first.
+        stale: Whether users may have defined other names since ``learn()``.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[str, Effect] = {}
+        self.stale = False
+        self._names = UserNames()
+
+    def learn(self, names: UserNames) -> None:
+        """Judge by *names* from now on."""
+        self.stale = False
+        if names != self._names:
+            self._names = names
+            self.known.clear()
+
+    def classify(self, sql: str) -> Effect:
+        """Return what *sql* can do, ANYTHING when that cannot be decided.
+
+        Raises:
+            InvalidRecord: It cannot be sent; see ``sendable()``.
+        """
+        effect = self.known.get(sql)
+        if effect is None:
+            effect = classify(sql, self._names)
+            if len(self.known) >= _REMEMBERED:
+                self.known.clear()
+            if len(sql) <= _LONGEST:
+                self.known[sql if type(sql) is str else str(sql)] = effect
+        if not effect and not _DEFINES.isdisjoint(sql[:_LONGEST].lower().split()):
+            self.stale = True
+        return effect
+
+
+def classify(sql: str, names: UserNames | None = None) -> Effect:
+    """Return what *sql* can do where users have defined *names*.
 
     Raises:
         InvalidRecord: It cannot be sent; see ``sendable()``.
     """
-    effect = known.get(sql)
-    if effect is None:
-        sendable(sql)
-        if len(known) >= _REMEMBERED:
-            known.clear()
-        effect = _classify(sql)
-        if len(sql) <= _LONGEST:
-            known[sql if type(sql) is str else str(sql)] = effect
-    return effect
-
-
-def _classify(sql: str) -> Effect:
-    words = _words(sql)
-    if not words or (words[0] not in STARTS and words[0] not in WRITERS):
-        return Effect.ANYTHING
-    least = Effect.READS
-    before = ""
-    for at, word in enumerate(words):
-        least = min(least, _effect_of(words, at, before))
-        before = word
-    return least
-
-
-def _effect_of(words: list[str], at: int, before: str) -> Effect:
-    word = words[at]
-    if word in {";", "?"} or (word == "into" and before not in {"insert", "merge"}):
-        return Effect.ANYTHING  # several statements; SELECT INTO makes a table
-    if word in WRITERS:
-        return Effect.READS if _locks_rows(before) else Effect.WRITES
-    if words[at + 1 : at + 2] == ["("] and _is_name(word):
-        return _called(words, at)
-    return Effect.READS
-
-
-def _locks_rows(before: str) -> bool:
-    """Whether an UPDATE after *before* is that of FOR [NO KEY] UPDATE."""
-    return before in {"for", "key"}
-
-
-def _is_name(word: str) -> bool:
-    return word[0].isalpha() or word[0] in '_"' or not word.isascii()
-
-
-def _called(words: list[str], at: int) -> Effect:
-    """Judge the name at *at*, which stands before a parenthesis."""
-    word = words[at]
-    before = words[at - 1] if at else ""
-    if before == ".":
-        schema = words[at - 2] if at > 1 else ""
-        if _follows_into(words, at):
-            return Effect.READS
-        if schema != "pg_catalog" or words[at - 3 : at - 2] == ["."]:
-            return Effect.ANYTHING
-    elif before in {"into", "as", "with", "recursive"} or word in SYNTAX:
-        return Effect.READS  # a table or an alias with its columns; syntax
-    elif word in SIZED_TYPES:
-        return Effect.READS
-    if word in READERS:
-        return Effect.READS
-    return Effect.WRITES if word in HARMLESS_WRITERS else Effect.ANYTHING
-
-
-def _follows_into(words: list[str], at: int) -> bool:
-    """Whether ``schema.name`` or ``db.schema.name`` at *at* follows INTO."""
-    start = at
-    while start >= len(("schema", ".")) and words[start - 1] == ".":
-        start -= 2
-    return start > 0 and words[start - 1] == "into"
-
-
-def _words(sql: str) -> list[str]:
-    """Split into lower-case words and marks; ``?`` stands for what is unclear.
-
-    A backslash makes an ordinary string unclear: its meaning depends on
-    standard_conforming_strings.
-    """
-    words: list[str] = []
+    sendable(sql)
     if len(sql) > _LONGEST:
-        return words
+        return Effect.ANYTHING
+    names = names or UserNames()
     try:
-        for kind, text, _ in tokens(sql):
+        statement = _Statement(sql, names)
+    except InvalidRecord:  # a string, name or comment that does not end
+        return Effect.ANYTHING
+    return Effect.ANYTHING if names.unseen else statement.effect()
+
+
+class _Level:
+    """What is known of one pair of parentheses, or of the whole statement."""
+
+    __slots__ = ("begun", "in_with")
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.in_with = False
+
+
+class _Statement:
+    """The tokens of one statement, and the judgement of each.
+
+    A name is a pair of its text as the server sees it and whether it was quoted: a
+    quoted name is never a keyword.
+    """
+
+    def __init__(self, sql: str, names: UserNames) -> None:
+        self._names = names
+        self._kinds: list[str] = []
+        self._texts: list[str] = []
+        for found, text, _ in tokens(sql):
+            kind = found
             if kind == "word":
-                words.append(fold(text))
-            elif kind == "string" and "\\" in text and text[0] not in "eE":
-                return ["?"]
+                name = fold(text)
+            elif kind == "quoted" and text[0] == '"':
+                name = text[1:-1].replace('""', '"')
+            elif kind in {"operator", "mark"}:
+                name = text
             else:
-                words.append("0" if kind in _VALUES else text)
-    except InvalidRecord:
-        return ["?"]
-    while words and words[-1] == ";":
-        words.pop()
-    return words
+                # Its meaning depends on standard_conforming_strings, or on escapes.
+                unclear = kind == "quoted" or (
+                    kind == "string" and "\\" in text and text[0] not in "eE"
+                )
+                name = ""
+                kind = "unclear" if unclear else "value"
+            self._kinds.append(kind)
+            self._texts.append(name)
+        while self._texts and self._texts[-1] == ";":
+            self._texts.pop()
+            self._kinds.pop()
+        self._targets: set[int] = set()  # where a table's name behind INTO begins
+
+    def effect(self) -> Effect:
+        """Return the least of what its tokens can do."""
+        if not self._texts or not self._word(0, _STARTS | _WRITERS):
+            return Effect.ANYTHING
+        least = Effect.READS
+        levels = [_Level()]
+        for at, kind in enumerate(self._kinds):
+            text = self._texts[at]
+            level = levels[-1]
+            behind_query = level.in_with and self._mark(at - 1, ")")
+            if kind == "mark" and text == "(":
+                level.in_with = level.in_with and not behind_query
+                levels.append(_Level())
+            elif kind == "mark" and text == ")" and len(levels) > 1:
+                levels.pop()
+            elif (not level.begun or behind_query) and self._word(at, _VERBS):
+                level.in_with = text == "with"
+                if text in {"insert", "merge"} and self._word(at + 1, {"into"}):
+                    self._targets.add(at + 2)
+            level.begun = True
+            least = min(least, self._judge(at, level))
+            if not least:
+                break
+        return least
+
+    def _judge(self, at: int, level: _Level) -> Effect:
+        kind, text = self._kinds[at], self._texts[at]
+        if kind == "unclear" or (kind == "mark" and text == ";"):
+            return Effect.ANYTHING
+        if kind == "operator":
+            mine = text in self._names.operators
+            return Effect.ANYTHING if mine else Effect.READS
+        if kind not in {"word", "quoted"}:
+            return Effect.READS
+        if self._mark(at + 1, "("):
+            return self._called(at, level)
+        if self._mark(at - 1, "."):
+            mine = text in self._names.attributes
+            return Effect.ANYTHING if mine else Effect.READS
+        if kind == "quoted":
+            return Effect.READS
+        if text == "into" and at + 1 not in self._targets:
+            return Effect.ANYTHING  # SELECT INTO makes a table
+        if text in _WRITERS and not self._word(at - 1, {"for", "key"}):
+            return Effect.WRITES  # else it locks rows: FOR [NO KEY] UPDATE
+        return Effect.READS
+
+    def _called(self, at: int, level: _Level) -> Effect:
+        """Judge the name at *at*, which stands before a parenthesis."""
+        text = self._texts[at]
+        first = at
+        while first > 1 and self._mark(first - 1, "."):
+            first -= 2
+        if first in self._targets or self._is_alias(first, at, level):
+            return Effect.READS
+        if first != at:
+            if first != at - 2 or self._texts[first] != "pg_catalog":
+                return Effect.ANYTHING
+        elif self._kinds[at] == "word" and text in _REFUSED_NAMES:
+            return Effect.READS
+        if text in self._names.functions or text not in _VOCABULARY:
+            return Effect.ANYTHING
+        return Effect.WRITES if text in _HARMLESS_WRITERS else Effect.READS
+
+    def _is_alias(self, first: int, at: int, level: _Level) -> bool:
+        """Whether a name with columns is defined here: ``AS u(x)``, ``WITH q(x)``."""
+        if first != at:
+            return False
+        return (
+            self._word(at - 1, {"as"})
+            or (level.in_with and self._mark(at - 1, ","))
+            or (level.in_with and self._word(at - 1, {"with"}))
+            or (self._word(at - 1, {"recursive"}) and self._word(at - 2, {"with"}))
+        )
+
+    def _word(self, at: int, texts: frozenset[str] | set[str]) -> bool:
+        return self._is(at, "word") and self._texts[at] in texts
+
+    def _mark(self, at: int, text: str) -> bool:
+        return self._is(at, "mark") and self._texts[at] == text
+
+    def _is(self, at: int, kind: str) -> bool:
+        return 0 <= at < len(self._kinds) and self._kinds[at] == kind

@@ -13,6 +13,7 @@ import asyncpg
 
 from fm_storage.errors import ConfigurationInvalid
 from fm_storage.postgres.connect.codecs import foreign_codecs
+from fm_storage.postgres.connection.classifier import Classifier
 from fm_storage.postgres.connection.connection import Connection
 from fm_storage.postgres.connection.entry import PoolEntry
 from fm_storage.postgres.connection.statements import Rules, Statements
@@ -44,7 +45,7 @@ def adopted(made: object, *, purpose: str) -> Connection:
             f"it gave a {type(made).__name__}; return a connection, of "
             "asyncpg.connect() or Pool.connect()",
         )
-    rules = Rules(purpose, 60.0, None, Transaction)
+    rules = Rules(purpose, 60.0, None, Transaction, Classifier())
     return Connection(Statements(PoolEntry(raw), rules), dedicated=True)
 
 

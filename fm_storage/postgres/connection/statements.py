@@ -25,7 +25,7 @@ from fm_storage.errors import (
 from fm_storage.postgres.arguments import at_least_one, seconds
 from fm_storage.postgres.connect.internals import server_of
 from fm_storage.postgres.connection import driver
-from fm_storage.postgres.connection.classifier import classify, known
+from fm_storage.postgres.connection.classifier import Classifier
 from fm_storage.postgres.connection.entry import GRACE
 from fm_storage.postgres.errors import cause_of, is_callers, translate, unsent
 from fm_storage.postgres.sql import Sql
@@ -66,12 +66,14 @@ class Rules:
         command_timeout: Seconds for a statement without a timeout of its own.
         slow_query: Seconds after which a statement is logged.
         make_transaction: Makes the transaction that a block gets.
+        classifier: Says which statements leave nothing behind.
     """
 
     owner: str
     command_timeout: float | None
     slow_query: float | None
     make_transaction: Callable[[Statements], Any]
+    classifier: Classifier
 
 
 class Statements:
@@ -188,8 +190,10 @@ class Statements:
                 "acquire one connection per task"
             )
         # Classified in any case: that raises for what cannot be sent.
-        if type(sql) is not Sql and not (known.get(sql) or classify(sql)):
-            entry.dirty = True
+        if type(sql) is not Sql:
+            classifier = self._rules.classifier
+            if not (classifier.known.get(sql) or classifier.classify(sql)):
+                entry.dirty = True
         entry.task = current_task()
         return entry
 

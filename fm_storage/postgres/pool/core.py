@@ -29,6 +29,7 @@ from fm_storage.errors import (
     WrongLoop,
 )
 from fm_storage.postgres.connect.internals import forget_statements
+from fm_storage.postgres.connection.classifier import Classifier
 from fm_storage.postgres.connection.driver import is_settled
 from fm_storage.postgres.statistics import Counters, PoolStatistics
 from fm_storage.postgres.telemetry import metrics
@@ -68,6 +69,8 @@ class PoolCore:
         size: Connections that exist or are being made.
         connecting: Those that are being made.
         generation: How often all connections were replaced.
+        named_generation: The one for which *classifier* knows the users' names.
+        classifier: Says which statements leave nothing behind.
         idle: Connections nobody uses, the most recently used last.
         in_use: Connections that are acquired.
         resetting: Connections being reset or closed.
@@ -91,6 +94,8 @@ class PoolCore:
         self.size = 0
         self.connecting = 0
         self.generation = 0
+        self.named_generation: int | None = None
+        self.classifier = Classifier()
         self.idle: deque[PoolEntry] = deque()
         self.in_use: set[PoolEntry] = set()
         self.resetting: set[PoolEntry] = set()

@@ -14,7 +14,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fm_storage.errors import StorageError
+from fm_storage.postgres.connection.classifier import UserNames
 from fm_storage.postgres.connection.entry import PoolEntry
+from fm_storage.postgres.errors import translate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -67,9 +69,7 @@ class Growth:
         while True:
             started = monotonic()
             try:
-                raw = await self._connector.connect(
-                    timeout=max(0.001, deadline - started)
-                )
+                raw = await self._connect(max(0.001, deadline - started))
             except StorageError as error:
                 if error.sqlstate not in _SOON or monotonic() > deadline:
                     raise
@@ -85,7 +85,7 @@ class Growth:
             while True:
                 started = monotonic()
                 try:
-                    raw = await self._connector.connect(timeout=self._patience())
+                    raw = await self._connect(self._patience())
                 except StorageError as error:
                     self._failed(error, started)
                     if not error.retryable:
@@ -103,6 +103,23 @@ class Growth:
             if entry is None:
                 core.cancel_reservation()
         core.admit(entry)
+
+    async def _connect(self, timeout: float) -> asyncpg.Connection[Any]:
+        """Connect; the first of a generation asks what users have defined."""
+        raw = await self._connector.connect(timeout=timeout)
+        core = self._core
+        generation = core.generation
+        if core.named_generation == generation:
+            return raw
+        try:
+            core.classifier.learn(await UserNames.read(raw, timeout))
+        except BaseException as exc:  # nobody else knows of the connection yet
+            raw.terminate()
+            if isinstance(exc, Exception):
+                raise translate(exc, owner=core.owner) from exc
+            raise
+        core.named_generation = generation
+        return raw
 
     def _made(self, raw: asyncpg.Connection[Any], started: float) -> PoolEntry:
         """Wrap a new connection, and learn that the server is there."""

@@ -17,7 +17,11 @@ from fm_storage.postgres.connect.internals import (
     forget_session,
     wait_for_cancellation,
 )
-from fm_storage.postgres.connection.classifier import RESET_SQL
+from fm_storage.postgres.connection.classifier import (
+    PREPARED_BY_SQL,
+    RESET_SQL,
+    UserNames,
+)
 from fm_storage.postgres.pool.core import Verdict
 from fm_storage.postgres.pool.timeouts import Ticker
 
@@ -98,6 +102,13 @@ class Maintenance:
         forget_session(raw)
         for sql in words:
             await raw.execute(sql, timeout=limit)
+        if RESET_SQL in words:
+            prepared = await raw.fetchval(PREPARED_BY_SQL, timeout=limit)
+            if prepared:
+                await raw.execute(prepared, timeout=limit)
+            classifier = self._core.classifier
+            if classifier.stale:
+                classifier.learn(await UserNames.read(raw, limit))
         entry.dirty = entry.unsynced = False
         if entry.refused_write:
             entry.refused_write = False

@@ -87,7 +87,11 @@ class Pool(Verbs):
         )
         super().__init__(PoolStatements(core, config).run)
         self._rules = Rules(
-            core.owner, config.command_timeout, config.slow_query, make_transaction
+            core.owner,
+            config.command_timeout,
+            config.slow_query,
+            make_transaction,
+            core.classifier,
         )
         self._maintenance = Maintenance(core, self._connector, config)
         self._growth = Growth(core, self._connector, config, self._maintenance.spawn)

@@ -15,7 +15,7 @@ from fm_storage.errors import ConnectionFailed, StorageError
 from fm_storage.postgres.arguments import seconds
 from fm_storage.postgres.connect.internals import server_of
 from fm_storage.postgres.connection import driver
-from fm_storage.postgres.connection.classifier import Effect, classify, known
+from fm_storage.postgres.connection.classifier import Effect
 from fm_storage.postgres.connection.entry import GRACE
 from fm_storage.postgres.errors import cause_of, is_callers, translate, unsent
 from fm_storage.postgres.sql import Sql
@@ -46,6 +46,8 @@ class PoolStatements:
     def __init__(self, core: PoolCore, config: PostgresConfig) -> None:
         self._core = core
         self._owner = core.owner
+        self._known = core.classifier.known
+        self._classify = core.classifier.classify
         self._acquire_timeout = config.acquire_timeout
         self._command_timeout = (
             math.inf if config.command_timeout is None else config.command_timeout
@@ -69,7 +71,8 @@ class PoolStatements:
         else:
             text = sql
             # Before a connection is taken: it raises for what cannot be sent.
-            dirty = not (known.get(sql) or classify(sql)) or dirty
+            found = self._known.get(sql) or self._classify(sql)
+            dirty = not found or dirty
         entry = core.take_now()
         limit = timeout
         if entry is None:
@@ -118,7 +121,7 @@ class PoolStatements:
         patience = math.inf if limit is None else limit
         deadline = entry.taken_at + min(patience, self._acquire_timeout)
         text = sql.text if type(sql) is Sql else sql
-        reads = classify(sql) is Effect.READS
+        reads = self._classify(sql) is Effect.READS
         lost: tuple[BaseException, BaseException] | None = None
         for repeats in range(_REPEATS + 1):
             nothing_sent = driver.was_unsent(entry.raw, exc)
