@@ -28,6 +28,8 @@ from fm_storage.postgres.pool.timeouts import Ticker
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    import asyncpg
+
     from fm_storage.config import PostgresConfig
     from fm_storage.postgres.connect.connector import Connector
     from fm_storage.postgres.connection.entry import PoolEntry
@@ -103,17 +105,21 @@ class Maintenance:
         for sql in words:
             await raw.execute(sql, timeout=limit)
         if RESET_SQL in words:
-            prepared = await raw.fetchval(PREPARED_BY_SQL, timeout=limit)
-            if prepared:
-                await raw.execute(prepared, timeout=limit)
-            classifier = self._core.classifier
-            if classifier.stale:
-                classifier.learn(await UserNames.read(raw, limit))
+            await self._deallocate(raw)
         entry.dirty = entry.unsynced = False
         if entry.refused_write:
             entry.refused_write = False
             if await raw.fetchval("SELECT pg_is_in_recovery()", timeout=limit):
                 self._core.renew("the server accepts no more writes")
+
+    async def _deallocate(self, raw: asyncpg.Connection[Any]) -> None:
+        """Remove what PREPARE made; look again at what a borrower has defined."""
+        prepared = await raw.fetchval(PREPARED_BY_SQL, timeout=self._limit)
+        if prepared:
+            await raw.execute(prepared, timeout=self._limit)
+        classifier = self._core.classifier
+        if classifier.stale:
+            classifier.learn(await UserNames.read(raw, self._limit))
 
     async def _close(self, entry: PoolEntry) -> None:
         """Close gracefully (1 s), then terminate; always release the slot."""
