@@ -100,9 +100,10 @@ fmt: $(VENV)/.dev  ## format, and fix what can be fixed automatically
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
-lint: $(VENV)/.dev  ## format check, ruff, and squawk over the migrations
+lint: $(VENV)/.dev  ## format check, ruff, words, and squawk over the migrations
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/codespell fm_storage
 	$(BIN)/squawk migrations/*.sql
 
 types: $(VENV)/.bench  ## mypy strict; pyright over the public names as users see them

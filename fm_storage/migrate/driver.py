@@ -333,7 +333,7 @@ def for_migrations(config: PostgresConfig) -> PostgresConfig:
 
 
 def reason(exc: StorageError) -> str:
-    """Return what the server said, without our remedy and its DETAIL."""
+    """Return the server's message, without our remedy and its DETAIL."""
     cause = exc.__cause__
     return str(cause.args[0] if cause is not None and cause.args else exc).strip()
 

@@ -109,7 +109,7 @@ COMMENT ON COLUMN fm_storage.migration_steps.direction IS 'apply or rollback.';
 COMMENT ON COLUMN fm_storage.migration_steps.step IS
     'Position of the statement in the file, from 0.';
 COMMENT ON COLUMN fm_storage.migration_steps.checksum IS
-    'SHA-256 of the statement, so that a mended file resumes behind what it kept.';
+    'SHA-256 of the statement, so that a corrected file resumes behind what it kept.';
 COMMENT ON COLUMN fm_storage.migration_steps.done IS
     'False while the statement runs, or if it was interrupted.';
 COMMENT ON COLUMN fm_storage.migration_steps.at IS 'When it was begun.';

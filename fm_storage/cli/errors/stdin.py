@@ -16,7 +16,7 @@ from io import UnsupportedOperation
 __all__ = ["read_stdin"]
 
 _LINE = 1 << 26
-"""Longest line of a pipe, in bytes; a longer one cannot be told from no text."""
+"""Longest line of a pipe, in bytes; a longer one is taken for no text."""
 
 
 async def read_stdin() -> Iterable[bytes] | AsyncIterator[bytes]:

@@ -205,7 +205,7 @@ def was_unsent(raw: Any, exc: BaseException) -> bool:
     The driver raises this, and drops the connection, when it finds before
     writing that the server has just closed it. A changed type derives from
     it and means the opposite. A connection that nobody else uses is busy when the
-    server has said goodbye and its socket is not closed yet.
+    server has closed it and its socket is not closed yet.
     """
     internal = isinstance(exc, asyncpg.InternalClientError)
     driver_own = internal or isinstance(exc, asyncpg.InterfaceError)
