@@ -15,6 +15,7 @@ from fm_storage.cli.common import (
     Settings,
     console,
     json_option,
+    plain,
     print_json,
     progress_bar,
     with_storage,
@@ -49,6 +50,7 @@ _COLLECTION = click.argument("collection", required=False)
         "  fm-storage outbox repair            repair only what differs\n"
         "  fm-storage outbox rebuild NAME      from PostgreSQL, behind the name\n"
         "  fm-storage outbox quarantine list   points that Qdrant refuses\n"
+        "  fm-storage outbox track TABLE NAME --text COLUMN   follow a table\n"
     )
 )
 def outbox() -> None:
@@ -207,6 +209,84 @@ def rebuild(
         console().print("the configured vector store is this database's now")
     for one in done:
         show_rebuilt(one)
+
+
+@outbox.command()
+@click.argument("table")
+@click.argument("collection")
+@click.option("--text", multiple=True, required=True, help="Column to embed.")
+@click.option("--payload", multiple=True, help="Column that the points carry.")
+@click.option("--key", default="id", show_default=True, help="Key column.")
+@click.option("--sql", is_flag=True, help="Print the migration; change nothing.")
+@click.pass_obj
+def track(
+    settings: Settings,
+    *,
+    table: str,
+    collection: str,
+    text: Sequence[str],
+    payload: Sequence[str],
+    key: str,
+    sql: bool,
+) -> None:
+    """Have the rows of TABLE be points of COLLECTION, whoever writes them.
+
+    Makes triggers, which takes the owner of the table. Rows from before are brought
+    by 'backfill'; the application embeds them, see Outbox.track(). --text and
+    --payload may be repeated.
+    """
+
+    async def job(storage: StorageManager) -> tuple[str, str] | bool:
+        made = storage.outbox
+        if sql:
+            return await made.track_script(
+                table, collection, text=text, payload=payload, key=key
+            )
+        return await made.track(table, collection, text=text, payload=payload, key=key)
+
+    done = _with(settings, job)
+    if isinstance(done, tuple):
+        click.echo(f"-- Follows {table} as {collection}.\n\n{done[0]}")
+        click.echo(f"-- Its rollback:\n\n{done[1]}")
+        return
+    what = "is followed from now on" if done else "was followed already"
+    console().print(
+        plain(f"{table} {what}; 'fm-storage outbox backfill {collection}' brings rows")
+    )
+
+
+@outbox.command()
+@click.argument("collection")
+@click.pass_obj
+def untrack(settings: Settings, *, collection: str) -> None:
+    """Stop following the table of COLLECTION; its points stay as they are."""
+    if not _with(settings, lambda storage: storage.outbox.untrack(collection)):
+        raise click.ClickException(f"no table is followed as {collection}")
+    console().print(plain(f"no table is followed as {collection} any more"))
+
+
+@outbox.command()
+@click.argument("collection")
+@click.option(
+    "--batch-size", default=2000, show_default=True, help="Rows of one transaction."
+)
+@json_option
+@click.pass_obj
+def backfill(
+    settings: Settings, *, collection: str, batch_size: int, as_json: bool
+) -> None:
+    """Make points of the rows that a tracked table had before it was tracked.
+
+    Interrupted, the same command goes on where it was.
+    """
+    with progress_bar("reading", quiet=as_json) as report:
+        count = _with(
+            settings,
+            lambda storage: storage.outbox.backfill(
+                collection, batch_size=batch_size, progress=report
+            ),
+        )
+    _counted(count, "rows read", as_json=as_json)
 
 
 @outbox.group()

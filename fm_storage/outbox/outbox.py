@@ -14,6 +14,7 @@ from fm_storage.outbox.agreement.interrupted import Interrupted
 from fm_storage.outbox.agreement.rebuild import Rebuilder
 from fm_storage.outbox.agreement.reconcile import Reconciler, collections_of
 from fm_storage.outbox.agreement.store_check import StoreCheck
+from fm_storage.outbox.agreement.tracking import Tracker
 from fm_storage.outbox.delivery.counters import Counters
 from fm_storage.outbox.delivery.delivery import Delivery, lease_clock
 from fm_storage.outbox.delivery.drainer import Drainer, DrainerState
@@ -21,7 +22,7 @@ from fm_storage.outbox.delivery.embed import Embedder
 from fm_storage.outbox.delivery.presence import Presence
 from fm_storage.outbox.delivery.quarantine import Quarantine
 from fm_storage.outbox.delivery.queue import Queue
-from fm_storage.outbox.delivery.texts import TextOf, texts_from
+from fm_storage.outbox.delivery.texts import ColumnTexts, TextOf, texts_from
 from fm_storage.outbox.drain_now import drain_now, wait_synced, within
 from fm_storage.outbox.notify import Notifier
 from fm_storage.outbox.results import (
@@ -58,14 +59,19 @@ class StoreSide:
     """The parts that need a vector store."""
 
     def __init__(
-        self, pool: Pool, store: QdrantStore, delivery: Delivery, embedder: Embedder
+        self,
+        pool: Pool,
+        store: QdrantStore,
+        delivery: Delivery,
+        embedder: Embedder,
+        tracker: Tracker,
     ) -> None:
         self.store = store
         self.delivery = delivery
-        self.reconciler = Reconciler(pool, store)
+        self.reconciler = Reconciler(pool, store, tracker)
         self.rebuilder = Rebuilder(pool, store, self.reconciler)
         interrupted = Interrupted(pool, self.rebuilder, embedder.spec)
-        self.check = StoreCheck(pool, store, self.reconciler, interrupted)
+        self.check = StoreCheck(pool, store, self.reconciler, interrupted, tracker)
 
 
 class Outbox:
@@ -107,6 +113,7 @@ class Outbox:
         self._counters = Counters()
         self._embedder = Embedder(pool, self._queue)
         self._quarantine = Quarantine(pool)
+        self._tracker = Tracker(pool)
         self._presence = Presence(pool, self._queue, direct_dsn)
         self._notifier = Notifier(pool, interval=config.notify_interval)
         self._drainer: Drainer | None = None  # by open() and aclose()
@@ -122,7 +129,7 @@ class Outbox:
                 lease=config.lease,
                 max_backoff=config.max_backoff,
             )
-            self._side = StoreSide(pool, store, delivery, self._embedder)
+            self._side = StoreSide(pool, store, delivery, self._embedder, self._tracker)
 
     # Life
 
@@ -265,6 +272,110 @@ class Outbox:
         texts = texts_from(text_of, collection=collection, table=table, key=key)
         self._embedder.register(collection, vectorizer, texts)
         self.shapes.learn(collection, vectorizer.spec)
+
+    # Tables that anyone writes
+
+    async def track(
+        self,
+        table: str,
+        collection: str,
+        *,
+        text: str | Sequence[str],
+        payload: Sequence[str] = (),
+        key: str = "id",
+        vectorizer: Vectorizer | None = None,
+    ) -> bool:
+        """Have the rows of a table be points of a collection, whoever writes them.
+
+        Triggers make every INSERT, UPDATE, DELETE, TRUNCATE and COPY desired state
+        in the writer's own transaction; a point that the store refuses never fails
+        the writer. A row whose texts are all NULL has no point. Rows from before
+        are brought by ``backfill()``. Foreign writers send no notification: their
+        rows are found within ``outbox.poll_interval``.
+
+        Repeated with the same definition it changes nothing, so it can be called at
+        each start; with another one it replaces that, and the backfill begins anew.
+        It locks the table for the moment in which triggers are made.
+
+        Args:
+            table: Name of the table, with its schema if not on the path.
+            collection: Collection of its points; one table for each.
+            text: Column, or columns, to embed.
+            payload: Columns that become the payload.
+            key: Its primary key, or a unique NOT NULL column: UUID, integer or text.
+            vectorizer: Embeds the texts in this process, as ``register_vectorizer()``
+                with the columns; None if another process does.
+
+        Returns:
+            Whether anything was changed.
+
+        Raises:
+            ConfigurationInvalid: The table, a column or the key cannot be used.
+            PermissionDenied: The role does not own the table; have the owner run
+                what ``fm-storage outbox track --sql`` prints.
+            LockTimeout: The table was in use for too long; nothing was changed.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        tracked = await self._tracker.define(
+            table, collection, key=key, texts=texts, payload=payload
+        )
+        changed = await self._tracker.track(tracked)
+        if vectorizer is not None:
+            named = f"{tracked.schema}.{tracked.name}"
+            source = ColumnTexts(named, key, texts)
+            self._embedder.register(collection, vectorizer, source)
+            self.shapes.learn(collection, vectorizer.spec)
+        self.wake()
+        return changed
+
+    async def track_script(
+        self,
+        table: str,
+        collection: str,
+        *,
+        text: str | Sequence[str],
+        payload: Sequence[str] = (),
+        key: str = "id",
+    ) -> tuple[str, str]:
+        """Return ``track()`` as SQL for a migration, and the SQL that undoes it.
+
+        Nothing is changed. The arguments and errors are those of ``track()``.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        return self._tracker.script(
+            await self._tracker.define(
+                table, collection, key=key, texts=texts, payload=payload
+            )
+        )
+
+    async def untrack(self, collection: str) -> bool:
+        """Stop following a collection's table; return whether one was followed.
+
+        Its points stay as they are.
+        """
+        return await self._tracker.untrack(collection)
+
+    async def backfill(
+        self,
+        collection: str,
+        *,
+        batch_size: int = 2000,
+        progress: Progress | None = None,
+    ) -> int:
+        """Make points of the rows that a tracked table had before; return their number.
+
+        Each batch is a transaction of its own that locks no row of the table.
+        Killed or cancelled, the next call goes on where this one was; rows that are
+        written meanwhile are the triggers', and newer.
+
+        Raises:
+            ConfigurationInvalid: The collection has no tracked table.
+        """
+        read = await self._tracker.backfill(
+            collection, batch=batch_size, progress=progress
+        )
+        self.wake()
+        return read
 
     # Delivering
 

@@ -83,7 +83,7 @@ def upsert_ctes(
   ON CONFLICT (collection, point_id) DO UPDATE SET
     ver = nextval('fm_storage.vector_version'), op = 'u',
     vectors = EXCLUDED.vectors, payload = EXCLUDED.payload,
-    payload_hash = EXCLUDED.payload_hash
+    payload_hash = EXCLUDED.payload_hash, source = NULL
   RETURNING s.collection, s.point_id, s.ver
 ){_QUEUE if last else _FM_QUEUE}"""
 

@@ -208,3 +208,28 @@ def test_recorded_errors_are_delivered_from_the_command_line(outbox: Commands):
     drained = outbox("drain", "--timeout", "30")
     assert "1 delivered, 0 set aside, 1 left" in drained.output
     assert "notes waits: points of 'notes' have no vectors yet" in drained.output
+
+
+def test_table_is_tracked_backfilled_and_untracked(outbox: Commands):
+    """The script for a migration first; then the commands that do it."""
+
+    async def table(made: Outbox, _: QdrantStore) -> None:
+        await made._pool.execute("CREATE TABLE notes (id INT PRIMARY KEY, body TEXT)")
+        await made._pool.execute(
+            "INSERT INTO notes SELECT n, 'x' FROM generate_series(1, 9) n"
+        )
+
+    outbox.prepare(table)
+    tracking = ("track", "notes", "docs", "--text", "body", "--payload", "id")
+    script = outbox(*tracking, "--sql").output
+    assert "CREATE OR REPLACE TRIGGER" in script
+    assert "DROP TRIGGER" in script.split("-- Its rollback:")[1]
+    assert outbox("backfill", "docs").exit_code == 1
+    assert "is followed from now on" in outbox(*tracking).output
+    assert "was followed already" in outbox(*tracking).output
+    assert "9 rows read" in outbox("backfill", "docs", "--batch-size", "4").output
+    assert outbox.json("status")["pending"] == 9
+    wrong = outbox("track", "notes", "d", "--text", "none")
+    assert "no column 'none'" in str(wrong.exception)
+    assert outbox("untrack", "docs").exit_code == 0
+    assert outbox("untrack", "docs").exit_code == 1

@@ -19,6 +19,7 @@ from fm_storage.errors import CollectionDamaged, CollectionNotFound
 from fm_storage.outbox.agreement.compare import Pair, look_up
 from fm_storage.outbox.agreement.marker import marked_version
 from fm_storage.outbox.agreement.sequence import LAST, raise_sequence
+from fm_storage.outbox.agreement.tracking import Tracker
 from fm_storage.outbox.results import Difference, RepairReport, Verification
 from fm_storage.postgres import Executor, Pool, Sql
 from fm_storage.vector_state import (
@@ -140,9 +141,10 @@ class _Tally:
 class Reconciler:
     """Verifies and repairs; holds one page of each store at a time."""
 
-    def __init__(self, pool: Pool, store: QdrantStore) -> None:
+    def __init__(self, pool: Pool, store: QdrantStore, tracker: Tracker) -> None:
         self._pool = pool
         self._store = store
+        self._tracker = tracker
 
     async def verify(
         self, collection: str | None = None, *, progress: Progress | None = None
@@ -150,6 +152,9 @@ class Reconciler:
         """Compare ids, versions and payload digests; change nothing."""
         tally = _Tally()
         for name in await self._named(collection):
+            async for rows in self._tracker.differences(name):
+                for row in rows:
+                    tally.note(row)
             async for page in self._differences(name, tally, progress):
                 for pair in page:
                     tally.note(pair.difference(name))
@@ -168,6 +173,10 @@ class Reconciler:
         tally = _Tally()
         enqueued = 0
         for name in await self._named(collection):
+            async for rows in self._tracker.differences(name, repair=True):
+                for row in rows:
+                    tally.note(row)
+                enqueued += len(rows)
             async for page in self._differences(name, tally, progress):
                 await raise_sequence(self._pool, tally.greatest)
                 for pair in page:
@@ -205,7 +214,8 @@ class Reconciler:
     async def _named(self, collection: str | None) -> list[str]:
         if collection is not None:
             return [collection]
-        return await collections_of(self._pool)
+        tracked = [one.collection for one in await self._tracker.known()]
+        return sorted({*await collections_of(self._pool), *tracked})
 
     async def _count_troubled(self, collection: str, tally: _Tally) -> None:
         record = await self._pool.fetchrow(_TROUBLED, collection)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
+import time
 from typing import TYPE_CHECKING
 
 from fm_storage.errors import CollectionNotFound, StorageError
@@ -18,6 +19,7 @@ from fm_storage.outbox.agreement.interrupted import Interrupted
 from fm_storage.outbox.agreement.marker import Marker, Position, Standing
 from fm_storage.outbox.agreement.reconcile import Reconciler, collections_of
 from fm_storage.outbox.agreement.sequence import raise_sequence, wait_for_writers
+from fm_storage.outbox.agreement.tracking import Tracker
 from fm_storage.outbox.delivery.delivery import Outcome
 from fm_storage.postgres import Pool, Sql
 
@@ -31,6 +33,9 @@ _log = logging.getLogger("fm_storage.outbox")
 _WRITERS_END = 5.0
 """Seconds that transactions older than a restore's discovery are waited for."""
 
+_TICK = 2.0
+"""Seconds between two looks at tracked tables."""
+
 _EVER_USED = Sql("SELECT EXISTS (SELECT FROM fm_storage.vector_state)")
 
 
@@ -43,8 +48,11 @@ class StoreCheck:
         store: QdrantStore,
         reconciler: Reconciler,
         interrupted: Interrupted,
+        tracker: Tracker,
     ) -> None:
         self._pool = pool
+        self._tracker = tracker
+        self._next_tick = 0.0
         self._reconciler = reconciler
         self._interrupted = interrupted
         self._marker = Marker(pool, store, _location(store))
@@ -125,6 +133,10 @@ class StoreCheck:
                 outcome.blocked = None
             for name in outcome.created:
                 await self._interrupted.missing(name)
+        now = time.monotonic()
+        if now >= self._next_tick:
+            self._next_tick = now + _TICK
+            await self._tracker.tick()
         if self.done and not await self._marker.save_if_due(idle=outcome is None):
             # PostgreSQL failed over, or was restored, under this process.
             self.distrust()

@@ -1,0 +1,411 @@
+"""Rows of a tracked table are points, whoever writes them."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fm_storage import ErrorManager
+from fm_storage.config import OutboxConfig
+from fm_storage.errors import ConfigurationInvalid
+from fm_storage.outbox import Outbox, Unembedded
+from fm_storage.repositories import Repository
+from fm_storage.vectors import LexicalVectorizer, QdrantStore
+
+if TYPE_CHECKING:
+    from fm_storage.manager import StorageManager
+    from fm_storage.postgres import Pool
+
+pytestmark = pytest.mark.timeout(120)  # a busy machine is slow, not wrong
+
+QUIET = OutboxConfig(drain=False, max_backoff=0.02)
+
+
+@pytest.fixture
+async def outbox(pool: Pool, qdrant: QdrantStore) -> Outbox:
+    """Give an outbox beside a table of articles."""
+    await pool.execute(
+        "CREATE TABLE articles (id BIGINT PRIMARY KEY, title TEXT, body TEXT, "
+        "year INT, seen INT NOT NULL DEFAULT 0)"
+    )
+    return Outbox(pool, qdrant, QUIET)
+
+
+async def followed(outbox: Outbox, **options: Any) -> bool:
+    """Track the articles."""
+    given = {"text": ["title", "body"], "payload": ["year", "title"], **options}
+    vectorizer = LexicalVectorizer()
+    return await outbox.track("articles", "docs", vectorizer=vectorizer, **given)
+
+
+async def delivered(outbox: Outbox, qdrant: QdrantStore) -> dict[Any, dict[str, Any]]:
+    """Deliver, see that both stores agree, and give the payloads by id."""
+    report = await outbox.drain(timeout=30)
+    assert (report.quarantined, report.remaining) == (0, 0), report
+    found = await outbox.verify()
+    assert found.agrees, found
+    listed = [point async for point in qdrant.iter_points("docs")]
+    return {
+        one.id: {k: v for k, v in one.payload.items() if k[0] != "_"} for one in listed
+    }
+
+
+INSERT = "INSERT INTO articles (id, title, body, year) VALUES ($1, $2, $3, $4)"
+
+
+async def test_plain_sql_reaches_the_vector_store(
+    pool: Pool, qdrant: QdrantStore, outbox: Outbox
+):
+    """INSERT, UPDATE, a changed key, DELETE, COPY, TRUNCATE; in the same commit."""
+    await followed(outbox)
+    await pool.execute(INSERT, 1, "one", "first", 2001)
+    await pool.execute(INSERT, -2, "two", None, 2002)
+    await pool.execute(INSERT, 3, None, None, 2003)  # no text, no point
+    assert await delivered(outbox, qdrant) == {
+        1: {"title": "one", "year": 2001},
+        "-2": {"title": "two", "year": 2002},
+    }
+    await pool.execute("UPDATE articles SET year = 1999, id = 7 WHERE id = 1")
+    await pool.execute("UPDATE articles SET title = NULL WHERE id = -2")
+    await pool.execute("UPDATE articles SET title = 'three' WHERE id = 3")
+    assert await delivered(outbox, qdrant) == {
+        7: {"title": "one", "year": 1999},
+        3: {"title": "three", "year": 2003},
+    }
+    await pool.execute("DELETE FROM articles WHERE id = 7")
+    records = [(n, f"t {n}", "text", n, 0) for n in range(100, 1300)]
+    columns = ["id", "title", "body", "year", "seen"]
+    await pool.copy_records("articles", columns=columns, records=records)
+    assert len(await delivered(outbox, qdrant)) == 1201
+    async with pool.transaction() as tx:
+        await tx.execute("TRUNCATE articles")
+        await tx.execute(INSERT, 100, "again", None, 1)
+        await tx.execute(INSERT, 5000, "new", None, 2)
+    await asyncio.sleep(2.1)  # between two looks
+    await outbox.drain(timeout=30)
+    assert set(await delivered(outbox, qdrant)) == {100, 5000}
+
+
+async def test_rolled_back_and_unrelated_changes_are_none(
+    pool: Pool, qdrant: QdrantStore, outbox: Outbox
+):
+    """A column that is neither text nor payload wakes nobody."""
+    await followed(outbox)
+    await pool.execute(INSERT, 1, "one", "first", 2001)
+    await delivered(outbox, qdrant)
+    await pool.execute("UPDATE articles SET seen = seen + 1")
+    await pool.execute("UPDATE articles SET title = title")
+    assert await outbox.pending() == 0
+    with pytest.raises(ZeroDivisionError):
+        async with pool.transaction() as tx:
+            await tx.execute("DELETE FROM articles")
+            raise ZeroDivisionError
+    assert await outbox.pending() == 0
+    await pool.execute(
+        INSERT + " ON CONFLICT (id) DO UPDATE SET body = 'b'", 1, "x", "y", 1
+    )
+    assert await outbox.pending() == 1
+    assert await outbox.untrack("docs")
+    await pool.execute("DELETE FROM articles")
+    assert await outbox.pending() == 1
+    assert not await outbox.untrack("docs")
+
+
+async def test_rows_from_before_are_backfilled_and_newer_ones_left_alone(
+    pool: Pool, qdrant: QdrantStore, outbox: Outbox
+):
+    """In batches; what the triggers wrote meanwhile is newer than any batch."""
+    await pool.execute(
+        "INSERT INTO articles SELECT n, 'title ' || n, 'body', n "
+        "FROM generate_series(1, 2500) AS n"
+    )
+    assert await followed(outbox) is True
+    assert await followed(outbox) is False
+    assert await outbox.pending() == 0
+    await pool.execute("UPDATE articles SET title = 'newer' WHERE id = 7")
+    await pool.execute("DELETE FROM articles WHERE id = 8")
+    steps: list[tuple[int, int | None]] = []
+    read = await outbox.backfill(
+        "docs", batch_size=1000, progress=lambda done, of: steps.append((done, of))
+    )
+    assert read == 2499
+    assert [done for done, _ in steps] == [1000, 2000, 2499]
+    found = await delivered(outbox, qdrant)
+    assert len(found) == 2499
+    assert found[7]["title"] == "newer"
+    assert await outbox.backfill("docs") == 2499
+    assert await outbox.pending() == 0  # nothing was changed by it
+
+
+async def test_backfill_goes_on_where_it_was(
+    pool: Pool, qdrant: QdrantStore, outbox: Outbox
+):
+    """Cancelled between two batches, the next call reads the rest."""
+    await pool.execute(
+        "INSERT INTO articles SELECT n, 'title', 'body', n "
+        "FROM generate_series(1, 900) AS n"
+    )
+    await followed(outbox)
+
+    def stop(done: int, _: int | None) -> None:
+        if done == 300:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await outbox.backfill("docs", batch_size=100, progress=stop)
+    assert await outbox.backfill("docs", batch_size=100) == 600
+    assert len(await delivered(outbox, qdrant)) == 900
+
+
+async def test_what_fires_no_trigger_is_found_by_verify_and_repaired(
+    pool: Pool, qdrant: QdrantStore, outbox: Outbox
+):
+    """session_replication_role = replica: rows come, change and go unseen."""
+    await followed(outbox)
+    for number in range(1, 6):
+        await pool.execute(INSERT, number, f"t {number}", "body", number)
+    await delivered(outbox, qdrant)
+    async with pool.acquire() as connection:
+        await connection.execute("SET session_replication_role = replica")
+        await connection.execute("DELETE FROM articles WHERE id = 1")
+        await connection.execute("UPDATE articles SET body = 'other' WHERE id = 2")
+        await connection.execute("UPDATE articles SET year = 9 WHERE id = 3")
+        await connection.execute(INSERT, 6, "six", None, 6)
+    assert await outbox.pending() == 0
+    found = await outbox.verify()
+    assert dict(found.counts) == {"orphan": 1, "stale": 2, "missing": 1}
+    report = await outbox.repair()
+    assert report.enqueued == 4
+    after = await delivered(outbox, qdrant)
+    assert set(after) == {2, 3, 4, 5, 6}
+    assert after[3]["year"] == 9
+
+
+async def test_rows_of_our_own_statement_are_delivered_once(
+    pool: Pool, qdrant: QdrantStore, outbox: Outbox
+):
+    """A repository that writes the point with the row keeps its vectors and payload."""
+    from dataclasses import dataclass
+
+    @dataclass(slots=True)
+    class Article:
+        id: int
+        title: str | None
+        body: str | None
+        year: int | None
+        seen: int = 0
+
+    await followed(outbox)
+    embedded = (await LexicalVectorizer().embed(["words"]))[0]
+    shape = outbox.shapes.get("docs")
+    assert shape is not None
+    vector = {next(iter(shape.dense)): embedded.dense}
+    articles = Repository(
+        pool, Article, table="articles", collection="docs", wake=outbox.wake
+    )
+    await articles.create(Article(1, "one", "b", 1), vector=vector)
+    state = "SELECT ver, vectors IS NOT NULL AS own FROM fm_storage.vector_state"
+    (first,) = await pool.fetch(state)
+    assert first["own"]
+    await outbox.drain(timeout=30)
+    assert await outbox.pending() == 0
+    await pool.execute("UPDATE articles SET title = 'theirs' WHERE id = 1")
+    (second,) = await pool.fetch(state)
+    assert second["ver"] > first["ver"]
+    assert not second["own"]
+    await articles.delete(1)
+    assert await delivered(outbox, qdrant) == {}
+
+
+async def test_writer_does_not_fail_because_of_a_point(
+    pool: Pool, qdrant: QdrantStore, outbox: Outbox
+):
+    """Keys that no index takes, and a table of ours that is gone."""
+    await pool.execute("CREATE TABLE notes (k TEXT PRIMARY KEY, body TEXT, more JSONB)")
+    vectorizer = LexicalVectorizer()
+    await outbox.track(
+        "notes", "docs", text="body", payload=["more"], key="k", vectorizer=vectorizer
+    )
+    write = "INSERT INTO notes VALUES ($1, $2, $3)"
+    for key in ("", "k" * 1500, "a", "00000000-0000-0000-0000-0000000000AF"):
+        await pool.execute(write, key, "text", {})
+    assert set(await delivered(outbox, qdrant)) == {
+        "a",
+        "00000000-0000-0000-0000-0000000000af",
+    }
+    await pool.execute("ALTER TABLE fm_storage.vector_queue RENAME TO away")
+    await pool.execute(write, "b", "text", {})
+    await pool.execute("DELETE FROM notes WHERE k = 'a'")
+    await pool.execute("ALTER TABLE fm_storage.away RENAME TO vector_queue")
+    assert await pool.fetchval("SELECT doubtful FROM fm_storage.vector_track")
+    await asyncio.sleep(2.1)  # between two looks
+    await outbox.drain(timeout=30)
+    assert set(await delivered(outbox, qdrant)) == {
+        "b",
+        "00000000-0000-0000-0000-0000000000af",
+    }
+
+
+async def test_partitions_are_followed_as_they_come_and_go(
+    pool: Pool, qdrant: QdrantStore
+):
+    """Rows written to a partition itself, and attached, detached and dropped ones."""
+    outbox = Outbox(pool, qdrant, QUIET)
+    await pool.execute(
+        "CREATE TABLE days (id BIGINT PRIMARY KEY, body TEXT) PARTITION BY RANGE (id)"
+    )
+    for nr in range(3):
+        await pool.execute(
+            f"CREATE TABLE days_{nr} PARTITION OF days "
+            f"FOR VALUES FROM ({nr * 10}) TO ({nr * 10 + 10})"
+        )
+    await outbox.track("days", "docs", text="body", vectorizer=LexicalVectorizer())
+    await pool.execute("INSERT INTO days SELECT n, 'x' FROM generate_series(0, 19) n")
+    await pool.execute("INSERT INTO days_2 VALUES (25, 'y')")
+    await pool.execute("UPDATE days_2 SET body = 'z'")
+    await pool.execute("DELETE FROM days_0 WHERE id = 3")
+    assert set(await delivered(outbox, qdrant)) == {*range(20), 25} - {3}
+    await pool.execute("ALTER TABLE days DETACH PARTITION days_0")
+    await pool.execute("DROP TABLE days_1")
+    await pool.execute("CREATE TABLE days_9 (id BIGINT PRIMARY KEY, body TEXT)")
+    await pool.execute("INSERT INTO days_9 VALUES (95, 'attached')")
+    await pool.execute(
+        "ALTER TABLE days ATTACH PARTITION days_9 FOR VALUES FROM (90) TO (100)"
+    )
+    await asyncio.sleep(2.1)  # between two looks
+    await outbox.drain(timeout=30)
+    assert set(await delivered(outbox, qdrant)) == {25, 95}
+    await pool.execute("DROP TABLE days")
+    await asyncio.sleep(2.1)
+    await outbox.drain(timeout=30)
+    assert await delivered(outbox, qdrant) == {}
+
+
+async def test_script_for_a_migration_does_the_same_and_undoes_it(
+    pool: Pool, qdrant: QdrantStore, outbox: Outbox
+):
+    """For a role that may change the schema; the application then finds it done."""
+    up, down = await outbox.track_script(
+        "articles", "docs", text=["title", "body"], payload=["year", "title"]
+    )
+    before = await pool.fetchval("SELECT count(*) FROM pg_trigger")
+    await _run(pool, up)
+    assert await followed(outbox) is False
+    await pool.execute(INSERT, 1, "one", "first", 2001)
+    assert await delivered(outbox, qdrant) == {1: {"title": "one", "year": 2001}}
+    await _run(pool, down)
+    assert await pool.fetchval("SELECT count(*) FROM pg_trigger") == before
+    assert not await outbox.untrack("docs")
+
+
+async def _run(pool: Pool, script: str) -> None:
+    async with pool.acquire() as connection:
+        await connection.raw.execute(script)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"table": "nowhere"}, "no table"),
+        ({"text": "missing"}, "missing"),
+        ({"payload": ["none"]}, "none"),
+        ({"key": "year"}, "cannot name points"),
+        ({"text": []}, "text"),
+    ],
+)
+async def test_what_cannot_be_tracked_is_refused(
+    outbox: Outbox, options: dict[str, Any], named: str
+):
+    """Before anything is changed, with the name of what is wrong."""
+    given: dict[str, Any] = {"table": "articles", "text": "body", **options}
+    table = given.pop("table")
+    with pytest.raises(ConfigurationInvalid, match=named):
+        await outbox.track(table, "docs", **given)
+    with pytest.raises(ConfigurationInvalid, match="no tracked table"):
+        await outbox.backfill("docs")
+
+
+async def test_odd_names_and_types_are_quoted(pool: Pool, qdrant: QdrantStore):
+    """Names with quotes, dates and arrays in the payload."""
+    outbox = Outbox(pool, qdrant, QUIET)
+    await pool.execute('CREATE SCHEMA "o\'dd"')
+    await pool.execute(
+        """CREATE TABLE "o'dd"."T""x" ("I d" UUID PRIMARY KEY, "te'xt" TEXT,
+        "a\\b" DATE, tags TEXT[], ratio FLOAT8)"""
+    )
+    await outbox.track(
+        "o'dd.T\"x",
+        "do'cs",
+        text="te'xt",
+        payload=["a\\b", "tags", "ratio"],
+        key="I d",
+        vectorizer=LexicalVectorizer(),
+    )
+    day = dt.date(2026, 1, 2)
+    await pool.execute(
+        """INSERT INTO "o'dd"."T""x"
+        VALUES (gen_random_uuid(), 'x', $1, '{a,b}', 'NaN')""",
+        day,
+    )
+    assert (await outbox.drain(timeout=30)).remaining == 0
+    (point,) = [one async for one in qdrant.iter_points("do'cs")]
+    assert point.payload["a\\b"] == "2026-01-02"
+    assert point.payload["tags"] == ["a", "b"]
+    assert (await outbox.verify()).agrees
+
+
+async def test_points_of_other_origin_beside_it_are_left_alone(
+    pool: Pool, qdrant: QdrantStore, outbox: Outbox
+):
+    """Written through the outbox into the same collection: no row, and no orphan."""
+    await followed(outbox)
+    outbox.register_vectorizer("other", LexicalVectorizer(), "payload:t")
+    await outbox.upsert("other", [Unembedded(1, {"t": "text"})])
+    await pool.execute(INSERT, 1, "one", "first", 2001)
+    await delivered(outbox, qdrant)
+    assert await qdrant.count("other") == 1
+
+
+async def test_errors_changed_by_plain_sql_are_followed(
+    storage: StorageManager, pool: Pool
+):
+    """DELETE, UPDATE and TRUNCATE of project_errors, and what fires no trigger."""
+    async with ErrorManager(storage) as errors:
+        for number in range(12):
+            await errors.record(f"boom {number}", module="m")
+        await storage.outbox.drain(timeout=30)
+        (name,) = await storage.qdrant.list_collections()
+        await pool.execute("DELETE FROM project_errors WHERE message LIKE 'boom 1%'")
+        await pool.execute(
+            "UPDATE project_errors SET message = 'rewritten', severity = 'CRITICAL' "
+            "WHERE message = 'boom 5'"
+        )
+        assert await storage.outbox.pending() >= 1
+        await storage.outbox.drain(timeout=30)
+        assert await storage.qdrant.count(name) == 9
+        (hit,) = await errors.find_similar("rewritten", limit=1)
+        assert hit.entry.message == "rewritten"
+        critical = [
+            one.payload["severity"]
+            async for one in storage.qdrant.iter_points(name)
+            if one.payload["severity"] > 40
+        ]
+        assert critical == [50]
+        async with pool.acquire() as connection:
+            await connection.execute("SET session_replication_role = replica")
+            await connection.execute(
+                "DELETE FROM project_errors WHERE message = 'boom 2'"
+            )
+        found = await storage.outbox.verify()
+        assert dict(found.counts) == {"orphan": 1}
+        await storage.outbox.repair(drain=30)
+        assert await storage.qdrant.count(name) == 8
+        await pool.execute("TRUNCATE project_errors CASCADE")
+        await asyncio.sleep(2.1)  # between two looks
+        await storage.outbox.drain(timeout=30)
+        await storage.outbox.drain(timeout=30)
+        assert await storage.qdrant.count(name) == 0
+        assert (await storage.outbox.verify()).agrees
