@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from fm_storage.config.addresses import check_address, check_security
 from fm_storage.config.masking import mask_dsn
@@ -43,6 +44,8 @@ class PostgresConfig(Section):
             have left something behind; ``always`` after every use.
         pooler: ``auto`` detects PgBouncer and the like; ``transaction`` and
             ``none`` state it.
+        on_connect: Async function that prepares each new connection, and again after
+            a reset, which takes back what it set: it is given asyncpg's connection.
         slow_acquire: Waiting longer than this is logged.
         slow_query: A statement running longer than this is logged; None never.
     """
@@ -73,6 +76,9 @@ class PostgresConfig(Section):
     statement_cache_size: int = Field(default=100, ge=0)
     reset: Literal["tracked", "always"] = "tracked"
     pooler: Literal["auto", "transaction", "none"] = "auto"
+    on_connect: SkipJsonSchema[Callable[[Any], Awaitable[object]] | None] = Field(
+        default=None, repr=False
+    )
     slow_acquire: PositiveSeconds = 2.0
     slow_query: PositiveSeconds | None = None
 

@@ -1,142 +1,115 @@
-"""Values come back as they were given; streams are bounded and leave nothing."""
+"""Types that the driver does not know, and connections prepared by the application."""
 
 from __future__ import annotations
 
-import asyncio
-import datetime as dt
-import decimal
-import resource
-import uuid
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-import asyncpg
+import numpy as np
 import pytest
 
 from fm_storage.config import PostgresConfig
-from fm_storage.errors import InvalidRecord
+from fm_storage.errors import ConfigurationInvalid, InvalidName
 from fm_storage.postgres import Pool
-from tests.support.waiting import until
-
-NOW = dt.datetime(2026, 2, 3, 4, 5, 6, 789, tzinfo=dt.UTC)
-VALUES = [
-    ("jsonb", {"a": [1, 2.5, None, "é"], "b": {"c": True}}),
-    ("json", {"a": 1}),
-    ("jsonb", []),
-    ("jsonb", "text"),
-    ("jsonb[]", [{"a": 1}, {"b": None}]),
-    ("uuid", uuid.UUID(int=7)),
-    ("text[]", ["a", None, "b,c"]),
-    ("int[][]", [[1, 2], [3, 4]]),
-    ("int4range", asyncpg.Range(1, 5)),
-    ("tstzrange", asyncpg.Range(NOW, None)),
-    ("numeric", decimal.Decimal("123456789.000000000000000001")),
-    ("timestamptz", NOW),
-    ("date", dt.date(2026, 2, 3)),
-    ("interval", dt.timedelta(days=1, seconds=2)),
-    ("bytea", b"\0\xff"),
-    ("bool", True),
-    ("float8", 1.5),
-    ("bigint", 2**62),
-    ("mood", "happy"),
-]
+from fm_storage.repositories import Column, Repository, where
 
 
-@pytest.fixture
-async def pool(empty_dsn):
-    """Give a pool on a database with an enum."""
-    async with Pool(PostgresConfig(dsn=empty_dsn)) as opened:
-        await opened.execute("CREATE TYPE mood AS ENUM ('sad', 'happy')")
-        yield opened
+def to_vector(value: Any) -> str:
+    """Return numbers as pgvector reads them."""
+    return f"[{','.join(map(str, np.asarray(value, float).tolist()))}]"
 
 
-@pytest.mark.parametrize(("kind", "value"), VALUES)
-async def test_a_value_comes_back_equal(pool, kind, value):
-    """Through a parameter, and through COPY."""
-    back = await pool.fetchval(f"SELECT $1::{kind}", value)
-    assert back == value
-    if kind == "jsonb[]":
-        return  # the driver has no binary form of it
-    await pool.execute(f"CREATE TABLE c (v {kind})")
-    await pool.copy_records("c", columns=["v"], records=[(value,), (None,)])
-    assert [row["v"] for row in await pool.fetch("SELECT v FROM c")] == [value, None]
+def from_vector(text: str) -> list[float]:
+    """Return the numbers that pgvector writes."""
+    return [float(number) for number in text.strip("[]").split(",")]
 
 
-async def test_timestamps_are_aware(pool):
-    """Timestamptz is UTC-aware, a naive one is the driver's to refuse."""
-    back = await pool.fetchval("SELECT $1::timestamptz", NOW)
-    assert back.tzinfo is not None
+def to_hstore(value: dict[str, str]) -> str:
+    """Return pairs as hstore reads them."""
+    return ",".join(f'"{key}"=>"{one}"' for key, one in value.items())
 
 
-async def test_copy_takes_an_asynchronous_source(pool):
-    """Rows may come one by one; nothing is held in memory."""
-    await pool.execute("CREATE TABLE c (id int, j jsonb)")
-
-    async def rows():
-        for number in range(100):
-            yield (number, {"n": number})
-
-    assert await pool.copy_records("c", columns=["id", "j"], records=rows()) == 100
-    assert await pool.fetchval("SELECT j FROM c WHERE id = 99") == {"n": 99}
-    with pytest.raises(InvalidRecord) as caught:
-        await pool.copy_records(
-            "c", columns=["id", "j"], records=[(1, {"x": float("nan")})]
-        )
-    assert caught.value.index == 0
+def from_hstore(text: str) -> dict[str, str]:
+    """Return the pairs that hstore writes."""
+    pairs = (pair.split("=>") for pair in text.split(", ") if pair)
+    return {key.strip('"'): one.strip('"') for key, one in pairs}
 
 
-async def test_copy_quotes_names(pool):
-    """Table, schema and columns are identifiers, not SQL."""
-    await pool.execute('CREATE SCHEMA "S x"; CREATE TABLE "S x"."T;" ("a b" int)')
-    assert (
-        await pool.copy_records("T;", schema="S x", columns=["a b"], records=[(1,)])
-        == 1
+@dataclass(slots=True)
+class Item:
+    """Types of extensions beside the usual ones."""
+
+    id: int
+    embedding: Annotated[Any, Column(type="vector(3)")]
+    tags: Annotated[Any, Column(type="hstore")]
+    path: Annotated[str, Column(type="ltree")]
+    name: Annotated[str, Column(type="citext")] = "x"
+
+
+def item(number: int) -> Item:
+    """Return an item."""
+    return Item(number, [1.0, 2.0, float(number)], {"a": str(number)}, "top.of.tree")
+
+
+async def test_registered_types_are_exchanged_by_every_way_of_writing(pool):
+    """One by one, in batches of every size and in filters; numpy arrays too."""
+    await pool.execute(
+        "CREATE EXTENSION vector; CREATE EXTENSION hstore; CREATE EXTENSION ltree; "
+        "CREATE EXTENSION citext; CREATE TABLE item (id int PRIMARY KEY, "
+        "embedding vector(3), tags hstore, path ltree, name citext)"
     )
+    await pool.register_type("vector", encoder=to_vector, decoder=from_vector)
+    await pool.register_type("hstore", encoder=to_hstore, decoder=from_hstore)
+    items = Repository(pool, Item)
+    await items.create(item(1))
+    await items.create(dataclasses.replace(item(2), embedding=np.array([1, 2, 2.0])))
+    await items.create_many([item(3), item(4)])
+    await items.upsert_many([item(4), item(5)])
+    await items.create_many([item(n) for n in range(10, 5011)])
+    await items.update(5, {"tags": {"a": "5"}})
+    found = await items.find_many(where("id") <= 10, order_by="id")
+    assert found == [item(n) for n in (1, 2, 3, 4, 5, 10)]
+    assert await items.count(where("embedding") == [1.0, 2.0, 3.0]) == 1
+    assert await items.count(where("tags").in_([{"a": "1"}, {"a": "2"}])) == 2
+    assert await items.count(where("name") == "X") == 5006
+    near = await pool.fetchval(
+        "SELECT id FROM item ORDER BY embedding <-> $1 LIMIT 1", [1, 2, 4.9]
+    )
+    assert near == 5
 
 
-async def test_leaving_a_stream_early_leaves_nothing_open(pool):
-    """Break, error and cancellation close cursor and transaction."""
-    reached = asyncio.Event()
-
-    async def read(how):
-        async with pool.stream("SELECT generate_series(1, 100000)") as rows:
-            async for row in rows:
-                if row[0] == 5:
-                    if how == "break":
-                        break
-                    if how == "error":
-                        raise LookupError
-                    reached.set()
-                    await asyncio.sleep(10)
-
-    await read("break")
-    with pytest.raises(LookupError):
-        await read("error")
-    task = asyncio.create_task(read("cancel"))
-    await reached.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert pool.statistics().busy == 0
-
-    async def none_is_open():
-        return not await pool.fetchval(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
-            "AND state LIKE 'idle in%'"
-        )
-
-    await until(none_is_open)  # a cancelled one is ended off the caller's path
+async def test_a_type_that_is_not_there_is_refused(pool):
+    """The name is in the message; nothing is registered."""
+    with pytest.raises(InvalidName, match=r"public\.nothing"):
+        await pool.register_type("nothing", encoder=str, decoder=str)
+    assert await pool.fetchval("SELECT 1") == 1
 
 
-@pytest.mark.slow
-async def test_a_million_rows_stream_in_bounded_memory(pool):
-    """Peak memory grows by less than 50 MB."""
-    await pool.fetchval("SELECT 1")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    count = 0
-    async with pool.stream(
-        "SELECT i, repeat('x', 100) AS t FROM generate_series(1, 1000000) i"
-    ) as rows:
-        async for _ in rows:
-            count += 1
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert count == 1_000_000
-    assert after - before < 50 * 1024
+async def test_on_connect_prepares_each_connection_and_again_after_a_reset(dsn):
+    """What it sets is there for every borrower, whatever the last one did."""
+    seen = []
+
+    async def prepare(raw):
+        seen.append(raw)
+        await raw.execute("SET my.tenant = 'blue'")
+
+    async with Pool(PostgresConfig(dsn=dsn, max_size=1, on_connect=prepare)) as pool:
+        for n in range(3):
+            async with pool.acquire() as connection:
+                assert await connection.fetchval("SHOW my.tenant") == "blue"
+                await connection.execute(f"SET my.tenant = 'red{n}'")
+        assert len(set(seen)) == 1
+        assert len(seen) >= 3
+
+
+async def test_on_connect_that_fails_is_named(dsn):
+    """A mistake of the application's is no lost connection."""
+
+    async def prepare(raw):
+        await raw.execute("SET my.tenant = 'blue'")
+        raise KeyError("tenant")
+
+    with pytest.raises(ConfigurationInvalid, match=r"on_connect.*KeyError"):
+        async with Pool(PostgresConfig(dsn=dsn, on_connect=prepare)) as pool:
+            await pool.fetchval("SELECT 1")

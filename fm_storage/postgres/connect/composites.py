@@ -10,7 +10,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import asyncpg
 
@@ -40,8 +40,9 @@ class Composite:
 
     schema: str
     name: str
-    encode: Callable[[Any], tuple[Any, ...]]
-    decode: Callable[[tuple[Any, ...]], Any]
+    encode: Callable[[Any], Any]
+    decode: Callable[[Any], Any]
+    format: Literal["text", "binary", "tuple"] = "tuple"
 
     async def install(self, raw: asyncpg.Connection[Any]) -> None:
         """Register it on *raw*, unless it was changed or dropped since."""
@@ -69,12 +70,13 @@ class Composite:
                 schema=self.schema,
                 encoder=self.encode,
                 decoder=self.decode,
-                format="tuple",
+                format=self.format,
             )
         except asyncpg.InterfaceError as exc:
             raise ConfigurationInvalid(
                 f"type {self.schema}.{self.name}",
-                f"cannot be registered ({exc}); keep json in a column of its own",
+                f"cannot be registered ({exc}); keep json in a column of its own, and "
+                "give a scalar type the format text or binary",
             ) from exc
 
 

@@ -211,12 +211,32 @@ class Connector:
             await composite.install(raw)
         if foreign:
             return
+        await self.prepare(raw)
         # Since PostgreSQL 10 the driver keeps the minor version in this field.
         self.server_version = version.major * 10_000 + version.micro
         if self.transaction_pooler is None:
             self.transaction_pooler = await self._meets_pooler(raw)
             if not self.transaction_pooler:
                 use_statement_cache(raw, self._config.statement_cache_size)
+
+    async def prepare(self, raw: asyncpg.Connection[Any]) -> None:
+        """Let the application prepare *raw*: it is new, or was reset.
+
+        Raises:
+            ConfigurationInvalid: Its function failed.
+        """
+        if self._config.on_connect is None:
+            return
+        try:
+            await self._config.on_connect(raw)
+        except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError):
+            raise
+        except Exception as exc:
+            raise ConfigurationInvalid(
+                "postgres.on_connect",
+                f"it failed on a new connection ({type(exc).__name__}: {exc}); see "
+                "the cause",
+            ) from exc
 
     async def _meets_pooler(self, raw: asyncpg.Connection[Any]) -> bool:
         """Find out whether a pooler answers instead of the server.

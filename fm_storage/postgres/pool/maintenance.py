@@ -106,6 +106,8 @@ class Maintenance:
             await raw.execute(sql, timeout=limit)
         if RESET_SQL in words:
             await self._deallocate(raw)
+            async with asyncio.timeout(limit):
+                await self._connector.prepare(raw)
         entry.dirty = entry.unsynced = False
         if entry.refused_write:
             entry.refused_write = False

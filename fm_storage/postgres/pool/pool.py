@@ -7,12 +7,17 @@ import inspect
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
 from fm_storage.concurrency.backoff import Backoff
 from fm_storage.concurrency.lifecycle import Life
 from fm_storage.concurrency.shield import Once, shielded
-from fm_storage.errors import ConfigurationInvalid, PoolClosed, StorageError
+from fm_storage.errors import (
+    ConfigurationInvalid,
+    InvalidName,
+    PoolClosed,
+    StorageError,
+)
 from fm_storage.postgres.arguments import at_least_one, seconds
 from fm_storage.postgres.connect import composites
 from fm_storage.postgres.connect.connector import Connector
@@ -389,14 +394,49 @@ class Pool(Verbs):
             ConfigurationInvalid: *kind* has other fields, or some are json, which
                 the driver cannot read inside a row.
         """
-        found = await composites.composite_of(self, name, kind, schema)
+        await self._register(await composites.composite_of(self, name, kind, schema))
+
+    async def register_type(
+        self,
+        name: str,
+        *,
+        encoder: Callable[[Any], Any],
+        decoder: Callable[[Any], Any],
+        schema: str = "public",
+        format: Literal["text", "binary"] = "text",
+    ) -> None:
+        """Read and write values of the type *name* by functions, arrays of it too.
+
+        Holds for every connection acquired from now on.
+
+        Args:
+            name: Name of the type: ``vector``, ``hstore``, one of your own.
+            encoder: Gives what the server reads: text, or bytes if *format* is
+                ``binary``.
+            decoder: Takes what the server writes.
+            schema: The type's schema.
+            format: What the server exchanges.
+
+        Raises:
+            InvalidName: There is no such type.
+            ConfigurationInvalid: The driver cannot exchange it so.
+        """
+        found = composites.Composite(schema, name, encoder, decoder, format)
+        try:
+            await self._register(found)
+        except ValueError as exc:
+            raise InvalidName(
+                f"type {schema}.{name}: {exc}; create it first, or name its schema"
+            ) from exc
+
+    async def _register(self, found: composites.Composite) -> None:
         trial = await self.connect("types")
         try:
             await found.try_on(trial.raw)
         finally:
             await trial.aclose()
         self._connector.composites.append(found)
-        self._core.renew(f"type {name} was registered")
+        self._core.renew(f"type {found.name} was registered")
 
     # -- numbers ---------------------------------------------------------
 

@@ -245,6 +245,8 @@ class Array(ColumnType):
 class Other(ColumnType):
     """A PostgreSQL type named by the user; the driver checks the values."""
 
+    checked = False
+
     def __init__(self, sql: str) -> None:
         self.sql = sql
 

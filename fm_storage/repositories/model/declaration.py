@@ -287,7 +287,7 @@ _CONVERTED: Mapping[Any, tuple[type, Callable[[Any], str], Callable[[str], Any]]
     zoneinfo.ZoneInfo: (zoneinfo.ZoneInfo, str, zoneinfo.ZoneInfo),
 }
 _INTEGERS = {"int2": 2, "smallint": 2, "int4": 4, "integer": 4, "int": 4}
-_TYPE_NAME = re.compile(r'[\w."][\w." ]*(\(\d+(,\d+)?\))?(\[\])?')
+_TYPE_NAME = re.compile(r'[\w."][\w." ]*(\([\w, -]+\)[\w ]*)?(\[\])*')
 _LENGTH = re.compile(r"(?:varchar|character varying|char|character)\((\d+)\)")
 _JSON_PARTS = frozenset({bool, int, float, str, list, dict, Any})
 

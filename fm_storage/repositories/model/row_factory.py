@@ -56,6 +56,8 @@ _SHAPES = 64
 
 _SOURCE = """
 def one(row):
+    if tuple(map(type, row)) not in shapes:
+        row = converted(row)
     try:
 {one}
     except (ValueError, TypeError) as exc:
@@ -93,6 +95,9 @@ class RowFactory(Generic[M]):
     """Makes a model's records.
 
     A value of another class than the field's is converted, or refused.
+
+    Attributes:
+        one: Makes the record of a row, whose values stand in the fields' order.
     """
 
     def __init__(
@@ -117,11 +122,15 @@ class RowFactory(Generic[M]):
                 (default: *names*).
         """
         order = order or names
+        # Classes of whole rows whose values were looked at and need no converting.
+        self._shapes: set[tuple[type, ...]] = set()
         known: dict[str, Any] = {
             "construct": construct,
             "model": model,
             "new": object.__new__,
             "repeat": repeat,
+            "shapes": self._shapes,
+            "converted": self._converted,
             "unreadable": unreadable,
         }
         decoded: dict[int, str] = {}
@@ -151,17 +160,13 @@ class RowFactory(Generic[M]):
             many=_indented([*lines, *many], 12),
         )
         _define(f"rows of {model.__name__}", source, known)
-        self._one: Callable[[Iterable[Any]], M] = known["one"]
+        self.one: Callable[[Iterable[Any]], M] = known["one"]
         self._many: Callable[[Sequence[Any]], list[M]] = known["many"]
         self._looked = looked
         self._unreadable = unreadable
-        # Classes of whole rows whose values were looked at and need no converting.
-        self._shapes: set[tuple[type, ...]] = set()
 
-    def one(self, row: Iterable[Any]) -> M:
-        """Make the record of a row, whose values stand in the fields' order."""
-        if tuple(map(type, row)) in self._shapes:
-            return self._one(row)
+    def _converted(self, row: Iterable[Any]) -> Iterable[Any]:
+        """Return the values of a row in the classes that the fields name."""
         values = list(row)
         shape = tuple(map(type, values))
         try:
@@ -172,7 +177,7 @@ class RowFactory(Generic[M]):
             raise self._unreadable(row, exc) from exc
         if len(self._shapes) < _SHAPES and shape == tuple(map(type, values)):
             self._shapes.add(shape)
-        return self._one(values)
+        return values
 
     def many(self, rows: Sequence[Any]) -> list[M]:
         """Make the records of many rows; the first that is no record is named."""

@@ -77,6 +77,7 @@ class ColumnType:
         exact: Types whose values need no look at each one's class.
         settled: Whether a value of an exact class needs no further look, and is
             stored as it is.
+        checked: Whether what the values are is known, not only to the driver.
         decode: Turns a stored value into the model's, or None if they are equal.
         decode_if: Condition, in Python, of the values that ``decode`` is for; empty
             if it is for all.
@@ -87,6 +88,7 @@ class ColumnType:
     sql: str = "text"
     exact: frozenset[type] = frozenset()
     settled: bool = False
+    checked: bool = True
     decode: Callable[[Any], Any] | None = None
     decode_if: str = ""
     given: frozenset[type] = frozenset()

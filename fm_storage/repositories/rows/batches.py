@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any, Generic, TypeVar
 
@@ -177,7 +178,10 @@ class Batch(Generic[M]):
         write: Callable[[Executor], Awaitable[list[Any]]]
         if len(records) > COPY_ABOVE and table.copied and not self._checked:
             write = functools.partial(self.copy, columns)
-        elif sources is None:
+        elif sources is None or any(
+            not item.type.checked and _nests(column)
+            for item, column in zip(entity.inserted, columns, strict=True)
+        ):
             values = [entity.insert_values(one, at) for at, one in enumerate(records)]
             points = zip(*self._columns, strict=True) if self._columns else repeat(())
             rows = [
@@ -272,6 +276,10 @@ class Batch(Generic[M]):
         """Write row after row: a column's type can travel alone only."""
         entity = self._bound.entity
         found: list[Any] = []
+        if not (self._on or entity.returned):
+            with contextlib.suppress(InvalidRecord):  # which row, is found below
+                await executor.executemany(sql, [rows[at] for at in self.order])
+                return found
         async with executor.transaction() as transaction:
             for at in self.order:
                 try:
@@ -304,6 +312,14 @@ class Batch(Generic[M]):
         except InvalidRecord as exc:
             index = None if exc.index is None else self.order[at + exc.index]
             raise entity.named(exc, entity.inserted, index) from exc
+
+
+def _nests(values: Iterable[Any]) -> bool:
+    """Return whether the driver would take one of *values* for an inner array."""
+    return any(
+        isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+        for value in values
+    )
 
 
 def _order(target: tuple[Stored, ...], records: list[Any]) -> Sequence[int]:
