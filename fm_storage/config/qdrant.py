@@ -74,6 +74,11 @@ class CollectionConfig(Section):
             raise ValueError(
                 "size and vectors exclude each other; name every dense vector"
             )
+        both = self.vectors.keys() & self.sparse_vectors.keys()
+        if both:
+            raise ValueError(
+                f"{min(both)!r} names a dense and a sparse vector; give each its own"
+            )
         return self
 
 

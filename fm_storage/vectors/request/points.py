@@ -42,15 +42,19 @@ RESERVED_ID = "_fm_id"
 
 _PLAIN = frozenset({str, int, bool, type(None)})
 _MAX_TERM = 2**32
+_MAX_FLOAT32 = 3.4028234e38
+_LONG = 1e16  # squared, and summed up over 2**20 numbers, below that
 _NAMESPACE = UUID("7e9d2a52-6c1b-5f0e-9a43-0f2d4c6b8e11")
 _UUID = re.compile(
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE
 )
+# Qdrant takes these for UUIDs as well: 32 digits, and the form of RFC 4122.
+_OTHER_UUID = re.compile(rf"[0-9a-f]{{32}}|urn:uuid:{_UUID.pattern}", re.IGNORECASE)
 _MAX_INTEGER = 2**64
 
 
 def to_wire_id(value: object, *, index: int | None = None) -> tuple[int | str, bool]:
-    """Return the id that an engine understands, and whether it was mapped.
+    """Return the id that an engine understands, and whether it was written otherwise.
 
     Args:
         value: Integer, UUID, or text.
@@ -64,6 +68,8 @@ def to_wire_id(value: object, *, index: int | None = None) -> tuple[int | str, b
     if isinstance(value, str):
         if _UUID.fullmatch(value):
             return value.lower(), False
+        if _OTHER_UUID.fullmatch(value):
+            return str(UUID(value)), True
         if not value:
             raise InvalidRecord(
                 f"point id{_at(index)}: it is empty; give every point an id",
@@ -256,17 +262,10 @@ def _vectors(
 ) -> dict[str, Floats | Terms]:
     if not isinstance(given, Mapping):
         return {"": encode_vector(given, spec, collection, name="", index=index)}
-    made = {
+    return {
         name: encode_vector(value, spec, collection, name=name, index=index)
         for name, value in given.items()
     }
-    if "" in spec["vectors"] and "" not in made:
-        raise InvalidVector(
-            f"collection {collection!r}: point {index} has no vector; give one",
-            collection=collection,
-            index=index,
-        )
-    return made
 
 
 def encode_vector(
@@ -314,6 +313,14 @@ def encode_vector(
             field=where,
         )
     _refuse_infinite(data, collection, where, index)
+    if known[name].get("distance") == "Cosine" and _too_long(data):
+        raise InvalidVector(
+            f"collection {collection!r}: {where}{_at(index)} is too long to be "
+            "normalised in float32; divide it by its length",
+            collection=collection,
+            index=index,
+            field=where,
+        )
     return Floats(data)
 
 
@@ -366,6 +373,16 @@ def _refuse_infinite(
             index=index,
             field=where,
         )
+
+
+def _too_long(data: bytes) -> bool:
+    """Whether the sum of the squares is beyond float32, where Qdrant sums up."""
+    numpy, numbers = sys.modules.get("numpy"), memoryview(data).cast("f")
+    if numpy is not None:
+        largest = float(numpy.abs(numpy.frombuffer(data, dtype="f4")).max())
+    else:
+        largest = max(map(abs, numbers))
+    return largest > _LONG and sum(n * n for n in numbers) > _MAX_FLOAT32
 
 
 def _terms(given: Any, collection: str, where: str, index: int | None) -> Terms:

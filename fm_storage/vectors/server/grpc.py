@@ -50,6 +50,7 @@ _NESTED = 94
 gRPC stop at 100, an object takes three and an array two."""
 _SHALLOW = _NESTED // 3
 _MAX_INTEGER = 2**63
+_UNREADABLE = (TypeError, KeyError, IndexError, AttributeError, AssertionError)
 
 
 def _point(point: Encoded) -> models.PointStruct:
@@ -143,8 +144,14 @@ class GrpcPoints:
 
     async def call(self, operation: str, collection: str, request: Request) -> Any:
         """Carry out one operation."""
-        with translated(operation, collection):
-            return await self._calls[operation](collection, request)
+        try:
+            with translated(operation, collection):
+                return await self._calls[operation](collection, request)
+        except _UNREADABLE as exc:  # by the client's conversions, or local mode
+            raise InvalidRecord(
+                f"collection {collection!r}: {operation} refused: "
+                f"{type(exc).__name__}: {exc}"
+            ) from exc
 
     async def _upsert(self, collection: str, request: Upsert) -> None:
         groups: list[tuple[Sequence[Encoded], Json | None]] = [(request.points, None)]
@@ -237,7 +244,7 @@ class GrpcPoints:
             else None,
             limit=request.limit,
             offset=request.offset,
-            with_payload=request.with_payload,
+            with_payload=_payload(request.with_payload),
             with_vectors=request.with_vector,
             score_threshold=request.score_threshold,
         )
@@ -250,7 +257,7 @@ class GrpcPoints:
         found = await self._client.retrieve(
             collection,
             ids=request.ids,
-            with_payload=request.with_payload,
+            with_payload=_payload(request.with_payload),
             with_vectors=request.with_vector,
         )
         place = {str(number): position for position, number in enumerate(request.ids)}
@@ -267,7 +274,7 @@ class GrpcPoints:
             limit=request.limit,
             order_by=models.OrderBy(**order) if isinstance(order, Mapping) else order,
             offset=request.offset,
-            with_payload=request.with_payload,
+            with_payload=_payload(request.with_payload),
             with_vectors=request.with_vector,
         )
         points = [point_from(r.id, 0.0, r.payload, r.vector) for r in found]
@@ -280,6 +287,14 @@ class GrpcPoints:
             collection, count_filter=filter_model(request.filter), exact=True
         )
         return found.count
+
+
+def _payload(given: bool | Json) -> Any:
+    if isinstance(given, bool):
+        return given
+    if "exclude" in given:
+        return models.PayloadSelectorExclude(**given)
+    return models.PayloadSelectorInclude(**given)
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from fm_storage._typing import JsonObject, Progress
 from fm_storage.config import CollectionConfig, QdrantConfig
-from fm_storage.errors import VectorStoreUnavailable
+from fm_storage.errors import InvalidRecord, VectorStoreUnavailable
 from fm_storage.vectors.points import (
     CollectionInfo,
     Point,
@@ -43,6 +43,9 @@ from fm_storage.vectors.request.queries import (
     payload_selector,
     query_parameters,
     vector_selector,
+)
+from fm_storage.vectors.request.queries import (
+    order_by as normal_order,
 )
 from fm_storage.vectors.store.call import Calls, check_name
 from fm_storage.vectors.store.collections import META_COLLECTION, ensure, info_from
@@ -723,13 +726,19 @@ class QdrantStore:
             CollectionNotFound: There is no such collection.
             InvalidRecord: The filter, offset or order is wrong.
         """
+        order = normal_order(order_by)
+        if order is not None and offset is not None:
+            raise InvalidRecord(
+                "scroll: pages in an order go by its start_from; leave offset out",
+                field="offset",
+            )
         request = Scroll(
             query_parameters(limit, 0)[0],
             None if offset is None else to_wire_id(offset)[0],
             normal_filter(filter),
             payload_selector(with_payload),
             vector_selector(with_vectors),
-            dict(order_by) if isinstance(order_by, Mapping) else order_by,
+            order,
         )
         points, following = await self._calls.one("scroll", collection, request=request)
         return points, following

@@ -36,6 +36,12 @@ _ELSEWHERE = re.compile(
     r"|read-only file system|input/output error|os error (5|12|13|24|28|30)\b",
     re.IGNORECASE,
 )
+_BAD = (BadRequest, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_REFUSED = re.compile(
+    r"index for|appropriate index|bad (request|input)|validation (failed|error)"
+    r"|wrong input|not found|cannot (apply|have)|malformed|unsupported|no point with",
+    re.IGNORECASE,
+)
 _UNREADABLE = re.compile(
     r"failed to (decode|deserialize|decompress|load segment)|not readable|corrupt"
     r"|checksum|inconsistent storage",
@@ -450,11 +456,9 @@ def refusal(exc: Exception) -> dict[str, Any]:
         return {"err": "vector", "text": f"{exc.args} does not fit it"}
     if isinstance(exc, PointNotFound):
         return {"err": "no_point", "text": text}
-    if isinstance(exc, BadRequest | KeyError | TypeError | ValueError):
+    if isinstance(exc, _BAD):
         return {"err": "bad", "text": f"{type(exc).__name__}: {text}"}
-    lower = text.lower()
-    if "dimension" in lower or "vector name" in lower:
+    if re.search("dimension|vector name", text, re.IGNORECASE):
         return {"err": "vector", "text": text}
-    if "index for" in lower or "appropriate index" in lower or "bad request" in lower:
-        return {"err": "bad", "text": text}
-    return {"err": "internal", "text": text}
+    kind = "bad" if _REFUSED.search(text) else "internal"
+    return {"err": kind, "text": text}

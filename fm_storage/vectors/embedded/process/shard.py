@@ -159,7 +159,7 @@ class Shard:
                 at += 4 * length
                 named[row][name] = edge.SparseVector(indices, weights)
         if list(self.spec["vectors"]) == [""] and not self.spec["sparse_vectors"]:
-            return [vectors[""] for vectors in named]
+            return [vectors.get("", {}) for vectors in named]
         return named
 
     def _newer(
