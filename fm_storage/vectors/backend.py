@@ -23,12 +23,14 @@ class Backend(Protocol):
         retries: Whether failed attempts may be repeated by the store.
         restarts: Times an embedded engine was started anew.
         native: The client below, if there is one.
+        page_bytes: Bytes of points that one answer should have at most.
     """
 
     kind: str
     retries: bool
     restarts: int
     native: Any
+    page_bytes: int
 
     @property
     def pid(self) -> int | None:

@@ -52,6 +52,7 @@ class EmbeddedEngine:
 
     kind = "embedded"
     retries = False
+    page_bytes = 512 * 1024
 
     def __init__(
         self, folder: Path, *, durability: str, index_threshold: int = 20_000

@@ -66,6 +66,8 @@ class ServerEngine:
         self._memory = config.url == ":memory:"
         self.kind = "memory" if self._memory else "server"
         self.retries = not self._memory
+        # The client makes objects of a message on the loop, a value at a time.
+        self.page_bytes = 32 * 1024 if config.prefer_grpc else 512 * 1024
         self.native: AsyncQdrantClient
         # Loaded with the client, when the engine opens.
         self._points: PointsWire

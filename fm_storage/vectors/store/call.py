@@ -50,6 +50,7 @@ class Calls:
         folder: Data folder of an embedded engine.
         backend: The engine, once opened.
         specs: Definitions of collections as last seen.
+        sizes: Bytes of a point as last seen, by collection and what was asked for.
         calls: Calls answered, by operation.
         errors: Calls that raised, by operation.
         retries: Attempts repeated after a failure that may pass.
@@ -62,6 +63,7 @@ class Calls:
         self.backend: Backend
         # Changed by every call.
         self.specs: dict[str, dict[str, Any]] = {}
+        self.sizes: dict[tuple[str, str, str], float] = {}
         self.calls: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self.retries = 0

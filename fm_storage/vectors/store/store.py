@@ -49,7 +49,7 @@ from fm_storage.vectors.request.queries import (
 )
 from fm_storage.vectors.store.call import Calls, check_name
 from fm_storage.vectors.store.collections import META_COLLECTION, ensure, info_from
-from fm_storage.vectors.store.reading import find
+from fm_storage.vectors.store.reading import find, page, retrieve
 from fm_storage.vectors.store.reindex import Embed, ReindexReport, reindex
 from fm_storage.vectors.store.writing import deletion, ids_or_filter_of, upsert
 
@@ -691,10 +691,11 @@ class QdrantStore:
             payload_selector(with_payload),
             vector_selector(with_vectors),
         )
-        found: list[ScoredPoint] = await self._calls.one(
-            "retrieve", collection, request=request
+        return await self._calls.run(
+            "retrieve",
+            collection,
+            lambda: retrieve(self._calls, collection, request),
         )
-        return found
 
     async def count(self, collection: str, filter: Filter = None) -> int:
         """Count the points that match, exactly.
@@ -740,8 +741,9 @@ class QdrantStore:
             vector_selector(with_vectors),
             order,
         )
-        points, following = await self._calls.one("scroll", collection, request=request)
-        return points, following
+        return await self._calls.run(
+            "scroll", collection, lambda: page(self._calls, collection, request)
+        )
 
     async def iter_points(
         self,
