@@ -148,6 +148,10 @@ class QdrantApp:
             ("PUT", points, self._upsert),
             ("POST", points, self._retrieve),
             ("POST", points + "/batch", self._batch),
+            ("PUT", points + "/vectors", self._update_vectors),
+            ("POST", points + "/vectors/delete", self._delete_vectors),
+            ("POST", points + "/query/groups", self._groups),
+            ("POST", one + "/facet", self._facet),
             ("POST", points + "/delete", self._delete_points),
             ("POST", points + "/payload", self._set_payload),
             ("PUT", points + "/payload", self._overwrite_payload),
@@ -210,6 +214,23 @@ class QdrantApp:
             await self.double.check_points(name, getattr(operation, "upsert", None))
         await self.client.batch_update_points(name, update_operations=given.operations)
         return [_DONE] * len(given.operations)
+
+    async def _update_vectors(self, body: bytes, name: str) -> dict[str, Any]:
+        await self.double.update_vectors(name, _parsed("UpdateVectors", body))
+        return _DONE
+
+    async def _delete_vectors(self, body: bytes, name: str) -> dict[str, Any]:
+        given = _parsed("DeleteVectors", body)
+        await self.client.delete_vectors(
+            name, vectors=given.vector, points=_chosen(given)
+        )
+        return _DONE
+
+    async def _groups(self, body: bytes, name: str) -> Any:
+        return await self.double.groups(name, _parsed("QueryGroupsRequest", body))
+
+    async def _facet(self, body: bytes, name: str) -> Any:
+        return await self.double.facet(name, _parsed("FacetRequest", body))
 
     async def _retrieve(self, body: bytes, name: str) -> Any:
         return await self.double.retrieve(name, _parsed("PointRequest", body))

@@ -159,6 +159,40 @@ class Double:
             update_mode=given.update_mode,
         )
 
+    async def update_vectors(self, name: str, given: models.UpdateVectors) -> None:
+        """Replace vectors of points that are there."""
+        await self.check_points(name, given)
+        await self.client.update_vectors(
+            name, points=given.points, update_filter=given.update_filter
+        )
+
+    async def facet(self, name: str, given: models.FacetRequest) -> Any:
+        """Count points by the values of an indexed field."""
+        if given.key not in self._indexes.get(await self.resolve(name), {}):
+            raise Refused(
+                400, f"Bad request: No appropriate index for faceting: `{given.key}`."
+            )
+        return await self.client.facet(
+            name, key=given.key, facet_filter=given.filter, limit=given.limit or 10
+        )
+
+    async def groups(self, name: str, given: models.QueryGroupsRequest) -> Any:
+        """Answer a query by groups."""
+        await self._check_query(name, given.query, given.using)
+        return await self.client.query_points_groups(
+            name,
+            group_by=given.group_by,
+            group_size=given.group_size or 3,
+            query=given.query,
+            using=given.using,
+            prefetch=given.prefetch,
+            query_filter=given.filter,
+            limit=given.limit or 10,
+            with_payload=given.with_payload or False,
+            with_vectors=given.with_vector or False,
+            score_threshold=given.score_threshold,
+        )
+
     async def retrieve(self, name: str, given: models.PointRequest) -> Any:
         """Return points by id."""
         return await self.client.retrieve(
@@ -187,17 +221,17 @@ class Double:
             with_vectors=given.with_vector or False,
         )
 
-    async def query(self, name: str, given: models.QueryRequest) -> Any:
-        """Answer a query."""
+    async def _check_query(self, name: str, query: Any, using: str | None) -> None:
         from qdrant_client import models
 
-        sizes = await self._sizes(name)
-        vector: Any = given.query
-        if isinstance(vector, models.NearestQuery):
-            vector = vector.nearest
-        expected = sizes.get(given.using or "")
+        vector = query.nearest if isinstance(query, models.NearestQuery) else query
+        expected = (await self._sizes(name)).get(using or "")
         if isinstance(vector, list) and expected is not None:
             _check_size(expected, vector)
+
+    async def query(self, name: str, given: models.QueryRequest) -> Any:
+        """Answer a query."""
+        await self._check_query(name, given.query, given.using)
         return await self.client.query_points(
             name,
             query=given.query,

@@ -76,6 +76,10 @@ class GrpcFace:
             "/qdrant.Points/DeleteFieldIndex": self._delete_index,
             "/qdrant.Points/Scroll": self._scroll,
             "/qdrant.Points/Count": self._count,
+            "/qdrant.Points/UpdateVectors": self._update_vectors,
+            "/qdrant.Points/DeleteVectors": self._delete_vectors,
+            "/qdrant.Points/Facet": self._facet,
+            "/qdrant.Points/QueryGroups": self._groups,
             "/qdrant.Points/Query": self._query,
             "/qdrant.Points/QueryBatch": self._query_batch,
         }
@@ -201,6 +205,59 @@ class GrpcFace:
         await self.double.upsert(request.collection_name, given)
         return _done()
 
+    async def _update_vectors(self, request: Any) -> Any:
+        given = models.UpdateVectors(
+            points=[GrpcToRest.convert_point_vectors(each) for each in request.points],
+            update_filter=_filter(request, "update_filter"),
+        )
+        await self.double.update_vectors(request.collection_name, given)
+        return _done()
+
+    async def _delete_vectors(self, request: Any) -> Any:
+        await self.double.client.delete_vectors(
+            request.collection_name,
+            vectors=list(request.vectors.names),
+            points=GrpcToRest.convert_points_selector(request.points_selector),
+        )
+        return _done()
+
+    async def _facet(self, request: Any) -> Any:
+        given = models.FacetRequest(
+            key=request.key,
+            limit=request.limit if request.HasField("limit") else None,
+            filter=_filter(request, "filter"),
+        )
+        found = await self.double.facet(request.collection_name, given)
+        return messages.FacetResponse(
+            hits=[RestToGrpc.convert_facet_value_hit(hit) for hit in found.hits]
+        )
+
+    async def _groups(self, request: Any) -> Any:
+        given = models.QueryGroupsRequest(
+            group_by=request.group_by,
+            group_size=request.group_size if request.HasField("group_size") else None,
+            limit=request.limit if request.HasField("limit") else None,
+            query=GrpcToRest.convert_query(request.query)
+            if request.HasField("query")
+            else None,
+            using=request.using if request.HasField("using") else None,
+            filter=_filter(request, "filter"),
+            score_threshold=request.score_threshold
+            if request.HasField("score_threshold")
+            else None,
+            with_payload=_payload_wish(request),
+            with_vector=_vector_wish(request),
+        )
+        found = await self.double.groups(request.collection_name, given)
+        groups = [
+            messages.PointGroup(
+                id=_group_id(group.id),
+                hits=[RestToGrpc.convert_scored_point(hit) for hit in group.hits],
+            )
+            for group in found.groups
+        ]
+        return messages.QueryGroupsResponse(result=messages.GroupsResult(groups=groups))
+
     async def _delete_points(self, request: Any) -> Any:
         chosen = GrpcToRest.convert_points_selector(request.points)
         await self.double.client.delete(request.collection_name, chosen)
@@ -291,6 +348,12 @@ class GrpcFace:
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _group_id(value: Any) -> Any:
+    if isinstance(value, str):
+        return messages.GroupId(string_value=value)
+    return messages.GroupId(integer_value=value)
 
 
 def _done() -> Any:

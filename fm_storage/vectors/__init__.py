@@ -5,6 +5,7 @@ from __future__ import annotations
 from fm_storage.vectors.points import (
     CollectionInfo,
     Point,
+    PointGroup,
     PointId,
     ScoredPoint,
     SparseVector,
@@ -25,6 +26,7 @@ __all__ = [
     "LexicalVectorizer",
     "MiniLmVectorizer",
     "Point",
+    "PointGroup",
     "PointId",
     "QdrantStore",
     "ReindexReport",

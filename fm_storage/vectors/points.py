@@ -17,6 +17,7 @@ __all__ = [
     "CollectionInfo",
     "Dense",
     "Point",
+    "PointGroup",
     "PointId",
     "ScoredPoint",
     "SparseVector",
@@ -64,6 +65,14 @@ class ScoredPoint:
     score: float
     payload: JsonObject = field(default_factory=dict)
     vector: Vector | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PointGroup:
+    """Hits that have the same value in a payload field, the best first."""
+
+    value: int | str
+    hits: tuple[ScoredPoint, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -28,17 +28,45 @@ from fm_storage.errors import (
 )
 from fm_storage.vectors.embedded.connection import EngineConnection, Gone
 from fm_storage.vectors.embedded.frames import PROTOCOL
+from fm_storage.vectors.embedded.groups import grouped
 from fm_storage.vectors.embedded.launch import connect, prepare_folder
 from fm_storage.vectors.points import ScoredPoint, SparseVector
-from fm_storage.vectors.request.operations import Query, Request, SetPayload, Upsert
+from fm_storage.vectors.request.operations import (
+    Query,
+    QueryBatch,
+    QueryGroups,
+    Request,
+    SetPayload,
+    UpdateVectors,
+    Upsert,
+)
 from fm_storage.vectors.request.points import Floats, Terms, from_wire_id
 
 __all__ = ["EmbeddedEngine"]
 
 _READS = frozenset(
-    {"collections", "count", "info", "marker", "query", "retrieve", "scroll", "spec"}
+    {
+        "collections",
+        "count",
+        "facet",
+        "info",
+        "marker",
+        "query",
+        "retrieve",
+        "scroll",
+        "spec",
+    }
 )
-_SYNCED = frozenset({"upsert", "delete", "set_payload", "delete_payload"})
+_SYNCED = frozenset(
+    {
+        "upsert",
+        "update_vectors",
+        "delete",
+        "delete_vectors",
+        "set_payload",
+        "delete_payload",
+    }
+)
 _SMALL = 16  # points: less than a millisecond
 
 
@@ -158,6 +186,22 @@ class EmbeddedEngine:
             return f"embedded engine, process {(await self._connected()).pid}"
         if operation == "identity":
             return (await self._connected()).identity
+        if isinstance(request, QueryBatch):
+            # The engine answers together what has arrived together.
+            return await asyncio.gather(
+                *(self.call("query", collection, each) for each in request.queries)
+            )
+        if isinstance(request, QueryGroups):
+
+            def ask(query: Query) -> Awaitable[list[ScoredPoint]]:
+                return self.call("query", collection, query)
+
+            return await grouped(ask, request)
+        return await self._call(operation, collection, request)
+
+    async def _call(
+        self, operation: str, collection: str | None, request: Request | None
+    ) -> Any:
         meta, raw = await self._frame(request)
         meta["op"], meta["c"] = operation, collection
         if operation in _SYNCED:
@@ -174,17 +218,10 @@ class EmbeddedEngine:
             ) from None
         if "ok" not in answer:
             raise _refused(answer, operation, collection)
-        found = answer["ok"]
-        if operation in {"query", "retrieve"}:
-            return _points(found, vectors)
-        if operation == "scroll":
-            return _points(found["points"], vectors), found["next"]
-        if operation == "collections":
-            return found["names"], found["aliases"]
-        return found
+        return _made(operation, answer["ok"], vectors)
 
     async def _frame(self, request: Request | None) -> tuple[dict[str, Any], bytes]:
-        if isinstance(request, Upsert):
+        if isinstance(request, Upsert | UpdateVectors):
             if len(request.points) <= _SMALL:
                 return _upsert_frame(request)
             return await asyncio.to_thread(_upsert_frame, request)
@@ -210,7 +247,7 @@ class EmbeddedEngine:
         return await (await self._connected()).call(meta, raw)
 
 
-def _upsert_frame(request: Upsert) -> tuple[dict[str, Any], bytes]:
+def _upsert_frame(request: Upsert | UpdateVectors) -> tuple[dict[str, Any], bytes]:
     """Return the JSON part and the raw part of a frame that writes a batch."""
     batch = request.points
     raw: list[bytes] = []
@@ -245,7 +282,8 @@ def _upsert_frame(request: Upsert) -> tuple[dict[str, Any], bytes]:
         "payloads": [orjson.Fragment(point.payload) for point in batch],
         "dense": dense_parts,
         "sparse": sparse_parts,
-        "newer_by": request.newer_by,
+        "newer_by": request.newer_by if isinstance(request, Upsert) else None,
+        "condition": request.condition,
     }
     return meta, b"".join(raw)
 
@@ -291,6 +329,19 @@ def _points(answer: Sequence[Any], raw: memoryview) -> list[ScoredPoint]:
         point = from_wire_id(number, payload)
         made.append(ScoredPoint(point, score, payload or {}, _vector(vector, raw)))
     return made
+
+
+def _made(operation: str, found: Any, vectors: memoryview) -> Any:
+    """Return an answer as the store expects it."""
+    if operation in {"query", "retrieve"}:
+        return _points(found, vectors)
+    if operation == "scroll":
+        return _points(found["points"], vectors), found["next"]
+    if operation == "facet":
+        return [tuple(pair) for pair in found]
+    if operation == "collections":
+        return found["names"], found["aliases"]
+    return found
 
 
 def _refused(

@@ -76,7 +76,11 @@ def as_json(value: Any, field: str = "filter", depth: int = 0) -> Any:
     """
     if isinstance(value, Enum):
         value = value.value
-    if value is None or isinstance(value, str | bool | int):
+    if isinstance(value, str) and not value.isascii():
+        return _text(value, field)
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise _refused(f"it holds {value}; give integers of 64 bits", field)
+    if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, float):
         if math.isfinite(value):
@@ -89,6 +93,15 @@ def as_json(value: Any, field: str = "filter", depth: int = 0) -> Any:
     if depth > _DEPTH:
         raise _refused(f"it is nested deeper than {_DEPTH} levels; flatten it", field)
     return _inside(value, field, depth + 1)
+
+
+def _text(value: str, field: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        problem = f"{value!r} holds a lone surrogate; give valid text"
+        raise _refused(problem, field) from None
+    return value
 
 
 def _inside(value: Any, field: str, depth: int) -> Any:

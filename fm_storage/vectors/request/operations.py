@@ -19,16 +19,21 @@ __all__ = [
     "Create",
     "Delete",
     "DeletePayload",
+    "DeleteVectors",
     "Exchange",
+    "Facet",
     "Ids",
     "Index",
     "Json",
     "Marker",
     "Query",
+    "QueryBatch",
+    "QueryGroups",
     "Request",
     "Retrieve",
     "Scroll",
     "SetPayload",
+    "UpdateVectors",
     "Upsert",
 ]
 
@@ -38,10 +43,15 @@ Ids: TypeAlias = "Sequence[int | str]"
 
 @dataclass(frozen=True, slots=True)
 class Upsert:
-    """Write one batch; with *newer_by* only what is newer than the stored point."""
+    """Write one batch.
+
+    A stored point is replaced only where it matches *condition*, and is older by
+    *newer_by*.
+    """
 
     points: Sequence[Encoded]
     newer_by: str | None = None
+    condition: Json | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +80,23 @@ class DeletePayload:
     """Remove fields from the payload of points."""
 
     keys: Sequence[str]
+    ids: Ids | None
+    filter: Json | None
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateVectors:
+    """Replace vectors of points that are there, and match *condition*."""
+
+    points: Sequence[Encoded]
+    condition: Json | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteVectors:
+    """Remove named vectors from points."""
+
+    names: Sequence[str]
     ids: Ids | None
     filter: Json | None
 
@@ -119,6 +146,32 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
+class Facet:
+    """Count points by the values of a payload field, the commonest first."""
+
+    key: str
+    limit: int
+    exact: bool
+    filter: Json | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueryGroups:
+    """Answer one query by groups of hits with the same value of a payload field."""
+
+    query: Query
+    group_by: str
+    group_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueryBatch:
+    """Answer several queries in one request."""
+
+    queries: Sequence[Query]
+
+
+@dataclass(frozen=True, slots=True)
 class Create:
     """Create a collection; answered by False when the name is taken."""
 
@@ -157,5 +210,6 @@ class Marker:
 
 Request: TypeAlias = (
     "Upsert | Delete | SetPayload | DeletePayload | Query | Retrieve | Scroll | Count"
+    " | UpdateVectors | DeleteVectors | Facet | QueryGroups | QueryBatch"
     " | Create | Index | Alias | Exchange | Marker"
 )

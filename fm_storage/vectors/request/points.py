@@ -31,9 +31,11 @@ __all__ = [
     "encode_payload",
     "encode_point",
     "encode_points",
+    "encode_updates",
     "encode_vector",
     "from_wire_id",
     "in_batches",
+    "listed",
     "to_wire_id",
 ]
 
@@ -159,6 +161,19 @@ class Encoded:
         return size
 
 
+def listed(given: Any, field: str) -> list[Any]:
+    """Return what the application gives several of as a list.
+
+    Raises:
+        InvalidRecord: It cannot be iterated over.
+    """
+    try:
+        return list(given)
+    except TypeError:
+        problem = f"{field}: it is a {type(given).__name__}; give a list"
+        raise InvalidRecord(problem, field=field) from None
+
+
 def encode_points(
     points: Iterable[Any],
     spec: Mapping[str, Any],
@@ -198,6 +213,38 @@ def encode_points(
         )
         for index, point in enumerate(points, start)
     ]
+
+
+def encode_updates(
+    points: Iterable[Any], spec: Mapping[str, Any], collection: str
+) -> list[Encoded]:
+    """Check and encode ids and vectors; payloads are left alone.
+
+    Raises:
+        DimensionMismatch: A vector's length is not the collection's.
+        InvalidVector: A vector is unknown, or not finite.
+        InvalidRecord: An id is wrong, or a point has no vector.
+    """
+    made = []
+    for index, point in enumerate(points):
+        try:
+            number, vector = to_wire_id(point.id, index=index)[0], point.vector
+        except AttributeError:
+            raise InvalidRecord(
+                f"collection {collection!r}: point {index} is a "
+                f"{type(point).__name__}; give Point objects",
+                field="point",
+                index=index,
+            ) from None
+        vectors = _vectors(vector, spec, collection, index)
+        if not vectors:
+            raise InvalidRecord(
+                f"collection {collection!r}: point {index} has no vector; give one",
+                field="vector",
+                index=index,
+            )
+        made.append(Encoded(number, vectors, b"{}", index))
+    return made
 
 
 def encode_point(

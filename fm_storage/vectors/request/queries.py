@@ -24,6 +24,7 @@ from fm_storage.vectors.request.points import RESERVED_ID, encode_vector, to_wir
 
 __all__ = [
     "Asked",
+    "asked_from",
     "hybrid",
     "ids_in",
     "normal_prefetch",
@@ -33,6 +34,7 @@ __all__ = [
     "query_parameters",
     "require_stages",
     "search_parameters",
+    "vector_names",
     "vector_selector",
 ]
 
@@ -92,6 +94,35 @@ class Asked:
             score_threshold=_threshold(self.score_threshold),
             params=search_parameters(self.params, exact=bool(self.exact)),
         )
+
+
+def asked_from(given: Any) -> Asked:
+    """Return the query with these arguments of ``store.query()``.
+
+    Raises:
+        InvalidRecord: An argument is not known.
+    """
+    wrong = f"{given!r} is no mapping"
+    if isinstance(given, Mapping):
+        try:
+            return Asked(**given)
+        except TypeError as exc:
+            wrong = str(exc)
+    raise InvalidRecord(
+        f"query_batch: {wrong}; give the arguments of query() by name", field="queries"
+    )
+
+
+def vector_names(given: Any) -> list[str]:
+    """Return names of vectors, checked.
+
+    Raises:
+        InvalidRecord: It is no list of names, or empty.
+    """
+    names = as_json(given, "names")
+    if isinstance(names, list) and names and all(isinstance(n, str) for n in names):
+        return names
+    raise InvalidRecord(f"names: {given!r}; give a list of names", field="names")
 
 
 def hybrid(
@@ -251,7 +282,7 @@ def order_by(given: Any) -> str | dict[str, Any] | None:
         return given and payload_path(given, "order_by")
     if isinstance(given, Mapping) and given.keys() <= _ORDER and "key" in given:
         start = given.get("start_from")
-        if given.get("direction") in {None, "asc", "desc"} and (
+        if given.get("direction") in (None, "asc", "desc") and (
             start is None or isinstance(start, str | int | float)
         ):
             key = payload_path(given["key"], "order_by")

@@ -44,10 +44,15 @@ _POINT_OPERATIONS = frozenset(
         "count",
         "delete",
         "delete_payload",
+        "delete_vectors",
+        "facet",
         "query",
+        "query_batch",
+        "query_groups",
         "retrieve",
         "scroll",
         "set_payload",
+        "update_vectors",
         "upsert",
     }
 )

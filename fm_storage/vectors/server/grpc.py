@@ -13,19 +13,24 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from qdrant_client import models
 
-from fm_storage.errors import InvalidRecord
-from fm_storage.vectors.points import ScoredPoint
+from fm_storage.errors import InvalidRecord, RecordNotFound
+from fm_storage.vectors.points import PointGroup, ScoredPoint
 from fm_storage.vectors.request.operations import (
     Count,
     Delete,
     DeletePayload,
+    DeleteVectors,
+    Facet,
     Ids,
     Json,
     Query,
+    QueryBatch,
+    QueryGroups,
     Request,
     Retrieve,
     Scroll,
     SetPayload,
+    UpdateVectors,
     Upsert,
 )
 from fm_storage.vectors.request.points import Encoded, Floats, Terms
@@ -128,10 +133,15 @@ class GrpcPoints:
             "count": self._count,
             "delete": self._delete,
             "delete_payload": self._delete_payload,
+            "delete_vectors": self._delete_vectors,
+            "facet": self._facet,
             "query": self._query,
+            "query_batch": self._query_batch,
+            "query_groups": self._groups,
             "retrieve": self._retrieve,
             "scroll": self._scroll,
             "set_payload": self._set_payload,
+            "update_vectors": self._update_vectors,
             "upsert": self._upsert,
         }
 
@@ -148,23 +158,27 @@ class GrpcPoints:
             with translated(operation, collection):
                 return await self._calls[operation](collection, request)
         except _UNREADABLE as exc:  # by the client's conversions, or local mode
+            if isinstance(request, UpdateVectors) and isinstance(exc, KeyError):
+                raise RecordNotFound(collection, exc.args[0]) from exc  # local mode
             raise InvalidRecord(
                 f"collection {collection!r}: {operation} refused: "
                 f"{type(exc).__name__}: {exc}"
             ) from exc
 
     async def _upsert(self, collection: str, request: Upsert) -> None:
-        groups: list[tuple[Sequence[Encoded], Json | None]] = [(request.points, None)]
+        condition = request.condition
+        groups: list[tuple[Sequence[Encoded], Json | None]]
+        groups = [(request.points, condition)]
         if request.newer_by is not None:
-            groups = [*by_version(request.points, request.newer_by)]
+            groups = [*by_version(request.points, request.newer_by, condition)]
         for group, chosen in groups:
-            condition = filter_model(chosen)
+            only = filter_model(chosen)
             points = await self._built(group)
             if self._remote:
-                await self._upsert_messages(collection, points, condition)
+                await self._upsert_messages(collection, points, only)
             else:
                 await self._client.upsert(
-                    collection, points=points, update_filter=condition, wait=True
+                    collection, points=points, update_filter=only, wait=True
                 )
 
     async def _upsert_messages(
@@ -230,27 +244,92 @@ class GrpcPoints:
             collection, keys=request.keys, points=points, wait=True
         )
 
+    async def _update_vectors(self, collection: str, request: UpdateVectors) -> None:
+        points = [
+            models.PointVectors(id=point.id, vector=_point(point).vector)
+            for point in request.points
+        ]
+        await self._client.update_vectors(
+            collection,
+            points=points,
+            update_filter=filter_model(request.condition),
+            wait=True,
+        )
+
+    async def _delete_vectors(self, collection: str, request: DeleteVectors) -> None:
+        await self._client.delete_vectors(
+            collection,
+            vectors=request.names,
+            points=_selector(None, by_filter(request.ids, request.filter)),
+            wait=True,
+        )
+
+    async def _facet(self, collection: str, request: Facet) -> dict[Any, int]:
+        found = await self._client.facet(
+            collection,
+            key=request.key,
+            facet_filter=filter_model(request.filter),
+            limit=request.limit,
+            exact=request.exact,
+        )
+        return {hit.value: hit.count for hit in found.hits}
+
+    def _asked(self, request: Query) -> dict[str, Any]:
+        stages = [_stage(stage) for stage in _plain(request.prefetch) or ()]
+        return {
+            "query": query_model(_plain(request.query)),
+            "using": request.using or None,
+            "prefetch": stages or None,
+            "limit": request.limit,
+            "with_payload": _payload(request.with_payload),
+            "score_threshold": request.score_threshold,
+        }
+
+    def _params(self, request: Query) -> Any:
+        # Local mode compares with every point, and warns of parameters.
+        wanted = request.params and self._remote
+        return models.SearchParams(**request.params or {}) if wanted else None
+
     async def _query(self, collection: str, request: Query) -> list[ScoredPoint]:
         found = await self._client.query_points(
             collection,
-            query=query_model(_plain(request.query)),
-            using=request.using or None,
-            prefetch=[_stage(stage) for stage in _plain(request.prefetch) or ()]
-            or None,
+            **self._asked(request),
             query_filter=filter_model(request.filter),
-            # Local mode compares with every point, and warns of parameters.
-            search_params=models.SearchParams(**request.params)
-            if request.params and self._remote
-            else None,
-            limit=request.limit,
+            search_params=self._params(request),
             offset=request.offset,
-            with_payload=_payload(request.with_payload),
             with_vectors=request.with_vector,
-            score_threshold=request.score_threshold,
+        )
+        return _hits(found.points)
+
+    async def _query_batch(
+        self, collection: str, request: QueryBatch
+    ) -> list[list[ScoredPoint]]:
+        queries = [
+            models.QueryRequest(
+                **self._asked(query),
+                filter=filter_model(query.filter),
+                params=self._params(query),
+                offset=query.offset,
+                with_vector=query.with_vector,
+            )
+            for query in request.queries
+        ]
+        found = await self._client.query_batch_points(collection, requests=queries)
+        return [_hits(answer.points) for answer in found]
+
+    async def _groups(self, collection: str, request: QueryGroups) -> list[PointGroup]:
+        query = request.query
+        found = await self._client.query_points_groups(
+            collection,
+            group_by=request.group_by,
+            group_size=request.group_size,
+            **self._asked(query),
+            query_filter=filter_model(query.filter),
+            search_params=self._params(query),
+            with_vectors=query.with_vector,
         )
         return [
-            point_from(hit.id, hit.score, hit.payload, hit.vector)
-            for hit in found.points
+            PointGroup(group.id, tuple(_hits(group.hits))) for group in found.groups
         ]
 
     async def _retrieve(self, collection: str, request: Retrieve) -> list[ScoredPoint]:
@@ -299,6 +378,10 @@ def _payload(given: bool | Json) -> Any:
 
 def _plain(value: Any) -> Any:
     return plain_request(value, dense=Floats.tolist)
+
+
+def _hits(found: Sequence[Any]) -> list[ScoredPoint]:
+    return [point_from(hit.id, hit.score, hit.payload, hit.vector) for hit in found]
 
 
 def _structs(batch: Sequence[Encoded]) -> list[models.PointStruct]:

@@ -24,7 +24,7 @@ class PointsWire(Protocol):
 
 
 def by_version(
-    points: Iterable[Encoded], field: str
+    points: Iterable[Encoded], field: str, condition: Json | None
 ) -> list[tuple[list[Encoded], dict[str, Any]]]:
     """Group points by version: one condition on the stored points serves a group."""
     groups: dict[Any, list[Encoded]] = {}
@@ -37,7 +37,8 @@ def by_version(
                 "should": [
                     {"key": field, "range": {"lt": version}},
                     {"is_empty": {"key": field}},
-                ]
+                ],
+                **({} if condition is None else {"must": [condition]}),
             },
         )
         for version, group in groups.items()

@@ -16,17 +16,22 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import orjson
 
-from fm_storage.vectors.points import ScoredPoint
+from fm_storage.vectors.points import PointGroup, ScoredPoint
 from fm_storage.vectors.request.operations import (
     Count,
     Delete,
     DeletePayload,
+    DeleteVectors,
+    Facet,
     Json,
     Query,
+    QueryBatch,
+    QueryGroups,
     Request,
     Retrieve,
     Scroll,
     SetPayload,
+    UpdateVectors,
     Upsert,
 )
 from fm_storage.vectors.request.points import Encoded, Floats, Terms
@@ -88,7 +93,10 @@ def _list_of(batch: Sequence[Encoded]) -> bytes:
 
 def _upsert_body(request: Upsert) -> bytes:
     if request.newer_by is None:
-        return b'{"points":' + _list_of(request.points) + b"}"
+        body: dict[str, Any] = {"points": orjson.Fragment(_list_of(request.points))}
+        if request.condition is not None:
+            body["update_filter"] = request.condition
+        return orjson.dumps(body)
     operations = [
         {
             "upsert": {
@@ -96,7 +104,9 @@ def _upsert_body(request: Upsert) -> bytes:
                 "update_filter": condition,
             }
         }
-        for group, condition in by_version(request.points, request.newer_by)
+        for group, condition in by_version(
+            request.points, request.newer_by, request.condition
+        )
     ]
     return orjson.dumps({"operations": operations})
 
@@ -128,6 +138,40 @@ def _delete(request: Delete) -> Sent:
     return "POST", f"{_POINTS}/delete", orjson.dumps(chosen), True
 
 
+def _update_vectors(request: UpdateVectors) -> Sent:
+    points = [
+        {"id": point["id"], "vector": point["vector"]}
+        for point in map(_point, request.points)
+    ]
+    body: dict[str, Any] = {"points": points}
+    if request.condition is not None:
+        body["update_filter"] = request.condition
+    made = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    return "PUT", f"{_POINTS}/vectors", made, True
+
+
+def _delete_vectors(request: DeleteVectors) -> Sent:
+    chosen = by_filter(request.ids, request.filter)
+    body = orjson.dumps({"vector": request.names, "filter": chosen})
+    return "POST", f"{_POINTS}/vectors/delete", body, True
+
+
+def _facet(request: Facet) -> Sent:
+    return "POST", "/collections/{collection_name}/facet", _body(_given(request)), False
+
+
+def _groups(request: QueryGroups) -> Sent:
+    body = _named(_given(request.query))
+    body.pop("offset")
+    body |= {"group_by": request.group_by, "group_size": request.group_size}
+    return "POST", f"{_POINTS}/query/groups", _body(body), False
+
+
+def _query_batch(request: QueryBatch) -> Sent:
+    body = {"searches": [_named(_given(query)) for query in request.queries]}
+    return "POST", f"{_POINTS}/query/batch", _body(body), False
+
+
 def _retrieve(request: Retrieve) -> Sent:
     body = {
         "ids": request.ids,
@@ -155,10 +199,15 @@ _REQUESTS: dict[str, Callable[[Any], Sent]] = {
     "count": _count,
     "delete": _delete,
     "delete_payload": _delete_payload,
+    "delete_vectors": _delete_vectors,
+    "facet": _facet,
     "query": _query,
+    "query_batch": _query_batch,
+    "query_groups": _groups,
     "retrieve": _retrieve,
     "scroll": _scroll,
     "set_payload": _set_payload,
+    "update_vectors": _update_vectors,
 }
 
 
@@ -200,7 +249,21 @@ class RestPoints:
             return await _points(answer["points"]), answer.get("next_page_offset")
         if isinstance(request, Query):
             return await _points(answer["points"])
-        return answer["count"] if isinstance(request, Count) else None
+        return await self._other(request, answer)
+
+    async def _other(self, request: Request, answer: Any) -> Any:
+        if isinstance(request, Count):
+            return answer["count"]
+        if isinstance(request, Facet):
+            return {hit["value"]: hit["count"] for hit in answer["hits"]}
+        if isinstance(request, QueryBatch):
+            return [await _points(each["points"]) for each in answer]
+        if isinstance(request, QueryGroups):
+            return [
+                PointGroup(group["id"], tuple(await _points(group["hits"])))
+                for group in answer["groups"]
+            ]
+        return None
 
     async def _upsert(self, request: Upsert) -> Sent:
         if sum(point.size for point in request.points) <= _SMALL:

@@ -1,4 +1,4 @@
-"""Reading points: queries encoded by the collection's definition, long answers in pages.
+"""Reading points: queries encoded, long answers asked for in pages.
 
 An answer is decoded by a thread that holds the interpreter meanwhile, or on the loop
 itself: so what an engine is asked for at a time is bounded by bytes, as far as the
@@ -14,13 +14,20 @@ from typing import Any
 import orjson
 
 from fm_storage.errors import InvalidVector, RecordNotFound
-from fm_storage.vectors.points import ScoredPoint, SparseVector
-from fm_storage.vectors.request.operations import Query, Retrieve, Scroll
+from fm_storage.vectors.points import PointGroup, ScoredPoint, SparseVector
+from fm_storage.vectors.request.filters import payload_path
+from fm_storage.vectors.request.operations import (
+    Query,
+    QueryBatch,
+    QueryGroups,
+    Retrieve,
+    Scroll,
+)
 from fm_storage.vectors.request.points import RESERVED_ID, to_wire_id
-from fm_storage.vectors.request.queries import Asked, ids_in
+from fm_storage.vectors.request.queries import Asked, ids_in, query_parameters
 from fm_storage.vectors.store.call import Calls
 
-__all__ = ["find", "page", "retrieve"]
+__all__ = ["find", "find_groups", "find_many", "page", "retrieve"]
 
 _FIRST = 64
 _SAMPLE = 4
@@ -44,6 +51,40 @@ async def find(calls: Calls, collection: str, asked: Asked) -> list[ScoredPoint]
         # The engine knows the id that it was given, not the caller's.
         key = ids_in(asked.query, asked.prefetch).get(str(exc.key), exc.key)
         raise RecordNotFound(collection, key) from exc
+
+
+async def find_many(
+    calls: Calls, collection: str, every: Sequence[Asked]
+) -> list[list[ScoredPoint]]:
+    """See ``QdrantStore.query_batch()``."""
+    spec = await calls.spec(collection)
+    try:
+        queries = [asked.encoded(spec, collection) for asked in every]
+    except InvalidVector:
+        changed = await calls.changed_spec(collection)
+        if changed is None:
+            raise
+        queries = [asked.encoded(changed, collection) for asked in every]
+    if sum(q.limit for q in queries) > _FIRST:
+        return [await _found(calls, collection, query) for query in queries]
+    if not queries:
+        return []
+    answers: list[list[ScoredPoint]] = await calls.ask(
+        "query_batch", collection, QueryBatch(queries)
+    )
+    return answers
+
+
+async def find_groups(
+    calls: Calls, collection: str, asked: Asked, group_by: str, group_size: int
+) -> list[PointGroup]:
+    """See ``QdrantStore.search_groups()``."""
+    spec = await calls.spec(collection)
+    size, _ = query_parameters(group_size, 0)
+    query = asked.encoded(spec, collection)
+    request = QueryGroups(query, payload_path(group_by, "group_by"), size)
+    groups: list[PointGroup] = await calls.ask("query_groups", collection, request)
+    return groups
 
 
 async def _found(calls: Calls, collection: str, request: Query) -> list[ScoredPoint]:

@@ -19,29 +19,39 @@ from fm_storage.errors import InvalidRecord, VectorStoreUnavailable
 from fm_storage.vectors.points import (
     CollectionInfo,
     Point,
+    PointGroup,
     PointId,
     ScoredPoint,
     VectorStatistics,
 )
 from fm_storage.vectors.request.definitions import spec_of
-from fm_storage.vectors.request.filters import Filter, as_json, normal_filter
+from fm_storage.vectors.request.filters import (
+    Filter,
+    as_json,
+    normal_filter,
+    payload_path,
+)
 from fm_storage.vectors.request.operations import (
     Alias,
     Count,
     DeletePayload,
+    DeleteVectors,
     Exchange,
+    Facet,
     Index,
     Marker,
     Retrieve,
     Scroll,
     SetPayload,
 )
-from fm_storage.vectors.request.points import encode_payload, to_wire_id
+from fm_storage.vectors.request.points import encode_payload, listed, to_wire_id
 from fm_storage.vectors.request.queries import (
     Asked,
+    asked_from,
     hybrid,
     payload_selector,
     query_parameters,
+    vector_names,
     vector_selector,
 )
 from fm_storage.vectors.request.queries import (
@@ -49,9 +59,20 @@ from fm_storage.vectors.request.queries import (
 )
 from fm_storage.vectors.store.call import Calls, check_name
 from fm_storage.vectors.store.collections import META_COLLECTION, ensure, info_from
-from fm_storage.vectors.store.reading import find, page, retrieve
+from fm_storage.vectors.store.reading import (
+    find,
+    find_groups,
+    find_many,
+    page,
+    retrieve,
+)
 from fm_storage.vectors.store.reindex import Embed, ReindexReport, reindex
-from fm_storage.vectors.store.writing import deletion, ids_or_filter_of, upsert
+from fm_storage.vectors.store.writing import (
+    deletion,
+    ids_or_filter_of,
+    update_vectors,
+    upsert,
+)
 
 __all__ = ["QdrantStore"]
 
@@ -357,6 +378,7 @@ class QdrantStore:
         points: Iterable[Point],
         *,
         newer_by: str | None = None,
+        update_filter: Filter = None,
         progress: Progress | None = None,
     ) -> int:
         """Write points, replacing those with the same id; return how many were given.
@@ -370,6 +392,8 @@ class QdrantStore:
             points: ``Point`` objects (``PointStruct`` of the client will do).
             newer_by: Payload field with a number: a stored point is replaced
                 only by one whose number is greater.
+            update_filter: A stored point is replaced only where it matches; points
+                that are not there yet are written in any case.
             progress: Called as ``progress(done, total)`` after each request.
 
         Raises:
@@ -383,8 +407,65 @@ class QdrantStore:
         return await self._calls.run(
             "upsert_points",
             collection,
-            lambda: upsert(self._calls, collection, list(points), newer_by, progress),
+            lambda: upsert(
+                self._calls,
+                collection,
+                listed(points, "points"),
+                newer_by=newer_by,
+                update_filter=update_filter,
+                progress=progress,
+            ),
         )
+
+    async def update_vectors(
+        self, collection: str, points: Iterable[Point], *, update_filter: Filter = None
+    ) -> None:
+        """Replace vectors of stored points; other vectors and payloads stay.
+
+        Args:
+            collection: Name of an existing collection or alias.
+            points: Ids with the vectors to replace, named ones by name
+                (``Point(1, {"title": …})``); payloads are ignored.
+            update_filter: Only points that match it are changed.
+
+        Raises:
+            CollectionNotFound: There is no such collection.
+            RecordNotFound: A point is not there; the others were changed.
+            DimensionMismatch: A vector's length is not the collection's.
+            InvalidVector: A vector is unknown, or not finite; nothing was sent.
+            InvalidRecord: An id or the filter is wrong, or a point has no vector.
+        """
+        await self._calls.run(
+            "update_vectors",
+            collection,
+            lambda: update_vectors(
+                self._calls, collection, listed(points, "points"), update_filter
+            ),
+        )
+
+    async def delete_vectors(
+        self,
+        collection: str,
+        names: Sequence[str],
+        ids_or_filter: Iterable[PointId] | Filter,
+    ) -> None:
+        """Remove vectors from points chosen by id or filter; the points stay.
+
+        Args:
+            collection: Name of an existing collection or alias.
+            names: Names of the vectors; ``""`` is the unnamed one.
+            ids_or_filter: Ids, or a filter in any form; absent ids are skipped.
+
+        Raises:
+            CollectionNotFound: There is no such collection.
+            InvalidVector: There is no vector of such a name.
+            InvalidRecord: An id, a name or the filter is wrong.
+        """
+        ids, chosen = ids_or_filter_of(ids_or_filter)
+        wanted = vector_names(names)
+        if ids != []:
+            request = DeleteVectors(wanted, ids, chosen)
+            await self._calls.one("delete_vectors", collection, request=request)
 
     async def delete_points(
         self,
@@ -454,7 +535,7 @@ class QdrantStore:
         """
         ids, chosen = ids_or_filter_of(ids_or_filter)
         if ids != []:
-            request = DeletePayload(list(keys), ids, chosen)
+            request = DeletePayload(listed(keys, "keys"), ids, chosen)
             await self._calls.one("delete_payload", collection, request=request)
 
     # Reading
@@ -579,6 +660,113 @@ class QdrantStore:
             operation, collection, lambda: find(self._calls, collection, asked)
         )
 
+    async def query_batch(
+        self, collection: str, queries: Sequence[Mapping[str, Any]]
+    ) -> list[list[ScoredPoint]]:
+        """Answer several queries in one request, in order.
+
+        Args:
+            collection: Name of an existing collection or alias.
+            queries: Arguments of ``query()``, by name, for each.
+
+        Raises:
+            CollectionNotFound: There is no such collection.
+            InvalidRecord: A query is wrong; none was asked.
+            InvalidVector: A vector in one does not fit; none was asked.
+        """
+        every = [asked_from(given) for given in listed(queries, "queries")]
+        return await self._calls.run(
+            "query_batch",
+            collection,
+            lambda: find_many(self._calls, collection, every),
+        )
+
+    async def search_groups(
+        self,
+        collection: str,
+        vector: Any,
+        group_by: str,
+        limit: int = 10,
+        filter: Filter = None,
+        *,
+        group_size: int = 3,
+        using: str = "",
+        score_threshold: float | None = None,
+        with_payload: bool | Sequence[str] = True,
+        with_vectors: bool | Sequence[str] = False,
+        exact: bool = False,
+        params: Mapping[str, object] | None = None,
+    ) -> list[PointGroup]:
+        """Return the best hits by groups, the group with the best hit first.
+
+        Args:
+            collection: Name of an existing collection or alias.
+            vector: As for ``search()``.
+            group_by: Payload field with text or integers; a point with a list is in
+                several groups, one without a value in none.
+            limit: How many groups at most.
+            filter: Only points that match it.
+            group_size: How many hits of a group at most.
+            using: Name of the vector to compare with.
+            score_threshold: Only points at least this good.
+            with_payload: Whether to return payloads, or which fields.
+            with_vectors: Whether to return vectors, or which.
+            exact: Compare with every point, without an index.
+            params: Qdrant's search parameters.
+
+        Raises:
+            CollectionNotFound: There is no such collection.
+            InvalidVector: The vector does not fit.
+            InvalidRecord: The field, the filter or a parameter is wrong.
+            RecordNotFound: There is no point with the id given as *vector*.
+        """
+        asked = Asked(
+            vector,
+            limit=limit,
+            filter=filter,
+            using=using,
+            score_threshold=score_threshold,
+            with_payload=with_payload,
+            with_vectors=with_vectors,
+            exact=exact,
+            params=params,
+        )
+        return await self._calls.run(
+            "search_groups",
+            collection,
+            lambda: find_groups(self._calls, collection, asked, group_by, group_size),
+        )
+
+    async def facet(
+        self,
+        collection: str,
+        key: str,
+        *,
+        limit: int = 10,
+        filter: Filter = None,
+        exact: bool = False,
+    ) -> dict[str | int | bool, int]:
+        """Count points by the values of a payload field, the commonest first.
+
+        Args:
+            collection: Name of an existing collection or alias.
+            key: Payload field with a keyword, integer or bool index.
+            limit: How many values at most.
+            filter: Only points that match it.
+            exact: Count exactly; by default a large collection is estimated.
+
+        Raises:
+            CollectionNotFound: There is no such collection.
+            InvalidRecord: The field has no such index, or an argument is wrong.
+        """
+        request = Facet(
+            payload_path(key, "key"),
+            query_parameters(limit, 0)[0],
+            bool(exact),
+            normal_filter(filter),
+        )
+        return dict(await self._calls.one("facet", collection, request=request))
+
     async def search_hybrid(
         self,
         collection: str,
@@ -687,7 +875,7 @@ class QdrantStore:
             InvalidRecord: An id is wrong.
         """
         request = Retrieve(
-            list(dict.fromkeys(to_wire_id(value)[0] for value in ids)),
+            list(dict.fromkeys(to_wire_id(value)[0] for value in listed(ids, "ids"))),
             payload_selector(with_payload),
             vector_selector(with_vectors),
         )

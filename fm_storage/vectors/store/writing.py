@@ -15,19 +15,21 @@ from uuid import UUID
 
 from fm_storage._typing import Progress
 from fm_storage.concurrency.pacing import yielding_gil
-from fm_storage.errors import InvalidRecord, InvalidVector
+from fm_storage.errors import InvalidRecord, InvalidVector, RecordNotFound
 from fm_storage.vectors.points import PointId
 from fm_storage.vectors.request.filters import Filter, normal_filter
-from fm_storage.vectors.request.operations import Delete, Upsert
+from fm_storage.vectors.request.operations import Delete, UpdateVectors, Upsert
 from fm_storage.vectors.request.points import (
     Encoded,
     encode_points,
+    encode_updates,
     in_batches,
+    listed,
     to_wire_id,
 )
 from fm_storage.vectors.store.call import Calls
 
-__all__ = ["deletion", "ids_or_filter_of", "upsert"]
+__all__ = ["deletion", "ids_or_filter_of", "update_vectors", "upsert"]
 
 T = TypeVar("T")
 
@@ -39,10 +41,13 @@ async def upsert(
     calls: Calls,
     collection: str,
     points: Sequence[Any],
+    *,
     newer_by: str | None,
+    update_filter: Filter,
     progress: Progress | None,
 ) -> int:
     """See ``QdrantStore.upsert_points()``."""
+    condition = normal_filter(update_filter)
 
     async def upsert_as(spec: dict[str, Any]) -> None:
         encoded = await _encoded(calls, spec, collection, points, newer_by)
@@ -55,7 +60,7 @@ async def upsert(
 
         async def send(batch: list[Encoded]) -> None:
             nonlocal done
-            await calls.ask("upsert", collection, Upsert(batch, newer_by))
+            await calls.ask("upsert", collection, Upsert(batch, newer_by, condition))
             done += len(batch)
             if progress is not None:
                 progress(done, len(encoded))
@@ -72,6 +77,36 @@ async def upsert(
             raise
         await upsert_as(changed)
     return len(points)
+
+
+async def update_vectors(
+    calls: Calls, collection: str, points: Sequence[Any], update_filter: Filter
+) -> None:
+    """See ``QdrantStore.update_vectors()``."""
+    condition = normal_filter(update_filter)
+    spec = await calls.spec(collection)
+    try:
+        encoded = encode_updates(points, spec, collection)
+    except InvalidVector:
+        changed = await calls.changed_spec(collection)
+        if changed is None:
+            raise
+        encoded = encode_updates(points, changed, collection)
+    batches = in_batches(
+        encoded,
+        max_points=calls.config.max_batch_points,
+        max_bytes=calls.config.max_batch_bytes,
+    )
+    absent: RecordNotFound | None = None
+    for batch in batches:
+        try:
+            request = UpdateVectors(batch, condition)
+            await calls.ask("update_vectors", collection, request)
+        except RecordNotFound as exc:  # the others were written
+            names = {str(to_wire_id(point.id)[0]): point.id for point in points}
+            absent = RecordNotFound(collection, names.get(str(exc.key), exc.key))
+    if absent is not None:
+        raise absent
 
 
 async def _encoded(
@@ -146,7 +181,9 @@ def ids_or_filter_of(
         return None, chosen
     if isinstance(given, str | int | UUID):
         given = [given]
-    return list(dict.fromkeys(to_wire_id(value)[0] for value in given)), None
+    return list(
+        dict.fromkeys(to_wire_id(value)[0] for value in listed(given, "ids"))
+    ), None
 
 
 def _last_of_each(points: Sequence[Encoded], *, by_version: bool) -> list[Encoded]:

@@ -108,10 +108,17 @@ class Engine:
             "count": lambda request, _out: self._shard(request).count(
                 request.get("filter")
             ),
+            "facet": lambda request, _out: self._shard(request).facet(request),
             "marker": lambda _request, _out: self.manifest.marker,
         }
         self._writes: dict[str, Callable[[dict[str, Any], memoryview], Any]] = {
             "upsert": lambda request, raw: self._shard(request).upsert(request, raw),
+            "update_vectors": lambda request, raw: self._shard(request).update_vectors(
+                request, raw
+            ),
+            "delete_vectors": lambda request, _raw: self._shard(request).delete_vectors(
+                request
+            ),
             "delete": lambda request, _raw: self._shard(request).delete(request),
             "set_payload": lambda request, _raw: self._shard(request).set_payload(
                 request

@@ -131,8 +131,52 @@ class Shard:
             wanted = self._newer(ids, payloads, field)
         points = [edge.Point(ids[i], vectors[i], payloads[i]) for i in wanted]
         if points:
-            self.update(edge.UpdateOperation.upsert_points(points))
+            condition = filter_from(request.get("condition"))
+            self.update(edge.UpdateOperation.upsert_points(points, condition))
         return len(points)
+
+    def update_vectors(self, request: Json, raw: memoryview) -> None:
+        """Replace vectors of points; the first that is not there is named."""
+        ids: list[Any] = request["ids"]
+        vectors = self._vectors(request, raw, len(ids))
+        self._written = len(raw) + 200 * len(ids)
+        there = {wire_id(record.id) for record in self._existing(ids)}
+        points = [
+            edge.PointVectors(number, vector)
+            for number, vector in zip(ids, vectors, strict=True)
+            if number in there
+        ]
+        if points:
+            condition = filter_from(request.get("condition"))
+            self.update(edge.UpdateOperation.update_vectors(points, condition))
+        for number in ids:
+            if number not in there:
+                raise PointNotFound(number)
+
+    def delete_vectors(self, request: Json) -> None:
+        """Remove vectors from points chosen by id or filter."""
+        names = list(request["names"])
+        for name in names:
+            if name not in self.spec["vectors"] | self.spec["sparse_vectors"]:
+                raise WrongVector(name, "unknown")
+        operation = edge.UpdateOperation
+        if request.get("filter") is not None:
+            chosen = filter_from(request["filter"]) or edge.Filter()
+            self.update(operation.delete_vectors_by_filter(chosen, names))
+        elif ids := [record.id for record in self._existing(request["ids"])]:
+            self.update(operation.delete_vectors(ids, names))
+
+    def facet(self, request: Json) -> list[Any]:
+        """Count points by the values of a payload field."""
+        found = self.edge_shard.facet(
+            edge.FacetRequest(
+                key=request["key"],
+                limit=request["limit"],
+                exact=bool(request.get("exact")),
+                filter=filter_from(request.get("filter")),
+            )
+        )
+        return [[_plain_value(hit.value), hit.count] for hit in found.hits]
 
     def _vectors(self, request: Json, raw: memoryview, count: int) -> list[Any]:
         named: list[dict[str, Any]] = [{} for _ in range(count)]
@@ -210,7 +254,7 @@ class Shard:
             )
             self.update(make(chosen, payload, key))
             return
-        ids = self._existing(request["ids"])
+        ids = [record.id for record in self._existing(request["ids"])]
         if not ids:
             return
         write = (
@@ -226,12 +270,12 @@ class Shard:
         if request.get("filter") is not None:
             chosen = filter_from(request["filter"]) or edge.Filter()
             self.update(edge.UpdateOperation.delete_payload_by_filter(chosen, keys))
-        elif ids := self._existing(request["ids"]):
+        elif ids := [record.id for record in self._existing(request["ids"])]:
             self.update(edge.UpdateOperation.delete_payload(ids, keys))
 
-    def _existing(self, ids: list[Any]) -> list[Any]:
+    def _existing(self, ids: list[Any]) -> list[edge.Record]:
         # A batch with one unknown id would be applied in part and then refused.
-        return [record.id for record in self.edge_shard.retrieve(ids, None, None)]
+        return self.edge_shard.retrieve(ids, None, None)
 
     def _index(self, field: str, schema: Any) -> None:
         self.update(
@@ -358,6 +402,10 @@ class Shard:
             "indexed": info.indexed_vectors_count,
             "total": self._total(info.points_count),
         }
+
+
+def _plain_value(value: Any) -> Any:
+    return value if isinstance(value, str | int) else str(value)
 
 
 def _selector(given: Any) -> Any:

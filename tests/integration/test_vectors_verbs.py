@@ -1,0 +1,188 @@
+"""Verbs beyond the first ones: single vectors, groups, facets, batches, conditions.
+
+Nothing here knows which engine answers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from fm_storage.config import CollectionConfig, SparseVectorConfig, VectorConfig
+from fm_storage.errors import (
+    DimensionMismatch,
+    InvalidRecord,
+    InvalidVector,
+    RecordNotFound,
+)
+from fm_storage.vectors import Point, QdrantStore, SparseVector
+from tests.support.vector_rows import ROWS, fill, unit
+
+# A loaded machine may be slow, but not wrong.
+pytestmark = pytest.mark.timeout(120)
+
+TWO = CollectionConfig(
+    vectors={"a": VectorConfig(size=2), "b": VectorConfig(size=3)},
+    sparse_vectors={"s": SparseVectorConfig()},
+)
+
+
+async def test_one_vector_is_replaced_and_the_rest_stays(
+    any_store: QdrantStore, name: str
+) -> None:
+    """Other vectors and the payload are as they were; an absent point is named."""
+    await any_store.ensure_collection_exists(name, TWO)
+    terms = SparseVector([1], [1.0])
+    points = [
+        Point(i, {"a": [1, 0], "b": [0, 0, 1], "s": terms}, {"n": i}) for i in (1, 2)
+    ]
+    await any_store.upsert_points(name, [*points, Point("text", {"a": [1, 0]})])
+    await any_store.update_vectors(name, [Point(1, {"a": [0.0, 1.0]})])
+    found = await any_store.retrieve(name, [1, 2], with_vectors=True)
+    vectors: list[Any] = [point.vector for point in found]
+    assert [v["a"] for v in vectors] == [[0, 1], [1, 0]]
+    assert vectors[0]["b"] == [0, 0, 1]
+    assert [point.payload for point in found] == [{"n": 1}, {"n": 2}]
+    with pytest.raises(RecordNotFound, match="nobody"):
+        await any_store.update_vectors(
+            name, [Point("nobody", {"a": [1, 1]}), Point(2, {"a": [0.0, 1.0]})]
+        )
+    hits = await any_store.search(name, [0, 1], 2, using="a")
+    assert {hit.id for hit in hits} == {1, 2}
+    await any_store.update_vectors(
+        name,
+        [Point(i, {"b": [1, 0, 0]}) for i in (1, 2)],
+        update_filter={"n": {"gte": 2}},
+    )
+    hits = await any_store.search(name, [1, 0, 0], 1, using="b")
+    assert hits[0].id == 2
+    with pytest.raises(DimensionMismatch):
+        await any_store.update_vectors(name, [Point(1, {"a": [1.0]})])
+    with pytest.raises(InvalidRecord):
+        await any_store.update_vectors(name, [Point(1, {})])
+
+
+async def test_one_vector_is_removed_and_the_point_stays(
+    any_store: QdrantStore, name: str
+) -> None:
+    """By id or by filter; absent ids are skipped, unknown names are not."""
+    await any_store.ensure_collection_exists(name, TWO)
+    await any_store.upsert_points(
+        name, [Point(i, {"a": [1, 0], "b": [0, 0, 1]}, {"n": i}) for i in (1, 2, 3)]
+    )
+    await any_store.delete_vectors(name, ["a"], [1, 77])
+    await any_store.delete_vectors(name, ["b"], {"n": 3})
+    found = await any_store.retrieve(name, [1, 2, 3], with_vectors=True)
+    names: list[Any] = [point.vector for point in found]
+    assert [sorted(each) for each in names] == [["b"], ["a", "b"], ["a"]]
+    assert await any_store.count(name) == 3
+    with pytest.raises(InvalidVector):
+        await any_store.delete_vectors(name, ["nothing"], [1])
+    with pytest.raises(InvalidRecord):
+        await any_store.delete_vectors(name, [], [1])
+
+
+async def test_point_may_lack_its_unnamed_vector(
+    any_store: QdrantStore, name: str
+) -> None:
+    """It is counted and read, and no search finds it until it has one."""
+    await any_store.ensure_collection_exists(name, 2)
+    await any_store.upsert_points(name, [Point(1, {}, {"n": 1}), Point(2, [1.0, 0.0])])
+    assert await any_store.count(name) == 2
+    assert [hit.id for hit in await any_store.search(name, [1.0, 0.0])] == [2]
+    await any_store.update_vectors(name, [Point(1, [1.0, 0.0])])
+    assert len(await any_store.search(name, [1.0, 0.0])) == 2
+
+
+async def test_hits_come_by_groups(any_store: QdrantStore, name: str) -> None:
+    """The groups of the best hits, each with its own best ones."""
+    await fill(any_store, name)
+    await any_store.create_payload_index(name, "s", "keyword")
+    await any_store.create_payload_index(name, "tags", "keyword")
+    ranked = [hit.id for hit in await any_store.search(name, unit(9), 24, exact=True)]
+    groups = await any_store.search_groups(
+        name, unit(9), "s", 2, {"n": {"lte": 20}}, group_size=3, exact=True
+    )
+    rows = [(i, ROWS[int(i)]) for i in ranked if ROWS[int(i)]["n"] <= 20]
+    expected = list(dict.fromkeys(row["s"] for _, row in rows))[:2]
+    assert [group.value for group in groups] == expected
+    for group in groups:
+        best = [i for i, row in rows if row["s"] == group.value][:3]
+        assert [hit.id for hit in group.hits] == best
+        assert group.hits[0].payload == ROWS[int(best[0])]
+    many = await any_store.search_groups(name, unit(9), "tags", 10, group_size=1)
+    assert {g.value for g in many} == {"even", "odd", "t0", "t1", "t2", "t3"}
+    assert await any_store.search_groups(name, unit(9), "nothing") == []
+    with pytest.raises(InvalidRecord):
+        await any_store.search_groups(name, unit(9), "s", group_size=0)
+    with pytest.raises(DimensionMismatch):
+        await any_store.search_groups(name, [1.0], "s")
+
+
+async def test_values_are_counted(any_store: QdrantStore, name: str) -> None:
+    """The commonest first, of the points that match."""
+    await fill(any_store, name)
+    for field, kind in (("tags", "keyword"), ("n", "integer"), ("flag", "bool")):
+        await any_store.create_payload_index(name, field, kind)
+    expected = Counter(tag for r in ROWS.values() if r["n"] > 3 for tag in r["tags"])
+    found = await any_store.facet(name, "tags", filter={"n": {"gt": 3}}, exact=True)
+    assert found == dict(expected)
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert len(await any_store.facet(name, "n", limit=5)) == 5
+    assert await any_store.facet(name, "flag") == {True: 12, False: 12}
+    if any_store.statistics().engine != "memory":
+        with pytest.raises(InvalidRecord):
+            await any_store.facet(name, "text")
+
+
+async def test_queries_are_answered_in_one_request(
+    any_store: QdrantStore, name: str
+) -> None:
+    """Each as it would be alone; one wrong query keeps all of them back."""
+    await fill(any_store, name)
+    queries: list[dict[str, Any]] = [
+        {"query": unit(5), "limit": 3},
+        {"query": 7, "limit": 2, "filter": {"s": "a"}},
+        {"prefetch": [{"query": unit(2), "limit": 5}], "fusion": "rrf", "limit": 4},
+        {"query": unit(3), "limit": 100, "with_vectors": True},
+    ]
+    answers = await any_store.query_batch(name, queries)
+    for query, answer in zip(queries, answers, strict=True):
+        alone = await any_store.query(name, **query)
+        assert [hit.id for hit in answer] == [hit.id for hit in alone]
+    short = await any_store.query_batch(name, queries[:2])
+    assert [len(answer) for answer in short] == [3, 2]
+    assert await any_store.query_batch(name, []) == []
+    for wrong in ({"query": [1.0]}, {"nothing": 1}, {"limit": 0}, 5):
+        with pytest.raises((InvalidRecord, InvalidVector)):
+            await any_store.query_batch(name, [queries[0], wrong])  # type: ignore[list-item]
+
+
+async def test_upsert_spares_what_does_not_match(
+    any_store: QdrantStore, name: str
+) -> None:
+    """New points are written, stored ones replaced only where the filter matches."""
+    await any_store.ensure_collection_exists(name, 2)
+    await any_store.upsert_points(
+        name, [Point(i, [1, i], {"n": i, "v": 1}) for i in (1, 2)]
+    )
+    await any_store.upsert_points(
+        name,
+        [Point(i, [1, i], {"n": i, "v": 2}) for i in (1, 2, 3)],
+        update_filter={"n": 2},
+    )
+    found = await any_store.retrieve(name, [1, 2, 3])
+    assert [point.payload["v"] for point in found] == [1, 2, 2]
+    await any_store.upsert_points(
+        name,
+        [Point(i, [1, i], {"n": i, "v": 5}) for i in (1, 2, 3)],
+        update_filter={"n": {"lte": 2}},
+        newer_by="v",
+    )
+    await any_store.upsert_points(
+        name, [Point(1, [1, 1], {"n": 1, "v": 4})], newer_by="v", update_filter={"n": 1}
+    )
+    found = await any_store.retrieve(name, [1, 2, 3])
+    assert [point.payload["v"] for point in found] == [5, 5, 2]
