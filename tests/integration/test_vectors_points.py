@@ -119,7 +119,6 @@ BAD_VECTORS = [
     (7, InvalidVector),
     ([[1.0], [2.0], [3.0]], InvalidVector),
     ({"other": [1.0, 2.0, 3.0]}, InvalidVector),
-    ({}, InvalidVector),
     (SparseVector([1], [1.0]), InvalidVector),
 ]
 

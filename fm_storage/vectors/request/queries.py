@@ -48,7 +48,7 @@ _PARAMETERS: dict[str, Any] = {
     "quantization": {"ignore": bool, "rescore": bool, "oversampling": int | float},
     "acorn": {"enable": bool, "max_selectivity": int | float},
 }
-_STRATEGIES = frozenset({"average_vector", "best_score", "sum_scores"})
+_STRATEGIES = ("average_vector", "best_score", "sum_scores")
 _STAGE = frozenset(
     {"query", "using", "filter", "limit", "prefetch", "params", "score_threshold"}
 )
@@ -439,7 +439,7 @@ def _recommend(query: Mapping[str, Any], one: Any) -> dict[str, Any]:
         examples[name] = [one(example) for example in many]
     strategy = as_json(given.get("strategy"), "strategy") or "average_vector"
     if strategy not in _STRATEGIES:
-        known = ", ".join(sorted(_STRATEGIES))
+        known = ", ".join(_STRATEGIES)
         message = f"recommend: strategy {strategy!r}; one of {known}"
         raise InvalidRecord(message, field="strategy")
     if not examples["positive"] and (
