@@ -103,7 +103,7 @@ fmt: $(VENV)/.dev  ## format, and fix what can be fixed automatically
 lint: $(VENV)/.dev  ## format check, ruff, words, and squawk over the migrations
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/codespell fm_storage
+	$(BIN)/codespell fm_storage README.md .docs .github tests/README.md tests/bench/README.md migrations/README.md
 	$(BIN)/squawk migrations/*.sql
 
 types: $(VENV)/.bench  ## mypy strict; pyright over the public names as users see them

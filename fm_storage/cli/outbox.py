@@ -229,7 +229,7 @@ def track(
     key: str,
     sql: bool,
 ) -> None:
-    """Have the rows of TABLE be points of COLLECTION, whoever writes them.
+    """Have the rows of TABLE be points of COLLECTION, for every writer.
 
     Makes triggers, which takes the owner of the table. Rows from before are brought
     by 'backfill'; the application embeds them, see Outbox.track(). --text and

@@ -285,7 +285,7 @@ class Outbox:
         key: str = "id",
         vectorizer: Vectorizer | None = None,
     ) -> bool:
-        """Have the rows of a table be points of a collection, whoever writes them.
+        """Have the rows of a table be points of a collection, for every writer.
 
         Triggers make every INSERT, UPDATE, DELETE, TRUNCATE and COPY desired state
         in the writer's own transaction; a point that the store refuses never fails
