@@ -15,6 +15,7 @@ STATE = Sql(
     "(SELECT count(*) FROM pg_locks WHERE locktype = 'advisory') AS locks, "
     "(SELECT count(*) FROM pg_class WHERE relpersistence = 't') AS temp, "
     "(SELECT count(*) FROM pg_cursors) AS cursors, "
+    "(SELECT count(*) FROM pg_prepared_statements WHERE from_sql) AS prepared, "
     "(SELECT count(*) FROM pg_listening_channels()) AS channels, "
     "pg_backend_pid() AS pid"
 )
@@ -28,6 +29,15 @@ DEEDS = [
     "SELECT count(*) FROM (SELECT pg_advisory_lock(43)) x",
     "CREATE TEMP TABLE mine (a int)",
     "SELECT 1 AS a INTO TEMP mine",
+    "SELECT 1 AS insert INTO TEMP mine",
+    "SELECT count(*) merge INTO TEMP mine FROM pg_class",
+    "PREPARE report AS SELECT 1",
+    "SELECT log('seven')",
+    "SELECT set('app.tenant', 'seven')",
+    "SELECT insert(45)",
+    "SELECT 'seven'::text + 'eight'",
+    "SELECT (p).tenant FROM person p",
+    "SELECT p.tenant FROM person p",
     "CREATE TEMP VIEW my_view AS SELECT 1",
     "LISTEN somewhere",
     "SET search_path = pg_catalog",
@@ -35,6 +45,23 @@ DEEDS = [
     "DO $$ BEGIN PERFORM set_config('app.tenant', 'seven', false); END $$",
     "BEGIN; SET LOCAL app.tenant = 'seven'; SELECT pg_advisory_xact_lock(44)",
 ]
+
+
+OWN = """
+CREATE FUNCTION set(text, text) RETURNS text LANGUAGE sql AS
+  $$ SELECT set_config($1, $2, false) $$;
+CREATE FUNCTION log(text) RETURNS text LANGUAGE sql AS
+  $$ SELECT set_config('app.tenant', $1, false) $$;
+CREATE FUNCTION insert(int) RETURNS text LANGUAGE sql AS
+  $$ SELECT pg_advisory_lock($1)::text $$;
+CREATE FUNCTION plus(text, text) RETURNS text LANGUAGE sql AS
+  $$ SELECT set_config('app.tenant', $1, false) $$;
+CREATE OPERATOR + (LEFTARG = text, RIGHTARG = text, FUNCTION = plus);
+CREATE TABLE person (id int);
+INSERT INTO person VALUES (1);
+CREATE FUNCTION tenant(person) RETURNS text LANGUAGE sql AS
+  $$ SELECT set_config('app.tenant', 'seven', false) $$
+"""
 
 
 @pytest.fixture
@@ -45,7 +72,7 @@ async def one(empty_dsn):
             "DO $$ BEGIN CREATE ROLE fm_reset_other; "
             "EXCEPTION WHEN duplicate_object THEN NULL; END $$;"
             "CREATE FUNCTION become_other() RETURNS void LANGUAGE plpgsql AS "
-            "$$ BEGIN SET ROLE fm_reset_other; END $$"
+            "$$ BEGIN SET ROLE fm_reset_other; END $$;" + OWN
         )
         yield pool
 
@@ -107,4 +134,37 @@ async def test_our_own_sql_is_trusted(one):
     await one.fetch(Sql("SELECT set_config('synchronous_commit', 'on', true)"))
     async with one.acquire() as connection:
         await connection.fetch(Sql("SELECT set_config('lock_timeout', '0', true)"))
+    assert one.statistics().resets == resets
+
+
+async def test_a_codec_or_a_logger_of_the_raw_connection_goes_with_it(one):
+    """No reset undoes them: the connection is closed."""
+    heard = []
+    before = await one.fetchval("SELECT '{}'::json")
+    pid = await one.fetchval("SELECT pg_backend_pid()")
+    async with one.acquire() as connection:
+        await connection.raw.set_type_codec(
+            "json", schema="pg_catalog", encoder=str, decoder=lambda _: "mine"
+        )
+        connection.raw.add_query_logger(heard.append)
+    assert await one.fetchval("SELECT '{}'::json") == before
+    assert await one.fetchval("SELECT pg_backend_pid()") != pid
+    assert not [record for record in heard if "json" in record.query]
+
+
+async def test_members_of_extensions_in_c_cost_no_reset(one):
+    """Their functions and operators count as the server's own."""
+    available = await one.fetch("SELECT name::text FROM pg_available_extensions")
+    wanted = {"citext", "hstore", "pg_trgm", "vector", "ltree"}
+    for name in sorted(wanted & {row["name"] for row in available}):
+        await one.execute(f"CREATE EXTENSION {name}")
+    await one.fetchval("SELECT 1")
+    resets = one.statistics().resets
+    await one.fetch(
+        "SELECT lower(relname::text), max(oid::int), 'a' || 'b', 1 - 2 FROM pg_class "
+        "WHERE relname = ANY($1) AND relname LIKE 'p%' AND oid > 7 GROUP BY 1",
+        ["pg_class"],
+    )
+    await one.execute("INSERT INTO person SELECT abs($1::int) - 3 * 2", -7)
+    await one.fetchval("SELECT replace(regexp_replace('a', 'b', 'c'), 'd', 'e')")
     assert one.statistics().resets == resets

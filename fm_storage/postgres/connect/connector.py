@@ -34,7 +34,12 @@ from fm_storage.errors import (
     StorageError,
 )
 from fm_storage.postgres.connect.codecs import install_codecs
-from fm_storage.postgres.connect.internals import socket_of, use_statement_cache
+from fm_storage.postgres.connect.internals import (
+    DriverConnection,
+    mark_unchanged,
+    socket_of,
+    use_statement_cache,
+)
 from fm_storage.postgres.errors import translate
 
 if TYPE_CHECKING:
@@ -195,6 +200,7 @@ class Connector:
             timeout=config.connect_timeout,
             statement_cache_size=config.statement_cache_size if direct else 0,
             max_cached_statement_lifetime=0,
+            connection_class=DriverConnection,
         )
 
     async def _set_up(self, raw: asyncpg.Connection[Any], *, foreign: bool) -> None:
@@ -229,6 +235,7 @@ class Connector:
             return
         try:
             await self._config.on_connect(raw)
+            mark_unchanged(raw)
         except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError):
             raise
         except Exception as exc:

@@ -7,14 +7,16 @@ the only ones that use its private members; ``test_postgres_driver.py`` holds bo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import asyncpg
 from asyncpg import utils
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable
 
 __all__ = [
+    "DriverConnection",
     "abandon",
     "close_portal",
     "codec_settings",
@@ -24,6 +26,8 @@ __all__ = [
     "describe",
     "forget_session",
     "forget_statements",
+    "is_changed",
+    "mark_unchanged",
     "parameter_types",
     "server_of",
     "set_listener",
@@ -32,6 +36,57 @@ __all__ = [
     "wait_for_cancellation",
     "with_literals",
 ]
+
+
+if TYPE_CHECKING:
+    _Base: TypeAlias = asyncpg.Connection[Any]
+else:
+    _Base = asyncpg.Connection
+
+
+class DriverConnection(_Base):
+    """A connection that remembers what no reset undoes."""
+
+    __slots__ = ("changed",)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.changed = False
+
+    async def set_type_codec(self, *args: Any, **options: Any) -> None:
+        """See asyncpg."""
+        self.changed = True
+        await super().set_type_codec(*args, **options)
+
+    async def set_builtin_type_codec(self, *args: Any, **options: Any) -> None:
+        """See asyncpg."""
+        self.changed = True
+        await super().set_builtin_type_codec(*args, **options)
+
+    async def reset_type_codec(self, *args: Any, **options: Any) -> None:
+        """See asyncpg."""
+        self.changed = True
+        await super().reset_type_codec(*args, **options)
+
+    def add_query_logger(self, callback: Any) -> None:
+        """See asyncpg."""
+        self.changed = True
+        super().add_query_logger(callback)
+
+    def add_termination_listener(self, callback: Any) -> None:
+        """See asyncpg."""
+        self.changed = True
+        super().add_termination_listener(callback)
+
+
+def is_changed(raw: Any) -> bool:
+    """Whether codecs, loggers or listeners were set that no reset undoes."""
+    return getattr(raw, "changed", False)
+
+
+def mark_unchanged(raw: Any) -> None:
+    """Take what is set now for what belongs there."""
+    raw.changed = False
 
 
 def codec_settings(raw: Any) -> Any:

@@ -35,8 +35,10 @@ __all__ = [
 ]
 
 RESET_SQL = (
-    "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; "
-    "SET SESSION AUTHORIZATION DEFAULT; RESET ALL; DISCARD TEMP; DISCARD SEQUENCES"
+    # First what decides how the rest is read: role, search_path.
+    "SET SESSION AUTHORIZATION DEFAULT; RESET ALL; "
+    "SELECT pg_catalog.pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; "
+    "DISCARD TEMP; DISCARD SEQUENCES"
 )
 """DISCARD ALL without DEALLOCATE: the driver's prepared statements stay good.
 

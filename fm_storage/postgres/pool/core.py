@@ -28,7 +28,7 @@ from fm_storage.errors import (
     StorageError,
     WrongLoop,
 )
-from fm_storage.postgres.connect.internals import forget_statements
+from fm_storage.postgres.connect.internals import forget_statements, is_changed
 from fm_storage.postgres.connection.classifier import Classifier
 from fm_storage.postgres.connection.driver import is_settled
 from fm_storage.postgres.statistics import Counters, PoolStatistics
@@ -402,6 +402,7 @@ class PoolCore:
             self.life is not Life.OPEN
             or entry.doubtful
             or entry.raw.is_closed()
+            or is_changed(entry.raw)
             or entry.generation != self.generation
         ):
             return Verdict.CLOSE

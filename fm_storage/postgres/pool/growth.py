@@ -14,6 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fm_storage.errors import StorageError
+from fm_storage.postgres.connect.internals import mark_unchanged
 from fm_storage.postgres.connection.classifier import UserNames
 from fm_storage.postgres.connection.entry import PoolEntry
 from fm_storage.postgres.errors import translate
@@ -135,6 +136,7 @@ class Growth:
             expires=monotonic() + lifetime,
         )
         raw.add_termination_listener(lambda _: core.on_end(entry))
+        mark_unchanged(raw)
         return entry
 
     def _failed(self, error: StorageError, started: float) -> None:
