@@ -8,11 +8,12 @@ from functools import lru_cache
 from fm_storage.errors import InvalidRecord
 from fm_storage.postgres.tokens import tokens
 
-__all__ = ["described"]
+__all__ = ["QUERIES", "described"]
 
-_QUERIES = frozenset(
+QUERIES = frozenset(
     ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "VALUES", "TABLE", "WITH")
 ) | {"EXPLAIN"}
+"""Operations whose statements take parameters."""
 _UTILITY = re.compile(
     r"""
       ABORT | ALTER | ANALYZE | BEGIN | CALL | CHECKPOINT | CLOSE | CLUSTER | COMMENT
@@ -23,7 +24,7 @@ _UTILITY = re.compile(
     """,
     re.VERBOSE,
 )
-_AFTER_WITH = _QUERIES - {"WITH", "EXPLAIN"}
+_AFTER_WITH = QUERIES - {"WITH", "EXPLAIN"}
 
 
 @lru_cache(maxsize=1024)
@@ -39,13 +40,13 @@ def described(sql: str) -> tuple[str, str]:
         for token in tokens(sql):
             word = token.text.upper() if token.kind == "word" else ""
             if not operation and word:
-                known = word in _QUERIES or _UTILITY.fullmatch(word)
+                known = word in QUERIES or _UTILITY.fullmatch(word)
                 operation = word if known else "OTHER"
             elif operation == "WITH" and not depth and word in _AFTER_WITH:
                 operation = word
             depth += (token.text == "(") - (token.text == ")")
             if token.kind in {"string", "dollar"} or (
-                token.kind == "number" and operation not in _QUERIES
+                token.kind == "number" and operation not in QUERIES
             ):
                 shown += (sql[at : token.start], "?")
                 at = token.end
