@@ -165,13 +165,19 @@ async def _terminable(main: Coroutine[Any, Any, T]) -> T:
 def with_storage(
     settings: Settings,
     job: Callable[[StorageManager], Awaitable[T]],
+    *,
+    migrates: bool = False,
     **overrides: Any,
 ) -> T:
     """Open a ``StorageManager``, run *job* with it, close it, return the result.
 
+    A command is no start of an application: it applies no migration, and makes
+    neither an embedded database nor an embedded vector store.
+
     Args:
         settings: Where the settings come from.
         job: Called with the opened manager.
+        migrates: Whether it may do so all the same, because it writes.
         **overrides: Sections to replace (``qdrant=None`` for a command that
             needs no vectors).
     """
@@ -182,10 +188,37 @@ def with_storage(
         config = settings.load()
         if overrides:
             config = config.model_copy(update=overrides)
+        if not migrates:
+            config = _as_it_is(config)
         async with StorageManager(config) as storage:
             return await job(storage)
 
     return run(body())
+
+
+def _as_it_is(config: StorageConfig) -> StorageConfig:
+    """Return *config* such that opening a manager with it makes nothing.
+
+    Raises:
+        ConfigurationInvalid: The embedded database does not exist yet.
+    """
+    postgres, qdrant = config.postgres, config.qdrant
+    if postgres is not None and postgres.embedded:
+        folder = config.embedded_folder(postgres.dsn) / "postgres"
+        if not folder.exists():
+            raise ConfigurationInvalid(
+                "postgres.dsn",
+                f"names an embedded database, and there is none in {folder} yet; "
+                "'fm-storage migrate' makes it, or name a server",
+            )
+    if (
+        qdrant is not None
+        and qdrant.embedded
+        and not config.embedded_folder(qdrant.url).exists()
+    ):
+        qdrant = None
+    as_they_are = config.migrations.model_copy(update={"auto_apply": False})
+    return config.model_copy(update={"migrations": as_they_are, "qdrant": qdrant})
 
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -99,6 +99,8 @@ async def _without_manager(
     qdrant = config.qdrant
     if qdrant is None:
         parts["qdrant"] = PartHealth("qdrant", "off", detail="switched off")
+    elif qdrant.embedded and not config.embedded_folder(qdrant.url).exists():
+        parts["qdrant"] = PartHealth("qdrant", "off", detail="nothing is there yet")
     elif at_fault != "qdrant":
         folder = config.embedded_folder(qdrant.url) if qdrant.embedded else None
         until = monotonic() + 0.9 * timeout

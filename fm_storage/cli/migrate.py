@@ -153,6 +153,7 @@ def baseline(
     help="Number of migrations.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the SQL; change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @_source_option
 @json_option
 @click.pass_obj
@@ -161,14 +162,47 @@ def rollback(
     *,
     steps: int,
     dry_run: bool,
+    yes: bool,
     sources: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Roll back the last migrations; refused for one without a rollback file."""
+    if not (dry_run or yes):
+        _confirm(settings, steps, sources)
     done = _with_migrator(
         settings, lambda it: it.rollback(steps=steps, dry_run=dry_run), sources
     )
     _show(done, "taken back", dry_run=dry_run, as_json=as_json)
+    if done and not dry_run:
+        click.echo("no start applies them again; 'fm-storage migrate' does", err=True)
+
+
+def _confirm(settings: Settings, steps: int, sources: tuple[str, ...]) -> None:
+    """Ask before anything is dropped, with what would be."""
+    planned = _with_migrator(
+        settings, lambda it: it.rollback(steps=steps, dry_run=True), sources
+    )
+    if not planned:
+        return
+    for one in planned:
+        click.echo(plain(f"{one.id} (of {one.source}):").plain, err=True)
+        for line in one.sql.splitlines():
+            if line.lstrip().upper().startswith("DROP "):
+                click.echo(plain(f"  {line.strip()}").plain, err=True)
+    click.echo(
+        "With the tables goes what is in them. The vector store is not changed: its "
+        "points stay,\nand 'fm-storage outbox repair' removes those that have no "
+        "record any more.",
+        err=True,
+    )
+    try:
+        click.confirm(f"Roll back {len(planned)} migration(s)?", abort=True, err=True)
+    except click.Abort as exc:
+        if isinstance(exc.__context__, EOFError):
+            raise click.UsageError(
+                "nobody answered; --yes rolls back unasked"
+            ) from None
+        raise
 
 
 @click.command(

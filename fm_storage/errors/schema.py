@@ -41,11 +41,16 @@ class SchemaOutOfDate(MigrationFailed):
         missing: Identifiers of the missing migrations, in order.
     """
 
-    def __init__(self, missing: Sequence[str]) -> None:
+    def __init__(self, missing: Sequence[str], *, rolled_back: bool = False) -> None:
         self.missing = tuple(missing)
+        remedy = "run 'fm-storage migrate', or set migrations.auto_apply"
+        if rolled_back:
+            remedy = (
+                "a rollback took them back, so no start applies them; run "
+                "'fm-storage migrate'"
+            )
         super().__init__(
             f"schema: {len(self.missing)} migration(s) not applied "
-            f"({', '.join(self.missing)}); run 'fm-storage migrate', or set "
-            "migrations.auto_apply",
+            f"({', '.join(self.missing)}); {remedy}",
             migration=self.missing[0] if self.missing else None,
         )

@@ -33,6 +33,7 @@ from fm_storage.migrate.drift import compare, refuse_drift
 from fm_storage.migrate.files import (
     PROJECT,
     MigrationFile,
+    is_python,
     migration_paths,
     project_folder,
     read_file,
@@ -87,6 +88,10 @@ class FmStorageBackend(OneConnection):
         )
 
     def read_applied(self) -> list[ledger.Applied]:
+        """Return what is applied, in order; writes nothing."""
+        return [row for row in self.read_record() if not row.is_hold]
+
+    def read_record(self) -> list[ledger.Applied]:
         """Return the record, empty if there is none; writes nothing."""
         if not self._has_ledger():
             return []
@@ -224,6 +229,7 @@ class FmStorageBackend(OneConnection):
         """Apply in order; the first failure ends it (yoyo passes over some)."""
         for migration in migrations:
             self.apply_one(migration, force=force)
+        self.release_holds()
 
     def rollback_migrations(self, migrations: Any, force: bool = False) -> None:
         """Roll back in order, after a look whether every one can be."""
@@ -269,16 +275,27 @@ class FmStorageBackend(OneConnection):
         def record() -> None:
             self.log_migration(migration, "rollback")
             self.unmark_one(migration, log=False)
+            self.fetch(ledger.HOLD, ledger.HELD, source_of(migration))
 
         self._run(migration, "rollback", record)
+
+    def release_holds(self) -> None:
+        """Let starts apply again what was rolled back."""
+        if ledger.held_sources(self.read_record()):
+            self.fetch(ledger.RELEASE_HOLDS)
 
     def _run(
         self, migration: EngineMigration, direction: str, record: Callable[[], None]
     ) -> None:
-        migration.load()
+        file = file_of(migration)
+        if is_python(file.path):
+            migration.load()
+            transactional = migration.use_transactions
+        else:  # read here: yoyo's reader knows no byte order mark
+            transactional = file.transactional
         self.ensure_internal_schema_updated()
         with self.lock():
-            if migration.use_transactions:
+            if transactional:
                 statements.run_as_one(self, migration, direction, record)
             else:
                 pieces.run_in_pieces(self, migration, direction, record)

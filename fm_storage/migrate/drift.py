@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from fm_storage.errors import MigrationFailed
+from fm_storage.errors import MigrationFailed, SchemaOutOfDate
 from fm_storage.migrate.files import PROJECT, MigrationFile
-from fm_storage.migrate.ledger import Applied
+from fm_storage.migrate.ledger import Applied, held_sources
 
 __all__ = [
     "MigrationState",
     "MigrationStatus",
     "compare",
     "refuse_drift",
+    "refuse_held",
     "tolerating_the_end",
 ]
 
@@ -203,6 +204,19 @@ def refuse_drift(statuses: Sequence[MigrationStatus]) -> None:
     )
     message = f"migrations: the files and the database disagree: {reasons}"
     raise MigrationFailed(message, migration=drifted[0].id)
+
+
+def refuse_held(
+    pending: Sequence[MigrationFile | MigrationStatus], record: Sequence[Applied]
+) -> None:
+    """Raise if a start would apply what somebody has rolled back.
+
+    Raises:
+        SchemaOutOfDate: Names all that is pending.
+    """
+    held = held_sources(record)
+    if any(each.source in held for each in pending):
+        raise SchemaOutOfDate([each.id for each in pending], rolled_back=True)
 
 
 def tolerating_the_end(

@@ -28,6 +28,7 @@ __all__ = [
     "Cursor",
     "DatabaseError",
     "MigrationStopped",
+    "copies_through_client",
     "for_migrations",
     "reason",
 ]
@@ -347,9 +348,14 @@ def _has_rows(sql: str) -> bool:
     return fold(found[0].text) in _WITH_ROWS or "returning" in words
 
 
-def _refuse_copy(sql: str) -> None:
+def copies_through_client(sql: str) -> bool:
+    """Whether *sql* is COPY from or to the client, which would wait for ever."""
     words = [fold(token.text) for token in _meaningful(sql) if token.kind == "word"]
-    if words[:1] == ["copy"] and not {"stdin", "stdout"}.isdisjoint(words):
+    return words[:1] == ["copy"] and not {"stdin", "stdout"}.isdisjoint(words)
+
+
+def _refuse_copy(sql: str) -> None:
+    if copies_through_client(sql):
         raise QueryFailed(
             "migrations: COPY from or to the client is not possible in a migration; "
             "use INSERT, or COPY with a file on the server"

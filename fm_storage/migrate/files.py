@@ -70,16 +70,32 @@ class MigrationFile:
     @property
     def rollback_path(self) -> Path:
         """Where the statements that undo it are, if it has any."""
-        return self.path.with_name(self.id + _ROLLBACK)
+        return rollback_path(self.path)
 
     @property
     def can_roll_back(self) -> bool:
         """Whether someone wrote how to undo it."""
-        return self.path.suffix == ".py" or self.rollback_path.is_file()
+        return is_python(self.path) or self.rollback_path.is_file()
 
     def read(self) -> str:
         """Return the SQL (or Python) text."""
-        return self.path.read_text(encoding="utf-8")
+        return read_text(self.path)
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file, as psql reads it: without a byte order mark."""
+    return path.read_bytes().replace(b"\r\n", b"\n").decode("utf-8-sig")
+
+
+def is_python(path: Path) -> bool:
+    """Whether a migration is written in Python, not in SQL."""
+    return path.suffix == ".py"
+
+
+def rollback_path(path: Path) -> Path:
+    """Return where the statements that undo the SQL file *path* are."""
+    found = path.with_name(f"{path.stem}.rollback{path.suffix}")
+    return found if found.is_file() else path.with_name(path.stem + _ROLLBACK)
 
 
 def project_folder() -> Path:
@@ -178,7 +194,7 @@ def read_file(path: Path, source: str) -> MigrationFile:
         )
         raise MigrationFailed(message, migration=identifier)
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         message = (
             f"migration {identifier!r}: byte {exc.start} is not UTF-8; "
@@ -186,8 +202,8 @@ def read_file(path: Path, source: str) -> MigrationFile:
         )
         raise MigrationFailed(message, migration=identifier) from None
     # Like the engine: directives count only above the first statement.
-    head = _HEAD.match(text)
-    directives = head.group() if head and path.suffix == ".sql" else ""
+    head = _HEAD.match(text.replace("\r", "\n"))
+    directives = head.group() if head and not is_python(path) else ""
     depends = " ".join(_DEPENDS.findall(directives)).split()
     transactional = _TRANSACTIONAL.search(directives)
     return MigrationFile(
@@ -207,8 +223,8 @@ def migration_paths(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.iterdir())
-        if path.suffix in {".sql", ".py"}
-        and not path.name.endswith(_ROLLBACK)
+        if path.suffix in {".sql", ".SQL", ".py"}
+        and not path.name.lower().endswith(_ROLLBACK)
         and not path.name.startswith(("post-apply", "_", "."))
         and path.is_file()
     ]

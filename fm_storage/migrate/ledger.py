@@ -12,7 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-__all__ = ["CREATE_LEDGER", "LOCK_KEY", "READ_LEDGER", "Applied"]
+__all__ = [
+    "CREATE_LEDGER",
+    "HELD",
+    "HOLD",
+    "LOCK_KEY",
+    "READ_LEDGER",
+    "RELEASE_HOLDS",
+    "Applied",
+    "held_sources",
+]
 
 LOCK_KEY = 0x666D5F6D69677261
 """Key of the advisory lock that one migrating process holds (``fm_migra``)."""
@@ -116,6 +125,21 @@ COMMENT ON COLUMN fm_storage.migration_steps.at IS 'When it was begun.';
 """
 
 
+HELD = "(rolled back)"
+"""Source of the marks of rollbacks; to an older release it is a foreign one."""
+
+HOLD = (
+    "INSERT INTO fm_storage.migrations "
+    "(migration_hash, migration_id, applied_at_utc, source) "
+    "VALUES (encode(sha256(convert_to($1 || $2, 'UTF8')), 'hex'), "
+    f"left($1 || ' ' || $2, 255), now() AT TIME ZONE 'UTC', '{HELD}') "
+    "ON CONFLICT DO NOTHING"
+)
+"""Note that a migration of source $2 was rolled back; $1 is ``HELD``."""
+
+RELEASE_HOLDS = f"DELETE FROM fm_storage.migrations WHERE source = '{HELD}'"
+
+
 @dataclass(frozen=True, slots=True)
 class Applied:
     """One row of the record."""
@@ -130,5 +154,15 @@ class Applied:
 
     @classmethod
     def from_row(cls, row: Sequence[object]) -> Applied:
-        """Build from a row of ``READ_LEDGER``, of either driver."""
+        """Build from a row of ``READ_LEDGER``."""
         return cls(*row)  # type: ignore[arg-type]  # columns of READ_LEDGER, in order
+
+    @property
+    def is_hold(self) -> bool:
+        """Whether this is the mark of a rollback, not a migration."""
+        return self.source == HELD
+
+
+def held_sources(rows: Sequence[Applied]) -> set[str]:
+    """Return the sources of which a migration was rolled back."""
+    return {row.id.removeprefix(HELD).strip() for row in rows if row.is_hold}

@@ -8,14 +8,16 @@ after it (done), so that a later run knows what to look at in the catalogue.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from yoyo.migrations import read_sql_migration
 
-from fm_storage.errors import MigrationFailed, QueryFailed
+from fm_storage.errors import MigrationFailed, QueryFailed, StorageError
 from fm_storage.migrate.connection import OneConnection
 from fm_storage.migrate.statements import (
     IN_A_TRANSACTION,
@@ -45,6 +47,12 @@ _REINDEX = re.compile(
     rf"(?P<target>{_QUALIFIED})",
     re.IGNORECASE,
 )
+_SETTING = re.compile(
+    r"(?:SET\s+(?!LOCAL\b|TRANSACTION\b|CONSTRAINTS\b)|RESET\b"
+    r"|SELECT\s+(?:pg_catalog\s*\.\s*)?set_config\s*\()",
+    re.IGNORECASE,
+)
+"""Statements that hold for the session, so that each run repeats them."""
 _NOT_IN_A_TRANSACTION = {IN_A_TRANSACTION, "2D000"}
 
 
@@ -75,22 +83,17 @@ class _Run:
         self.backend = backend
         self.id = str(migration.id)
         self.direction = direction
+        self.bare = False  # whether the statement runs outside a transaction
         self.steps = _pieces(backend, migration, direction)
         for number, (text, _) in enumerate(self.steps, 1):
             _refuse_unnamed(self.id, number, text)
 
     def run(self, record: Callable[[], None]) -> None:
-        for step, (text, execute) in enumerate(self.steps):
-            self.backend.check_stop()
-            self.backend.report("statement", self.id, step + 1, len(self.steps))
-            try:
-                self._one(step, text, execute)
-            except PASSED_ON:
-                raise
-            except Exception as exc:
-                raise failure(self.id, exc, step=step + 1) from exc
-            finally:
-                self.backend.reset()
+        try:
+            self._all()
+        finally:
+            # What the file sets holds for the whole file, as in psql.
+            self.backend.reset()
         with self.backend.transaction():
             record()
             self.backend.fetch(
@@ -98,9 +101,39 @@ class _Run:
                 self.id,
             )
 
+    def _all(self) -> None:
+        for step, (text, execute) in enumerate(self.steps):
+            self.bare = False
+            self.backend.check_stop()
+            self.backend.report("statement", self.id, step + 1, len(self.steps))
+            try:
+                self._one(step, text, execute)
+            except PASSED_ON:
+                raise
+            except Exception as exc:
+                kept = self._what_is_kept(step, text)
+                raise failure(self.id, exc, step=step + 1, kept=kept) from exc
+
+    def _what_is_kept(self, step: int, text: str) -> str:
+        """Return what stays of the file after statement *step* has failed."""
+        kept = f"run it again; it goes on with statement {step + 1}"
+        if step:
+            kept += f", what stands before it stays ({step} done)"
+        if self.bare:
+            kept += ", and so does what the statement committed by itself"
+        match = _CREATE_INDEX.match(text)
+        with contextlib.suppress(StorageError):
+            state = _index_state(self.backend, match) if match else None
+            if state is not None and not state[1]:
+                kept += f"; until then {state[0]} is there, an INVALID index"
+        return kept
+
     def _one(self, step: int, text: str, execute: Callable[[], object]) -> None:
+        if _SETTING.match(text):
+            execute()  # in every run, also one that goes on behind it
+            return
         digest = _digest(text)
-        rows = self.backend.fetch(
+        rows = self._as_ourselves(
             "SELECT done, checksum FROM fm_storage.migration_steps "
             "WHERE migration_id = $1 AND direction = $2 AND step = $3",
             self.id,
@@ -148,7 +181,6 @@ class _Run:
         with self.backend.transaction():
             self.backend.limit_locks()
             execute()
-            self.backend.connection.run("RESET ROLE")
             self._note(step, digest, done=True)
 
     def _bare(self, text: str, execute: Callable[[], object]) -> None:
@@ -156,11 +188,12 @@ class _Run:
         waits_harmlessly = re.search(
             r"\b(?:CONCURRENTLY|VACUUM)\b", text, re.IGNORECASE
         )
+        self.bare = True
         self.backend.limit_locks(local=False, seconds=0.0 if waits_harmlessly else None)
         execute()
 
     def _note(self, step: int, digest: str, *, done: bool) -> None:
-        self.backend.fetch(
+        self._as_ourselves(
             "INSERT INTO fm_storage.migration_steps "
             "(migration_id, direction, step, checksum, done) "
             "VALUES ($1, $2, $3, $4, $5) "
@@ -172,6 +205,12 @@ class _Run:
             digest,
             done,
         )
+
+    def _as_ourselves(self, sql: str, *args: object) -> list[tuple[Any, ...]]:
+        """Read or write a mark with our own role, whatever the file has set."""
+        with self.backend.transaction():
+            self.backend.connection.run("SET LOCAL ROLE NONE")
+            return self.backend.fetch(sql, *args)
 
     def _finished(self, text: str) -> bool:
         """Whether an interrupted statement had happened; clear away its ruins."""

@@ -26,8 +26,15 @@ from fm_storage.migrate.drift import (
     MigrationStatus,
     compare,
     refuse_drift,
+    refuse_held,
+    tolerating_the_end,
 )
-from fm_storage.migrate.files import MigrationFile, Source
+from fm_storage.migrate.files import (
+    MigrationFile,
+    Source,
+    is_python,
+    read_text,
+)
 from fm_storage.migrate.planned import PlannedMigration
 
 __all__ = ["apply", "baseline", "rollback"]
@@ -49,15 +56,22 @@ def apply(
     to: str | None,
     *,
     dry_run: bool,
-    tolerate: Check,
+    automatic: bool,
 ) -> list[PlannedMigration]:
-    """Apply the pending files up to *to*, or return which they are."""
+    """Apply the pending files up to *to*, or return which they are.
+
+    Raises:
+        SchemaOutOfDate: A start would apply what was rolled back on purpose.
+    """
+    tolerate: Check = tolerating_the_end if automatic else list
     if dry_run:
         pending = _pending(backend, sources, files, to, tolerate)
         return [_planned(file) for file, _ in pending]
     done = []
     with backend.lock():
         pending = _pending(backend, sources, files, to, tolerate)
+        if automatic:
+            refuse_held([file for file, _ in pending], backend.read_record())
         for file, migration in pending:
             started = time.monotonic()
             backend.apply_one(migration)
@@ -65,6 +79,8 @@ def apply(
         if done:
             for hook in _post_apply(sources):
                 backend.apply_one(hook, mark=False)
+        if not automatic:
+            backend.release_holds()
     return done
 
 
@@ -97,11 +113,7 @@ def rollback(
         migrations = _load(files)
         for row in last:
             file, started = by_id[row.id], time.monotonic()
-            sql = (
-                file.rollback_path.read_text(encoding="utf-8")
-                if file.path.suffix == ".sql"
-                else file.read()
-            )
+            sql = file.read() if is_python(file.path) else read_text(file.rollback_path)
             if dry_run:
                 done.append(PlannedMigration(file.id, file.source, sql))
                 continue
@@ -198,16 +210,24 @@ def _load(files: Sequence[MigrationFile]) -> dict[str, Any]:
             Migration(file.id, str(file.path), source_dir=file.source) for file in files
         ]
         try:
-            for migration in migrations:
-                migration.load()
-            needs = {migration: migration.depends for migration in migrations}
+            by_id = {migration.id: migration for migration in migrations}
+            needs = {
+                # Only Python is read by yoyo, which knows no byte order mark.
+                migration: migration.depends
+                if is_python(file.path)
+                else {by_id[name] for name in file.depends}
+                for migration, file in zip(migrations, files, strict=True)
+            }
             ordered = list(topological_sort(migrations, needs))
         except BadMigration as exc:
             message = f"migrations: {exc.args[0]} could not be read; correct the file"
             raise MigrationFailed(message) from exc
         except CycleError as exc:
-            circle = ", ".join(migration.id for migration in exc.args[1])
-            message = f"migrations: {circle} wait for each other; correct '-- depends:'"
+            names = [migration.id for migration in exc.args[1]]
+            circle = ", ".join(names) + " wait for each other"
+            if len(set(names)) == 1:
+                circle = f"{names[0]} depends on itself"
+            message = f"migrations: {circle}; correct '-- depends:'"
             raise MigrationFailed(message) from exc
     return {migration.id: migration for migration in ordered}
 
@@ -218,7 +238,8 @@ def _post_apply(sources: Sequence[Source]) -> list[Any]:
         Migration(path.stem, str(path), source_dir=source.name)
         for source in sources
         for path in sorted(source.folder.glob("post-apply*"))
-        if path.suffix in {".sql", ".py"} and not path.name.endswith(".rollback.sql")
+        if path.suffix in {".sql", ".SQL", ".py"}
+        and not path.name.lower().endswith(".rollback.sql")
     ]
 
 

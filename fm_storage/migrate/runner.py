@@ -31,6 +31,7 @@ from fm_storage.migrate.drift import (
     MigrationStatus,
     compare,
     refuse_drift,
+    refuse_held,
     tolerating_the_end,
 )
 from fm_storage.migrate.files import MigrationFile, Source, find_sources, read_files
@@ -126,17 +127,19 @@ class Migrator:
         are no hindrance: schemas are expanded first and contracted later.
 
         Raises:
-            SchemaOutOfDate: Migrations are missing and ``auto_apply`` is off.
+            SchemaOutOfDate: Migrations are missing and ``auto_apply`` is off, or
+                they were rolled back: then ``apply()`` applies them again.
             MigrationFailed: One failed, or files and database disagree.
         """
-        statuses = await self.status(executor)
+        statuses, record = await self._look(executor)
         refuse_drift(tolerating_the_end(statuses))
-        pending = _pending(statuses)
+        pending = [s for s in statuses if s.state is MigrationState.PENDING]
         if not pending:
             return []
+        refuse_held(pending, record)
         if not self._config.auto_apply:
-            raise SchemaOutOfDate(pending)
-        return await self._apply(tolerant=True)
+            raise SchemaOutOfDate([status.id for status in pending])
+        return await self._apply(automatic=True)
 
     async def check(self, executor: Executor | None = None) -> None:
         """Raise unless every migration is applied and none has drifted.
@@ -160,13 +163,19 @@ class Migrator:
         Raises:
             ConfigurationInvalid: A source does not exist.
         """
+        return (await self._look(executor))[0]
+
+    async def _look(
+        self, executor: Executor | None
+    ) -> tuple[list[MigrationStatus], list[ledger.Applied]]:
         sources, files = await asyncio.to_thread(self._read_files)
         if executor is None:
-            applied = await self._run(lambda backend: backend.read_applied())
+            record = await self._run(lambda backend: backend.read_record())
         else:
-            applied = await _read_through(executor)
+            record = await _read_through(executor)
+        applied = [row for row in record if not row.is_hold]
         names = [source.name for source in sources]
-        return compare(files, applied, release=_release, sources=names)
+        return compare(files, applied, release=_release, sources=names), record
 
     # -- changing ----------------------------------------------------------
 
@@ -194,6 +203,8 @@ class Migrator:
         self, *, steps: int = 1, dry_run: bool = False
     ) -> list[PlannedMigration]:
         """Undo the last *steps* applied migrations, newest first.
+
+        Until the next ``apply()``, no start applies them again.
 
         Raises:
             MigrationFailed: One has no rollback file (then nothing is undone),
@@ -263,14 +274,13 @@ class Migrator:
         return sources, read_files(sources)
 
     async def _apply(
-        self, *, to: str | None = None, dry_run: bool = False, tolerant: bool = False
+        self, *, to: str | None = None, dry_run: bool = False, automatic: bool = False
     ) -> list[PlannedMigration]:
         def work(backend: FmStorageBackend) -> list[PlannedMigration]:
             from fm_storage.migrate import plan
 
-            check: plan.Check = tolerating_the_end if tolerant else list
             return plan.apply(
-                backend, *self._read_files(), to, dry_run=dry_run, tolerate=check
+                backend, *self._read_files(), to, dry_run=dry_run, automatic=automatic
             )
 
         return await self._run(work)

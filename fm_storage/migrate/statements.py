@@ -6,7 +6,7 @@ The order of events inside the transaction makes a kill harmless.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,12 @@ from fm_storage.errors import (
     QueryFailed,
 )
 from fm_storage.migrate.connection import OneConnection
-from fm_storage.migrate.driver import MigrationStopped, reason
+from fm_storage.migrate.driver import (
+    MigrationStopped,
+    copies_through_client,
+    reason,
+)
+from fm_storage.migrate.files import is_python, read_text, rollback_path
 from fm_storage.postgres.tokens import Token, fold, tokens
 
 __all__ = [
@@ -53,6 +58,10 @@ class EngineMigration(Protocol):
 
 
 IN_A_TRANSACTION = "25001"
+_ALONE = frozenset({IN_A_TRANSACTION, "55P04"})
+"""Not possible in a transaction; not possible in that which added the enum value."""
+_THERE_ALREADY = frozenset({"42P07", "42710", "42P06", "42701", "42723"})
+"""A table, object, schema, column or function of that name exists."""
 PASSED_ON = (ConnectionFailed, MigrationFailed, MigrationStopped)
 """Errors that no statement of a file is to blame for, or that name it already."""
 
@@ -86,41 +95,56 @@ def run_as_one(
     texts = sql_statements(migration, direction)
     for number, text in enumerate(texts or (), 1):
         _refuse_control(migration.id, number, text)
-    total = len(migration.steps if texts is None else texts)
 
     def attempt() -> None:
-        with backend.transaction():
-            backend.limit_locks()
-            before = None if texts else backend.fetch(_TRANSACTION)
-            backend.step_of, backend.step = (migration.id, total), 0
-            # A failure ends the whole file; only a Python step may outlive one.
-            backend.has_savepoints = texts is None
-            try:
-                if texts is None:
-                    migration.process_steps(backend, direction)
-                for text in texts or ():
-                    backend.run(text)
-            except (*backend.retried, *PASSED_ON):
+        try:
+            _in_one_transaction(backend, migration, direction, texts, record)
+        except QueryFailed as exc:  # at COMMIT: constraints that were deferred
+            if isinstance(exc, backend.retried):
                 raise
-            except Exception as exc:
-                raise failure(migration.id, exc, step=backend.step) from exc
-            finally:
-                backend.step_of = None
-                backend.has_savepoints = True
-            # A Python step that committed has torn the mark from the changes.
-            if before is not None and backend.fetch(_TRANSACTION) != before:
-                message = (
-                    f"migration {migration.id!r}: a step ended the transaction; "
-                    "leave commit and rollback to the runner"
-                )
-                raise MigrationFailed(message, migration=migration.id)
-            backend.connection.run("RESET ROLE")
-            record()
+            raise failure(migration.id, exc) from exc
 
     try:
         backend.retrying(migration.id, attempt)
     finally:
         backend.reset()
+
+
+def _in_one_transaction(
+    backend: OneConnection,
+    migration: EngineMigration,
+    direction: str,
+    texts: Sequence[str] | None,
+    record: Callable[[], None],
+) -> None:
+    total = len(migration.steps if texts is None else texts)
+    with backend.transaction():
+        backend.limit_locks()
+        before = backend.fetch(_TRANSACTION) if texts is None else None
+        backend.step_of, backend.step = (migration.id, total), 0
+        # A failure ends the whole file; only a Python step may outlive one.
+        backend.has_savepoints = texts is None
+        try:
+            if texts is None:
+                migration.process_steps(backend, direction)
+            for text in texts or ():
+                backend.run(text)
+        except (*backend.retried, *PASSED_ON):
+            raise
+        except Exception as exc:
+            raise failure(migration.id, exc, step=backend.step) from exc
+        finally:
+            backend.step_of = None
+            backend.has_savepoints = True
+        # A Python step that committed has torn the mark from the changes.
+        if before is not None and backend.fetch(_TRANSACTION) != before:
+            message = (
+                f"migration {migration.id!r}: a step ended the transaction; "
+                "leave commit and rollback to the runner"
+            )
+            raise MigrationFailed(message, migration=migration.id)
+        backend.connection.run("RESET ROLE")
+        record()
 
 
 def sql_statements(migration: EngineMigration, direction: str) -> list[str] | None:
@@ -132,19 +156,30 @@ def sql_statements(migration: EngineMigration, direction: str) -> list[str] | No
     path = sql_path(migration, direction)
     if path is None:
         return None
-    content = path.read_bytes().replace(b"\r\n", b"\n") if path.exists() else b""
     try:
-        return split(content.decode(), owner=f"migration {migration.id!r}")
+        texts = split(
+            read_text(path) if path.exists() else "",
+            owner=f"migration {migration.id!r}",
+        )
     except InvalidRecord as exc:
         raise MigrationFailed(str(exc), migration=migration.id) from None
+    for number, text in enumerate(texts, 1):
+        if copies_through_client(text):
+            message = (
+                f"migration {migration.id!r}: statement {number} is COPY from or to "
+                "the client, which sends nothing in a migration; use INSERT, or COPY "
+                "with a file on the server"
+            )
+            raise MigrationFailed(message, migration=migration.id)
+    return texts
 
 
 def sql_path(migration: EngineMigration, direction: str) -> Path | None:
     """Return the SQL file for one direction, or None for Python."""
-    if not migration.is_raw_sql():
-        return None
     path = Path(migration.path)
-    return path.with_suffix(".rollback.sql") if direction == "rollback" else path
+    if is_python(path):
+        return None
+    return rollback_path(path) if direction == "rollback" else path
 
 
 def split(sql: str, *, owner: str) -> list[str]:
@@ -203,23 +238,41 @@ class _Nesting:
             self._blocks -= 1
 
 
-def failure(name: str, exc: Exception, *, step: int = 0) -> MigrationFailed:
+def failure(
+    name: str,
+    exc: Exception,
+    *,
+    step: int = 0,
+    kept: str | None = None,
+) -> MigrationFailed:
     """Return the server's message, the statement it is about, and the remedy.
 
     An error that is not the server's comes from a step in Python.
+
+    Args:
+        name: The migration.
+        exc: The error.
+        step: Number of the statement; 0 is COMMIT.
+        kept: What becomes of a file that is not one transaction.
     """
+    again = kept or "run it again; nothing of it was kept"
     if not isinstance(exc, QueryFailed):
         return MigrationFailed(
             f"migration {name!r}: its Python code failed "
-            f"({type(exc).__name__}: {exc}); correct the file and run it again",
+            f"({type(exc).__name__}: {exc}); correct the file and {again}",
             migration=name,
         )
-    remedy = "correct the file and run it again; nothing of it was kept"
-    if exc.sqlstate == IN_A_TRANSACTION:
+    remedy = f"correct the file and {again}"
+    if exc.sqlstate in _ALONE and kept is None:
         remedy = "add the line '-- transactional: false' at the top of the file"
+    elif exc.sqlstate in _THERE_ALREADY:
+        remedy = (
+            "if it is what the file would make, record the file with 'fm-storage "
+            f"migrate baseline --to {name}'; else {remedy}"
+        )
     elif isinstance(exc, PermissionDenied):
         remedy = "set migrations.dsn to a role that owns the schema"
-    where = f"statement {step}: " if step else ""
+    where = f"statement {step}: " if step else "at COMMIT: "
     return MigrationFailed(
         f"migration {name!r}: {where}{reason(exc)}; {remedy}",
         migration=name,

@@ -58,7 +58,7 @@ def test_migrate_status_rollback(command: Command, migrations: MigrationFolder):
     assert command("migrate").output == "nothing pending\n"
     assert re.search(r"0001_shop +applied +\d{4}-", command("status").output)
     assert command("rollback", "--dry-run").output == "-- 0001_shop\nDROP TABLE t_a\n\n"
-    assert "taken back 0001_shop" in command("rollback").output
+    assert "taken back 0001_shop" in command("rollback", "--yes").output
     assert "0001_shop" in command("migrate", "--dry-run").output
     assert re.search(r"0001_shop +pending", command("status").output)
 
@@ -321,3 +321,45 @@ def test_yoyos_own_command_rolls_back_and_marks(
     assert ask(empty_dsn, recorded) == []
     with pytest.raises(MigrationFailed, match="force would leave half"):
         _yoyo(empty_dsn, "apply", "--force", source)
+
+
+def test_a_rollback_asks_with_what_would_go(
+    command: Command, migrations: MigrationFolder, empty_dsn: str
+):
+    """Without an answer nothing is done, and --yes is named."""
+    migrations.table("0001_shop", "t_a")
+    command("migrate")
+    refused = command("rollback", "--steps", "100")
+    assert refused.exit_code == 2
+    for words in ("--yes", "DROP TABLE t_a", "vector store is not changed"):
+        assert words in refused.output
+    assert ask(empty_dsn, "SELECT to_regclass('t_a') IS NOT NULL") == [(True,)]
+    done = command("rollback", "--yes")
+    assert "'fm-storage migrate' does" in done.stderr
+    assert command("health").exit_code == 1
+    assert ask(empty_dsn, "SELECT to_regclass('t_a')") == [(None,)]
+
+
+@pytest.mark.parametrize(
+    "words", [["health"], ["errors", "list"], ["outbox", "status"]]
+)
+@pytest.mark.parametrize("embedded", [False, True])
+def test_a_command_that_reads_makes_nothing(
+    command: Command,
+    empty_dsn: str,
+    tmp_path: Path,
+    words: list[str],
+    *,
+    embedded: bool,
+):
+    """No schema, no folder, no server; only a start of an application migrates."""
+    folder = tmp_path / "data"
+    more = {"FM_STORAGE_DATA_DIR": str(folder)}
+    if embedded:
+        more["FM_STORAGE_POSTGRES__DSN"] = "embedded:"
+    result = command(*words, **more)
+    assert result.exit_code != 0
+    assert "fm-storage migrate" in f"{result.output}{result.exception}"
+    assert not folder.exists()
+    schemas = "SELECT count(*) FROM pg_namespace WHERE nspname = 'fm_storage'"
+    assert ask(empty_dsn, schemas) == [(0,)]

@@ -399,3 +399,27 @@ async def test_the_page_shows_every_table_with_its_words(dsn: str):
     assert "| severity | character varying(50) | no |" in page
     for line in page.splitlines():
         assert not line.endswith("|  |"), f"a column without a comment: {line}"
+
+
+async def test_a_start_does_not_apply_what_was_rolled_back(
+    dsn: str, migrations: MigrationFolder
+):
+    """Somebody took it back on purpose; apply() is as explicit, and ends that."""
+    migrations.table("0001_a", "t_a")
+    migrator = migrations.migrator(dsn)
+    await migrator.apply()
+    await migrator.rollback()
+    for start in (migrator, migrations.migrator(dsn)):
+        with pytest.raises(SchemaOutOfDate, match=r"'fm-storage migrate'$") as caught:
+            await start.ensure()
+        assert caught.value.missing == ("0001_a",)
+    assert _tables(dsn) == set()
+    assert (await migrator.status())[-1].state == "pending"
+    # Another application of the same database is not concerned.
+    other = MigrationFolder(migrations.path.parent.parent / "other" / "migrations")
+    other.path.mkdir(parents=True)
+    other.table("0001_other", "t_other")
+    assert _ids(await other.migrator(dsn).ensure()) == ["0001_other"]
+    assert _ids(await migrator.apply()) == ["0001_a"]
+    migrations.table("0002_b", "t_b")
+    assert _ids(await migrator.ensure()) == ["0002_b"]

@@ -115,7 +115,7 @@ def ingest(
         if done.incomplete:
             raise click.ClickException(f"{log}: {done.incomplete}")
 
-    with_storage(settings, job)
+    with_storage(settings, job, migrates=True)
 
 
 @click.command()
