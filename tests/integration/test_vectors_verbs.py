@@ -186,3 +186,96 @@ async def test_upsert_spares_what_does_not_match(
     )
     found = await any_store.retrieve(name, [1, 2, 3])
     assert [point.payload["v"] for point in found] == [5, 5, 2]
+
+
+async def test_differing_hits_come_without_unasked_vectors(
+    any_store: QdrantStore, name: str
+) -> None:
+    """By dense and by sparse vectors: two alike are not both among the first."""
+    await any_store.ensure_collection_exists(
+        name,
+        CollectionConfig(
+            vectors={"d": VectorConfig(size=2, distance="Dot")},
+            sparse_vectors={"s": SparseVectorConfig()},
+        ),
+    )
+    rows = {1: (1.0, 0.9), 2: (1.0, 0.89), 3: (1.0, -0.2)}
+    await any_store.upsert_points(
+        name,
+        [
+            Point(i, {"d": list(v), "s": SparseVector([1, 2], list(v))})
+            for i, v in rows.items()
+        ],
+    )
+    for using, vector in (("d", [1.0, 0.5]), ("s", SparseVector([1, 2], [1.0, 0.5]))):
+        query = {"nearest": vector, "mmr": {"diversity": 0.7, "candidates_limit": 10}}
+        found = await any_store.query(name, query, using=using, limit=2)
+        assert [hit.id for hit in found] == [1, 3]
+        assert all(hit.vector is None for hit in found)
+        found = await any_store.query(
+            name, query, using=using, limit=2, with_vectors=["d"]
+        )
+        assert [set(hit.vector or {}) for hit in found] == [{"d"}, {"d"}]  # type: ignore[arg-type]
+
+
+async def test_text_index_takes_stopwords_and_phrases(
+    any_store: QdrantStore, name: str
+) -> None:
+    """Words in order; and the options of an index are taken by every engine."""
+    await fill(any_store, name)
+    await any_store.create_payload_index(
+        name,
+        "text",
+        {
+            "type": "text",
+            "tokenizer": "word",
+            "lowercase": True,
+            "stopwords": {"languages": ["english"], "custom": ["zz"]},
+            "phrase_matching": True,
+        },
+    )
+    many = sum(row["text"] == "payment refused" for row in ROWS.values())
+    assert await any_store.count(name, {"text": {"phrase": "payment refused"}}) == many
+    assert await any_store.count(name, {"text": {"phrase": "refused payment"}}) == 0
+    assert await any_store.count(name, {"text": {"text": "refused payment"}}) == many
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf"), "high", True])
+async def test_wrong_threshold_is_refused(
+    any_store: QdrantStore, name: str, threshold: Any
+) -> None:
+    """What no score can be compared with is named."""
+    await fill(any_store, name)
+    with pytest.raises(InvalidRecord) as caught:
+        await any_store.search(name, unit(1), score_threshold=threshold)
+    assert caught.value.field == "score_threshold"
+
+
+async def test_vector_too_long_to_be_normalised_is_refused(
+    any_store: QdrantStore, name: str
+) -> None:
+    """Under Cosine it would be stored as zeros; under Dot it is what it is."""
+    await any_store.ensure_collection_exists(name, 2)
+    await any_store.ensure_collection_exists(f"{name}_dot", 2, "Dot")
+    with pytest.raises(InvalidVector, match="too long"):
+        await any_store.upsert_points(name, [Point(1, [3e38, 3e38])])
+    with pytest.raises(InvalidVector, match="too long"):
+        await any_store.search(name, [3e38, 3e38])
+    await any_store.upsert_points(name, [Point(1, [1e18, 1e18])])
+    await any_store.upsert_points(f"{name}_dot", [Point(1, [3e38, 0.0])])
+    assert len(await any_store.search(name, [1.0, 1.0])) == 1
+
+
+async def test_every_form_of_a_uuid_is_that_uuid(
+    any_store: QdrantStore, name: str
+) -> None:
+    """Given as it was written, found by any of its forms."""
+    await any_store.ensure_collection_exists(name, 2)
+    plain = "0b6ccd2f-6b9c-4c4c-9d4b-4a52c1a6b111"
+    forms = [plain.replace("-", ""), f"urn:uuid:{plain}", plain.upper(), plain]
+    for form in forms:
+        await any_store.upsert_points(name, [Point(form, [1.0, 0.0])])
+        [found] = await any_store.retrieve(name, [plain])
+        assert found.id in {form, plain}
+        assert await any_store.count(name, {"has_id": [form]}) == 1
+    assert await any_store.count(name) == 1

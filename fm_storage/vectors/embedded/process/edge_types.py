@@ -150,4 +150,20 @@ def index_params(given: str | Json) -> Any:
         options["tokenizer"] = getattr(
             edge.TokenizerType, str(options["tokenizer"]).capitalize()
         )
+    if "stopwords" in options:
+        options["stopwords"] = _stopwords(options["stopwords"])
+    if "stemmer" in options:
+        language = str(options["stemmer"]["language"]).capitalize()
+        made = getattr(edge.SnowballLanguage, language)
+        options["stemmer"] = edge.SnowballParams(made)
     return getattr(edge, f"{kind}IndexParams")(**options)
+
+
+def _stopwords(given: Any) -> Any:
+    if isinstance(given, str):
+        return getattr(edge.Language, given.capitalize())
+    languages = given.get("languages") or ()
+    return edge.StopwordsSet(
+        languages={getattr(edge.Language, name.capitalize()) for name in languages},
+        custom=set(given.get("custom") or ()),
+    )

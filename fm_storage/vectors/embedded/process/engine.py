@@ -29,6 +29,8 @@ from fm_storage.vectors.embedded.process.vector_bytes import Raw
 
 __all__ = ["REST", "Engine", "refusal"]
 
+_OPEN = 48
+_IDLE = 300.0
 _KEPT_FREE = 64 * 1024 * 1024
 # What does not say that a file is damaged: it may open another time.
 _ELSEWHERE = re.compile(
@@ -39,7 +41,8 @@ _ELSEWHERE = re.compile(
 _BAD = (BadRequest, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _REFUSED = re.compile(
     r"index for|appropriate index|bad (request|input)|validation (failed|error)"
-    r"|wrong input|not found|cannot (apply|have)|malformed|unsupported|no point with",
+    r"|wrong input|not found|cannot (apply|have)|malformed|unsupported|no point with"
+    r"|process cancelled by service",  # a formula misses a value
     re.IGNORECASE,
 )
 _UNREADABLE = re.compile(
@@ -255,8 +258,13 @@ class Engine:
         for position, (request, raw) in enumerate(requests):
             try:
                 with self._watched(request):
-                    made = self._shard(request).query_request(request, raw)
-                    ready.append((position, made))
+                    shard = self._shard(request)
+                    if shard.diversifies(request):
+                        out = Raw()
+                        hits = shard.diverse(request, raw, out)
+                        answers[position] = (hits, bytes(out.floats))
+                        continue
+                    ready.append((position, shard.query_request(request, raw)))
             except Exception as exc:
                 answers[position] = exc
         if len(ready) > 1:
@@ -266,8 +274,9 @@ class Engine:
                 batch = edge.QueryBatchRequest([query for _, query in ready])
                 many = shard.edge_shard.query_batch(batch)
                 for (position, _), found in zip(ready, many, strict=True):
-                    out = Raw()
-                    answers[position] = (shard.hits(found, out), bytes(out.floats))
+                    out, (request, _) = Raw(), requests[position]
+                    made = shard.hits(found, out, request.get("with_vector"))
+                    answers[position] = (made, bytes(out.floats))
                 return answers
         for position, query in ready:  # a batch of one takes a seventh longer
             request, out = requests[position][0], Raw()
@@ -275,7 +284,8 @@ class Engine:
                 with self._watched(request):
                     shard = self._shard(request)
                     found = shard.edge_shard.query(query)
-                    answers[position] = (shard.hits(found, out), bytes(out.floats))
+                    made = shard.hits(found, out, request.get("with_vector"))
+                    answers[position] = (made, bytes(out.floats))
             except Exception as exc:
                 answers[position] = exc
         return answers
@@ -346,7 +356,27 @@ class Engine:
                     raise
                 raise Damaged.found(name, folder, exc) from exc
             self.shards[name] = shard
+            self.close_idle()
+        shard.last_use = time.monotonic()
         return shard
+
+    def close_idle(self) -> None:
+        """Close shards unused for long, and the longest unused of too many.
+
+        An open shard has eight threads; it is opened anew by the next call.
+        """
+        since = time.monotonic() - _IDLE
+        longest = sorted(self.shards.values(), key=lambda shard: shard.last_use)
+        for position, shard in enumerate(longest):
+            many = len(longest) - position > _OPEN
+            if not many and shard.last_use >= since:
+                return
+            if shard.name not in self.builds and shard.name not in self.to_flush:
+                try:
+                    shard.close()
+                except BaseException:
+                    traceback.print_exc()
+                del self.shards[shard.name]
 
     def _info(self, asked: str) -> dict[str, Any]:
         name = self._name(asked)
@@ -369,6 +399,7 @@ class Engine:
         with self.manifest.changing():
             self.manifest.collections[name] = {"folder": folder, "spec": spec}
         self.shards[name] = shard
+        self.close_idle()
         return True
 
     def _drop(self, request: dict[str, Any]) -> bool:

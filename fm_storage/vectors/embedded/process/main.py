@@ -43,6 +43,7 @@ _FIRST_CLIENT = 15.0
 _LOCK_WAIT = 30.0
 _TURN = 0.05
 _LOOK = 0.5
+_IDLE_LOOK = 30.0
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -94,6 +95,7 @@ class Server:
         # When builds were last thought of; None while nothing can be due.
         self.looked_at: float | None = 0.0
         self.last_write = time.monotonic()
+        self.looked_for_idle = time.monotonic()
 
     def run(self) -> None:
         """Serve until the last client has gone."""
@@ -129,7 +131,9 @@ class Server:
             return 0.0
         if not self.clients:
             return 0.05
-        return None if self.looked_at is None else _LOOK
+        if self.looked_at is not None:
+            return _LOOK
+        return _IDLE_LOOK if self.engine.shards else None
 
     def _hear(self, build: Build) -> None:
         if not build.report():
@@ -145,6 +149,9 @@ class Server:
     def _look_after_builds(self) -> None:
         self.engine.step_builds()
         now = time.monotonic()
+        if now - self.looked_for_idle > _IDLE_LOOK:
+            self.looked_for_idle = now
+            self.engine.close_idle()
         if self.looked_at is None or now - self.looked_at < _LOOK:
             return
         self.looked_at = now

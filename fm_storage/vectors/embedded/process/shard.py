@@ -15,6 +15,7 @@ from typing import Any
 
 import qdrant_edge as edge
 
+from fm_storage.vectors.embedded.process.diversity import diverse
 from fm_storage.vectors.embedded.process.edge_filters import filter_from
 from fm_storage.vectors.embedded.process.edge_queries import (
     order_by_from,
@@ -55,6 +56,7 @@ class Shard:
         self.name, self.folder, self.spec = name, folder, spec
         self.dirty = False
         self.last_write = 0.0
+        self.last_use = time.monotonic()
         self.due_since: float | None = None
         # While an index is built: what must be done to the copy as well.
         self.journal: list[edge.UpdateOperation] | None = None
@@ -333,14 +335,52 @@ class Shard:
                 return found
         raise PointNotFound(point)
 
-    def hits(self, found: Iterable[edge.ScoredPoint], out: Raw) -> list[list[Any]]:
-        """Return hits as ``[id, score, payload, vector]``."""
+    def diversifies(self, request: Json) -> bool:
+        """Whether a query asks for different hits by a sparse vector."""
+        query = request.get("query")
+        return (
+            isinstance(query, Mapping)
+            and query.get("mmr") is not None
+            and request.get("using") in self.spec["sparse_vectors"]
+        )
+
+    def diverse(self, request: Json, raw: memoryview, out: Raw) -> list[list[Any]]:
+        """Answer a query by sparse vectors whose hits are to differ."""
+        query, using = request["query"], request["using"]
+        limit, offset = request["limit"], request.get("offset") or 0
+        plain = {
+            **request,
+            "query": {"nearest": query["nearest"]},
+            "limit": max(query["mmr"].get("candidates_limit") or 100, limit + offset),
+            "offset": 0,
+            "with_vector": True,
+        }
+        found = self.edge_shard.query(self.query_request(plain, raw))
+        diversity = query["mmr"].get("diversity")
+        chosen = diverse(
+            found, using, 0.5 if diversity is None else diversity, limit + offset
+        )
+        return self.hits(chosen[offset:], out, request.get("with_vector"))
+
+    def hits(
+        self, found: Iterable[edge.ScoredPoint], out: Raw, wanted: Any
+    ) -> list[list[Any]]:
+        """Return hits as ``[id, score, payload, vector]``.
+
+        Args:
+            found: What the engine has found.
+            out: Where vectors go.
+            wanted: The vectors asked for: a bool, or names.
+        """
         return [
             [
                 wire_id(hit.id),
                 hit.score,
                 hit.payload,
-                None if hit.vector is None else out.any(hit.vector),
+                # Some queries bring vectors that nobody asked for.
+                None
+                if hit.vector is None or not wanted
+                else out.any(_named(hit.vector, wanted)),
             ]
             for hit in found
         ]
@@ -402,6 +442,12 @@ class Shard:
             "indexed": info.indexed_vectors_count,
             "total": self._total(info.points_count),
         }
+
+
+def _named(vector: Any, wanted: Any) -> Any:
+    if wanted is True or not isinstance(vector, dict):
+        return vector
+    return {name: value for name, value in vector.items() if name in wanted}
 
 
 def _plain_value(value: Any) -> Any:
