@@ -19,6 +19,7 @@ from fm_storage.catalog.logs.fields import json_of
 from fm_storage.catalog.logs.formats import LineParser
 from fm_storage.catalog.logs.levels import guess_severity
 from fm_storage.catalog.logs.opening import MAX_LINE
+from fm_storage.catalog.record.redact import mask_text
 from fm_storage.catalog.record.row import Prepared, is_plausible, prepare
 from fm_storage.repositories import Severity
 
@@ -293,7 +294,7 @@ class LogReader:
                 return self._begin(header, offset, raw)
             report.unparsed += 1
             if len(report.samples) < _SAMPLES:
-                report.samples.append(line[:200])
+                report.samples.append(mask_text(line[:200]))
             return None
         if len(current.more) >= _MAX_LINES or current.size > MAX_LINE:
             report.truncated += 1

@@ -5,13 +5,17 @@ Nothing here does I/O or fails.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from enum import Enum
+from types import ModuleType
 from typing import Any
+from uuid import UUID
 
-from fm_storage.catalog.record.render import render
+from fm_storage.catalog.record.render import render, text_of
 from fm_storage.catalog.record.row import Prepared, prepare
 from fm_storage.errors import InvalidRecord
 from fm_storage.repositories import ErrorEntry, Severity
@@ -31,6 +35,13 @@ _LEVELS = (
     (logging.WARNING, Severity.WARNING),
     (logging.INFO, Severity.INFO),
 )
+_ALIASES = {
+    "FATAL": Severity.CRITICAL, "CRIT": Severity.CRITICAL, "PANIC": Severity.CRITICAL,
+    "ALERT": Severity.CRITICAL, "EMERG": Severity.CRITICAL,
+    "EMERGENCY": Severity.CRITICAL, "ERR": Severity.ERROR, "SEVERE": Severity.ERROR,
+    "EXCEPTION": Severity.ERROR, "WARN": Severity.WARNING, "NOTICE": Severity.INFO,
+    "TRACE": Severity.DEBUG, "NOTSET": Severity.DEBUG,
+}  # fmt: skip
 _STANDARD = frozenset(
     logging.LogRecord("", 0, "", 0, "", (), None).__dict__
 ) | {"message", "asctime", "taskName"}  # fmt: skip
@@ -57,15 +68,16 @@ class Draft:
     def _prepare(self) -> Prepared:
         entry = self.entry
         severity = _known(entry.severity, self.notes)
+        trace = entry.stack_trace
         return prepare(
-            entry.message,
-            module=entry.module,
-            error_code=entry.error_code,
+            _text(entry.message),
+            module=_text(entry.module),
+            error_code=_text(entry.error_code),
             severity=severity,
-            stack_trace=entry.stack_trace,
-            context=entry.manager_context,
-            timestamp=entry.timestamp,
-            entry_id=entry.id,
+            stack_trace=None if trace is None else _text(trace),
+            context=_mapping(entry.manager_context),
+            timestamp=_moment(entry.timestamp, self.notes),
+            entry_id=entry.id if isinstance(entry.id, UUID) else None,
             notes=self.notes,
         )
 
@@ -88,11 +100,12 @@ def draft_of(
     level = Severity.ERROR if severity is None else _known(severity, notes)
     if isinstance(error, ErrorEntry):
         entry = error
-        if module or error_code or severity or context or timestamp:
+        more = (module, error_code, severity, context, timestamp)
+        if any(one is not None for one in more):
             entry = replace(
                 error,
-                module=module or error.module,
-                error_code=error_code or error.error_code,
+                module=_text(module) or error.module,
+                error_code=_text(error_code) or error.error_code,
                 severity=error.severity if severity is None else level,
                 manager_context=_merged(error.manager_context, context),
                 timestamp=timestamp or error.timestamp,
@@ -101,8 +114,8 @@ def draft_of(
         found = render(error)
         entry = ErrorEntry(
             message=found.message,
-            module=module or module_of(error),
-            error_code=error_code or found.error_code,
+            module=_text(module) or module_of(error),
+            error_code=_text(error_code) or found.error_code,
             severity=level,
             stack_trace=found.stack_trace,
             manager_context=_merged(context, found.context),
@@ -110,9 +123,9 @@ def draft_of(
         )
     else:
         entry = ErrorEntry(
-            message=str(error),
-            module=module or "",
-            error_code=error_code or "",
+            message=_text(error),
+            module=_text(module),
+            error_code=_text(error_code),
             severity=level,
             manager_context=_merged(context, None),
             timestamp=timestamp or datetime.now(UTC),
@@ -136,8 +149,9 @@ def draft_of_log(
         if name not in _STANDARD and not name.startswith("_")
     }
     trace, code = None, ""
-    if record.exc_info and record.exc_info[1] is not None:
-        found = render(record.exc_info[1])
+    exc = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+    if exc is not None:
+        found = render(exc)
         trace, code = found.stack_trace, found.error_code
         context.update(found.context)
     elif record.exc_text:
@@ -192,17 +206,57 @@ def severity_from(severity: Severity | str | None) -> Severity | None:
         ) from None
 
 
-def _known(severity: Severity | str, notes: list[str]) -> Severity:
+def _known(severity: object, notes: list[str]) -> Severity:
+    """Return the severity meant, whatever names it; note what had to be guessed."""
+    if isinstance(severity, Severity):
+        return severity
+    if isinstance(severity, Enum):
+        severity = severity.value
+    if isinstance(severity, int) and not isinstance(severity, bool):
+        known: Severity | None = severity_of_level(severity)
+    else:
+        name = _text(severity).strip().upper()
+        known = _ALIASES.get(name) or Severity.__members__.get(name)
+        if known is not None and known.value == name:
+            return known
+    taken = "is unknown, taken as" if known is None else "taken as"
+    known = known or Severity.ERROR
+    notes.append(f"severity: {_text(severity)[:40]!r} {taken} {known}")
+    return known
+
+
+def _text(value: object) -> str:
+    """Return *value* as text: an enum's value, a module's name."""
+    if type(value) is str:
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, Enum):
+        return _text(value.value)
+    return value.__name__ if isinstance(value, ModuleType) else text_of(value)
+
+
+def _moment(given: object, notes: list[str]) -> datetime | None:
+    """Return when it happened; seconds since 1970 and ISO 8601 are understood."""
+    if given is None or isinstance(given, datetime):
+        return given
+    with contextlib.suppress(Exception):
+        if isinstance(given, int | float):
+            return datetime.fromtimestamp(given, UTC)
+        return datetime.fromisoformat(_text(given))
+    notes.append(f"timestamp: {_text(given)[:40]!r} is no time, taken as now")
+    return None
+
+
+def _mapping(value: object) -> Mapping[Any, Any] | None:
+    """Return a context as a mapping; anything else becomes its *value*."""
+    if value is None or isinstance(value, Mapping):
+        return value
+    return {"value": value}
+
+
+def _merged(first: object, second: object) -> dict[Any, Any] | None:
     try:
-        return severity_from(severity) or Severity.ERROR
-    except InvalidRecord:
-        notes.append(f"severity: {str(severity)[:40]!r} is unknown, taken as ERROR")
-        return Severity.ERROR
-
-
-def _merged(
-    first: Mapping[Any, Any] | None, second: Mapping[Any, Any] | None
-) -> dict[Any, Any] | None:
-    if not first and not second:
-        return None
-    return {**(first or {}), **(second or {})}
+        return {**(_mapping(first) or {}), **(_mapping(second) or {})} or None
+    except Exception:  # a mapping may do anything when it is read
+        return {"context": first, "more": second}

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from fm_storage.catalog.record.drafts import Draft, draft_of_log
+from fm_storage.catalog.record.render import text_of
 from fm_storage.errors import ConfigurationInvalid
 
 __all__ = ["CatalogHandler", "is_own", "level_from"]
@@ -99,7 +100,8 @@ def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
     except Exception:
-        return f"{record.msg!r} with {record.args!r}"
+        given = record.args if isinstance(record.args, tuple) else (record.args,)
+        return f"{text_of(record.msg)} with {', '.join(map(text_of, given))}"
 
 
 def is_own(name: str) -> bool:

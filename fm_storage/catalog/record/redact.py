@@ -3,14 +3,17 @@
 Everything on its way into the catalogue passes here first: message, trace,
 context, and the text that is embedded.
 
-Masked are, wherever they stand: values behind names such as password, passwd,
-passphrase, secret, token, api_key, access_key, private_key, credential,
-authorization, cookie, csrf, session_key, pass, pwd, otp, cvv and ssn (in
-``name=value``, ``name: value``, JSON and keys of the context; there also
-session_id and auth); the password in a URL; whole Cookie headers; Bearer and
-Basic credentials; JSON web tokens; private keys in PEM; keys of AWS, GitHub,
-GitLab, Slack, Stripe, OpenAI, Anthropic, Google, npm and PyPI by their shape;
-card numbers that pass Luhn's test. Not masked: secrets that look like words.
+Masked are, in message, trace, notes and context alike: values behind names such as
+password, passphrase, secret, token, api_key, access_key, account_key, private_key,
+credential, authorization, cookie, csrf, signature, session_id, pass, pwd, otp, cvv
+and ssn (in ``name=value``, ``name: value``, JSON, also within a string, pairs of a
+list, ``--name value``, a unique key's DETAIL, and keys of the context; there also
+auth); ``PASSWORD '…'`` in SQL; the password, or a token, in a URL; whole Cookie and
+Digest headers; Bearer and Basic credentials; JSON web tokens; private keys in PEM;
+webhooks of Slack, Discord and Telegram; keys of some sixty vendors by their shape;
+card numbers by the prefix and length of their network that pass Luhn's test. Not
+masked: secrets that look like words behind a colon, with more words to follow; and
+what only speaks of a secret (``password: must be at least 12 characters``).
 """
 
 from __future__ import annotations
@@ -65,13 +68,35 @@ _UTF8 = ("utf-8", "surrogatepass")
 # short ones are parts of common words (compass) and must begin one themselves.
 _LONG = (
     r"password|passphrase|passwd|passwort|secret|token|credentials?|authorization"
-    r"|cookie|csrf|xsrf"
+    r"|cookie|csrf|xsrf|signature|session[_-]?id"
 )
-_KEYS = r"(?:api|access|private|signing|encryption|session)[_-]?key"
-_SHORT = r"pass|passcode|pwd|otp|cvv|ssn"
+_KEYS = (
+    r"(?:api|access|private|signing|encryption|session|account|shared|storage|master"
+    r"|auth|secret|license|webhook)[_-]?key"
+)
+_SHORT = r"pass|passcode|pwd|otp|cvv|cvc|ssn|sig"
 _NAMES = rf"(?:{_LONG}|{_KEYS}|(?<![A-Za-z])(?:{_SHORT}))"
 _SECRET_KEY = re.compile(
-    rf"(?i:{_NAMES}|session[_-]?id|(?<![A-Za-z])auth)(?:$|[^A-Za-z]|(?<=[a-z])(?=[A-Z]))"
+    rf"(?i:{_NAMES}|(?<![A-Za-z])auth)(?:$|[^A-Za-z]|(?<=[a-z])(?=[A-Z]))"
+)
+# Of these a program may also say how many there are.
+_SECRETS_KEY = re.compile(rf"(?i:(?:{_LONG}|{_KEYS})s)$")
+_NAME_ONLY = re.compile(r"-{0,2}[\w-]+$")
+# Ends of names that tell something else about a secret than what it is.
+_ABOUT = re.compile(
+    r"(?i)[_-](?:count|length|len|size|total|limit|ttl|age|type|kind|name|field|policy"
+    r"|expir\w*|expires_in|required|enabled|valid|reset)$"
+)
+# Values that say something about a secret, and are none.
+_WORDS = frozenset({
+    "none", "null", "nil", "true", "false", "yes", "no", "empty", "missing", "required",
+    "invalid", "expired", "wrong", "incorrect", "unset", "undefined", "hidden",
+    "redacted", "masked", "filtered", "must", "is", "was", "has", "not", "should",
+    "cannot", "may", "the", "a", "an", "mismatch", "unknown", "eof", "sent", "failed",
+    "error", "expected", "denied", "disabled", "enabled", "found", "changed",
+})  # fmt: skip
+_COUNTED = re.compile(
+    r"(?:token|pass|cookie|secret|credential|session|sig)", re.IGNORECASE
 )
 
 
@@ -83,51 +108,170 @@ class Rule(NamedTuple):
             asked in lower case and without their digits. It costs a tenth of the
             pattern, and most lines hold none.
         pattern: Finds secrets; what its group *kept* matches stays.
+        replace: Returns what stands in the place of a match.
     """
 
     hint: re.Pattern[str]
     pattern: re.Pattern[str]
+    replace: Callable[[re.Match[str]], str]
 
 
-def _rule(hint: str, pattern: str) -> Rule:
-    flags = re.IGNORECASE | re.VERBOSE | re.DOTALL
-    return Rule(re.compile(hint), re.compile(pattern, flags))
+def _mask(match: re.Match[str]) -> str:
+    return f"{match['kept']}{MASK}"
 
 
+def _mask_value(match: re.Match[str]) -> str:
+    """Mask the value of a name, unless it speaks about the secret."""
+    value, sign = match["value"], match["sign"]
+    quote = match["quote"] or (value[0] if value[0] in "\"'" else "")
+    inner = value[len(quote) : len(value) - len(quote)] if quote else value
+    keyed = match["key"] is not None  # as in JSON, where prose does not stand
+    if _is_harmless(match["name"], inner, quoted=bool(quote), keyed=keyed, sign=sign):
+        return match[0]
+    if not quote and sign == ":" and not keyed and _is_prose(match, inner):
+        return match[0]
+    return f"{match['kept']}{quote}{MASK}{quote}"
+
+
+def _is_harmless(
+    name: str, value: str, *, quoted: bool, keyed: bool, sign: str
+) -> bool:
+    if _ABOUT.search(name) or (value.lower() in _WORDS and not quoted):
+        return True
+    if value.isdigit() and not quoted and _COUNTED.match(name) is not None:
+        # How many tokens there are, how many tests pass.
+        return len(value) < _FEW_DIGITS and "password" not in name.lower()
+    # A sign in quotes, as parsers name it: unexpected token: '}'.
+    signs = sum(map(str.isalnum, value))
+    return not keyed and sign == ":" and signs < 2 + quoted
+
+
+def _is_prose(match: re.Match[str], value: str) -> bool:
+    """Return whether words follow a name and its colon, not a secret."""
+    plain = value.rstrip(".!?")
+    if not plain.isalpha() or not (plain.islower() or plain.istitle()):
+        return False
+    rest = match.string[match.end() :].split("\n", 1)[0].strip()
+    return bool(rest) or plain.lower() in _WORDS
+
+
+def _rule(
+    hint: str,
+    pattern: str,
+    replace: Callable[[re.Match[str]], str] = _mask,
+    *,
+    cased: bool = False,
+) -> Rule:
+    flags = re.VERBOSE | re.DOTALL | (re.NOFLAG if cased else re.IGNORECASE)
+    return Rule(re.compile(hint), re.compile(pattern, flags), replace)
+
+
+_NAMED = f"{_LONG}|{_KEYS}|(?:{_SHORT})(?![a-z])"
+_QUOTED = r"""(?:"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')"""
 _RULES = (
     _rule(
         "-----begin",
-        r"""(?P<kept>)-----BEGIN[ ][A-Z0-9 ]*PRIVATE[ ]KEY-----
-            (?:.*?-----END[ ][A-Z0-9 ]*PRIVATE[ ]KEY-----|.*)""",
+        r"""(?P<kept>)-----BEGIN[ ][A-Z0-9 ]*PRIVATE[ ]KEY(?:[ ]BLOCK)?-----
+            (?:.*?-----END[ ][A-Z0-9 ]*PRIVATE[ ]KEY(?:[ ]BLOCK)?-----|.*)""",
     ),
+    # Up to the last @ of the word, for passwords with @ or / in them; but what
+    # follows a host and its port is a path.
     _rule(
         "://.*@",
-        r"(?P<kept>\b[a-z][a-z0-9+.-]*://[^\s:/@?\#]*:)[^\s/]*(?=@)",
+        r"""(?P<kept>\b[a-z][a-z0-9+.-]*://[^\s:/@?\#]*:)(?!\d{1,5}(?:[/?\#\s]|$))
+            [^\s"'<>]*(?=@)""",
     ),
-    _rule("cookie", r"""(?P<kept>\b(?:Set-)?Cookie["']?:[ ]*)[^\r\n]+"""),
+    _rule("://.*@", r"(?P<kept>://)[A-Za-z0-9_-]{20,}(?=@)"),
+    _rule("cookie", r"""(?P<kept>\b(?:Set-)?Cookie["']?:[ ]*)[^\r\n=]*=[^\r\n]*"""),
+    _rule(
+        "authorization",
+        r"""(?P<kept>\bauthorization:[ ]*(?:Digest|AWS4-HMAC-SHA256|Negotiate)[ ]+)
+            [^\r\n]+""",
+    ),
     _rule(
         "bearer|basic",
-        r"(?P<kept>\b(?:Bearer|Basic)[ ]+)[A-Za-z0-9+/=._~-]{16,}",
+        r"""(?P<kept>\b(?:Bearer|Basic)[ ]+)
+            (?=[A-Za-z0-9+/=._~-]*(?:[\d=]|(?-i:[A-Z])))[A-Za-z0-9+/=._~-]{16,}""",
     ),
+    # Shapes of vendors, facts that secret scanners list.
     _rule(
-        "eyj|akia|asia|gh[pousr]_|_pat_|glpat-|xox|[srp]k[-_](?:live|test|proj|ant)"
-        "|aiza|npm_|pypi-",
-        r"""(?P<kept>)\b(?:eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?
-            |(?:AKIA|ASIA)[A-Z0-9]{16}
+        "eyj|a[ksbc][ic]a|gh[pousr]_|_pat_|gl[a-z]{2,5}-|xox|xapp-|[srp]k[-_]|whsec_"
+        r"|aiza|ya\.|gocspx-|npm_|pypi-|rubygems_|hf_|sg\.|do[opr]_v_|hv[sbr]\.|dapi"
+        r"|shp[a-z]{2}_|sq[a-z]{3}-|lin_api_|ntn_|secret_|pmak-|dp\.[a-z]+\.|glsa_|glc_"
+        r"|nrak-|sntry|atlasv\.|age-secret|pscale_|sbp_|atatt|key-|hrku-|cfpat-|dtc\."
+        r"|ltai|akid|pplx-|gsk_|xai-|q~",
+        r"""(?P<kept>)(?<![A-Za-z0-9_])(?:
+             eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?
+            |(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}
             |gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{22,}
-            |glpat-[A-Za-z0-9_-]{20,}|xox[abeoprs]-[A-Za-z0-9-]{10,}
-            |(?:sk|rk|pk)[-_](?:live|test|proj|ant)[-_][A-Za-z0-9_-]{16,}
-            |AIza[A-Za-z0-9_-]{35}|npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{32,})""",
+            |gl(?:pat|rt|dt|ft|cbt|ptt|imt|soat|oas|agent)-[A-Za-z0-9_-]{16,}
+            |xox[abeoprs]-[A-Za-z0-9-]{10,}|xapp-\d-[A-Za-z0-9-]{10,}
+            |(?:sk|rk|pk)[-_](?:live|test|proj|ant|svcacct|admin)[-_][A-Za-z0-9_-]{16,}
+            |sk-[A-Za-z0-9]{32,}|whsec_[A-Za-z0-9+/=]{24,}
+            |AIza[A-Za-z0-9_-]{35}|ya29\.[A-Za-z0-9_-]{20,}|GOCSPX-[A-Za-z0-9_-]{20,}
+            |npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{32,}|rubygems_[0-9a-f]{48}
+            |hf_[A-Za-z0-9]{30,}|SG\.[A-Za-z0-9_-]{16,32}\.[A-Za-z0-9_-]{16,64}
+            |do[opr]_v1_[0-9a-f]{64}|hv[sbr]\.[A-Za-z0-9_-]{20,}|dapi[0-9a-f]{32}
+            |shp(?:at|ca|pa|ss)_[0-9a-f]{32}|sq0[a-z]{3}-[A-Za-z0-9_-]{22,}
+            |lin_api_[A-Za-z0-9]{32,}|(?:ntn|secret)_[A-Za-z0-9]{40,}
+            |PMAK-[0-9a-f]{24}-[0-9a-f]{34}|dp\.[a-z]{2,5}\.[A-Za-z0-9]{40,}
+            |glsa_[A-Za-z0-9]{32}_[0-9a-f]{8}|glc_[A-Za-z0-9+/=]{32,}
+            |NRAK-[A-Z0-9]{27}|sntry[su]_[A-Za-z0-9+/=_]{40,}
+            |[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_=-]{60,}|AGE-SECRET-KEY-1[A-Z0-9]{58}
+            |pscale_(?:tkn|pw|oauth)_[A-Za-z0-9_.-]{32,}|sbp_[0-9a-f]{40}
+            |ATATT3[A-Za-z0-9_=-]{50,}|key-[0-9a-f]{32}|HRKU-[A-Za-z0-9_-]{36,}
+            |CFPAT-[A-Za-z0-9_-]{43}|dt0[a-z]\d{2}\.[A-Z0-9]{24}\.[A-Z0-9]{64}
+            |LTAI[A-Za-z0-9]{12,}|AKID[A-Za-z0-9]{13,}|dckr_pat_[A-Za-z0-9_-]{27}
+            |pplx-[A-Za-z0-9]{40,}|gsk_[A-Za-z0-9]{40,}|xai-[A-Za-z0-9]{40,}
+            |[A-Za-z0-9]{3}\dQ~[A-Za-z0-9_.~-]{31,34})""",
     ),
     _rule(
-        f"{_LONG}|{_KEYS}|{_SHORT}",
-        rf"""(?P<kept>{_NAMES}(?:[_-][A-Za-z0-9]+)?["']?\s*(?:=>|[:=])\s*)
-            (?:(?P<quoted>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')
-            |(?:(?:Bearer|Basic|Token|Digest|Negotiate)\s+)[^\s,;"']+
+        r"hooks\.slack|/webhooks/|telegram\.org",
+        r"""(?P<kept>hooks\.slack\.com/(?:services|workflows|triggers)/
+            |discord(?:app)?\.com/api/webhooks/|api\.telegram\.org/bot)[^\s"'<>?/]+
+            (?:/[^\s"'<>?]+)?""",
+    ),
+    _rule(
+        "password|identified",
+        r"(?P<kept>\b(?:PASSWORD|IDENTIFIED[ ]BY)\s+)'(?:[^']|'')*'",
+    ),
+    _rule(
+        _NAMED,
+        rf"(?P<kept>\([^()]*{_NAMES}(?![A-Za-z0-9])[^()]*\)=)\([^\n]*?\)(?=[ ]|$)",
+    ),
+    _rule(
+        _NAMED,
+        rf"(?P<kept>{_NAMES}(?:[_-]\w+)*\n[^\n]*?input_value=)(?:{_QUOTED}|[^\s,]+)",
+    ),
+    _rule(_NAMED, rf"(?P<kept>(?<![\w-])--?[\w-]*{_NAMES}[ ])(?!-)[^\s]+"),
+    _rule(
+        _NAMED,
+        rf"""(?P<kept>["'][\w-]*{_NAMES}["'],\s*b?){_QUOTED}""",
+    ),
+    _rule(
+        _NAMED,
+        rf"""(?P<kept>(?P<name>{_NAMES}(?:[_-][A-Za-z0-9]+)*)(?P<key>\\*["'])?
+                \s*(?P<sign>=>|[:=])\s*(?:b(?=["']))?)
+            (?P<value>(?P<quote>\\+["']).*?(?P=quote)
+            |(?:Bearer|Basic|Token|Digest|Negotiate)\s+(?=[^\s,;"']*(?:[\d=_.-]|(?-i:[A-Z])))[^\s,;"']+
+            |"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'
             |[^\s,;&"'<>()\[\]{{}}]+)""",
+        _mask_value,
     ),
 )
+_FEW_DIGITS = 7
 _CARD = re.compile(r"(?<![\w.-])(?:\d[ -]?){12,18}\d(?![\w-]|\.\d)")
+# Prefixes and lengths of the networks (ISO/IEC 7812).
+_ISSUERS: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = (
+    (("4",), (16, 19)),
+    (tuple(map(str, (*range(51, 56), *range(2221, 2721)))), (16,)),
+    (("34", "37"), (15,)),
+    (("6011", "65", *map(str, range(644, 650))), (16, 19)),
+    ((*map(str, range(300, 306)), "36", "38", "39"), (14,)),
+    (tuple(map(str, range(3528, 3590))), (16, 17, 18, 19)),
+    (("62",), (16, 17, 18, 19)),
+    (("5018", "5020", "5038", "6304", "6759", "6761", "6762", "6763"), (16,)),
+)
 _DIGITS = re.compile(r"\d[\d -]{11,}")
 # What may stand in a run of digits; beyond ASCII too much is better than too little.
 _RUNS = bytes(
@@ -153,7 +297,7 @@ def mask_text(text: str) -> str:
     """
     data = text.encode(*_UTF8)
     for rule in _hinted(data.translate(None, _NUMERALS)):
-        text = rule.pattern.sub(_mask, text)
+        text = rule.pattern.sub(rule.replace, text)
     # A run of bytes is found in a twentieth of the time of a pattern; masking
     # above puts none there that was not there before.
     if _RUN in data.translate(_RUNS) and _DIGITS.search(text) is not None:
@@ -219,20 +363,23 @@ def clean_context(
     context: Mapping[Any, Any],
 ) -> tuple[JsonObject | None, tuple[str, ...]]:
     """Return *context* repaired and masked, and what was done to it."""
-    repaired, done = repair_context(context)
+    try:
+        repaired, done = repair_context(context)
+    except Exception:  # a mapping may do anything when it is read
+        repaired = {"value": f"<unreadable {type(context).__name__}>"}
+        done = ("context: unreadable value replaced",)
     masked = mask_context(repaired)
     return (masked if isinstance(masked, dict) else None), done
 
 
-def _mask(match: re.Match[str]) -> str:
-    groups = match.groupdict()
-    quoted = groups.get("quoted")
-    quote = quoted[0] if quoted else ""
-    return f"{groups['kept']}{quote}{MASK}{quote}"
-
-
 def _mask_card(match: re.Match[str]) -> str:
     digits = [int(c) for c in match[0] if c.isdigit()]
+    number = "".join(map(str, digits))
+    if not any(
+        number.startswith(prefixes) and len(number) in lengths
+        for prefixes, lengths in _ISSUERS
+    ):
+        return match[0]
     doubled = [d * 2 - 9 * (d > 4) for d in digits[-2::-2]]
     return MASK if (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0 else match[0]
 
@@ -242,15 +389,32 @@ def mask_context(value: Json) -> Json:
     if isinstance(value, str):
         return mask_text(value)
     if isinstance(value, list):
-        return [mask_context(item) for item in value]
+        # A name and its value may stand side by side: headers, arguments.
+        named = [False, *(_names_secret(item) for item in value)]
+        return [
+            MASK if after and isinstance(item, str) and item else mask_context(item)
+            for after, item in zip(named, value, strict=False)
+        ]
     if isinstance(value, dict):
         return {
-            mask_text(key): MASK
-            if item not in (None, "", False) and _SECRET_KEY.search(key)
-            else mask_context(item)
+            mask_text(key): MASK if _holds_secret(key, item) else mask_context(item)
             for key, item in value.items()
         }
     return value
+
+
+def _names_secret(item: Json) -> bool:
+    if not isinstance(item, str) or not _NAME_ONLY.match(item):
+        return False
+    return _SECRET_KEY.search(item) is not None
+
+
+def _holds_secret(key: str, item: Json) -> bool:
+    if item in (None, "", False):
+        return False
+    if _SECRET_KEY.search(key) is not None:
+        return _ABOUT.search(key) is None
+    return not isinstance(item, int | float) and _SECRETS_KEY.search(key) is not None
 
 
 def repair_text(text: str, *, limit: int = MAX_TEXT) -> tuple[str, tuple[str, ...]]:

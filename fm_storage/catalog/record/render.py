@@ -6,11 +6,15 @@ not fail, whatever the exception's own methods do.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Rendered", "render"]
+__all__ = ["Rendered", "render", "text_of"]
+
+logger = logging.getLogger("fm_storage.catalog")
 
 _MAX_DEPTH = 20
 _MAX_FRAMES = 64
@@ -61,20 +65,31 @@ def _str(exc: BaseException) -> str:
         return f"<unprintable {type_name(exc)}>"
 
 
+def text_of(value: object) -> str:
+    """Return *value* as text, whatever its own methods do; never raises."""
+    for convert in (str, repr):
+        with contextlib.suppress(Exception):
+            return convert(value)
+    return f"<unprintable {type(value).__name__}>"
+
+
 def _trace(exc: BaseException) -> str:
+    chain = [exc, *_chain(exc)]
     try:
-        found = traceback.TracebackException.from_exception(exc, lookup_lines=False)
-        _shorten(found)
-        return "".join(found.format()).rstrip("\n")
+        # Python leaves out what lies below a falsy exception.
+        if all(chain):
+            found = traceback.TracebackException.from_exception(exc, lookup_lines=False)
+            _shorten(found)
+            return "".join(found.format()).rstrip("\n")
     except Exception:
-        lines = traceback.format_tb(exc.__traceback__)[-_MAX_FRAMES:]
-        return "".join(
-            [
-                "Traceback (most recent call last):\n",
-                *lines,
-                f"{type_name(exc)}: {_str(exc)}",
-            ]
-        )
+        logger.debug("%s is rendered frame by frame", type(exc))
+    return "\n\n".join(map(_own_trace, reversed(chain)))
+
+
+def _own_trace(exc: BaseException) -> str:
+    lines = traceback.format_tb(exc.__traceback__)[-_MAX_FRAMES:]
+    head = ["Traceback (most recent call last):\n"] if lines else []
+    return "".join([*head, *lines, f"{type_name(exc)}: {_str(exc)}"])
 
 
 def _shorten(found: traceback.TracebackException, depth: int = 0) -> None:
@@ -101,19 +116,24 @@ def _structure(exc: BaseException) -> dict[str, object]:
         ]
     notes = _attribute(exc, "__notes__")
     if isinstance(notes, list) and notes:
-        context["notes"] = [str(note)[:1000] for note in notes[:20]]
+        context["notes"] = [text_of(note)[:1000] for note in notes[:20]]
     return context
 
 
 def _chain(exc: BaseException) -> Iterator[BaseException]:
     seen = {id(exc)}
-    inner = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
+    inner = _below(exc)
     while inner is not None and id(inner) not in seen and len(seen) <= _MAX_DEPTH:
         seen.add(id(inner))
         yield inner
-        inner = inner.__cause__ or (
-            None if inner.__suppress_context__ else inner.__context__
-        )
+        inner = _below(inner)
+
+
+def _below(exc: BaseException) -> BaseException | None:
+    # Compared with None: an exception may be falsy.
+    if exc.__cause__ is not None:
+        return exc.__cause__
+    return None if exc.__suppress_context__ else exc.__context__
 
 
 def _leaves(

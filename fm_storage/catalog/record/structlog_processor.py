@@ -14,7 +14,7 @@ from typing import Any
 
 from fm_storage.catalog.record.drafts import Draft, severity_of_level
 from fm_storage.catalog.record.logging_handler import is_own
-from fm_storage.catalog.record.render import render
+from fm_storage.catalog.record.render import render, text_of
 from fm_storage.repositories import ErrorEntry
 
 __all__ = ["CatalogProcessor", "draft_of_event"]
@@ -101,7 +101,7 @@ def draft_of_event(
         context.update(found.context)
     return Draft(
         ErrorEntry(
-            message=str(event.get("event", "")) or "(no event)",
+            message=text_of(event.get("event", "")) or "(no event)",
             module=module,
             error_code=code,
             severity=severity_of_level(level),
