@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fm_storage.errors import InvalidName, InvalidRecord
-from fm_storage.repositories.model.compound_types import Array, JsonValue
+from fm_storage.repositories.model.compound_types import Array, JsonValue, Other
 from fm_storage.repositories.model.entity import Entity
 from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.model.scalar_types import Refused, Text
@@ -112,7 +112,8 @@ class _Compared(Filter):
             return f"{left} IS {'' if self.operator == '=' else 'NOT '}NULL"
         if self.field.path:
             return f"{left} {self.operator} {parameters.add(value)}::jsonb"
-        return f"{left} {self.operator} {parameters.add(_comparable(item, value))}"
+        place = parameters.add(_comparable(item, value))
+        return f"{left} {self.operator} {place}{_cast(item)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +135,8 @@ class _In(Filter):
         item, left = self.field.sql(entity, parameters)
         given = [value for value in self.values if value is not None]
         # Arrays and JSON are compared whole: an array of arrays would be flattened.
-        if self.field.path or isinstance(item.type, Array | JsonValue):
-            cast = "::jsonb" if self.field.path else ""
+        if self.field.path or isinstance(item.type, Array | JsonValue | Other):
+            cast = "::jsonb" if self.field.path else _cast(item)
             values = (
                 value if self.field.path else _comparable(item, value)
                 for value in given
@@ -356,6 +357,11 @@ def where_sql(
                 "where('field') == value"
             )
     return " WHERE " + " AND ".join(item.sql(entity, parameters) for item in filters)
+
+
+def _cast(item: Stored) -> str:
+    """Return what names a type that the server cannot infer, as of a composite."""
+    return "" if item.type.checked else f"::{item.type.sql}"
 
 
 def by_keys(entity: Entity[Any], keys: Sequence[Any]) -> Filter:

@@ -1,0 +1,295 @@
+"""Every type of column by every way of writing and reading: one meaning.
+
+What ``create()`` takes, every other way takes, stores alike and gives back as the
+annotation names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import enum
+import ipaddress as ip
+import uuid
+from decimal import Decimal
+from typing import Annotated, Any, NamedTuple
+
+import pytest
+from asyncpg import (
+    BitString,
+    Box,
+    Circle,
+    Line,
+    LineSegment,
+    Path,
+    Point,
+    Polygon,
+    Range,
+)
+
+from fm_storage.repositories import Column, Repository, where
+from fm_storage.repositories.rows.batches import COPY_ABOVE
+
+
+class Mood(enum.Enum):
+    """Members of an enum type, and of text."""
+
+    SAD = "sad"
+    OK = "ok"
+
+
+class Level(enum.IntEnum):
+    """Members stored as numbers."""
+
+    LOW = 1
+    HIGH = 2
+
+
+class Kind(NamedTuple):
+    """A column's type, its annotation and two values, the lesser first.
+
+    Attributes:
+        compared: Whether the server has ``=`` for it.
+        paged: Whether pages can go by it.
+    """
+
+    sql: str
+    annotation: Any
+    low: Any
+    high: Any
+    compared: bool = True
+    paged: bool = True
+
+
+def other(sql: str, low: Any, high: Any, **more: bool) -> Kind:
+    """Return a type that only its name tells."""
+    annotation = Annotated[Any, Column(type=sql)]
+    return Kind(sql, annotation, low, high, **{"paged": False, **more})
+
+
+UTC = dt.UTC
+DAY, NEXT = dt.date(2026, 1, 1), dt.date(2026, 1, 2)
+NOON = dt.datetime(2026, 1, 1, 12, 0, 0, 5)
+AWARE = NOON.replace(tzinfo=UTC)
+ONE, TWO = uuid.UUID(int=1), uuid.UUID(int=2)
+EAST = dt.timezone(dt.timedelta(hours=2))
+HOUR = dt.timedelta(hours=1)
+SCALARS = [
+    Kind("smallint", int, -5, 7),
+    Kind("integer", int, -5, 7),
+    Kind("bigint", int, -(2**63), 2**63 - 1),
+    Kind("numeric", int, 1, 2**40),
+    Kind("float8", int, 1, 2**40),
+    Kind("oid", int, 1, 2**32 - 1),
+    Kind("numeric", Decimal, Decimal("-1.50"), Decimal("1E+20")),
+    Kind("numeric", Decimal, Decimal("1E-300"), Decimal("NaN"), paged=False),
+    Kind("numeric(12, 2)", Decimal, Decimal("0.10"), Decimal("9999999999.99")),
+    Kind("real", float, 0.5, 1024.25),
+    Kind("float8", float, -0.1, float("inf")),
+    Kind("numeric", float, 0.5, 2.25),
+    Kind("boolean", bool, False, True),
+    Kind("text", str, "a'b", "ü%_\\"),
+    Kind("varchar(20)", str, "a", "b" * 20),
+    Kind("char(5)", str, "abcde", "bcdef"),
+    Kind("name", str, "a", "b"),
+    Kind("citext", str, "a", "B"),
+    Kind("ltree", str, "top.a", "top.b"),
+    Kind("money", str, "$1.00", "$2.50"),
+    Kind("tsvector", str, "'a' 'b'", "'a' 'c'"),
+    Kind("tsquery", str, "'a'", "'a' & 'b'"),
+    Kind("macaddr", str, "08:00:2b:01:02:03", "08:00:2b:01:02:04"),
+    Kind("macaddr8", str, "08:00:2b:ff:fe:01:02:03", "08:00:2b:ff:fe:01:02:04"),
+    Kind("uuid", uuid.UUID, ONE, TWO),
+    Kind("uuid", str, str(ONE), str(TWO)),
+    Kind("text", Mood, Mood.OK, Mood.SAD),
+    Kind("mood", Mood, Mood.SAD, Mood.OK),
+    Kind("mood", str, "sad", "ok"),
+    Kind("integer", Level, Level.LOW, Level.HIGH),
+    Kind("grade", int, 1, 5),
+    Kind("word", str, "a", "b"),
+    Kind("bytea", bytes, b"\0\xff", b"a"),
+    Kind("date", dt.date, DAY, NEXT),
+    Kind("time", dt.time, dt.time(1), dt.time(2, 0, 0, 5)),
+    Kind(
+        "timestamp", Annotated[dt.datetime, Column(type="timestamp")], NOON, NOON + HOUR
+    ),
+    Kind("timestamptz", dt.datetime, AWARE, AWARE + HOUR),
+    Kind(
+        "timestamptz",
+        dt.datetime,
+        dt.datetime.min.replace(tzinfo=UTC),
+        dt.datetime.max.replace(tzinfo=UTC),
+    ),
+    Kind("interval", dt.timedelta, -HOUR, HOUR * 50),
+    Kind(
+        "inet", ip.IPv4Address, ip.IPv4Address("10.0.0.1"), ip.IPv4Address("10.0.0.2")
+    ),
+    Kind("inet", ip.IPv6Address, ip.IPv6Address("::1"), ip.IPv6Address("::2")),
+    Kind(
+        "inet",
+        ip.IPv4Interface,
+        ip.IPv4Interface("10.0.0.1/8"),
+        ip.IPv4Interface("10.0.0.1/9"),
+    ),
+    Kind("inet", str, "10.0.0.1", "10.0.0.2"),
+    Kind(
+        "cidr",
+        ip.IPv4Network,
+        ip.IPv4Network("10.0.0.0/8"),
+        ip.IPv4Network("11.0.0.0/8"),
+    ),
+    Kind("cidr", str, "10.0.0.0/8", "11.0.0.0/8"),
+]
+CONTAINERS = [
+    Kind("jsonb", dict[str, Any], {"a": 1}, {"a": [2, None, 2**70]}, paged=False),
+    Kind("jsonb", list[Any], [1], [1, "x"], paged=False),
+    Kind("jsonb", list[int], [1], [1, 2], paged=False),
+    Kind("jsonb", dict[str, int], {"a": 1}, {"b": 2}, paged=False),
+    other("jsonb", 5, {"a": 1}),
+    Kind(
+        "json",
+        Annotated[dict[str, Any], Column(type="json")],
+        {"a": 1},
+        {},
+        compared=False,
+        paged=False,
+    ),
+    Kind("jsonb[]", list[dict[str, Any]], [{"a": 1}], [{"a": 2}, {}], paged=False),
+    Kind("integer[]", list[int], [1], [1, 2], paged=False),
+    Kind("bigint[]", tuple[int, ...], (1,), (1, 2), paged=False),
+    Kind(
+        "smallint[]",
+        Annotated[set[int], Column(type="smallint[]")],
+        {1},
+        {1, 2},
+        paged=False,
+    ),
+    Kind("text[]", list[str], ["a", 'b"\\'], ["b", "{,}"], paged=False),
+    Kind("text[]", list[str | None], ["a"], [None, "NULL"], paged=False),
+    Kind("varchar(9)[]", list[str], ["a"], ["b"], paged=False),
+    Kind("uuid[]", list[uuid.UUID], [ONE], [TWO, ONE], paged=False),
+    Kind("boolean[]", list[bool], [False], [True], paged=False),
+    Kind("float8[]", list[float], [0.1], [0.5, float("inf")], paged=False),
+    Kind("numeric[]", list[Decimal], [Decimal("0.10")], [Decimal(5)], paged=False),
+    Kind("bytea[]", list[bytes], [b"\0"], [b"a", b""], paged=False),
+    Kind("date[]", list[dt.date], [DAY], [NEXT], paged=False),
+    Kind("timestamptz[]", list[dt.datetime], [AWARE], [AWARE + HOUR], paged=False),
+    Kind("interval[]", list[dt.timedelta], [HOUR], [HOUR * 2], paged=False),
+    Kind("mood[]", list[Mood], [Mood.SAD], [Mood.OK, Mood.SAD], paged=False),
+    Kind("mood[]", list[str], ["sad"], ["ok"], paged=False),
+    Kind("grade[]", list[int], [1], [2, 3], paged=False),
+    Kind(
+        "inet[]",
+        list[ip.IPv4Address],
+        [ip.IPv4Address("10.0.0.1")],
+        [ip.IPv4Address("10.0.0.2")],
+        paged=False,
+    ),
+    Kind("citext[]", list[str], ["a"], ["b"], paged=False),
+    Kind("integer[]", list[list[int]], [[1, 2], [3, 4]], [[5]], paged=False),
+    Kind("text[]", list[list[str]], [["a"], ["b"]], [["c"]], paged=False),
+]
+OTHERS = [
+    other("pg_lsn", 16, 32),
+    other("timetz", dt.time(1, tzinfo=EAST), dt.time(2, tzinfo=EAST)),
+    other("bit(4)", BitString("1010"), BitString("1111")),
+    other("varbit(9)", BitString("1"), BitString("10101")),
+    other("int4range", Range(1, 5), Range(2, 9)),
+    other("int8range", Range(1, 5), Range(2, None)),
+    other("numrange", Range(Decimal(1), Decimal(5)), Range(Decimal(2), Decimal(9))),
+    other("daterange", Range(DAY, NEXT), Range(NEXT, None)),
+    other("tsrange", Range(NOON, NOON + HOUR), Range(NOON + HOUR, None)),
+    other("tstzrange", Range(AWARE, AWARE + HOUR), Range(AWARE + HOUR, None)),
+    other("int4multirange", [Range(1, 5)], [Range(2, 3), Range(7, 9)]),
+    other("pair", (1, "a"), (2, None)),
+    other("pair[]", [(1, "a")], [(2, "b"), (3, "c")]),
+    other("point", Point(1, 2), Point(3, 4), compared=False),
+    other("lseg", LineSegment((1, 2), (3, 4)), LineSegment((1, 2), (3, 5))),
+    other("box", Box((3, 4), (1, 2)), Box((5, 6), (1, 2)), compared=False),
+    other("path", Path((1, 2), (3, 4)), Path((1, 2), (3, 4), (5, 6)), compared=False),
+    other(
+        "polygon",
+        Polygon((1, 2), (3, 4), (5, 0)),
+        Polygon((1, 2), (3, 9), (5, 0)),
+        compared=False,
+    ),
+    other("circle", Circle((1, 2), 3), Circle((1, 2), 4), compared=False),
+    other("line", Line(1, 2, 3), Line(1, 2, 4), compared=False),
+    other("jsonpath", '$."a"', '$."b"', compared=False),
+]
+KINDS = [*SCALARS, *CONTAINERS, *OTHERS]
+TYPES = """
+CREATE EXTENSION citext; CREATE EXTENSION ltree;
+CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE pair AS (a int, b text);
+CREATE DOMAIN grade AS integer CHECK (VALUE > 0); CREATE DOMAIN word AS text
+"""
+
+
+def test_there_are_enough_types():
+    """The matrix stays wide."""
+    assert len({(kind.sql, str(kind.annotation)) for kind in KINDS}) >= 70
+
+
+def same(found: Any, wanted: Any) -> bool:
+    """Return whether two values are equal, of one class, and NaN is itself."""
+    if isinstance(wanted, Decimal) and wanted.is_nan():
+        return isinstance(found, Decimal) and found.is_nan()
+    plain = (str, int, float, Decimal, dict, list, tuple, set, enum.Enum, dt.date)
+    right = not isinstance(wanted, plain) or isinstance(found, type(wanted))
+    return found == wanted and (right or not isinstance(found, plain))
+
+
+@pytest.mark.parametrize(
+    "kind", KINDS, ids=[f"{at}-{kind.sql}" for at, kind in enumerate(KINDS)]
+)
+async def test_one_meaning(pool, kind: Kind):
+    """By every way of writing, and of reading back."""
+    sql, low, high = kind.sql, kind.low, kind.high
+    await pool.execute(f"{TYPES}; CREATE TABLE t (id int PRIMARY KEY, v {sql})")
+    model = dataclasses.make_dataclass(
+        "Row", [("id", int), ("v", kind.annotation | None)]
+    )
+    rows: Repository[Any] = Repository(pool, model, table="t")
+
+    await rows.create(model(1, low))
+    await rows.create_many([model(2, high), model(3, low)])
+    await rows.upsert(model(4, high))
+    await rows.upsert_many([model(5, low), model(4, low)])
+    await rows.upsert_many([model(4, high)])
+    await rows.create(model(6, None))
+    await rows.update(6, {"v": high})
+    many = [model(n, low if n % 2 else high) for n in range(10, 11 + COPY_ABOVE)]
+    await rows.create_many(many)
+    await rows.create_many([model(7, None), model(8, low)])
+
+    wanted = {1: low, 2: high, 3: low, 4: high, 5: low, 6: high, 7: None, 8: low}
+    wanted |= {10: high, 11: low}
+    few = where("id") < 12
+    found = await rows.find_many(few, order_by="id")
+    async with rows.stream(few, order_by="id") as records:
+        streamed = [record async for record in records]
+    typed = await pool.fetch_as(model, "SELECT v, id FROM t WHERE id < 12 ORDER BY id")
+    single = [await rows.get_by_id(n) for n in wanted]
+    for read in (found, streamed, typed, single):
+        assert [record.id for record in read] == list(wanted)
+        for record in read:
+            assert same(record.v, wanted[record.id]), (record, wanted[record.id])
+    stored = await pool.fetch("SELECT id, v::text FROM t ORDER BY id")
+    texts = {row[1] for row in stored if row[0] != 7}
+    assert len(texts) == 2, texts
+
+    if kind.compared:
+        lows = [n for n, value in wanted.items() if value is not None and value is low]
+        where_low = await rows.find_many(few, where("v") == low, order_by="id")
+        among = await rows.find_many(few, where("v").in_([low, None]), order_by="id")
+        assert [record.id for record in where_low] == lows
+        assert [record.id for record in among] == sorted([*lows, 7])
+    if kind.paged:
+        ordered = await rows.find_many(few, order_by=("v", "id"))
+        seen, cursor = [], None
+        while True:
+            page = await rows.page(few, order_by=("v", "id"), size=3, cursor=cursor)
+            seen += page.items
+            if (cursor := page.next_cursor) is None:
+                break
+        assert seen == ordered
