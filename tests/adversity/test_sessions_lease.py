@@ -132,7 +132,7 @@ async def test_a_lease_lost_for_too_long_is_said_at_once(dsn: str, pool: Pool):
         async def cut_off() -> bool | None:
             return None
 
-        lease.try_again = cut_off  # type: ignore[method-assign]  # a cable cut
+        lease.try_again = cut_off
         assert await pool.fetchval(END_LEASES) == 1
         await wait_for_lease(service, "lost")
         assert (await service.health())[0] == "degraded"
@@ -142,7 +142,7 @@ async def test_a_lease_lost_for_too_long_is_said_at_once(dsn: str, pool: Pool):
             await session.create_view("SELECT 2")
         with pytest.raises(SessionLost):
             await session.refresh_view(view)
-        lease.try_again = regain  # type: ignore[method-assign]  # the cable is back
+        lease.try_again = regain
         await wait_for_lease(service, "gone")
         assert session.is_lost
         assert (await service.health())[0] == "degraded"

@@ -297,11 +297,11 @@ async def bounds(cluster: TestCluster, _options: argparse.Namespace) -> list[Tab
 
         async with pool.acquire() as held:
             begin()
-            await timed(lambda held=held: held.fetchval("SELECT 1", timeout=0.5))  # type: ignore[misc]
+            await timed(lambda held=held: held.fetchval("SELECT 1", timeout=0.5))
         await asyncio.sleep(1.1)  # idle connections are checked from here on
         for _ in range(4):
             await timed(borrow)
-            await timed(lambda pool=pool: pool.fetchval("SELECT 1", timeout=0.5))  # type: ignore[misc]
+            await timed(lambda pool=pool: pool.fetchval("SELECT 1", timeout=0.5))
         end()
         began = time.monotonic()
         while True:
@@ -312,7 +312,7 @@ async def bounds(cluster: TestCluster, _options: argparse.Namespace) -> list[Tab
                 break
         whole = time.monotonic() - began
         begin()
-        await timed(lambda pool=pool: pool.aclose(0.5))  # type: ignore[misc]
+        await timed(lambda pool=pool: pool.aclose(0.5))
         end()
         rows[name] = f"overrun at most {max(over):.2f} s   whole {whole:.2f} s after"
         if max(over) > 0.5 or whole > 2.0:

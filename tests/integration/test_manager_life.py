@@ -378,4 +378,4 @@ async def test_a_server_too_old_is_named(
 def test_a_dsn_is_no_configuration():
     """The commonest first mistake names what to give instead."""
     with pytest.raises(ConfigurationInvalid, match="is a str; give a StorageConfig"):
-        StorageManager("postgresql://h/db")  # type: ignore[arg-type]  # that is the point
+        StorageManager("postgresql://h/db")

@@ -124,7 +124,7 @@ async def test_poll_finds_what_nobody_announced(pool: Pool, qdrant: QdrantStore)
         await outbox.wait_synced(1)
         drainer_of(outbox)._looks.failures = 30  # it has been idle for long
         silent = Outbox(pool, None, OutboxConfig(drain=False))
-        silent.wake = lambda: None  # type: ignore[method-assign]  # dies before that
+        silent.wake = lambda: None
         await silent.upsert("things", [Point(2, [1.0, 2.0], {})])
 
         async def delivered() -> bool:

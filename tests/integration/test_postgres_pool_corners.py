@@ -122,7 +122,7 @@ async def test_text_that_cannot_be_sent_is_refused_before(empty_dsn, text, what)
         with pytest.raises(InvalidRecord, match=what):
             Sql(text)
         with pytest.raises(TypeError):
-            await pool.fetch(b"SELECT 1")  # type: ignore[arg-type]  # the mistake tested
+            await pool.fetch(b"SELECT 1")
         assert pool.statistics().busy == 0
         assert await pool.fetchval("SELECT pg_backend_pid()") == backend
 

@@ -58,7 +58,7 @@ async def test_hooks_see_each_change_before_and_after(tables):
         ("after", "delete", 0, None),
     ]
     with pytest.raises(InvalidName, match="use one of"):
-        products.before("read")  # type: ignore[arg-type]  # the test
+        products.before("read")
 
 
 async def test_hooks_run_in_the_transaction_of_the_change(tables):
@@ -121,7 +121,7 @@ def tidied(tables: Pool) -> Repository[Product]:
 
 def dirty(sku: str) -> Product:
     """Return a product that no column would take."""
-    return Product.model_construct(sku=f" {sku}-OF-MANY-WORDS\0", price="7", label=None)  # type: ignore[arg-type]  # unlooked-at
+    return Product.model_construct(sku=f" {sku}-OF-MANY-WORDS\0", price="7", label=None)
 
 
 async def test_before_hook_puts_right_what_would_be_refused(
@@ -134,7 +134,7 @@ async def test_before_hook_puts_right_what_would_be_refused(
     await tidied.upsert(dirty("E"))
     await tidied.upsert_many([dirty("F"), dirty("A")])
     stored = {"sku": "a-of-many-wo", "price": "8", "label": None}
-    await tidied.update(Product.model_construct(**stored))  # type: ignore[arg-type]  # unlooked-at
+    await tidied.update(Product.model_construct(**stored))
     await tidied.update("b-of-many-wo", {"price": "9"})
 
     found = {one.sku[0]: one.price for one in await tidied.find_many()}
@@ -149,12 +149,12 @@ async def test_what_a_before_hook_leaves_wrong_is_refused_and_undone(tables: Poo
 
     @products.before()
     async def count(transaction: object, change: Change[Product]) -> None:
-        await notes.bind(transaction).create(Note(len(seen)))  # type: ignore[arg-type]  # a Transaction
+        await notes.bind(transaction).create(Note(len(seen)))
         seen.append(change.operation)
 
     tea = Product(sku="tea", price=1)
     await products.create(tea)
-    bad = Product.model_construct(sku="b", price="x", label=None)  # type: ignore[arg-type]  # unlooked-at
+    bad = Product.model_construct(sku="b", price="x", label=None)
     for attempt in (
         products.create(bad),
         products.create_many([bad]),

@@ -136,7 +136,7 @@ def test_what_nothing_converts_is_refused_at_declaration():
         "Bad", [("id", int), ("x", Annotated[Strange, Json])]
     )
     with pytest.raises(ConfigurationInvalid, match=r"Bad\.x"):
-        Repository(None, model)  # type: ignore[arg-type]
+        Repository(None, model)
 
 
 class Strange:
@@ -179,8 +179,8 @@ class Place:
     [
         (Box[str], Box(1, "a", ["b"]), Box(2, 5)),
         (Crate[int], Crate[int](1, 5, [6], 7), Crate[Any](2, 5, [6], "x")),
-        (Point, Point(1, 0.5), Point(2, "x")),  # type: ignore[arg-type]
-        (Place, Place(1, "a"), Place(2, 5)),  # type: ignore[arg-type]
+        (Point, Point(1, 0.5), Point(2, "x")),
+        (Place, Place(1, "a"), Place(2, 5)),
     ],
     ids=str,
 )

@@ -56,7 +56,7 @@ async def test_daily_questions_use_their_indexes_at_a_million_rows(pool):
     await pool.execute(FILL, NOON, ROWS, timeout=200)
     await pool.execute("VACUUM ANALYZE project_errors", timeout=200)
     recorder = Recorder(pool)
-    errors = ErrorEntryRepository(recorder)  # type: ignore[arg-type]  # only fetch is used
+    errors = ErrorEntryRepository(recorder)
     since, until = NOON + timedelta(hours=5), NOON + timedelta(hours=6)
     page = await errors.page(order_by="-timestamp", size=50)
     questions: dict[str, list[Any]] = {

@@ -99,7 +99,7 @@ async def test_filters_name_only_the_models_fields(errors):
     with pytest.raises(InvalidName, match="text search"):
         where("message").matches("x", language="x'; --")
     with pytest.raises(InvalidName, match="nulls"):
-        await errors.find_many(order_by=Order("id", nulls="maybe"))  # type: ignore[arg-type]  # the test
+        await errors.find_many(order_by=Order("id", nulls="maybe"))
 
 
 async def test_values_that_do_not_compare_are_refused_by_name(errors):

@@ -81,7 +81,7 @@ async def shop(dsn: str) -> AsyncIterator[Shop]:
 
 def invoice(**values: object) -> Invoice:
     """Return an invoice that would do but for *values*."""
-    return replace(Invoice("A-1", Decimal(1)), **values)  # type: ignore[arg-type]  # some are wrong
+    return replace(Invoice("A-1", Decimal(1)), **values)
 
 
 async def configuration_invalid(shop: Shop) -> None:
@@ -156,7 +156,7 @@ async def forked_process(shop: Shop) -> NoReturn:
     os.close(writer)
     await asyncio.to_thread(os.waitpid, child, 0)
     with os.fdopen(reader, "rb") as pipe:
-        raise pickle.loads(pipe.read())  # noqa: S301 - from our own child
+        raise pickle.loads(pipe.read())
 
 
 async def record_not_found(shop: Shop) -> None:

@@ -372,7 +372,7 @@ async def test_a_function_may_give_the_connections(dsn: str, pool: Pool):
         assert await pool.fetchval(f"SELECT n FROM {view}") == 3
     assert await pool.fetchval("SELECT count(*) FROM fm_storage.session_owners") == 0
     with pytest.raises(ConfigurationInvalid):
-        async with PostgresSessionManager("nonsense"):  # type: ignore[arg-type]  # the mistake tested
+        async with PostgresSessionManager("nonsense"):
             pass
 
 

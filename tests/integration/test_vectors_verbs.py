@@ -157,7 +157,7 @@ async def test_queries_are_answered_in_one_request(
     assert await any_store.query_batch(name, []) == []
     for wrong in ({"query": [1.0]}, {"nothing": 1}, {"limit": 0}, 5):
         with pytest.raises((InvalidRecord, InvalidVector)):
-            await any_store.query_batch(name, [queries[0], wrong])  # type: ignore[list-item]
+            await any_store.query_batch(name, [queries[0], wrong])
 
 
 async def test_upsert_spares_what_does_not_match(

@@ -68,10 +68,10 @@ async def test_client_points_are_accepted(any_store: QdrantStore, name: str) -> 
 
     await any_store.ensure_collection_exists(name, 3)
     point = models.PointStruct(id=3, vector=unit(3), payload={"a": 1})
-    await any_store.upsert_points(name, [point])  # type: ignore[list-item]  # the point of this test
+    await any_store.upsert_points(name, [point])
     assert (await any_store.retrieve(name, [3]))[0].payload == {"a": 1}
     with pytest.raises(InvalidRecord):
-        await any_store.upsert_points(name, [{"id": 1}])  # type: ignore[list-item]  # what is refused
+        await any_store.upsert_points(name, [{"id": 1}])
 
 
 async def test_newer_point_replaces_and_older_does_not(

@@ -134,7 +134,7 @@ async def test_three_thousand_updates_of_hot_points_never_run_backwards(
             for worker in range(16):
                 tasks.create_task(update(worker))
         await outbox.drain(timeout=30)
-        seen, backwards = await pool.fetchrow(  # type: ignore[misc]  # one row
+        seen, backwards = await pool.fetchrow(
             "SELECT count(*), count(*) FILTER (WHERE new <= old) FROM witness"
         )
         assert seen == 16 * 188 - 3

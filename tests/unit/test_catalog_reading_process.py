@@ -130,7 +130,7 @@ def test_the_childs_work_can_be_done_in_this_process_too(log):
     out.seek(0)
     said = []
     while out.tell() < len(out.getvalue()):
-        said.append(pickle.load(out))  # noqa: S301 - written two lines above
+        said.append(pickle.load(out))
     assert said[-1][0] is None
     assert [one[0] for one in said[:-1]] == here(log._replace(least=Severity.ERROR))[0]
     lines, _, entries, skipped, *_ = said[-1][1]
@@ -145,7 +145,7 @@ def test_what_fails_in_the_child_is_sent(tmp_path):
     task = Task(os.open(path, os.O_RDONLY), "e", None, None, UTC, NOW, 10)
     serve(task, out)
     out.seek(0)
-    columns, error = pickle.load(out)  # noqa: S301 - written one line above
+    columns, error = pickle.load(out)
     assert columns is None
     assert isinstance(error, InvalidRecord)
 

@@ -144,7 +144,7 @@ def test_log_records_become_drafts():
 
 def test_drafts_say_what_was_unclear():
     """An unknown severity is ERROR and noted; a module is found where none is given."""
-    draft = draft_of(ErrorEntry("m", "", "", severity="odd"))  # type: ignore[arg-type]  # bad on purpose
+    draft = draft_of(ErrorEntry("m", "", "", severity="odd"))
     row = draft.prepared()
     assert row is draft.prepared()
     assert row.severity is Severity.ERROR

@@ -404,7 +404,7 @@ def test_settings_travel_between_processes():
     packed = pickle.dumps(config)
     assert b"fm_storage.config" in packed
     assert b"fm_storage.config.storage" not in packed
-    assert pickle.loads(packed) == config  # noqa: S301 - packed above
+    assert pickle.loads(packed) == config
 
 
 def test_settings_are_frozen():
@@ -412,7 +412,7 @@ def test_settings_are_frozen():
     config = StorageConfig()
 
     with pytest.raises(ValueError, match="frozen"):
-        config.embedded = "never"  # type: ignore[misc]  # that is the point
+        config.embedded = "never"
 
 
 def test_the_embedded_server_can_be_an_installed_one(monkeypatch: pytest.MonkeyPatch):

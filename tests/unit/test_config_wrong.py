@@ -318,7 +318,7 @@ def test_no_secret_is_printed(caplog: pytest.LogCaptureFixture):
         ),
         migrations=MigrationsConfig(dsn=f"postgresql://ddl:{SECRET}@h/db"),
     )
-    copy = pickle.loads(pickle.dumps(config))  # noqa: S301 - our own bytes
+    copy = pickle.loads(pickle.dumps(config))
     said = [repr(config), str(config), repr(copy)]
     assert config.postgres is not None
     said += [config.postgres.safe_dsn, repr(MigrationsConfig())]

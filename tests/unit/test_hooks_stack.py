@@ -240,9 +240,9 @@ def test_what_cannot_be_called_is_refused_at_once(given: object):
     """As ``atexit`` does, not at the end, when nobody is left to correct it."""
     hooks = ShutdownHooks()
     with pytest.raises(TypeError, match="cannot be called; give the function"):
-        hooks.register(given)  # type: ignore[arg-type]  # that is the point
+        hooks.register(given)
     with pytest.raises(TypeError, match="cannot be called"):
-        hooks.on_close()(given)  # type: ignore[arg-type]  # that is the point
+        hooks.on_close()(given)
 
 
 def test_hooks_registered_before_the_loop_wait_for_their_owner():
@@ -252,7 +252,7 @@ def test_hooks_registered_before_the_loop_wait_for_their_owner():
     hooks.register(seen.append, 1)
 
     async def main() -> None:
-        hooks.arm(hooks.run)  # type: ignore[arg-type]  # its answer is not looked at
+        hooks.arm(hooks.run)
 
     asyncio.run(main())
     assert seen == [1]

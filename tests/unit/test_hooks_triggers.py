@@ -22,7 +22,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def register(hooks: ShutdownHooks, fn: object, *args: object) -> None:
     """Register on the running loop, as an application does."""
-    hooks.register(fn, *args)  # type: ignore[arg-type]  # any function
+    hooks.register(fn, *args)
 
 
 def test_a_loop_that_was_left_open_runs_its_hooks_at_exit():
@@ -136,14 +136,14 @@ def test_what_fails_at_exit_is_logged_and_the_other_loops_follow(
         raise ValueError("boom")
 
     async def arm(closer: object) -> None:
-        triggers.arm(closer)  # type: ignore[arg-type]  # an async function
+        triggers.arm(closer)
 
     async def fine() -> None:
         seen.append(1)
 
     first.run_until_complete(arm(fine))
     second.run_until_complete(arm(fail))
-    triggers.disarm(register)  # type: ignore[arg-type]  # never armed: ignored
+    triggers.disarm(register)
     triggers.at_exit()
     assert seen == [1]
     assert "fail" in caplog.text

@@ -90,7 +90,7 @@ def test_an_overlong_name_is_refused(tmp_path: Path):
         read_file(_LongNamed(path), "app")
 
 
-class _LongNamed(type(Path())):  # type: ignore[misc]  # the platform's Path class
+class _LongNamed(type(Path())):
     """A path whose stem is longer than file systems allow."""
 
     stem = "x" * 256

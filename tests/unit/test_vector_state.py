@@ -93,7 +93,7 @@ def test_dense_vectors_survive_as_float32(values: list[float]):
 )
 def test_named_dense_and_sparse_vectors_survive(vectors: dict[str, object]):
     """Any mixture of named vectors comes back under its names."""
-    found = decode_vectors(encode_vectors(vectors))  # type: ignore[arg-type]  # any mixture
+    found = decode_vectors(encode_vectors(vectors))
     assert found.keys() == vectors.keys()
     for name, vector in vectors.items():
         back = found[name]
@@ -127,7 +127,7 @@ def test_named_dense_and_sparse_vectors_survive(vectors: dict[str, object]):
 def test_what_is_no_vector_is_refused(vector: object):
     """NaN, infinity, text, wrong shapes: typed, with collection and index."""
     with pytest.raises(InvalidVector) as info:
-        encode_vectors(vector, collection="things", index=7)  # type: ignore[arg-type]  # on purpose
+        encode_vectors(vector, collection="things", index=7)
     assert (info.value.collection, info.value.index) == ("things", 7)
 
 
@@ -255,7 +255,7 @@ def test_payloads_that_differ_have_different_digests(
 def test_what_is_no_json_object_is_refused(payload: object):
     """NaN, objects, other keys than text."""
     with pytest.raises(InvalidRecord, match="payload") as info:
-        payload_digest(payload, index=2)  # type: ignore[arg-type]  # on purpose
+        payload_digest(payload, index=2)
     assert (info.value.field, info.value.index) == ("payload", 2)
 
 
