@@ -86,7 +86,7 @@ async def test_bug_is_logged_once_and_points_with_vectors_go_on(
         await until(lambda: calls > 40)
         embedding = (await LexicalVectorizer().embed(["text"]))[0]
         vectors = {"dense": embedding.dense}
-        known = set(outbox.shapes.get("notes").dense)  # type: ignore[union-attr]  # registered
+        known = set(outbox.shapes.get("notes").dense)  # registered
         vectors = {next(iter(known)): embedding.dense}
         from fm_storage.vectors import Point
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -119,7 +120,7 @@ async def test_wrong_values_and_fields_are_refused(jobs):
 
 async def test_hooks_see_the_keys_and_the_stored_records(jobs):
     """Before, with values they may change; after, as stored; an error undoes."""
-    seen = []
+    seen: list[Any] = []
 
     @jobs.before("update", "delete")
     async def before(_transaction, change):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc  # type: ignore[import-untyped]  # published without types
+import grpc
 import httpx
 import pytest
 from qdrant_client import AsyncQdrantClient, models

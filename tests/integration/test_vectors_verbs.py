@@ -215,7 +215,7 @@ async def test_differing_hits_come_without_unasked_vectors(
         found = await any_store.query(
             name, query, using=using, limit=2, with_vectors=["d"]
         )
-        assert [set(hit.vector or {}) for hit in found] == [{"d"}, {"d"}]  # type: ignore[arg-type]
+        assert [set(hit.vector or {}) for hit in found] == [{"d"}, {"d"}]
 
 
 async def test_text_index_takes_stopwords_and_phrases(

@@ -90,7 +90,7 @@ def test_a_child_that_nobody_reads_from_ends(log):
     big = log._replace(size=1, source="s" * 2000)
     child = ReadingProcess(big)
     assert child.next() is not None
-    child.child.stdout.close()  # type: ignore[union-attr]  # it is a pipe
+    child.child.stdout.close()  # it is a pipe
     assert child.child.wait(20) == 1
 
 

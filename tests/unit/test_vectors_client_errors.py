@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime, parsedate_to_datetime
 from typing import Any
 
-import grpc  # type: ignore[import-untyped]  # published without types
+import grpc
 import httpx
 import pytest
 from qdrant_client.common.client_exceptions import (
