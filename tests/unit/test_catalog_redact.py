@@ -344,6 +344,7 @@ def test_a_context_without_bound_is_bounded():
     assert context is not None
 
     context, done = repair_context({"many": list(range(5000))})
+    assert context is not None
     assert len(context["many"]) == 1000  # a list
 
     context, done = repair_context({f"key{n}": "v" * 2000 for n in range(900)})
