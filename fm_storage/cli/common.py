@@ -156,7 +156,9 @@ async def _terminable(main: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         if terminated:
             raise SystemExit(128 + signal.SIGTERM) from None
-        raise
+        # Ctrl-C: asyncio.run() makes it one only if nothing else has cancelled the
+        # task meanwhile, as a block that ends its own tasks does.
+        raise KeyboardInterrupt from None
     finally:
         with suppress(NotImplementedError):
             loop.remove_signal_handler(signal.SIGTERM)

@@ -22,12 +22,13 @@ from fm_storage.cli.common import Settings, console, plain, run
 from fm_storage.cli.mishaps import MISHAPS
 
 if TYPE_CHECKING:
-    from fm_storage.catalog import ErrorManager, Recorded, SimilarEntry
+    from fm_storage.catalog import ErrorManager, SimilarEntry
     from fm_storage.manager import StorageManager
 
 __all__ = ["demo"]
 
 T = TypeVar("T")
+_WIDTH = 80
 
 
 @click.command(
@@ -42,8 +43,8 @@ T = TypeVar("T")
 def demo(settings: Settings, log: str | None) -> None:
     """Record, import, group and compare errors; open and close a session.
 
-    LOG is a log file to import; by default, the log that this demonstration
-    writes itself.
+    LOG is a log file of yours to ask about; by default, work that fails is recorded,
+    and a log that this demonstration writes itself is imported.
     """
     _Demo(settings, console(), log).show()
 
@@ -55,6 +56,8 @@ class _Demo:
         self._settings = settings
         self._config = settings.load()
         self._out = out
+        if not out.is_terminal:
+            out.width = _WIDTH
         self._log = Path(log) if log else None
         self._begin = time.perf_counter()
         self._number = 0
@@ -85,16 +88,23 @@ class _Demo:
         self._farewell()
 
     async def _catalogue(self, storage: StorageManager, errors: ErrorManager) -> None:
-        own = self._config.data_dir / "demo.log"
-        with self._step(f"Let {len(MISHAPS)} kinds of work fail, record each error"):
-            recorded = await self._record(storage, errors, own)
-        log = self._log or own
+        log = self._log
+        if log is None:
+            log = self._config.data_dir / "demo.log"
+            with self._step(f"Let {len(MISHAPS)} kinds of work fail"):
+                await self._record(storage, errors, log)
         with self._step(f"Ingest {log.name}"):
             await self._ingest(errors, log)
         with self._step("The commonest groups"):
             await self._groups(errors)
-        with self._step("The errors most similar to one of them, by kind"):
-            await self._similar(errors, recorded)
+        with self._step(f"The errors most similar to one of {log.name}, by kind"):
+            await self._similar(errors, log.name)
+        with self._step("One page about all of it, to be sent to anyone"):
+            page = self._config.data_dir.resolve() / "report.html"
+            report = await errors.report(title="Errors of the demonstration")
+            page.parent.mkdir(parents=True, exist_ok=True)
+            page.write_text(report.to_html(), encoding="utf-8")
+            self._say(page, whole=True)
 
     @contextmanager
     def _step(self, title: str) -> Iterator[None]:
@@ -108,41 +118,37 @@ class _Demo:
             took = time.perf_counter() - begin
             self._out.print(Text(f"   {took:.2f} s", style="dim"))
 
-    def _say(self, text: object) -> None:
-        self._out.print(Text("   ") + plain(text))
+    def _say(self, text: object, *, whole: bool = False) -> None:
+        """Print a line; *whole* is never broken, as a path must not be."""
+        self._out.print(Text("   ") + plain(text), soft_wrap=whole)
 
     async def _record(
         self, storage: StorageManager, errors: ErrorManager, log: Path
-    ) -> Recorded:
-        """Let everything fail a few times; keep a log, as any service does."""
-        table = Table("module", "what failed", "error", "durable", box=None)
+    ) -> None:
+        """Let everything fail a few times: record it, or write it to the log."""
+        table = Table("what failed", "error", "kept in", box=None)
         journal, close = _journal(log)
-        last: Recorded | None = None
+        count = 0
         try:
             for mishap in MISHAPS:
                 for turn in range(mishap.times):
                     exc = await _failure(mishap.work, storage, turn)
-                    journal(mishap.module, mishap.severity, exc)
-                    done = await errors.record(
-                        exc, module=mishap.module, severity=mishap.severity
-                    )
-                    last = last or done
-                    if turn == 0:
-                        table.add_row(
-                            mishap.module,
-                            mishap.title,
-                            plain(f"{type(exc).__name__}: {exc}", limit=56),
-                            "yes" if done.durable else "spooled",
+                    place = log.name
+                    if mishap.logged:
+                        journal(mishap.module, mishap.severity, exc)
+                    else:
+                        done = await errors.record(
+                            exc, module=mishap.module, severity=mishap.severity
                         )
+                        place = "catalogue" if done.durable else "spool"
+                        count += 1
+                    if turn == 0:
+                        error = plain(f"{type(exc).__name__}: {exc}", limit=29)
+                        table.add_row(mishap.title, error, place)
         finally:
             close()
         self._out.print(table)
-        self._say(
-            f"{sum(m.times for m in MISHAPS)} errors recorded, tracebacks and all"
-        )
-        if last is None:
-            raise AssertionError("there is at least one mishap")
-        return last
+        self._say(f"{count} errors recorded, tracebacks and all")
 
     async def _ingest(self, errors: ErrorManager, log: Path) -> None:
         bar = Progress(
@@ -162,6 +168,10 @@ class _Demo:
 
             result = await errors.ingest(log, progress=progress)
         self._say(result)
+        if result.samples:
+            self._say("not recognised, for example:")
+        for sample in result.samples:
+            self._say(plain(sample, limit=_WIDTH - 5))
 
     async def _groups(self, errors: ErrorManager) -> None:
         table = Table("count", "severity", "modules", "message", box=None)
@@ -169,15 +179,21 @@ class _Demo:
             table.add_row(
                 Text(str(group.count), justify="right"),
                 plain(group.severity),
-                plain(", ".join(group.modules), limit=28),
-                plain(group.example.message, limit=70),
+                plain(", ".join(group.modules), limit=20),
+                plain(group.example.message, limit=38),
             )
         self._out.print(table)
 
-    async def _similar(self, errors: ErrorManager, recorded: Recorded) -> None:
-        self._say(f"asked: {plain(recorded.entry.message, limit=90)}")
+    async def _similar(self, errors: ErrorManager, log: str) -> None:
+        examples = [group.example for group in await errors.groups(limit=100)]
+        ours = [e for e in examples if (e.manager_context or {}).get("source") == log]
+        if not (ours or examples):
+            self._say("nothing to ask about: no entry was recognised")
+            return
+        asked = (ours or examples)[0]
+        self._say(f"asked: {plain(asked.message, limit=_WIDTH - 12)}")
         kinds: dict[tuple[str, str], list[SimilarEntry]] = {}
-        for hit in await errors.find_similar(recorded.entry, limit=100):
+        for hit in await errors.find_similar(asked, limit=100):
             kind = (hit.entry.module, hit.entry.error_code)
             kinds.setdefault(kind, []).append(hit)
         table = Table("score", "times", "module", "message", box=None)
@@ -185,8 +201,8 @@ class _Demo:
             table.add_row(
                 f"{hits[0].score:.3f}",
                 Text(str(len(hits)), justify="right"),
-                plain(hits[0].entry.module, limit=28),
-                plain(hits[0].entry.message, limit=70),
+                plain(hits[0].entry.module, limit=20),
+                plain(hits[0].entry.message, limit=40),
             )
         self._out.print(table)
 
@@ -205,12 +221,11 @@ class _Demo:
                 top = await storage.pool.fetchrow(
                     f"SELECT * FROM {busy} ORDER BY errors DESC LIMIT 1"
                 )
-                self._say(f"{hot} holds {critical} critical errors")
+                self._say(f"{hot}", whole=True)
+                self._say(f"  holds {critical} critical errors")
                 if top is not None:
-                    self._say(
-                        f"{busy}: most errors come from {top['module']} "
-                        f"({top['errors']})"
-                    )
+                    self._say(f"{busy}", whole=True)
+                    self._say(f"  most from {top['module']} ({top['errors']})")
                 names = session.get_session_views()
             left = await storage.pool.fetchval(
                 "SELECT count(*) FROM unnest($1::text[]) AS name"
@@ -225,7 +240,7 @@ class _Demo:
         me = _program()
         self._out.print()
         self._out.print(Text(f"Done in {took:.1f} s.", style="bold green"))
-        self._out.print(Text("The data lies in ") + plain(folder))
+        self._out.print(Text("The data lies in ") + plain(folder), soft_wrap=True)
         self._out.print("Try next:")
         for command, what in (
             ("errors list", "what was recorded"),
@@ -233,7 +248,10 @@ class _Demo:
             ("errors ingest FILE", "a log of yours"),
             ("health", "how each part is"),
         ):
-            self._out.print(f"  {me} {command:<38} {what}")
+            line = f"  {me} {command:<38} {what}"
+            if len(line) > _WIDTH:
+                line = f"  {me} {command}\n      {what}"
+            self._out.print(line, soft_wrap=True)
 
 
 async def _failure(

@@ -27,13 +27,17 @@ __all__ = ["MISHAPS", "Mishap"]
 
 @dataclass(frozen=True, slots=True)
 class Mishap:
-    """Work that fails: the part of a shop it belongs to, and how often it is tried."""
+    """Work that fails: the part of a shop it belongs to, and how often it is tried.
+
+    *logged* work belongs to a service that only writes a log.
+    """
 
     module: str
     title: str
     work: Callable[[StorageManager, int], Awaitable[object]]
     severity: str = "ERROR"
     times: int = 3
+    logged: bool = False
 
 
 def _closed_port() -> int:
@@ -137,12 +141,14 @@ MISHAPS = (
     Mishap("reporting", "SQL that PostgreSQL rejects", _monthly_report),
     Mishap("accounts", "a customer who registers twice", _register_twice, "WARNING", 5),
     Mishap("catalogue", "a price list that is not there", _price_list),
-    Mishap("webhooks", "a body that is not JSON", _webhook, times=4),
+    Mishap("webhooks", "a body that is not JSON", _webhook, times=4, logged=True),
     Mishap("suppliers", "a supplier who does not answer", _slow_supplier, "WARNING", 6),
-    Mishap("reporting", "an average over no baskets", _average_basket, times=7),
-    Mishap("shipping", "an address without postcode", _shipping_label),
+    Mishap(
+        "reporting", "an average over no baskets", _average_basket, times=7, logged=True
+    ),
+    Mishap("shipping", "an address without postcode", _shipping_label, logged=True),
     Mishap("accounts", "a file in another encoding", _import_customers),
     Mishap("search", "a vector of the wrong size", _similar_products),
     Mishap("scheduler", "two jobs that fail together", _nightly_jobs, "CRITICAL", 2),
-    Mishap("images", "a program that exits with an error", _convert_image),
+    Mishap("images", "a program that exits with an error", _convert_image, logged=True),
 )

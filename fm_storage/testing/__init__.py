@@ -1,4 +1,4 @@
-"""For tests: a server with Qdrant's REST API that misbehaves on request."""
+"""For tests: a Qdrant that misbehaves on request, and fixtures for pytest."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -57,11 +58,19 @@ async def test_the_demo_tells_the_whole_story_twice(
         )
 
         assert code == 0, err
-        assert "51 errors recorded" in out
+        assert "34 errors recorded" in out
         assert "The commonest groups" in out
         assert "0 of 2 views remain" in out
         assert str(tmp_path / "data") in out
         assert "Try next:" in out
+        page = tmp_path / "data" / "report.html"
+        assert str(page) in out
+        assert page.read_text("utf-8").startswith("<!doctype html>")
+        long = [line for line in out.splitlines() if len(line) > 80]
+        assert all(str(tmp_path) in line or sys.executable in line for line in long)
+        groups = out.partition("The commonest groups")[2].partition("most similar")[0]
+        assert groups.count("shop.") <= 4  # logged work only
+        assert groups.count("payment") + groups.count("Connect call failed") == 1
         assert "Traceback" not in out + err
 
 
@@ -76,7 +85,7 @@ async def test_the_demo_takes_a_log_of_yours(
         * 40
         + "Traceback (most recent call last):\n"
         '  File "cart.py", line 3, in add\n'
-        "ValueError: no such product: 17\n"
+        "ValueError: no such product: 17\n" + "%% nothing known %%\n" * 2
     )
 
     code, out, err = await _run(
@@ -86,6 +95,9 @@ async def test_the_demo_takes_a_log_of_yours(
     assert code == 0, err
     assert "Ingest server.log" in out
     assert "[bold]boom[/]" in out
+    assert "errors recorded" not in out  # your log, nothing else
+    asked = out.partition("asked: ")[2].splitlines()[0]
+    assert "boom" in asked
     assert "\x1b[31m" not in out
 
 
@@ -207,3 +219,27 @@ async def test_an_unreachable_server_is_one_line(
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert "s3cret" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("step", ["1. Open", "2. Let", "6. One page", "8. Close"])
+async def test_the_demo_is_interrupted_in_order(
+    step: str, environment: dict[str, str], tmp_path: Path
+):
+    """Ctrl-C at any step: exit code 130, one line, no traceback."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-u", "-m", "fm_storage", "demo"),
+        env=environment,
+        cwd=tmp_path,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    while step not in (await process.stdout.readline()).decode():
+        pass
+    process.send_signal(signal.SIGINT)
+    _, err = await process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in err.decode()
+    assert err.decode().count("interrupted") == 1
