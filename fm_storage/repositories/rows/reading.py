@@ -22,7 +22,9 @@ from fm_storage.repositories.query.paging import (
     keyset,
     page_order,
 )
+from fm_storage.repositories.query.statements import key_equals
 from fm_storage.repositories.rows.bound import Bound
+from fm_storage.repositories.rows.unreadable import named_unreadable
 
 __all__ = [
     "count",
@@ -46,10 +48,12 @@ async def find_by_id(
     sql = bound.statements.get
     if for_update:
         sql = Sql(sql.text + bound.lock(for_update=True, skip_locked=False))
-    if isinstance(key, entity.plain_key):
-        row = await bound.executor.fetchrow(sql, key)
-    else:
-        row = await bound.executor.fetchrow(sql, *entity.key_values(key))
+    values = (key,) if isinstance(key, entity.plain_key) else entity.key_values(key)
+    try:
+        row = await bound.executor.fetchrow(sql, *values)
+    except InvalidRecord as exc:
+        condition = f" WHERE {key_equals(entity.key)}"
+        raise await named_unreadable(bound, exc, condition, values) from exc
     return None if row is None else entity.from_row(row)
 
 
@@ -62,7 +66,19 @@ async def find_many(
 ) -> list[M]:
     """Do what ``Repository.find_many()`` promises."""
     sql, parameters = _select(bound, filters, order_by, limit, lock)
-    return bound.entity.from_rows(await bound.executor.fetch(sql, *parameters))
+    return bound.entity.from_rows(await _fetch(bound, filters, sql, parameters))
+
+
+async def _fetch(
+    bound: Bound[M], filters: Sequence[Filter], sql: Sql, values: Sequence[Any]
+) -> list[Record]:
+    """Read rows; if one holds what Python cannot hold, name it."""
+    try:
+        return await bound.executor.fetch(sql, *values)
+    except InvalidRecord as exc:
+        parameters = Parameters()
+        condition = bound.condition(filters, parameters)
+        raise await named_unreadable(bound, exc, condition, parameters.values) from exc
 
 
 async def page(
@@ -89,7 +105,7 @@ async def page(
         place = f"{condition} AND {after}" if condition else f" WHERE {after}"
     limit = parameters.add(_limit(size) + 1)
     sql = _select_sql(entity, f"{place}{order_sql(entity, steps)} LIMIT {limit}")
-    items = entity.from_rows(await bound.executor.fetch(sql, *parameters.values))
+    items = entity.from_rows(await _fetch(bound, filters, sql, parameters.values))
     following = None
     if len(items) > size:
         del items[size:]
