@@ -16,6 +16,7 @@ from fm_storage.errors import (
     StorageError,
 )
 from fm_storage.postgres import Pool
+from tests.support.ledger import write_in_a_storm
 from tests.support.waiting import until
 
 MINE = """
@@ -115,6 +116,11 @@ async def pool_of_one(empty_dsn, outside):  # noqa: ARG001 - its functions
     """Give a pool of one connection."""
     async with Pool(PostgresConfig(dsn=empty_dsn, max_size=1)) as pool:
         yield pool
+
+
+async def test_writes_in_a_storm_happen_once_or_not_at_all(empty_dsn, tcp_proxy):
+    """Backends are terminated and answers get lost; what is acknowledged is there."""
+    assert await write_in_a_storm(empty_dsn, tcp_proxy(empty_dsn), 150) > 20
 
 
 # -- a cancelled call is over ----------------------------------------------------
