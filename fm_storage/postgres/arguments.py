@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from fm_storage.errors import ConfigurationInvalid
 
-__all__ = ["at_least_one", "seconds"]
+__all__ = ["at_least_one", "names_of", "of_kind", "seconds"]
 
 _LONGEST = 1e8
 """Three years: longer timers overflow somewhere below, and mean for ever."""
+
+
+def of_kind(
+    value: object, kind: type[object] | tuple[type[object], ...], name: str, remedy: str
+) -> None:
+    """Refuse *value* unless it is a *kind*.
+
+    Raises:
+        ConfigurationInvalid: It is none; the message ends in *remedy*.
+    """
+    if not isinstance(value, kind):
+        raise ConfigurationInvalid(name, f"is a {type(value).__name__}; {remedy}")
+
+
+def names_of(columns: object) -> None:
+    """Refuse what is no list of names; one name is none.
+
+    Raises:
+        ConfigurationInvalid: See above.
+    """
+    remedy = "give a list of names"
+    of_kind(columns, Iterable, "columns", remedy)
+    if isinstance(columns, (str, bytes)):
+        raise ConfigurationInvalid("columns", f"is one name; {remedy}")
 
 
 def seconds(value: float, name: str = "timeout") -> float:

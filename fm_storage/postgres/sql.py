@@ -88,8 +88,13 @@ def sendable(sql: str) -> None:
     message and hangs up.
 
     Raises:
-        InvalidRecord: *sql* holds a NUL, or a lone surrogate.
+        InvalidRecord: *sql* is no text, holds a NUL, or a lone surrogate.
     """
+    if not isinstance(sql, str):
+        raise InvalidRecord(
+            f"statement: it is a {type(sql).__name__}; give its text as a str",
+            field="sql",
+        )
     at, what = sql.find("\0"), "a NUL"
     if at < 0:
         if sql.isascii():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 
 import asyncpg
 import pytest
@@ -290,7 +291,7 @@ COPIES = {
         "journal", source.blocks(), header=False
     ),
     "progress": lambda executor, source: executor.copy_to(
-        "/dev/null", table="queue", progress=source.write
+        io.BytesIO(), table="queue", progress=source.write
     ),
     "file": lambda executor, source: executor.copy_to(source, table="queue"),
 }

@@ -168,3 +168,13 @@ async def test_members_of_extensions_in_c_cost_no_reset(one):
     await one.execute("INSERT INTO person SELECT abs($1::int) - 3 * 2", -7)
     await one.fetchval("SELECT replace(regexp_replace('a', 'b', 'c'), 'd', 'e')")
     assert one.statistics().resets == resets
+
+
+async def test_what_random_gives_is_not_known_to_a_former_borrower(one):
+    """setseed() ends with its borrower."""
+    async with one.acquire() as connection:
+        await connection.execute("SELECT setseed(0.5)")
+        first, second = [await connection.fetchval("SELECT random()") for _ in "12"]
+        await connection.execute("SELECT setseed(0.5)")
+        assert await connection.fetchval("SELECT random()") == first
+    assert await one.fetchval("SELECT random()") not in {first, second}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import asyncpg
 
 from fm_storage.errors import ConfigurationInvalid, InvalidName
+from fm_storage.postgres.arguments import of_kind
 from fm_storage.postgres.errors import FromCaller
 from fm_storage.postgres.sql import Sql
 
@@ -89,6 +90,7 @@ async def composite_of(
         InvalidName: There is no such composite type.
         ConfigurationInvalid: The class has other fields than the type.
     """
+    of_kind(kind, type, "kind", "give a dataclass or a named tuple")
     found = [row["name"] for row in await executor.fetch(_ATTRIBUTES, schema, name)]
     if not found:
         raise InvalidName(

@@ -183,6 +183,12 @@ def parameter_types(described: Any) -> list[int]:
     return [parameter.oid for parameter in described._get_parameters()]
 
 
+def _protocol(raw: Any) -> Any:
+    if raw.is_closed():
+        raise asyncpg.InterfaceError("the connection is closed")
+    return raw._protocol
+
+
 async def copy_in(
     raw: Any,
     sql: str,
@@ -193,7 +199,7 @@ async def copy_in(
     timeout: float | None,
 ) -> int:
     """Send *blocks*, or *records* as *described*; return the number of rows."""
-    tag: str = await raw._protocol.copy_in(
+    tag: str = await _protocol(raw).copy_in(
         sql, blocks, None, records, described, timeout
     )
     return int(tag.rpartition(" ")[2])
@@ -206,7 +212,7 @@ async def copy_out(
     timeout: float | None,
 ) -> int:
     """Give what the server sends to *sink*; return the number of rows."""
-    tag: str = await raw._protocol.copy_out(sql, sink, timeout)
+    tag: str = await _protocol(raw).copy_out(sql, sink, timeout)
     return int(tag.rpartition(" ")[2])
 
 

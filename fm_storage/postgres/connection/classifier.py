@@ -38,7 +38,10 @@ RESET_SQL = (
     # First what decides how the rest is read: role, search_path.
     "SET SESSION AUTHORIZATION DEFAULT; RESET ALL; "
     "SELECT pg_catalog.pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; "
-    "DISCARD TEMP; DISCARD SEQUENCES"
+    "DISCARD TEMP; DISCARD SEQUENCES; "
+    # Else a former borrower that called setseed() knows what random() gives.
+    "SELECT pg_catalog.setseed(('x' || pg_catalog.left(pg_catalog.gen_random_uuid()"
+    "::text, 8))::bit(32)::int / 2147483648.0)"
 )
 """DISCARD ALL without DEALLOCATE: the driver's prepared statements stay good.
 

@@ -28,7 +28,7 @@ from fm_storage.postgres.connection import driver
 from fm_storage.postgres.connection.classifier import Classifier
 from fm_storage.postgres.connection.entry import GRACE
 from fm_storage.postgres.errors import cause_of, is_callers, translate, unsent
-from fm_storage.postgres.sql import Sql
+from fm_storage.postgres.sql import Sql, sendable
 from fm_storage.postgres.telemetry import tracing
 from fm_storage.postgres.telemetry.slow import log_slow
 
@@ -191,6 +191,8 @@ class Statements:
             )
         # Classified in any case: that raises for what cannot be sent.
         if type(sql) is not Sql:
+            if type(sql) is not str:
+                sendable(sql)
             classifier = self._rules.classifier
             if not (classifier.known.get(sql) or classifier.classify(sql)):
                 entry.dirty = True

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from fm_storage.errors import ConfigurationInvalid, QueryFailed
+from fm_storage.postgres.arguments import of_kind
 from fm_storage.postgres.connection.statements import Stream, begin, undo_block
 from fm_storage.postgres.connection.verbs import Verbs
 from fm_storage.postgres.sql import Sql
@@ -48,6 +49,7 @@ def begin_sql(
         return _BEGIN
     words = ["BEGIN"]
     if isolation is not None:
+        of_kind(isolation, str, "isolation", f"use one of {', '.join(_ISOLATION)}")
         level = _ISOLATION.get(isolation.lower().replace(" ", "_"))
         if level is None:
             raise ConfigurationInvalid(

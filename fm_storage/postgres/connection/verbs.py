@@ -7,10 +7,13 @@ to ``Verbs``.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack
 
 from fm_storage._typing import Relation
+from fm_storage.errors import ConfigurationInvalid
+from fm_storage.postgres.arguments import of_kind
 from fm_storage.postgres.connection import driver
 from fm_storage.postgres.copy.files import FileIn, FileOut
 from fm_storage.postgres.copy.records import Copy
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
         AsyncIterator,
         Awaitable,
         Callable,
-        Iterable,
         Sequence,
     )
     from contextlib import AbstractAsyncContextManager
@@ -169,7 +171,14 @@ class Verbs:
             StorageError: One of those that every verb raises; see the class.
         """
         row = await self._run(driver.fetchrow, sql, args, timeout)
-        return None if row is None else row[column]
+        if row is None:
+            return None
+        try:
+            return row[column]
+        except (LookupError, TypeError):
+            raise ConfigurationInvalid(
+                "column", f"{column!r} is none of the {len(row)} columns; count from 0"
+            ) from None
 
     async def execute(
         self, sql: str, /, *args: Value, timeout: float | None = None
@@ -198,6 +207,7 @@ class Verbs:
         Raises:
             StorageError: One of those that every verb raises; see the class.
         """
+        of_kind(rows, Iterable, "rows", "give an iterable of rows of parameters")
         await self._run(driver.executemany, sql, (rows,), timeout)
 
     # Without a timeout of its own a COPY may take as long as it needs.

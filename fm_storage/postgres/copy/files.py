@@ -23,6 +23,7 @@ import asyncpg
 
 from fm_storage._typing import Relation
 from fm_storage.errors import ConfigurationInvalid, InvalidRecord
+from fm_storage.postgres.arguments import names_of, of_kind
 from fm_storage.postgres.connect.internals import copy_in, copy_out, with_literals
 from fm_storage.postgres.copy.source import callers_code, from_caller
 from fm_storage.postgres.errors import FromCaller
@@ -37,6 +38,7 @@ __all__ = ["FileIn", "FileOut"]
 Run: TypeAlias = Callable[..., Awaitable[Any]]
 T = TypeVar("T")
 
+_FILES = "give a path or a binary file"
 _BLOCK = 256 * 1024
 _EVERY = 0.1
 _PLACE = re.compile(r"COPY .*?, line (\d+)(?:, column ([^:,]+))?")
@@ -136,6 +138,8 @@ class FileIn(_FileJob):
         self, table: str | Relation, source: Source, options: CopyOptions
     ) -> None:
         super().__init__(options)
+        if not hasattr(source, "read"):
+            of_kind(source, (str, os.PathLike, AsyncIterable), "source", _FILES)
         self._source = source
         self._total: int | None = None
         self.sql = Sql(f"COPY {_table(table, options)} FROM STDIN {self._with}")
@@ -166,7 +170,10 @@ class FileIn(_FileJob):
 
     async def _open(self) -> None:
         if isinstance(self._source, str | os.PathLike):
-            self._file = await asyncio.to_thread(Path(self._source).open, "rb")
+            try:
+                self._file = await asyncio.to_thread(Path(self._source).open, "rb")
+            except ValueError as exc:  # a NUL, a lone surrogate
+                raise ConfigurationInvalid("source", f"is no path ({exc})") from exc
             self._total = os.fstat(self._file.fileno()).st_size
 
     async def _blocks(self) -> AsyncIterator[bytes]:
@@ -196,6 +203,9 @@ class FileOut(_FileJob):
         args: Sequence[Value],
     ) -> None:
         super().__init__(options)
+        if not hasattr(target, "write"):
+            of_kind(target, (str, os.PathLike), "target", _FILES)
+        of_kind(args, Sequence, "args", "give a list of values")
         if (table is None) == (query is None):
             raise ConfigurationInvalid(
                 "copy_to", "takes either a table or a query; give one of them"
@@ -249,6 +259,7 @@ def _table(table: str | Relation, options: CopyOptions) -> str:
     columns = options.get("columns")
     if columns is None:
         return named
+    names_of(columns)
     return f"{named} ({', '.join(map(quote_ident, columns))})"
 
 
@@ -268,6 +279,7 @@ def _with(options: CopyOptions) -> str:
         ("NULL", options.get("null")),
     ):
         if given is not None:
+            of_kind(given, str, name.lower(), "give a str")
             # E'' means the same whatever standard_conforming_strings is.
             inner = given.replace("\\", "\\\\").replace("'", "''")
             words.append(f"{name} E'{inner}'")

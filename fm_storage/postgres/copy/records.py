@@ -7,11 +7,12 @@ have here.
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fm_storage._typing import Relation
 from fm_storage.errors import InvalidRecord, StorageError
+from fm_storage.postgres.arguments import names_of, of_kind
 from fm_storage.postgres.connect.codecs import encode_json
 from fm_storage.postgres.connect.internals import (
     column_types,
@@ -24,7 +25,7 @@ from fm_storage.postgres.errors import FromCaller
 from fm_storage.postgres.sql import Sql, quote_ident, quote_qualified
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     import asyncpg
 
@@ -88,6 +89,8 @@ class Copy:
         columns: Sequence[str],
         records: Iterable[Sequence[Any]] | AsyncIterable[Sequence[Any]],
     ) -> None:
+        of_kind(records, (Iterable, AsyncIterable), "records", "give rows of values")
+        names_of(columns)
         self._target = quote_qualified(schema, table)
         self._columns = [quote_ident(column) for column in columns]
         self._records = records
@@ -121,7 +124,7 @@ class Copy:
             return await copy_in(
                 raw, sql, records=rows, described=described, timeout=timeout
             )
-        except (TypeError, ValueError, OverflowError, IndexError) as exc:
+        except (TypeError, ValueError, OverflowError, LookupError) as exc:
             if isinstance(exc, StorageError) and not isinstance(exc, InvalidRecord):
                 raise
             why = exc if isinstance(exc, InvalidRecord) else type(exc).__name__

@@ -309,6 +309,10 @@ class Pool(Verbs):
             DeadlockDetected: The same.
         """
         at_least_one(attempts, "attempts")
+        if not callable(fn):
+            raise ConfigurationInvalid(
+                "fn", f"is a {type(fn).__name__}; give an async function"
+            )
         pauses = Backoff(_SHORTEST_PAUSE, _LONGEST_PAUSE, jitter=1.0)
         begin = begin_sql(isolation=isolation, readonly=readonly, deferrable=deferrable)
         for attempt in range(1, attempts + 1):

@@ -18,7 +18,7 @@ from fm_storage.postgres.connection import driver
 from fm_storage.postgres.connection.classifier import Effect
 from fm_storage.postgres.connection.entry import GRACE
 from fm_storage.postgres.errors import cause_of, is_callers, translate, unsent
-from fm_storage.postgres.sql import Sql
+from fm_storage.postgres.sql import Sql, sendable
 from fm_storage.postgres.telemetry import tracing
 from fm_storage.postgres.telemetry.slow import log_slow
 
@@ -69,6 +69,8 @@ class PoolStatements:
         if type(sql) is Sql:
             text = sql.text
         else:
+            if type(sql) is not str:
+                sendable(sql)
             text = sql
             # Before a connection is taken: it raises for what cannot be sent.
             found = self._known.get(sql) or self._classify(sql)
