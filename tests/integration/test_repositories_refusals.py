@@ -29,6 +29,7 @@ TEA = Product(sku="tea", price=3)
 POT = Product(sku="pot", price=20)
 
 ELSEWHERE = {
+    "CollectionDamaged": "as CollectionMismatch",
     "CollectionMismatch": "a repository writes what a point shall be, and no more",
     "CollectionNotFound": "as above",
     "EmbeddedFailed": "raised before there is a pool",
