@@ -130,7 +130,7 @@ class _Server:
         return name, self._at(name)
 
     def drop(self, name: str) -> None:
-        """Drop a copy, whoever is still connected."""
+        """Drop a copy, also while somebody is connected."""
         self._portal.call(self._run, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
