@@ -13,7 +13,7 @@ from fm_storage.config import OutboxConfig
 from fm_storage.errors import ConfigurationInvalid
 from fm_storage.outbox import Outbox, Unembedded
 from fm_storage.repositories import Repository
-from fm_storage.vectors import LexicalVectorizer, QdrantStore
+from fm_storage.vectors import LexicalVectorizer, Point, QdrantStore
 
 if TYPE_CHECKING:
     from fm_storage.manager import StorageManager
@@ -409,3 +409,22 @@ async def test_errors_changed_by_plain_sql_are_followed(
         await storage.outbox.drain(timeout=30)
         assert await storage.qdrant.count(name) == 0
         assert (await storage.outbox.verify()).agrees
+
+
+async def test_renamed_column_stops_no_one(
+    pool: Pool, qdrant: QdrantStore, outbox: Outbox, caplog: pytest.LogCaptureFixture
+):
+    """Writers and other collections go on; the corrected definition brings the rows."""
+    await followed(outbox)
+    await pool.execute("ALTER TABLE articles RENAME COLUMN year TO published")
+    insert = "INSERT INTO articles (id, title, published) VALUES ($1, $2, 1)"
+    await pool.execute(insert, 1, "one")
+    await qdrant.ensure_collection_exists("things", 2)
+    await outbox.upsert("things", [Point(1, [1.0, 2.0], {})])
+    report = await outbox.drain(timeout=30)
+    assert (report.delivered, report.remaining) == (1, 0)
+    assert "tracked tables are not compared" in caplog.text
+    assert await followed(outbox, payload=["published"]) is True
+    await pool.execute(insert, 2, "two")
+    await outbox.backfill("docs")
+    assert await delivered(outbox, qdrant) == {1: {"published": 1}, 2: {"published": 1}}

@@ -238,7 +238,7 @@ class Reconciler:
                 count = await self._store.count(
                     name, filter={VERSION_KEY: {"exists": True}}
                 )
-            except CollectionNotFound:
+            except (CollectionNotFound, CollectionDamaged):
                 continue
             if count:
                 found[name] = count

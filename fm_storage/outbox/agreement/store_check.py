@@ -36,6 +36,9 @@ _WRITERS_END = 5.0
 _TICK = 2.0
 """Seconds between two looks at tracked tables."""
 
+_REFUSED = 60.0
+"""Seconds more until the next one after one that failed."""
+
 _EVER_USED = Sql("SELECT EXISTS (SELECT FROM fm_storage.vector_state)")
 
 
@@ -136,10 +139,20 @@ class StoreCheck:
         now = time.monotonic()
         if now >= self._next_tick:
             self._next_tick = now + _TICK
-            await self._tracker.tick()
+            await self._look_at_tables()
         if self.done and not await self._marker.save_if_due(idle=outcome is None):
             # PostgreSQL failed over, or was restored, under this process.
             self.distrust()
+
+    async def _look_at_tables(self) -> None:
+        try:
+            await self._tracker.tick()
+        except StorageError as exc:
+            if exc.retryable:
+                raise
+            # Such as a table that this role may not read: others are delivered.
+            self._next_tick += _REFUSED
+            _log.warning("tracked tables are not compared: %s", exc)
 
     async def aclose(self) -> None:
         """Write the marker a last time; a failure is not one of the application."""
