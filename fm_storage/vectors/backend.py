@@ -24,6 +24,7 @@ class Backend(Protocol):
         restarts: Times an embedded engine was started anew.
         native: The client below, if there is one.
         page_bytes: Bytes of points that one answer should have at most.
+        number_bytes: As how many bytes a number of a vector counts.
     """
 
     kind: str
@@ -31,6 +32,7 @@ class Backend(Protocol):
     restarts: int
     native: Any
     page_bytes: int
+    number_bytes: int
 
     @property
     def pid(self) -> int | None:

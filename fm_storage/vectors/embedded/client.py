@@ -81,6 +81,7 @@ class EmbeddedEngine:
     kind = "embedded"
     retries = False
     page_bytes = 512 * 1024
+    number_bytes = 4
 
     def __init__(
         self, folder: Path, *, durability: str, index_threshold: int = 20_000

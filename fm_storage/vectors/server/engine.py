@@ -73,6 +73,7 @@ class ServerEngine:
         self.retries = not self._memory
         # The client makes objects of a message on the loop, a value at a time.
         self.page_bytes = 32 * 1024 if config.prefer_grpc else 512 * 1024
+        self.number_bytes = 1 if config.prefer_grpc else 12  # arrays come whole
         self.native: AsyncQdrantClient
         # Loaded with the client, when the engine opens.
         self._points: PointsWire

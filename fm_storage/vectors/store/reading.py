@@ -164,7 +164,11 @@ def _learn(
     if len(found) < _SAMPLE:
         return
     step = len(found) // _SAMPLE
-    sizes = [64 + _size(point) for point in found[::step]]
+    each = calls.backend.number_bytes
+    sizes = [
+        64 + len(orjson.dumps(point.payload)) + each * _numbers(point.vector)
+        for point in found[::step]
+    ]
     kind = _kind(collection, request)
     before = calls.sizes.get(kind, 0.0)
     calls.sizes[kind] = max(sum(sizes) / len(sizes), 0.8 * before)
@@ -172,10 +176,6 @@ def _learn(
 
 def _kind(collection: str, request: Query | Retrieve | Scroll) -> tuple[str, str, str]:
     return collection, repr(request.with_payload), repr(request.with_vector)
-
-
-def _size(point: ScoredPoint) -> int:
-    return len(orjson.dumps(point.payload)) + 8 * _numbers(point.vector)
 
 
 def _numbers(vector: Any) -> int:
