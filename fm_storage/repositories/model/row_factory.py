@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
+from types import NoneType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from fm_storage.repositories.model.scalar_types import ColumnType, Refused
@@ -52,11 +53,9 @@ def decoder_of(found: ColumnType, *, decodes: bool, field: str) -> Decoder:
     return Decoder(found.decode, found.decode_if, found.given, convert)
 
 
-_SHAPES = 64
-
 _SOURCE = """
 def one(row):
-    if tuple(map(type, row)) not in shapes:
+    if {odd}:
         row = converted(row)
     try:
 {one}
@@ -122,14 +121,11 @@ class RowFactory(Generic[M]):
                 (default: *names*).
         """
         order = order or names
-        # Classes of whole rows whose values were looked at and need no converting.
-        self._shapes: set[tuple[type, ...]] = set()
         known: dict[str, Any] = {
             "construct": construct,
             "model": model,
             "new": object.__new__,
             "repeat": repeat,
-            "shapes": self._shapes,
             "converted": self._converted,
             "unreadable": unreadable,
         }
@@ -144,10 +140,12 @@ class RowFactory(Generic[M]):
                 otherwise = value if decoder.condition else "None"
                 decoded[at] = f"{otherwise} if {test} else decode{at}({value})"
         looked = [
-            (at, decoder.given, decoder.convert)
+            (at, decoder.given | {NoneType}, decoder.convert)
             for at, decoder in enumerate(decoders)
             if decoder.given
         ]
+        known.update((f"given{at}", given) for at, given, _ in looked)
+        odd = [f"row[{at}].__class__ not in given{at}" for at, *_ in looked]
         if _is_assigned(model, construct, order):
             begun, one, many = _ASSIGNED
             lines = _assigned(names, decoded)
@@ -155,6 +153,7 @@ class RowFactory(Generic[M]):
             begun, one, many = _CONSTRUCTED
             lines = _constructed(names, order, decoded)
         source = _SOURCE.format(
+            odd=" or ".join(odd) or "False",
             begun=_indented(begun, 8),
             one=_indented([*one, *lines], 8),
             many=_indented([*lines, *many], 12),
@@ -168,15 +167,12 @@ class RowFactory(Generic[M]):
     def _converted(self, row: Iterable[Any]) -> Iterable[Any]:
         """Return the values of a row in the classes that the fields name."""
         values = list(row)
-        shape = tuple(map(type, values))
         try:
             for at, given, convert in self._looked:
-                if values[at] is not None and shape[at] not in given:
+                if type(values[at]) not in given:
                     values[at] = convert(values[at])
         except (ValueError, TypeError, ArithmeticError) as exc:
             raise self._unreadable(row, exc) from exc
-        if len(self._shapes) < _SHAPES and shape == tuple(map(type, values)):
-            self._shapes.add(shape)
         return values
 
     def many(self, rows: Sequence[Any]) -> list[M]:
