@@ -39,7 +39,7 @@ _source_option = click.option(
     "--source",
     "sources",
     multiple=True,
-    help="Additional folder, or package:NAME:FOLDER.",
+    help="Additional folder, or package:NAME:FOLDER; NAME=FOLDER gives it a name.",
 )
 
 
@@ -88,13 +88,14 @@ def migrate(
 def new(settings: Settings, *, name: str, folder: Path | None) -> None:
     """Write a migration and its rollback file from the template."""
     from fm_storage.migrate import Migrator
+    from fm_storage.migrate.files import named
 
     config = settings.load().migrations
     folders = [s for s in config.sources if not s.startswith("package:")]
-    chosen = folder or Path(folders[0] if folders else "migrations")
+    chosen = folder or Path(named(folders[0])[1] if folders else "migrations")
     for path in Migrator("", config).new_migration(name, chosen):
         click.echo(path)
-    if not _is_source(chosen, config.sources):
+    if not _is_source(chosen, tuple(config.sources)):
         where = json.dumps([*config.sources, str(chosen)])
         click.echo(
             f"note: {chosen} is not in migrations.sources, so it is not applied yet;\n"

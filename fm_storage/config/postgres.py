@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -14,6 +15,13 @@ from fm_storage.config.masking import mask_dsn
 from fm_storage.config.section import EMBEDDED, PositiveSeconds, Section
 
 __all__ = ["EmbeddedConfig", "MigrationsConfig", "PostgresConfig", "SessionConfig"]
+
+if TYPE_CHECKING:
+    Sources = tuple[str, ...] | Mapping[str, str]
+else:  # a mapping is kept as texts
+    Sources = tuple[str, ...]
+
+_SOURCE_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 Password = SecretStr | Callable[[], str | Awaitable[str]]
 
@@ -139,7 +147,9 @@ class MigrationsConfig(Section):
     Attributes:
         dsn: DSN of the role that owns the schema; None uses ``postgres.dsn``.
         auto_apply: Apply missing migrations when the manager opens.
-        sources: Further folders, or ``package:NAME:FOLDER``, of the application.
+        sources: Further folders, or ``package:NAME:FOLDER``, of the application;
+            with names (``{"shop": "sql"}``, kept as ``shop=sql``) where several
+            share a database.
         lock_timeout: How long one statement waits for a lock before it is
             retried, so that readers are never queued behind it for longer.
         wait_timeout: How long to wait for another process that is migrating.
@@ -148,7 +158,7 @@ class MigrationsConfig(Section):
     section = "migrations"
     dsn: str | None = None
     auto_apply: bool = True
-    sources: tuple[str, ...] = ()
+    sources: Sources = ()
     lock_timeout: PositiveSeconds = 1.0
     wait_timeout: PositiveSeconds = 600.0
 
@@ -159,6 +169,19 @@ class MigrationsConfig(Section):
             return None
         check_address(dsn)
         return dsn
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _with_names(cls, given: object) -> object:
+        if not isinstance(given, Mapping):
+            return given
+        for name in given:
+            if not _SOURCE_NAME.fullmatch(str(name)) or name == "fm_storage":
+                raise ValueError(
+                    f"name {name!r} of a source is taken or has other characters "
+                    "than letters, digits, _ and -; give another"
+                )
+        return tuple(f"{name}={folder}" for name, folder in given.items())
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
         return [

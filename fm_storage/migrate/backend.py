@@ -270,12 +270,15 @@ class FmStorageBackend(OneConnection):
         Raises:
             MigrationFailed: It has no rollback file, or a statement failed.
         """
-        refuse_without_rollback(file_of(migration))
+        file = file_of(migration)
+        refuse_without_rollback(file)
 
         def record() -> None:
             self.log_migration(migration, "rollback")
             self.unmark_one(migration, log=False)
-            self.fetch(ledger.HOLD, ledger.HELD, source_of(migration))
+            if file.id != file.path.stem:  # from before its source had a name
+                self.fetch(ledger.FORGET, file.path.stem, file.checksum)
+            self.fetch(ledger.HOLD, ledger.HELD, file.source)
 
         self._run(migration, "rollback", record)
 
@@ -312,8 +315,9 @@ def source_of(migration: EngineMigration) -> str:
 
 
 def file_of(migration: EngineMigration) -> MigrationFile:
-    """Read again the file of one of yoyo's migrations."""
-    return read_file(Path(migration.path), source_of(migration))
+    """Return the file of one of yoyo's migrations; its own command knows none."""
+    known: MigrationFile | None = getattr(migration, "file", None)
+    return known or read_file(Path(migration.path), source_of(migration))
 
 
 def refuse_without_rollback(file: MigrationFile) -> None:

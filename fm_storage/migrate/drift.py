@@ -7,12 +7,12 @@ without a server.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
 from fm_storage.errors import MigrationFailed, SchemaOutOfDate
-from fm_storage.migrate.files import PROJECT, MigrationFile
+from fm_storage.migrate.files import PROJECT, MigrationFile, Source
 from fm_storage.migrate.ledger import Applied, held_sources
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "compare",
     "refuse_drift",
     "refuse_held",
+    "settled",
     "tolerating_the_end",
 ]
 
@@ -116,7 +117,9 @@ def compare(
     ]
     old_names = {file.id: old for old, file in renamed.items()}
     last = {
-        source: max((row.id for row in applied if row.source == source), default="")
+        source: max(
+            (row.id for row in applied if row.source == source), key=bare, default=""
+        )
         for source in here
     }
     for file in files:
@@ -124,7 +127,7 @@ def compare(
             continue
         if file.id in old_names:
             state, detail = MigrationState.RENAMED, f"was {old_names[file.id]!r}"
-        elif file.id < last[file.source]:
+        elif bare(file.id) < bare(last[file.source]):
             state = MigrationState.OUT_OF_ORDER
             detail = (
                 f"comes before {last[file.source]!r}, which is applied; give it a "
@@ -134,6 +137,86 @@ def compare(
             state, detail = MigrationState.PENDING, ""
         result.append(MigrationStatus(file.id, state, file.source, detail=detail))
     return result
+
+
+def bare(name: str) -> str:
+    """Return an identifier without the name of its source: files sort by that."""
+    return name.rpartition(":")[2]
+
+
+def settled(
+    sources: Sequence[Source],
+    files: Sequence[MigrationFile],
+    record: Sequence[Applied],
+) -> tuple[list[Source], list[MigrationFile], list[Applied]]:
+    """Tell these sources from those of other applications in the same database.
+
+    A folder whose files have nothing in common with what is recorded under its name
+    is another application's folder of that name, and gets a name of its own; so does
+    an identifier that another source has. A source that was given a name takes over
+    what was recorded before it had one.
+
+    Returns:
+        Sources, files and record, with those names.
+    """
+    record, found = list(record), list(files)
+    result = []
+    for source in sources:
+        mine = [file for file in found if file.source == source.name]
+        sums = {file.checksum for file in mine}
+        here = {each.name for each in sources}
+        if source.named:
+            former = {r.source for r in record if r.checksum in sums} - here
+            record = [_taken_over(row, source, former) for row in record]
+        elif mine and source.name != PROJECT and "package:" not in source.name:
+            name = _own_name(source.name, mine, record)
+            # A source that holds one of our files is ours under a former name.
+            former = {row.source for row in record if row.checksum in sums}
+            others = {row.id for row in record if row.source not in {name, *former}}
+            recorded = {row.id for row in record}
+            ids = {
+                file.id: longer
+                for file in mine
+                if (longer := f"{name}:{file.id}") in recorded or file.id in others
+            }
+            found = [
+                replace(
+                    file,
+                    id=ids[file.id] if file in mine and file.id in ids else file.id,
+                    source=name if file in mine else file.source,
+                    depends=tuple(ids.get(each, each) for each in file.depends),
+                )
+                for file in found
+            ]
+            result.append(replace(source, name=name))
+            continue
+        result.append(source)
+    return result, found, record
+
+
+def _own_name(
+    name: str, mine: Sequence[MigrationFile], record: Sequence[Applied]
+) -> str:
+    """Return the name under which *mine* are recorded, or the first free one."""
+    names = {file.id for file in mine}
+    sums = {file.checksum for file in mine}
+    free = ""
+    for number in range(1, len(record) + 2):
+        candidate = name if number == 1 else f"{name}#{number}"
+        rows = [row for row in record if row.source == candidate]
+        if any(bare(row.id) in names or row.checksum in sums for row in rows):
+            return candidate
+        if not rows and not free:
+            free = candidate
+    return free
+
+
+def _taken_over(
+    row: Applied, source: Source, former: Collection[str | None]
+) -> Applied:
+    if row.source not in former or row.source == PROJECT:
+        return row
+    return replace(row, id=f"{source.name}:{row.id}", source=source.name)
 
 
 def _of_applied(
@@ -228,12 +311,14 @@ def tolerating_the_end(
     ``apply()`` is stricter.
     """
     known = {
-        source: max(s.id for s in statuses if s.source == source and s.state in _KNOWN)
+        source: max(
+            bare(s.id) for s in statuses if s.source == source and s.state in _KNOWN
+        )
         for source in {s.source for s in statuses if s.state in _KNOWN}
     }
     return [
         status
         for status in statuses
         if status.state is not MigrationState.DELETED
-        or status.id < known.get(status.source, "")
+        or bare(status.id) < known.get(status.source, "")
     ]

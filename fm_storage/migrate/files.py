@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -21,6 +21,7 @@ PROJECT = "fm_storage"
 """Name of the source that holds the toolkit's own migrations."""
 
 _ROOM = Path(__file__).resolve().parent
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _PACKAGE_SOURCE = re.compile(r"package:([^\s/:]+):(.+)")
 _HEAD = re.compile(r"(?:[^\S\n]*(?:--[^\n]*)?(?:\n|\Z))*")
 _DEPENDS = re.compile(r"^\s*--\s*depends\s*:\s*(.*)$", re.MULTILINE)
@@ -37,14 +38,16 @@ class Source:
 
     Attributes:
         name: What the database remembers: ``fm_storage``, ``package:NAME:FOLDER``,
-            or the last two parts of a folder's path. It is the same on every
-            machine, so that two applications in one database do not take each
-            other's migrations for deleted ones.
+            the name it was given, or the last two parts of a folder's path. It is
+            the same on every machine, so that two applications in one database do
+            not take each other's migrations for deleted ones.
         folder: Where the files are.
+        named: Whether it was given a name, which then begins each identifier.
     """
 
     name: str
     folder: Path
+    named: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class MigrationFile:
     """One migration as it is on disk.
 
     Attributes:
-        id: File name without its ending.
+        id: File name without its ending; behind ``NAME:`` in a source with a name.
         path: The file.
         source: Name of its source.
         checksum: SHA-256 of the content, line ends normalised.
@@ -110,31 +113,40 @@ def project_folder() -> Path:
     raise MigrationFailed(message)
 
 
-def find_sources(sources: Sequence[str] = ()) -> list[Source]:
+def find_sources(sources: Iterable[str] = ()) -> list[Source]:
     """Return the project's source, then the application's in the order given.
 
     Args:
-        sources: Folders, or ``package:NAME:FOLDER``.
+        sources: Folders, or ``package:NAME:FOLDER``; with a name ``NAME=FOLDER``.
 
     Raises:
         ConfigurationInvalid: A folder or package does not exist.
     """
     found = [Source(PROJECT, project_folder())]
-    for text in sources:
+    for given in sources:
+        name, text = named(given)
         package = _PACKAGE_SOURCE.fullmatch(text)
         if package is None:
             folder = Path(text).expanduser().resolve()
-            name = source_name(folder)
+            usual = source_name(folder)
         else:
-            folder, name = _package_folder(*package.groups()), text
+            folder, usual = _package_folder(*package.groups()), text
         if not folder.is_dir():
             raise ConfigurationInvalid(
                 "migrations.sources",
                 f"{text!r} is no folder; name an existing one, or package:NAME:FOLDER",
             )
         if folder not in (source.folder for source in found):
-            found.append(Source(name, folder))
+            found.append(Source(name or usual, folder, bool(name)))
     return found
+
+
+def named(source: str) -> tuple[str, str]:
+    """Return the name that a source was given, or "", and where it is."""
+    name, equals, place = source.partition("=")
+    if equals and _NAME.fullmatch(name):
+        return name, place
+    return "", source
 
 
 def _package_folder(package: str, folder: str) -> Path:
@@ -165,6 +177,8 @@ def read_files(sources: Iterable[Source]) -> list[MigrationFile]:
     for source in sources:
         for path in migration_paths(source.folder):
             file = read_file(path, source.name)
+            if source.named:
+                file = replace(file, id=f"{source.name}:{file.id}")
             twin = found.setdefault(file.id, file)
             if twin is not file:
                 message = (
@@ -173,7 +187,15 @@ def read_files(sources: Iterable[Source]) -> list[MigrationFile]:
                 )
                 raise MigrationFailed(message, migration=file.id)
     for file in found.values():
-        for needed in file.depends:
+        # In a source with a name, its own files are meant first.
+        prefix, colon, _ = file.id.rpartition(":")
+        own = [f"{prefix}{colon}{needed}" for needed in file.depends]
+        depends = tuple(
+            near if near in found else far
+            for near, far in zip(own, file.depends, strict=True)
+        )
+        found[file.id] = replace(file, depends=depends)
+        for needed in depends:
             if needed not in found:
                 message = (
                     f"migration {file.id!r}: it depends on {needed!r}, which is in "

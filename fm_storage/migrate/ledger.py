@@ -14,6 +14,7 @@ from datetime import datetime
 
 __all__ = [
     "CREATE_LEDGER",
+    "FORGET",
     "HELD",
     "HOLD",
     "LOCK_KEY",
@@ -136,6 +137,8 @@ HOLD = (
     "ON CONFLICT DO NOTHING"
 )
 """Note that a migration of source $2 was rolled back; $1 is ``HELD``."""
+
+FORGET = "DELETE FROM fm_storage.migrations WHERE migration_id = $1 AND checksum = $2"
 
 RELEASE_HOLDS = f"DELETE FROM fm_storage.migrations WHERE source = '{HELD}'"
 

@@ -27,6 +27,7 @@ from fm_storage.migrate.drift import (
     compare,
     refuse_drift,
     refuse_held,
+    settled,
     tolerating_the_end,
 )
 from fm_storage.migrate.files import (
@@ -93,14 +94,13 @@ def rollback(
     dry_run: bool,
 ) -> list[PlannedMigration]:
     """Undo the last *steps* migrations of *sources*, newest first."""
-    by_id = {file.id: file for file in files}
-    names = {source.name for source in sources}
     done = []
     with backend.lock():
+        sources, files, record = settled(sources, files, backend.read_applied())
+        by_id = {file.id: file for file in files}
+        names = {source.name for source in sources}
         last = [
-            row
-            for row in reversed(backend.read_applied())
-            if row.id in by_id or row.source in names
+            row for row in reversed(record) if row.id in by_id or row.source in names
         ][:steps]
         for row in last:
             if row.id not in by_id:
@@ -151,9 +151,10 @@ def _pending(
     Raises:
         MigrationFailed: Drift, a circle of dependencies, or no such *to*.
     """
+    sources, files, record = settled(sources, files, backend.read_applied())
     statuses = compare(
         files,
-        backend.read_applied(),
+        record,
         release=release,
         sources=[source.name for source in sources],
     )
@@ -178,6 +179,7 @@ def _up_to(
     number = int(to) if to.isdecimal() else None
     readings = (
         [name for name in names if name == to],
+        [name for name in names if name.rpartition(":")[2] == to],
         [name for name in names if number is not None and _number(name) == number],
         [name for name in names if to and name.startswith(to)],
     )
@@ -192,7 +194,7 @@ def _up_to(
 
 
 def _number(name: str) -> int | None:
-    digits = name.partition("_")[0]
+    digits = name.rpartition(":")[2].partition("_")[0]
     return int(digits) if digits.isdecimal() else None
 
 
@@ -209,6 +211,8 @@ def _load(files: Sequence[MigrationFile]) -> dict[str, Any]:
         migrations = [
             Migration(file.id, str(file.path), source_dir=file.source) for file in files
         ]
+        for migration, file in zip(migrations, files, strict=True):
+            migration.file = file
         try:
             by_id = {migration.id: migration for migration in migrations}
             needs = {

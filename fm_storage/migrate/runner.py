@@ -32,6 +32,7 @@ from fm_storage.migrate.drift import (
     compare,
     refuse_drift,
     refuse_held,
+    settled,
     tolerating_the_end,
 )
 from fm_storage.migrate.files import MigrationFile, Source, find_sources, read_files
@@ -173,6 +174,7 @@ class Migrator:
             record = await self._run(lambda backend: backend.read_record())
         else:
             record = await _read_through(executor)
+        sources, files, record = settled(sources, files, record)
         applied = [row for row in record if not row.is_hold]
         names = [source.name for source in sources]
         return compare(files, applied, release=_release, sources=names), record
