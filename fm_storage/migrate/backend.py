@@ -231,6 +231,11 @@ class FmStorageBackend(OneConnection):
             self.apply_one(migration, force=force)
         self.release_holds()
 
+    def mark_migrations(self, migrations: Any) -> None:
+        """Record as applied without running; as explicit as applying."""
+        super().mark_migrations(migrations)
+        self.release_holds()
+
     def rollback_migrations(self, migrations: Any, force: bool = False) -> None:
         """Roll back in order, after a look whether every one can be."""
         for migration in migrations:

@@ -136,6 +136,7 @@ def baseline(
         with backend.transaction():
             for _, migration in pending:
                 backend.mark_one(migration)
+            backend.release_holds()
     return [file.id for file, _ in pending]
 
 
