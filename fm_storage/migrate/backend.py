@@ -39,11 +39,28 @@ from fm_storage.migrate.files import (
     read_file,
     source_name,
 )
+from fm_storage.migrate.planned import THREAD
 from fm_storage.migrate.statements import EngineMigration
 
 __all__ = ["FmStorageBackend", "release"]
 
 logger = logging.getLogger("fm_storage.migrate")
+
+
+def _rename(record: logging.LogRecord) -> bool:
+    """Log what the engine logs in a Migrator's thread under our name instead.
+
+    Under the command yoyo, the lines keep their own.
+    """
+    if record.threadName != THREAD:
+        return True
+    record.name = logger.name
+    if logger.isEnabledFor(record.levelno):
+        logger.handle(record)
+    return False
+
+
+logging.getLogger("yoyo.migrations").addFilter(_rename)
 
 
 @functools.cache

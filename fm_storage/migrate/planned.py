@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["PlannedMigration", "Progress"]
+__all__ = ["THREAD", "PlannedMigration", "Progress"]
+
+THREAD = "fm_storage migrate"
+"""Name of the threads in which a Migrator works."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ from fm_storage.migrate.drift import (
     tolerating_the_end,
 )
 from fm_storage.migrate.files import MigrationFile, Source, find_sources, read_files
-from fm_storage.migrate.planned import PlannedMigration, Progress
+from fm_storage.migrate.planned import THREAD, PlannedMigration, Progress
 
 if TYPE_CHECKING:
     from fm_storage.migrate.backend import FmStorageBackend
@@ -309,7 +309,7 @@ class Migrator:
         try:
             return await run_in_thread(
                 body,
-                name="fm_storage migrate",
+                name=THREAD,
                 interrupt=call.interrupt,
                 patience=_PATIENCE,
             )
