@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 
 import pytest
 
@@ -151,6 +152,16 @@ async def test_a_file_is_replaced_only_by_a_whole_one(pool, tmp_path):
     with pytest.raises(IsADirectoryError):
         await pool.copy_to(tmp_path, table="u")
     assert await pool.fetchval("SELECT 1", timeout=10) == 1
+
+
+async def test_a_pipe_is_written_to_and_stays_one(pool, tmp_path):
+    """A device or a pipe is never replaced by a file."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = asyncio.create_task(asyncio.to_thread(pipe.read_bytes))
+    assert await pool.copy_to(pipe, query="SELECT 1 AS a", header=False) == 1
+    assert await reader == b"1\n"
+    assert pipe.is_fifo()
 
 
 async def test_a_full_disk_is_reported_as_one(pool):

@@ -240,10 +240,14 @@ class FileOut(_FileJob):
 
     async def _open(self) -> None:
         if isinstance(self._target, str | os.PathLike):
-            # Beside it, and renamed at the end: nobody sees half a file.
-            path = Path(self._target)
-            self._part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-            self._file = await asyncio.to_thread(self._part.open, "xb")
+            self._file = await asyncio.to_thread(self._make, Path(self._target))
+
+    def _make(self, path: Path) -> BinaryIO:
+        if path.exists() and not path.is_file():
+            return path.open("wb")  # a device or a pipe: a rename would replace it
+        # Beside it, and renamed at the end: nobody sees half a file.
+        self._part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        return self._part.open("xb")
 
     def _closed(self, *, whole: bool) -> None:
         if self._part is None:
