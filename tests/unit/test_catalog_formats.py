@@ -149,6 +149,8 @@ def test_partial_lines_of_a_container_are_joined():
     assert entry.message == "charge failed"
     [entry], _ = read([cri(LINE[:40], tag="P"), cri(LINE[40:])])
     assert entry.message == "charge failed"
+    [entry], _ = read([cri(LINE, tag="P")])  # a rotation has taken the rest
+    assert entry.message == "charge failed"
 
 
 def test_lines_of_an_unknown_format_do_not_vanish_in_the_entry_before():

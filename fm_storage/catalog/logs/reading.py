@@ -170,27 +170,47 @@ class LogReader:
             report.lines += 1
             report.truncated += size > len(raw)
             if self._identity is None:
-                self._identity = blake2b(
-                    report.source.encode() + b"\0" + raw.rstrip(b"\r\n"), digest_size=16
-                ).digest()
-            line = self._unwrapped(_decode(raw))
-            if line is None:
-                continue
-            header = self._parser.parse(line)
-            if header is None:
-                done = self._continue(line, offset, raw)
-            elif self._completes(header):
-                continue
-            else:
-                done = self._begin(header, offset, raw)
+                self._identity = self._identity_of(raw)
+            line = _decode(raw)
+            if line[:1] == "{" or " std" in line[19:45]:
+                inner = self._unwrapped(line)
+                if inner is None:
+                    continue
+                line = inner
+            done = self._take(line, offset, raw)
             if done is not None:
                 yield done
         if last:
-            for stream in (self._stream, *self._others):
-                self._switch(stream)
-                done = self._finish()
-                if done is not None:
-                    yield done
+            yield from self._ended()
+
+    def _ended(self) -> Iterator[Prepared]:
+        """Yield what is still open at the end of the log."""
+        for stream, text in self._partial.items():  # cut off by a rotation
+            self._switch(stream)
+            raw = text.encode("utf-8", "replace")
+            done = self._take(text, self.report.bytes, raw)
+            if done is not None:
+                yield done
+        self._partial = {}
+        for stream in (self._stream, *self._others):
+            self._switch(stream)
+            done = self._finish()
+            if done is not None:
+                yield done
+
+    def _identity_of(self, first: bytes) -> bytes:
+        """Return what tells this log from others: its name and its first line."""
+        text = self.report.source.encode() + b"\0" + first.rstrip(b"\r\n")
+        return blake2b(text, digest_size=16).digest()
+
+    def _take(self, line: str, offset: int, raw: bytes) -> Prepared | None:
+        """Begin or continue an entry with a line; return the entry that it ends."""
+        header = self._parser.parse(line)
+        if header is None:
+            return self._continue(line, offset, raw)
+        if self._completes(header):
+            return None
+        return self._begin(header, offset, raw)
 
     def _unwrapped(self, line: str) -> str | None:
         """Return the application's own line, or None if its end is still to come."""

@@ -120,9 +120,11 @@ class Clock:
 
 
 def _from_iso(text: str) -> datetime | None:
-    with contextlib.suppress(ValueError):
+    try:
         return datetime.fromisoformat(text)
-    if ":60" in text:  # a leap second
-        with contextlib.suppress(ValueError):
-            return datetime.fromisoformat(text.replace(":60", ":59")) + _SECOND
+    except ValueError:
+        if ":60" not in text:
+            return None
+    with contextlib.suppress(ValueError):  # a leap second
+        return datetime.fromisoformat(text.replace(":60", ":59")) + _SECOND
     return None

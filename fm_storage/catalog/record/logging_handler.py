@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -100,6 +101,8 @@ def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
     except Exception:
+        with contextlib.suppress(Exception):
+            return f"{record.msg!r} with {record.args!r}"
         given = record.args if isinstance(record.args, tuple) else (record.args,)
         return f"{text_of(record.msg)} with {', '.join(map(text_of, given))}"
 
