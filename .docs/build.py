@@ -110,9 +110,9 @@ def draw_api() -> None:
     (SOURCES / "api").mkdir()
     for room, names in API.items():
         lines = [
-            f"# fm_storage.{room}",
+            f"# fm_storage.{room}" if room in ROOMS else "# fm_storage",
             "",
-            f"How to use it: [{room}](../{room}.md).",
+            f"How to use it: [{room}](../{room}.md)." if room in ROOMS else "",
             "",
         ]
         for name in names:
