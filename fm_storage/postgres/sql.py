@@ -17,6 +17,10 @@ _MAX_BYTES = 63
 """NAMEDATALEN - 1: PostgreSQL silently cuts longer names, which then collide."""
 
 
+class NoStatement(InvalidRecord, TypeError):
+    """What was given as a statement is no text."""
+
+
 class Sql(str):
     """SQL that the library itself wrote.
 
@@ -91,7 +95,7 @@ def sendable(sql: str) -> None:
         InvalidRecord: *sql* is no text, holds a NUL, or a lone surrogate.
     """
     if not isinstance(sql, str):
-        raise InvalidRecord(
+        raise NoStatement(
             f"statement: it is a {type(sql).__name__}; give its text as a str",
             field="sql",
         )
