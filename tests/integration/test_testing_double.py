@@ -107,7 +107,7 @@ async def test_unknown_method_is_unimplemented() -> None:
             check_compatibility=False,
         )
         with pytest.raises(grpc.RpcError) as caught:
-            await client.facet("docs", key="n")
+            await client.search_matrix_pairs("docs")
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
         await client.close()
 
