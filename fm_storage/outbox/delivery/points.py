@@ -36,7 +36,7 @@ async def points_of(states: Sequence[State]) -> list[Point]:
             vector = shared.get(data)
             if vector is None:
                 vector = shared[data] = _decoded(data)
-            marked = {**(payload or {}), VERSION_KEY: version}
+            marked = {**_as_written(payload or {}), VERSION_KEY: version}
             points.append(Point(decode_id(point_id), vector, marked))
     return points
 
@@ -72,3 +72,14 @@ def spec_of(present: CollectionInfo) -> CollectionConfig:
 
 def _known(settings: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key in keys and value}
+
+
+def _as_written(value: Any) -> Any:
+    """Return a payload with its large floats, which jsonb writes out as integers."""
+    if isinstance(value, dict):
+        return {key: _as_written(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_as_written(inner) for inner in value]
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        return float(value)
+    return value
