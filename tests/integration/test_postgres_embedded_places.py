@@ -61,7 +61,8 @@ async def test_server_in_a_private_home_is_copied(
     shutil.copytree(libraries, wheel.parent / libraries.name, symlinks=True)
     hidden = Server(wheel / "pginstall", installed.version)
     monkeypatch.setattr(
-        "fm_storage.postgres.embedded.embedded.installed_server", lambda: hidden
+        "fm_storage.postgres.embedded.embedded.installed_server",
+        lambda *_, **__: hidden,
     )
     folder = tmp_path / "pg"
     for _ in range(2):
@@ -109,7 +110,7 @@ def test_user_without_a_name_is_explained() -> None:
 
 def test_missing_wheel_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the extra there is one line that says what to install."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr(programs, "_candidates", lambda: iter(()))
     with pytest.raises(EmbeddedFailed, match=r"pip install 'fm-storage\[embedded\]'"):
         installed_server()
 
@@ -119,10 +120,8 @@ def test_wheel_for_another_machine_is_explained(
 ) -> None:
     """A program that does not run here is named."""
 
-    class Spec:
-        origin = str(tmp_path / "__init__.py")
-
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: Spec)
+    wheel = tmp_path / "pginstall" / "bin"
+    monkeypatch.setattr(programs, "_candidates", lambda: iter([wheel]))
     with pytest.raises(EmbeddedFailed, match="does not run here"):
         programs.installed_server()
 
