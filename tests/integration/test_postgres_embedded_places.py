@@ -119,7 +119,6 @@ def test_wheel_for_another_machine_is_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program that does not run here is named."""
-
     wheel = tmp_path / "pginstall" / "bin"
     monkeypatch.setattr(programs, "_candidates", lambda: iter([wheel]))
     with pytest.raises(EmbeddedFailed, match="does not run here"):
