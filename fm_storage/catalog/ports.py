@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from fm_storage.postgres import Pool
     from fm_storage.vectors import QdrantStore
 
-__all__ = ["Storage"]
-
 
 class Storage(Protocol):
     """The parts of ``StorageManager`` that the catalogue uses."""

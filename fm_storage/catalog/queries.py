@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from fm_storage.catalog.ports import Storage
 
-__all__ = ["CatalogQueries"]
-
 logger = logging.getLogger("fm_storage.catalog")
 
 

@@ -30,21 +30,6 @@ if TYPE_CHECKING:
     from fm_storage._typing import Progress
     from fm_storage.manager import StorageManager
 
-__all__ = [
-    "Settings",
-    "ago",
-    "configure_logging",
-    "console",
-    "exit_code_of",
-    "json_option",
-    "plain",
-    "print_json",
-    "progress_bar",
-    "report",
-    "run",
-    "with_storage",
-]
-
 T = TypeVar("T")
 
 # C0 and C1 controls but tab and newline, ANSI sequences, and the characters that

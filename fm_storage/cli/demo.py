@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from fm_storage.catalog import ErrorManager, SimilarEntry
     from fm_storage.manager import StorageManager
 
-__all__ = ["demo"]
-
 T = TypeVar("T")
 _WIDTH = 80
 

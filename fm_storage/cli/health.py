@@ -28,8 +28,6 @@ from fm_storage.errors import (
 if TYPE_CHECKING:
     from fm_storage.manager import Health, StorageManager
 
-__all__ = ["health"]
-
 _LONGEST = 400
 """Characters of a detail: its remedy comes last, and a table folds it."""
 _STYLES = {"ok": "green", "degraded": "yellow", "down": "bold red", "off": "dim"}

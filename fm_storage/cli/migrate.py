@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from fm_storage.config import PostgresConfig, StorageConfig
     from fm_storage.migrate import Migrator, PlannedMigration, Progress
 
-__all__ = ["migrate", "rollback", "schema", "status"]
-
 T = TypeVar("T")
 
 _STYLES = {"applied": "green", "pending": "yellow", "newer": "cyan", "foreign": "dim"}

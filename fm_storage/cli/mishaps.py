@@ -22,8 +22,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fm_storage.manager import StorageManager
 
-__all__ = ["MISHAPS", "Mishap"]
-
 
 @dataclass(frozen=True, slots=True)
 class Mishap:

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from fm_storage.manager import StorageManager
     from fm_storage.outbox import RebuildReport, RepairReport, Verification
 
-__all__ = ["outbox"]
-
 T = TypeVar("T")
 
 _COLLECTION = click.argument("collection", required=False)

@@ -22,16 +22,6 @@ if TYPE_CHECKING:
         Verification,
     )
 
-__all__ = [
-    "as_plain",
-    "show_drained",
-    "show_quarantined",
-    "show_rebuilt",
-    "show_repaired",
-    "show_status",
-    "show_verified",
-]
-
 _ASIDE = "see 'fm-storage outbox quarantine list'"
 
 

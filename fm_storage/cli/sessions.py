@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from fm_storage.manager import StorageManager
     from fm_storage.sessions import CleanupReport, SessionInfo, ViewInfo
 
-__all__ = ["sessions"]
-
 T = TypeVar("T")
 
 _STYLES = {"own": "green", "other": "green", "orphaned": "yellow", "kept": "cyan"}

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from fm_storage._typing import Progress as Report
     from fm_storage.vectors import CollectionInfo, QdrantStore, ScoredPoint
 
-__all__ = ["vectors"]
-
 T = TypeVar("T")
 
 _PARQUET = ".parquet"

@@ -15,8 +15,6 @@ from fm_storage.errors import ConfigurationInvalid, StorageError
 if TYPE_CHECKING:
     from fm_storage.config import StorageConfig
 
-__all__ = ["wait"]
-
 _ATTEMPT = 5.0
 """Seconds that one attempt may take to connect."""
 

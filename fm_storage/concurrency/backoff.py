@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 
-__all__ = ["Backoff"]
-
 _MAX_DOUBLINGS = 60  # beyond it 2.0**n would be slow to compute, and then overflow
 
 

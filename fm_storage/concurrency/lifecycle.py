@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from types import TracebackType
 
-__all__ = ["Home", "Life", "Lifecycle"]
-
 
 class Life(enum.Enum):
     """State of an object that is opened once and closed once."""

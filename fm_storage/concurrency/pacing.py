@@ -13,8 +13,6 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-__all__ = ["in_chunks", "yielding_gil"]
-
 T = TypeVar("T")
 
 _CHUNK = 64

@@ -13,8 +13,6 @@ from typing import Any
 
 from fm_storage.errors import EmbeddedFailed
 
-__all__ = ["NOFOLLOW", "fcntl", "lock_file", "owned", "pwd", "require_posix"]
-
 
 def _optional(name: str) -> Any:
     try:

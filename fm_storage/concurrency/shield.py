@@ -16,8 +16,6 @@ from typing import Any, Generic, TypeVar
 
 import anyio
 
-__all__ = ["Once", "abandon", "consume", "shielded", "wait_done"]
-
 logger = logging.getLogger("fm_storage.concurrency")
 
 T = TypeVar("T")

@@ -17,8 +17,6 @@ from typing import TypeVar, cast
 
 from fm_storage.concurrency.shield import consume, wait_done
 
-__all__ = ["in_thread", "run_in_thread"]
-
 logger = logging.getLogger("fm_storage.concurrency")
 
 T = TypeVar("T")

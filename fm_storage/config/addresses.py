@@ -15,8 +15,6 @@ from urllib.parse import quote, unquote
 
 from fm_storage.errors import ConfigurationInvalid
 
-__all__ = ["check_address", "check_security", "is_unbound", "normalized", "query_of"]
-
 _SCHEME = re.compile(r"(postgres(?:ql)?)(?:\+\w+)?://")
 _PORT = re.compile(r":([^:\]]*)$")
 _LAST = 65_535

@@ -9,8 +9,6 @@ from typing import Any
 from fm_storage.config.sources import PREFIX, from_environment, read_toml
 from fm_storage.config.storage import StorageConfig
 
-__all__ = ["EnvironmentConfigManager", "MappingConfigManager", "TomlConfigManager"]
-
 
 class MappingConfigManager:
     """A ``ConfigManager`` over a mapping, nested or with dotted keys."""

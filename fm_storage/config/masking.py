@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["mask_dsn"]
-
 _SECRET_PARAMETERS = re.compile(
     r"(?s)([?&](?i:password|sslpassword)=).*?(?=&[a-z_]+=|$)"
 )

@@ -14,8 +14,6 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
-__all__ = ["broken_json", "placed", "refused"]
-
 _ENDLESS = frozenset({"inf", "infinity", "Infinity", "nan", "NaN"})
 _LONGEST = 60
 _AROUND = 12

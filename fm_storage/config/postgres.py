@@ -14,8 +14,6 @@ from fm_storage.config.addresses import check_address, check_security
 from fm_storage.config.masking import mask_dsn
 from fm_storage.config.section import EMBEDDED, PositiveSeconds, Section
 
-__all__ = ["EmbeddedConfig", "MigrationsConfig", "PostgresConfig", "SessionConfig"]
-
 if TYPE_CHECKING:
     Sources = tuple[str, ...] | Mapping[str, str]
 else:  # a mapping is kept as texts

@@ -10,14 +10,6 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from fm_storage.config.section import EMBEDDED, PositiveSeconds, Section
 
-__all__ = [
-    "CollectionConfig",
-    "OutboxConfig",
-    "QdrantConfig",
-    "SparseVectorConfig",
-    "VectorConfig",
-]
-
 Distance = Literal["Cosine", "Euclid", "Dot", "Manhattan"]
 
 

@@ -16,17 +16,6 @@ from pydantic.fields import FieldInfo
 from fm_storage.config.messages import broken_json, placed, refused
 from fm_storage.errors import ConfigurationInvalid
 
-__all__ = [
-    "EMBEDDED",
-    "PositiveSeconds",
-    "Section",
-    "explained",
-    "explained_json",
-    "located",
-    "nearest_variable",
-    "section_of",
-]
-
 EMBEDDED = "embedded:"
 _NEAR = 0.7
 _ADDRESSES = frozenset({"dsn", "url"})

@@ -15,16 +15,6 @@ from pydantic import BaseModel
 from fm_storage.config.section import nearest_variable, section_of
 from fm_storage.errors import ConfigurationInvalid
 
-__all__ = [
-    "PREFIX",
-    "ConfigManager",
-    "ask",
-    "from_environment",
-    "merged",
-    "read_toml",
-    "refuse_misspelt",
-]
-
 logger = logging.getLogger("fm_storage.config")
 
 PREFIX = "FM_STORAGE_"

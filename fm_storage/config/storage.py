@@ -40,8 +40,6 @@ from fm_storage.errors import ConfigurationInvalid
 if TYPE_CHECKING:
     from fm_storage.config.sources import ConfigManager
 
-__all__ = ["StorageConfig"]
-
 logger = logging.getLogger("fm_storage.config")
 
 

@@ -4,19 +4,6 @@ from __future__ import annotations
 
 from fm_storage.errors.root import StorageError
 
-__all__ = [
-    "ConnectionBusy",
-    "ConnectionFailed",
-    "ConnectionReleased",
-    "EmbeddedFailed",
-    "ForkedProcess",
-    "PoolClosed",
-    "PoolTimeout",
-    "ServerTooOld",
-    "StorageClosed",
-    "WrongLoop",
-]
-
 
 class ConnectionFailed(StorageError, ConnectionError):
     """No connection could be made, or one broke while a statement ran."""

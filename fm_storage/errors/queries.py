@@ -6,24 +6,6 @@ from typing import ClassVar
 
 from fm_storage.errors.root import StorageError
 
-__all__ = [
-    "CheckViolated",
-    "DeadlockDetected",
-    "DuplicateRecord",
-    "ForeignKeyViolated",
-    "InvalidName",
-    "InvalidRecord",
-    "LockTimeout",
-    "NotNullViolated",
-    "PermissionDenied",
-    "QueryFailed",
-    "QueryTimeout",
-    "RecordNotFound",
-    "SerializationFailed",
-    "SessionLost",
-    "StaleRecord",
-]
-
 
 class RecordNotFound(StorageError, LookupError):
     """No row has the key that was asked for."""

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = [
-    "ConfigurationInvalid",
-    "StorageError",
-]
-
 
 class StorageError(Exception):
     """Root of the tree.

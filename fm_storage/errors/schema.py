@@ -9,11 +9,6 @@ from fm_storage.errors.root import StorageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = [
-    "MigrationFailed",
-    "SchemaOutOfDate",
-]
-
 
 class MigrationFailed(StorageError):
     """A migration did not apply, roll back or pass its checks.

@@ -9,18 +9,6 @@ from fm_storage.errors.root import StorageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = [
-    "CollectionDamaged",
-    "CollectionMismatch",
-    "CollectionNotFound",
-    "DimensionMismatch",
-    "InvalidVector",
-    "NotSynced",
-    "RateLimited",
-    "VectorStoreUnavailable",
-    "name_operation",
-]
-
 
 class CollectionNotFound(StorageError, LookupError):
     """The vector store has no collection or alias of this name.

@@ -11,8 +11,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeAlias
 
-__all__ = ["STATE", "Hosted"]
-
 STATE = "fm_storage"
 """Under this name an application's state holds what it is served with."""
 

@@ -23,8 +23,6 @@ from typing import Any
 
 from fm_storage.concurrency.lifecycle import Home
 
-__all__ = ["SignalGuard", "held"]
-
 _EXIT = 128
 
 

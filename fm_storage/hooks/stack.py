@@ -23,8 +23,6 @@ from fm_storage.hooks import triggers
 from fm_storage.hooks.hosts import Hosted
 from fm_storage.hooks.signals import SignalGuard, held
 
-__all__ = ["ShutdownHooks"]
-
 logger = logging.getLogger("fm_storage.hooks")
 
 P = ParamSpec("P")

@@ -22,8 +22,6 @@ import anyio
 from fm_storage.concurrency.lifecycle import Home
 from fm_storage.hooks.signals import held
 
-__all__ = ["arm", "disarm"]
-
 logger = logging.getLogger("fm_storage.hooks")
 
 Closer = Callable[[], Awaitable[None]]

@@ -16,8 +16,6 @@ else:
     except ImportError:
         HTTPConnection = Any
 
-__all__ = ["storage_of"]
-
 
 def storage_of(connection: HTTPConnection) -> StorageManager:
     """Return the manager that the application of this request opened.

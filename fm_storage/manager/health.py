@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from fm_storage.postgres import Pool
     from fm_storage.vectors import QdrantStore
 
-__all__ = ["Health", "PartHealth", "check_parts", "probe"]
-
 Status: TypeAlias = Literal["ok", "degraded", "down", "off"]
 
 Ask: TypeAlias = "Callable[[], Awaitable[tuple[str, str]]]"

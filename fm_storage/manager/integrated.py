@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from fm_storage.config import ConfigManager
     from fm_storage.vectors import Vectorizer
 
-__all__ = ["IntegratedManager"]
-
 
 class IntegratedManager(Lifecycle):
     """Open ConfigManager → StorageManager → ErrorManager; close in reverse.

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from fm_storage.postgres import Transaction
     from fm_storage.postgres.connection.statements import Statements
 
-__all__ = ["Parts"]
-
 logger = logging.getLogger("fm_storage.manager")
 
 

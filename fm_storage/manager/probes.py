@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from fm_storage.migrate import Migrator
     from fm_storage.postgres import Pool
 
-__all__ = ["Probes", "ask_migrated", "ask_pool"]
-
 
 async def ask_pool(pool: Pool) -> tuple[str, str]:
     """Ask the server through *pool* whether it answers."""

@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from fm_storage.postgres import PoolStatistics
     from fm_storage.sessions import SessionStatistics
 
-__all__ = ["StorageManager", "StorageStatistics"]
-
 logger = logging.getLogger("fm_storage.manager")
 
 T = TypeVar("T")

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from fm_storage.config import StorageConfig
 
-__all__ = ["Blocking", "blocking"]
-
 
 @contextmanager
 def blocking(config: StorageConfig | None = None) -> Iterator[Any]:

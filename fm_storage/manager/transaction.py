@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from fm_storage.outbox import BoundOutbox, Outbox
     from fm_storage.repositories import ErrorEntryRepository, Repository
 
-__all__ = ["Storage", "StorageTransaction"]
-
 Model = TypeVar("Model")
 
 

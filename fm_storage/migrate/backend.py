@@ -42,8 +42,6 @@ from fm_storage.migrate.files import (
 from fm_storage.migrate.planned import THREAD
 from fm_storage.migrate.statements import EngineMigration
 
-__all__ = ["FmStorageBackend", "release"]
-
 logger = logging.getLogger("fm_storage.migrate")
 
 

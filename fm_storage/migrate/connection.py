@@ -26,8 +26,6 @@ from fm_storage.errors import (
 from fm_storage.migrate import driver
 from fm_storage.migrate.driver import MigrationStopped, for_migrations, reason
 
-__all__ = ["OneConnection", "opened"]
-
 _SETTINGS = {
     # Limits that a role may carry are for queries, not for schema changes.
     "statement_timeout": "0",

@@ -15,16 +15,6 @@ from fm_storage.errors import MigrationFailed, SchemaOutOfDate
 from fm_storage.migrate.files import PROJECT, MigrationFile, Source
 from fm_storage.migrate.ledger import Applied, held_sources
 
-__all__ = [
-    "MigrationState",
-    "MigrationStatus",
-    "compare",
-    "refuse_drift",
-    "refuse_held",
-    "settled",
-    "tolerating_the_end",
-]
-
 
 class MigrationState(StrEnum):
     """How a migration's file and the database's record of it stand."""

@@ -23,16 +23,6 @@ from fm_storage.postgres.errors import translate
 from fm_storage.postgres.sql import quote_qualified
 from fm_storage.postgres.tokens import Token, fold, tokens
 
-__all__ = [
-    "Connection",
-    "Cursor",
-    "DatabaseError",
-    "MigrationStopped",
-    "copies_through_client",
-    "for_migrations",
-    "reason",
-]
-
 apilevel, threadsafety, paramstyle = "2.0", 1, "pyformat"
 DatabaseError = QueryFailed
 """What the server refused; a lost connection is ``ConnectionFailed``."""

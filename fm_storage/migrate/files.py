@@ -15,8 +15,6 @@ from pathlib import Path
 
 from fm_storage.errors import ConfigurationInvalid, MigrationFailed
 
-__all__ = ["PROJECT", "MigrationFile", "Source", "find_sources", "read_files"]
-
 PROJECT = "fm_storage"
 """Name of the source that holds the toolkit's own migrations."""
 

@@ -12,18 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-__all__ = [
-    "CREATE_LEDGER",
-    "FORGET",
-    "HELD",
-    "HOLD",
-    "LOCK_KEY",
-    "READ_LEDGER",
-    "RELEASE_HOLDS",
-    "Applied",
-    "held_sources",
-]
-
 LOCK_KEY = 0x666D5F6D69677261
 """Key of the advisory lock that one migrating process holds (``fm_migra``)."""
 

@@ -28,8 +28,6 @@ from fm_storage.migrate.statements import (
     sql_statements,
 )
 
-__all__ = ["run_in_pieces"]
-
 _NAME = r'(?:"(?:[^"]|"")+"|[\w$]+)'
 _QUALIFIED = rf"{_NAME}(?:\s*\.\s*{_NAME})*"
 _CREATE_INDEX = re.compile(

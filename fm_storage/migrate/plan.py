@@ -38,8 +38,6 @@ from fm_storage.migrate.files import (
 )
 from fm_storage.migrate.planned import PlannedMigration
 
-__all__ = ["apply", "baseline", "rollback"]
-
 Check = Callable[[Sequence[MigrationStatus]], Sequence[MigrationStatus]]
 
 # yoyo resolves "depends" through one table per process; two threads that load

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["THREAD", "PlannedMigration", "Progress"]
-
 THREAD = "fm_storage migrate"
 """Name of the threads in which a Migrator works."""
 

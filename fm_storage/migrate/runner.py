@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from fm_storage.migrate.schema_page import SchemaTable
     from fm_storage.postgres import Executor
 
-__all__ = ["Migrator"]
-
 logger = logging.getLogger("fm_storage.migrate")
 
 T = TypeVar("T")

@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["SchemaColumn", "SchemaIndex", "SchemaTable", "describe", "render"]
-
 Fetch = Callable[..., list[tuple[Any, ...]]]
 
 _TABLES = """

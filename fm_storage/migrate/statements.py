@@ -26,15 +26,6 @@ from fm_storage.migrate.driver import (
 from fm_storage.migrate.files import is_python, read_text, rollback_path
 from fm_storage.postgres.tokens import Token, fold, tokens
 
-__all__ = [
-    "EngineMigration",
-    "failure",
-    "run_as_one",
-    "split",
-    "sql_path",
-    "sql_statements",
-]
-
 
 class EngineMigration(Protocol):
     """What we use of yoyo's ``Migration``, which is published without types."""

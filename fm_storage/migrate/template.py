@@ -8,8 +8,6 @@ from pathlib import Path
 from fm_storage.errors import MigrationFailed
 from fm_storage.migrate.files import migration_paths
 
-__all__ = ["write"]
-
 _APPLY = """\
 -- {title}: describe the purpose here.
 {depends}

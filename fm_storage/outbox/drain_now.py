@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from fm_storage.config import OutboxConfig
     from fm_storage.outbox.agreement.store_check import StoreCheck
 
-__all__ = ["drain_now", "wait_synced", "within"]
-
 _LONGEST_PAUSE = 1.0
 _STILL = 5.0
 """Seconds without a sign of life after which leases are taken for a killed drainer's;

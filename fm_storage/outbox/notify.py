@@ -14,8 +14,6 @@ from collections.abc import Callable
 from fm_storage.errors import ConfigurationInvalid, StorageError
 from fm_storage.postgres import Pool, Sql
 
-__all__ = ["Notifier"]
-
 _log = logging.getLogger("fm_storage.outbox")
 
 _CHANNEL = "fm_storage_outbox"

@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from fm_storage.hooks import ShutdownHooks
     from fm_storage.vectors import QdrantStore, Vectorizer
 
-__all__ = ["Outbox"]
-
 _log = logging.getLogger("fm_storage.outbox")
 
 _GRACE = 5.0

@@ -10,19 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-__all__ = [
-    "CollectionBacklog",
-    "Difference",
-    "DrainReport",
-    "OutboxStatistics",
-    "OutboxStatus",
-    "Quarantined",
-    "RebuildReport",
-    "Rebuilding",
-    "RepairReport",
-    "Verification",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class OutboxStatistics:

@@ -20,8 +20,6 @@ from fm_storage.postgres import Executor, Sql
 if TYPE_CHECKING:
     from fm_storage.outbox.delivery.drainer import Drainer
 
-__all__ = ["read_health", "read_status"]
-
 _BACKLOG = Sql("""
 SELECT h.collection, h.pending, h.quarantined, h.tombstones, h.failing, h.oldest_age,
   CASE WHEN h.failing > 0 THEN (

@@ -24,8 +24,6 @@ from fm_storage.vector_state import (
 if TYPE_CHECKING:
     from fm_storage.postgres import Executor
 
-__all__ = ["BoundOutbox", "PointLike"]
-
 _CHUNK = 1000
 
 

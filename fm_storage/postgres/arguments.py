@@ -7,8 +7,6 @@ from collections.abc import Iterable
 
 from fm_storage.errors import ConfigurationInvalid
 
-__all__ = ["at_least_one", "names_of", "of_kind", "seconds"]
-
 _LONGEST = 1e8
 """Three years: longer timers overflow somewhere below, and mean for ever."""
 

@@ -35,17 +35,6 @@ from fm_storage.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = [
-    "FromCaller",
-    "cause_of",
-    "explain_parameters",
-    "is_callers",
-    "is_own",
-    "is_type_gone",
-    "translate",
-    "unsent",
-]
-
 _BY_SQLSTATE: Mapping[str, type[QueryFailed]] = {
     "23505": DuplicateRecord,
     "23P01": DuplicateRecord,

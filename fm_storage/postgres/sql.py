@@ -11,8 +11,6 @@ from typing import Self
 from fm_storage._typing import Relation
 from fm_storage.errors import InvalidName, InvalidRecord
 
-__all__ = ["Sql", "plain", "quote_ident", "quote_qualified", "sendable"]
-
 _MAX_BYTES = 63
 """NAMEDATALEN - 1: PostgreSQL silently cuts longer names, which then collide."""
 

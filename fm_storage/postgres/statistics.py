@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["Counters", "PoolStatistics"]
-
 _SHORTEST = 1e-5
 _STEP = math.log(1.1)
 _BUCKETS = 180

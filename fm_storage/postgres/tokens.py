@@ -20,8 +20,6 @@ from typing import NamedTuple
 
 from fm_storage.errors import InvalidRecord
 
-__all__ = ["Token", "fold", "tokens"]
-
 
 class Token(NamedTuple):
     """One token of a text.

@@ -11,8 +11,6 @@ from typing import Any, Protocol, TypeVar
 
 from asyncpg import Record
 
-__all__ = ["RowMaker", "records_of", "stream_of", "use_row_maker"]
-
 M = TypeVar("M")
 
 

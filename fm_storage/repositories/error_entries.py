@@ -26,8 +26,6 @@ from fm_storage.repositories.query.filters import (
 from fm_storage.repositories.query.ordering import Order
 from fm_storage.repositories.repository import Repository
 
-__all__ = ["ErrorEntry", "ErrorEntryRepository", "Severity"]
-
 
 class Severity(enum.StrEnum):
     """How bad an error is, from least to most."""

@@ -11,8 +11,6 @@ import threading
 import time
 from uuid import UUID
 
-__all__ = ["uuid7"]
-
 _VERSION = 0x7 << 76
 _VARIANT = 0x2 << 62
 _RANDOM = (1 << 62) - 1

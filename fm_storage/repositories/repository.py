@@ -32,8 +32,6 @@ from fm_storage.repositories.rows.bound import Bound
 from fm_storage.repositories.rows.hooks import Hook, HookTable, Operation
 from fm_storage.vector_state import Shapes
 
-__all__ = ["Repository"]
-
 M = TypeVar("M")
 
 

@@ -36,18 +36,6 @@ from fm_storage.postgres.tokens import tokens
 from fm_storage.sessions import registry
 from fm_storage.sessions.names import Kind, TempView
 
-__all__ = [
-    "CreateProgress",
-    "Statement",
-    "ViewPlan",
-    "as_indexes",
-    "create",
-    "in_time",
-    "refresh",
-    "rendered",
-    "scan",
-]
-
 _INDEX = re.compile(
     r"\s*(?P<unique>unique\b)?\s*(?P<using>using\s+\w+\b)?\s*(?P<rest>.*)",
     re.IGNORECASE | re.DOTALL,

@@ -28,8 +28,6 @@ from fm_storage.sessions.registry import tag
 from fm_storage.sessions.reports import CleanupReport, Refusal
 from fm_storage.sessions.source import Source
 
-__all__ = ["Claim", "drop_all", "drop_known"]
-
 logger = logging.getLogger("fm_storage.sessions")
 
 _KINDS = {"view": "v", "materialized view": "m", "table": "r"}

@@ -27,8 +27,6 @@ from fm_storage.postgres import Connection, Sql
 from fm_storage.sessions import registry
 from fm_storage.sessions.source import Source
 
-__all__ = ["Lease", "LeaseState"]
-
 logger = logging.getLogger("fm_storage.sessions")
 
 _PING_EVERY = 5.0

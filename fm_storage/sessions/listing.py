@@ -12,8 +12,6 @@ from fm_storage.sessions import registry
 from fm_storage.sessions.reports import SessionInfo, ViewInfo
 from fm_storage.sessions.source import Source
 
-__all__ = ["listed"]
-
 _LIST = (
     "SELECT b.schema_name::text AS schema, b.name::text AS name, b.kind, b.oid,"
     " b.owner_id, b.session_id, b.keep, b.released, b.refused_sqlstate, b.created_at,"

@@ -10,8 +10,6 @@ from typing import Literal
 from fm_storage.errors import InvalidName
 from fm_storage.postgres import quote_ident, quote_qualified
 
-__all__ = ["Kind", "TempView", "generated_name", "shown", "shown_qualified"]
-
 Kind = Literal["view", "materialized view", "table"]
 
 _PLAIN = re.compile(r"[a-z_][a-z0-9_]*")

@@ -28,8 +28,6 @@ from fm_storage.sessions.reports import CleanupReport
 from fm_storage.sessions.schema import ensure_schema
 from fm_storage.sessions.source import Provider, Source, source_of
 
-__all__ = ["Owner"]
-
 logger = logging.getLogger("fm_storage.sessions")
 
 

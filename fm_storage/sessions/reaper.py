@@ -25,8 +25,6 @@ from fm_storage.sessions.names import shown_qualified
 from fm_storage.sessions.reports import CleanupReport
 from fm_storage.sessions.source import Source
 
-__all__ = ["Reaper"]
-
 logger = logging.getLogger("fm_storage.sessions")
 
 # Owners that nobody seems to hold and that have something to be reaped: views, or

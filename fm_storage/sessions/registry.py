@@ -19,8 +19,6 @@ from fm_storage.errors import (
 )
 from fm_storage.postgres import Sql
 
-__all__ = ["GROUP", "explained", "is_missing", "lock_key", "tag"]
-
 GROUP = "fm_storage_app"
 """Role whose members are applications; it reads the views of sessions."""
 

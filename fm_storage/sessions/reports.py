@@ -9,8 +9,6 @@ from typing import Literal
 
 from fm_storage.sessions.names import Kind, shown_qualified
 
-__all__ = ["CleanupReport", "Refusal", "SessionInfo", "ViewInfo"]
-
 Standing = Literal["own", "other", "orphaned", "kept"]
 
 

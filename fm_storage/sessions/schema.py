@@ -15,8 +15,6 @@ from fm_storage.postgres import Connection, Sql, quote_ident
 from fm_storage.sessions.registry import GROUP
 from fm_storage.sessions.source import Source
 
-__all__ = ["drop_schema_if_empty", "ensure_schema"]
-
 logger = logging.getLogger("fm_storage.sessions")
 
 _MARK = "fm_storage: temporary views"

@@ -12,8 +12,6 @@ from fm_storage.sessions.reports import CleanupReport, SessionInfo
 from fm_storage.sessions.session import PostgresSessionManager
 from fm_storage.sessions.source import Provider
 
-__all__ = ["SessionService", "SessionStatistics"]
-
 
 @dataclass(frozen=True, slots=True)
 class SessionStatistics:

@@ -23,8 +23,6 @@ from fm_storage.sessions.schema import drop_schema_if_empty
 from fm_storage.sessions.source import Provider
 from fm_storage.sessions.views import ViewSet
 
-__all__ = ["PostgresSessionManager"]
-
 logger = logging.getLogger("fm_storage.sessions")
 
 

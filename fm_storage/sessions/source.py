@@ -12,8 +12,6 @@ from fm_storage.postgres import Connection, Pool
 from fm_storage.postgres.connection.joining import adopted
 from fm_storage.postgres.errors import translate
 
-__all__ = ["Provider", "Source", "source_of"]
-
 Provider = Pool | Callable[[], Awaitable[Any]]
 
 

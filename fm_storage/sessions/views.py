@@ -36,8 +36,6 @@ from fm_storage.sessions.reports import CleanupReport
 from fm_storage.sessions.schema import drop_schema_if_empty
 from fm_storage.sessions.source import Provider
 
-__all__ = ["Key", "ViewSet"]
-
 logger = logging.getLogger("fm_storage.sessions")
 
 Key = tuple[str, str]

@@ -21,8 +21,6 @@ from fm_storage.testing.double import Double, Refused, jsonable, refusal_for
 if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient
 
-__all__ = ["QdrantApp"]
-
 VERSION = "1.17.0"
 _MAX_BODY = 32 * 1024 * 1024
 

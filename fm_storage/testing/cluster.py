@@ -19,8 +19,6 @@ from fm_storage.postgres.embedded.programs import (
 )
 from fm_storage.testing.proxy import free_port
 
-__all__ = ["PostgresCluster"]
-
 _SETTINGS = {"max_connections": "100", "shared_buffers": "32MB"}
 
 

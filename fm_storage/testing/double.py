@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient, models
 
-__all__ = ["Double", "Refused", "jsonable", "refusal_for"]
-
 _ECHOED = (
     "shard_number",
     "replication_factor",

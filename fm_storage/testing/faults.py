@@ -8,8 +8,6 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Literal
 
-__all__ = ["Fault", "Faults", "Seen"]
-
 Kind = Literal["status", "reset", "stall", "half", "late_reset"]
 
 

@@ -20,8 +20,6 @@ from qdrant_client.grpc import qdrant_pb2_grpc as root_service
 
 from fm_storage.testing.double import Double
 
-__all__ = ["SERVICES", "GrpcFace"]
-
 Method = Callable[[Any], Awaitable[Any]]
 
 SERVICES: list[tuple[str, Any, Callable[[Any, Any], None]]] = [

@@ -21,8 +21,6 @@ from fm_storage.testing.double import refusal_for
 from fm_storage.testing.faults import Fault, Faults, Seen
 from fm_storage.testing.grpc_face import SERVICES, GrpcFace
 
-__all__ = ["QdrantGrpcServer"]
-
 _NO_LINGER = struct.pack("ii", 1, 0)
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,

@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
-__all__ = ["TcpProxy", "free_port", "target_of"]
-
 _BLOCK = 64 * 1024
 
 

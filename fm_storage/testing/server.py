@@ -22,8 +22,6 @@ from fm_storage.testing.faults import Fault, Faults, Seen
 if TYPE_CHECKING:
     from fm_storage.testing.grpc_server import QdrantGrpcServer
 
-__all__ = ["QdrantTestServer"]
-
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 

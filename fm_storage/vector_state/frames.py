@@ -15,14 +15,6 @@ from typing import Any, Protocol, TypeAlias
 from fm_storage.errors import InvalidVector
 from fm_storage.vector_state.shapes import Shape
 
-__all__ = [
-    "DecodedVectors",
-    "SparseLike",
-    "VectorLike",
-    "decode_vectors",
-    "encode_vectors",
-]
-
 _FRAME = struct.Struct("<BBI")  # kind, length of the name in bytes, components
 _DENSE, _SPARSE = 0, 1
 _MAX_NAME = 255

@@ -11,8 +11,6 @@ from uuid import UUID
 
 from fm_storage.errors import InvalidRecord
 
-__all__ = ["decode_id", "encode_id", "point_id_sql"]
-
 _UUID = re.compile(
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE
 )

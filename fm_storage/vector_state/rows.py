@@ -20,15 +20,6 @@ from fm_storage.vector_state.frames import VectorLike, encode_vectors
 from fm_storage.vector_state.identifiers import encode_id
 from fm_storage.vector_state.shapes import Shape
 
-__all__ = [
-    "VERSION_KEY",
-    "StateRow",
-    "Unembedded",
-    "payload_digest",
-    "state_row",
-    "stored_payload",
-]
-
 VERSION_KEY = "_ver"
 """Payload key under which a point carries its version."""
 

@@ -15,8 +15,6 @@ from fm_storage.errors import DimensionMismatch, InvalidVector
 if TYPE_CHECKING:
     from fm_storage.config import CollectionConfig
 
-__all__ = ["Shape", "Shapes"]
-
 
 @dataclass(frozen=True, slots=True)
 class Shape:

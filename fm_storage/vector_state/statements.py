@@ -13,17 +13,6 @@ from __future__ import annotations
 
 from fm_storage.postgres import Sql
 
-__all__ = [
-    "DELETE_MANY",
-    "DELETE_MANY_FAST",
-    "UPSERT_MANY",
-    "UPSERT_MANY_FAST",
-    "delete_ctes",
-    "restore_ctes",
-    "retire_ctes",
-    "upsert_ctes",
-]
-
 _QUEUE = """
   INSERT INTO fm_storage.vector_queue AS q (collection, point_id, ver)
   SELECT collection, point_id, ver FROM fm_state

@@ -12,8 +12,6 @@ from fm_storage.config import QdrantConfig
 from fm_storage.errors import ConfigurationInvalid
 from fm_storage.vectors.request.operations import Request
 
-__all__ = ["Backend", "backend_for"]
-
 
 class Backend(Protocol):
     """One engine.

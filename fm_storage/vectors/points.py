@@ -13,18 +13,6 @@ from uuid import UUID
 
 from fm_storage._typing import JsonObject
 
-__all__ = [
-    "CollectionInfo",
-    "Dense",
-    "Point",
-    "PointGroup",
-    "PointId",
-    "ScoredPoint",
-    "SparseVector",
-    "Vector",
-    "VectorStatistics",
-]
-
 PointId: TypeAlias = "int | str | UUID"
 """Integers and UUIDs are native to Qdrant; any other string is mapped."""
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from fm_storage.concurrency.backoff import Backoff
 from fm_storage.errors import RateLimited, VectorStoreUnavailable
 
-__all__ = ["Scope", "current_scope", "pause_before_retry", "time_left"]
-
 _PAUSES = Backoff(0.1, 5.0, jitter=1.0)
 
 

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-__all__ = ["span"]
-
 _PORT = 6333
 
 

@@ -116,7 +116,7 @@ def test_messages_modules_and_entries_of_any_type_are_stored():
     """Objects by their text, modules by their name, odd entries repaired."""
     assert prepared(Unshowable()).message == "<unprintable Unshowable>"
     assert prepared(module=logging).module == "logging"
-    odd = ErrorEntry(7, None, 404, stack_trace=["a"], id="x")  # type: ignore[arg-type]
+    odd = ErrorEntry(7, None, 404, stack_trace=["a"], id="x")
     row = prepared(odd)
     assert (row.message, row.module, row.error_code) == ("7", "unknown", "404")
     assert row.stack_trace == "['a']"
@@ -126,7 +126,7 @@ def test_messages_modules_and_entries_of_any_type_are_stored():
 def test_notes_and_causes_are_kept_whatever_they_are():
     """A note that cannot be shown, the cause of a falsy exception."""
     noted = ValueError("noted")
-    noted.__notes__ = [Unshowable(), "plain"]  # type: ignore[list-item]  # careless
+    noted.__notes__ = [Unshowable(), "plain"]# careless
     assert prepared(noted).context == {"notes": ["<unprintable Unshowable>", "plain"]}
     falsy = Empty("falsy")
     falsy.__cause__ = KeyError("the cause")

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-__all__ = ["Header", "IngestReport"]
-
 
 @dataclass(slots=True)
 class Header:

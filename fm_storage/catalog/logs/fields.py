@@ -12,8 +12,6 @@ from fm_storage.catalog.logs.levels import guess_severity, severity_of
 from fm_storage.catalog.logs.timestamps import Clock
 from fm_storage.catalog.record.fingerprint import frames_of
 
-__all__ = ["header_of_fields"]
-
 _TIMES = (
     "timestamp", "time", "@timestamp", "ts", "datetime", "date", "t.$date", "t",
     "asctime",

@@ -22,8 +22,6 @@ from fm_storage.catalog.logs.patterns import Format
 from fm_storage.catalog.logs.timestamps import Clock
 from fm_storage.errors import InvalidRecord
 
-__all__ = ["LineParser", "pattern_from"]
-
 _DATES = frozenset({"at", "year", "epoch"})
 _TIMES = _DATES | {"month", "day", "clock", "hour", "minute", "second", "half"}
 _TAKEN = _TIMES | {"zone", "level", "priority", "module", "app", "message", "status"}

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from fm_storage._typing import Progress
     from fm_storage.catalog.record.row import Prepared
 
-__all__ = ["Log", "ingest_log"]
-
 Log: TypeAlias = (
     "str | os.PathLike[str] | Iterable[str | bytes] | AsyncIterable[str | bytes]"
 )

@@ -10,8 +10,6 @@ from typing import IO, Any
 
 import orjson
 
-__all__ = ["JournalExport", "is_journal_export"]
-
 _MAX_FIELD = 64 * 1024
 _LENGTH = 8
 

@@ -4,14 +4,6 @@ from __future__ import annotations
 
 from fm_storage.catalog.logs import patterns
 
-__all__ = [
-    "SEVERITIES",
-    "SYSLOG",
-    "guess_severity",
-    "severity_of",
-    "severity_of_status",
-]
-
 SEVERITIES = {
     "trace": "DEBUG", "verbose": "DEBUG", "debug": "DEBUG", "fine": "DEBUG",
     "finer": "DEBUG", "finest": "DEBUG", "config": "DEBUG", "v": "DEBUG", "d": "DEBUG",

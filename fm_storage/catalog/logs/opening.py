@@ -20,8 +20,6 @@ from typing import IO, NoReturn, Protocol, cast
 from fm_storage.catalog.logs.journal import JournalExport, is_journal_export
 from fm_storage.errors import InvalidRecord
 
-__all__ = ["MAX_LINE", "OpenLog", "open_log", "source_name"]
-
 MAX_LINE = 256 * 1024
 """Bytes that are taken for one line at most."""
 

@@ -7,26 +7,6 @@ from typing import NamedTuple
 
 from fm_storage.catalog.logs.timestamps import ZONE
 
-__all__ = [
-    "BARE",
-    "COMPOSE",
-    "FORMATS",
-    "GO_PLACE",
-    "HTTP_STATUS",
-    "IN_MESSAGE",
-    "LOGFMT",
-    "LOGFMT_START",
-    "LOWER_RESTS",
-    "PLAIN_STAMP",
-    "RESTS",
-    "SLASHED",
-    "SOUNDS_BAD",
-    "STAMP",
-    "SYSLOG_3164",
-    "SYSLOG_5424",
-    "Format",
-]
-
 _LEVEL = (
     r"(?P<level>TRACE|VERBOSE|DEBUG|FINE(?:R|ST)?|INFO(?:RMATION)?|NOTICE|WARN(?:ING)?"
     r"|ERR(?:OR)?|SEVERE|CRIT(?:ICAL)?|FATAL|ALERT|EMERG(?:ENCY)?|D?PANIC|SUCCESS|AUDIT"

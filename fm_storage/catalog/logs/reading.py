@@ -23,8 +23,6 @@ from fm_storage.catalog.record.redact import mask_text
 from fm_storage.catalog.record.row import Prepared, is_plausible, prepare
 from fm_storage.repositories import Severity
 
-__all__ = ["LogReader"]
-
 _MAX_LINES = 2000
 _SAMPLES = 5
 _MAX_BATCH = 8 * 1024 * 1024

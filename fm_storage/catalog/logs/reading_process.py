@@ -26,8 +26,6 @@ from fm_storage.catalog.logs.reading import LogReader
 from fm_storage.catalog.record.store import columns_of
 from fm_storage.repositories import Severity
 
-__all__ = ["ReadingProcess", "Task", "serve", "worth_a_process"]
-
 WORTH = 4 * 1024 * 1024
 """Bytes from which on the start of a process (half a second) is won back."""
 

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from fm_storage.catalog.ports import Storage
     from fm_storage.postgres import Pool
 
-__all__ = ["Analyzer"]
-
 By = Literal["module", "error_code", "severity", "hour", "weekday"]
 
 _BUCKETS = 60

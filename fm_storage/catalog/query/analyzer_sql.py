@@ -9,19 +9,6 @@ from __future__ import annotations
 
 from fm_storage.postgres import Sql
 
-__all__ = [
-    "BY_NAME",
-    "BY_PART",
-    "CORRELATIONS",
-    "GROWTH",
-    "HEAT",
-    "NEW",
-    "NEW_COUNT",
-    "PATTERNS",
-    "TIMELINE",
-    "TOTALS",
-]
-
 # An error stored by other means may have any time, infinity too: what is counted by
 # time lies in the years that record() lets pass.
 _RANGE = """timestamp >= COALESCE($1::timestamptz, '1970-01-01T00:00Z')

@@ -6,8 +6,6 @@ from datetime import datetime, timedelta
 
 from fm_storage.errors import InvalidRecord
 
-__all__ = ["refuse_unclear", "span_of"]
-
 _LONGEST = timedelta(days=36_525)
 
 

@@ -8,8 +8,6 @@ from datetime import datetime
 
 from fm_storage.repositories import Severity
 
-__all__ = ["Correlation", "Growth", "Pattern", "TimelineBucket", "Totals"]
-
 
 @dataclass(frozen=True, slots=True)
 class Totals:

@@ -26,8 +26,6 @@ from fm_storage.repositories import Severity
 if TYPE_CHECKING:
     from fm_storage.postgres import Pool, Record
 
-__all__ = ["group_ungrouped"]
-
 logger = logging.getLogger("fm_storage.catalog")
 
 _BATCH = 500

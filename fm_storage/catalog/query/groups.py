@@ -24,8 +24,6 @@ from fm_storage.repositories import ErrorEntry, Severity
 if TYPE_CHECKING:
     from fm_storage.postgres import Pool, Record
 
-__all__ = ["ErrorGroup", "fetch_groups"]
-
 Order = Literal["count", "last_seen", "first_seen", "severity"]
 
 _ORDERS: dict[Order, str] = {

@@ -16,8 +16,6 @@ from fm_storage.repositories import ErrorEntry, Severity
 if TYPE_CHECKING:
     from fm_storage.postgres import Executor
 
-__all__ = ["fetch_by_prefix", "fetch_latest"]
-
 _LATEST = Sql(
     f"""SELECT {ENTRY_COLUMNS} FROM project_errors AS e
 WHERE ($1::text IS NULL OR e.module = $1)

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from fm_storage._typing import Progress
     from fm_storage.postgres import Pool
 
-__all__ = ["count_older", "purge_older"]
-
 # Each batch goes on where the one before ended: the index's entries of what was
 # deleted stay until vacuum, and would be passed again by every batch.
 _BATCH = """WITH doomed AS (

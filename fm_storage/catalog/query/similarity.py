@@ -22,14 +22,6 @@ if TYPE_CHECKING:
     from fm_storage.postgres import Executor
     from fm_storage.vectors import Embedding, QdrantStore
 
-__all__ = [
-    "SimilarEntry",
-    "SimilarGroup",
-    "payload_filter",
-    "question_of",
-    "similar_groups",
-]
-
 _GROUPS = Sql(
     "SELECT fingerprint, module, template FROM fm_storage.fingerprints "
     "WHERE fingerprint = ANY($1::bigint[])"

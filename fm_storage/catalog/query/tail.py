@@ -26,8 +26,6 @@ from fm_storage.repositories import ErrorEntry, Severity
 if TYPE_CHECKING:
     from fm_storage.postgres import Pool
 
-__all__ = ["tail_errors"]
-
 T = TypeVar("T")
 logger = logging.getLogger("fm_storage.catalog")
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from fm_storage.catalog.record.row import Recorded
 
-__all__ = ["Capture", "CatalogMiddleware"]
-
 logger = logging.getLogger("fm_storage.catalog")
 
 Function = TypeVar("Function", bound=Callable[..., Any])

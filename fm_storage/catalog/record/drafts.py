@@ -20,15 +20,6 @@ from fm_storage.catalog.record.row import Prepared, prepare
 from fm_storage.errors import InvalidRecord
 from fm_storage.repositories import ErrorEntry, Severity
 
-__all__ = [
-    "Draft",
-    "draft_of",
-    "draft_of_log",
-    "module_of",
-    "severity_from",
-    "severity_of_level",
-]
-
 _LEVELS = (
     (logging.CRITICAL, Severity.CRITICAL),
     (logging.ERROR, Severity.ERROR),

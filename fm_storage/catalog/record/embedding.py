@@ -20,13 +20,6 @@ if TYPE_CHECKING:
     from fm_storage.repositories import ErrorEntry
     from fm_storage.vectors import Embedding, Vectorizer
 
-__all__ = [
-    "CatalogVectorizer",
-    "collection_name",
-    "text_of_entries",
-    "text_of_entry",
-]
-
 _TEXTS = Sql(
     "SELECT id, message, module, error_code, stack_trace FROM project_errors "
     "WHERE id = ANY($1::uuid[])"

@@ -11,17 +11,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 
-__all__ = [
-    "Fingerprint",
-    "code_of_template",
-    "exception_type",
-    "fingerprint_of",
-    "fingerprint_of_template",
-    "frames_of",
-    "normalise",
-    "text_for_vector",
-]
-
 _MAX_MESSAGE = 2000
 _MAX_FRAMES = 40
 _TEMPLATE = 500

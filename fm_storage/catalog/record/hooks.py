@@ -14,8 +14,6 @@ from fm_storage.catalog.record.drafts import Draft
 from fm_storage.catalog.record.row import Recorded
 from fm_storage.repositories import ErrorEntry
 
-__all__ = ["PostHook", "PreHook", "RecordHooks"]
-
 logger = logging.getLogger("fm_storage.catalog")
 
 PreHook = Callable[[ErrorEntry], "ErrorEntry | Awaitable[ErrorEntry | None] | None"]

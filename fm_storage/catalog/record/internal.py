@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from fm_storage.config import StorageConfig
 
-__all__ = ["InternalFailures", "spool_failed_start"]
-
 logger = logging.getLogger("fm_storage.catalog")
 
 _ROOT = "fm_storage"

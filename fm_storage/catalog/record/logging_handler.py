@@ -12,8 +12,6 @@ from fm_storage.catalog.record.drafts import Draft, draft_of_log
 from fm_storage.catalog.record.render import text_of
 from fm_storage.errors import ConfigurationInvalid
 
-__all__ = ["CatalogHandler", "is_own", "level_from"]
-
 _OWN = "fm_storage"
 
 

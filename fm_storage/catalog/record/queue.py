@@ -24,8 +24,6 @@ from fm_storage.catalog.record.spool import Spool
 from fm_storage.concurrency.lifecycle import Home
 from fm_storage.concurrency.pacing import yielding_gil
 
-__all__ = ["Background"]
-
 logger = logging.getLogger("fm_storage.catalog")
 
 _CAPACITY = 10_000

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from fm_storage.postgres import Pool
     from fm_storage.vectors import Vectorizer
 
-__all__ = ["Recorder", "spool_of"]
-
 logger = logging.getLogger("fm_storage.catalog")
 
 # Mistakes of the caller: spooling would hide them.

@@ -33,18 +33,6 @@ import orjson
 if TYPE_CHECKING:
     from fm_storage._typing import Json, JsonObject
 
-__all__ = [
-    "MASK",
-    "MAX_CONTEXT_BYTES",
-    "MAX_TEXT",
-    "clean_context",
-    "is_plain",
-    "mask_context",
-    "mask_text",
-    "repair_context",
-    "repair_text",
-]
-
 MASK = "***"
 
 MAX_TEXT = 64 * 1024

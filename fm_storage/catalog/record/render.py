@@ -12,8 +12,6 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Rendered", "render", "text_of"]
-
 logger = logging.getLogger("fm_storage.catalog")
 
 _MAX_DEPTH = 20

@@ -12,8 +12,6 @@ from fm_storage.catalog.record.store import write_each
 from fm_storage.concurrency.backoff import Backoff
 from fm_storage.errors import StorageClosed, StorageError
 
-__all__ = ["Replayer"]
-
 logger = logging.getLogger("fm_storage.catalog")
 
 _BATCH = 500

@@ -33,15 +33,6 @@ from fm_storage.repositories import ErrorEntry, Severity, uuid7
 if TYPE_CHECKING:
     from fm_storage._typing import JsonObject
 
-__all__ = [
-    "RANKS",
-    "REPAIRED",
-    "Prepared",
-    "Recorded",
-    "is_plausible",
-    "prepare",
-]
-
 RANKS = {
     Severity.DEBUG: 10,
     Severity.INFO: 20,

@@ -20,8 +20,6 @@ from fm_storage.concurrency.pacing import yielding_gil
 from fm_storage.concurrency.posix import NOFOLLOW, lock_file, owned
 from fm_storage.errors import PermissionDenied
 
-__all__ = ["Segment", "Spool", "spool_folder"]
-
 _SUFFIX = ".spool"
 _REJECTED = "rejected.jsonl"
 _MAX_SEGMENT = 16 * 1024 * 1024

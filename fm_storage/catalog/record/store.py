@@ -22,15 +22,6 @@ from fm_storage.vector_state import upsert_ctes
 if TYPE_CHECKING:
     from fm_storage.postgres import Executor
 
-__all__ = [
-    "CHANNEL",
-    "CLAMPED",
-    "ENTRY_COLUMNS",
-    "SEVERITY_OF_RANK",
-    "CatalogStore",
-    "entry_of",
-]
-
 CHANNEL = "fm_storage_errors"
 """Notified, at most a few times a second and process, after errors were committed."""
 

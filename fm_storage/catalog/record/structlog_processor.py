@@ -17,8 +17,6 @@ from fm_storage.catalog.record.logging_handler import is_own
 from fm_storage.catalog.record.render import render, text_of
 from fm_storage.repositories import ErrorEntry
 
-__all__ = ["CatalogProcessor", "draft_of_event"]
-
 _logger = logging.getLogger("fm_storage.catalog")
 
 _LEVELS = {

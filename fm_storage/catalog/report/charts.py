@@ -10,14 +10,6 @@ from typing import NamedTuple
 from fm_storage.catalog.query.findings import TimelineBucket
 from fm_storage.repositories import Severity
 
-__all__ = [
-    "WORST_FIRST",
-    "format_span",
-    "format_time",
-    "hours_chart",
-    "timeline_chart",
-]
-
 WORST_FIRST = tuple(reversed(Severity))
 
 _WIDTH, _HEIGHT = 960, 160

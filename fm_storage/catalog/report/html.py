@@ -16,8 +16,6 @@ from fm_storage.catalog.report.charts import format_span, format_time
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["environment"]
-
 _TRACE = 6000
 _VARIABLE = re.compile(r"(<\w+>)")
 # Controls are invisible, and the direction marks make a line read as another.

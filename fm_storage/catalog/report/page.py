@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from fm_storage.catalog.query.groups import ErrorGroup
     from fm_storage.catalog.report.report import Report
 
-__all__ = ["draw"]
-
 _PARTS = {
     "timeline": "Timeline",
     "new": "New",

@@ -24,8 +24,6 @@ from fm_storage.repositories import ErrorEntry, Severity
 if TYPE_CHECKING:
     from fm_storage.catalog.query.similarity import SimilarGroup
 
-__all__ = ["Report", "make_report"]
-
 _HEAT_HOURS = 24
 Similar = Callable[[list[ErrorGroup]], Awaitable[dict[str, list["SimilarGroup"]]]]
 

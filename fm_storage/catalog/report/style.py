@@ -7,8 +7,6 @@ computes it).
 
 from __future__ import annotations
 
-__all__ = ["STYLE"]
-
 STYLE = """
 :root{color-scheme:light dark;--bg:#f7f7f5;--card:#ffffff;--ink:#1d1f23;--dim:#5b616a;
 --line:#dfe1e5;--accent:#3457d5;--critical:#8e1652;--error:#d03b2f;--warning:#d98e04;

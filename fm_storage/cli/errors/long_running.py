@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from fm_storage.manager import StorageManager
     from fm_storage.repositories import ErrorEntry
 
-__all__ = ["formats", "ingest", "purge", "report", "tail"]
-
 _STDOUT = Path("-")
 _SAMPLE = 1000
 _SLICE = 5.0

@@ -11,8 +11,6 @@ from zoneinfo import ZoneInfo
 import click
 from rich.text import Text
 
-__all__ = ["MOMENT", "SEVERITIES", "ZONE", "filters", "severity_text"]
-
 SEVERITIES = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _STYLES = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d|w)")

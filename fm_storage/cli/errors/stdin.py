@@ -13,8 +13,6 @@ import sys
 from collections.abc import AsyncIterator, Iterable
 from io import UnsupportedOperation
 
-__all__ = ["read_stdin"]
-
 _LINE = 1 << 26
 """Longest line of a pipe, in bytes; a longer one is taken for no text."""
 

@@ -18,8 +18,6 @@ from fm_storage.cli.common import ago, console, plain
 from fm_storage.cli.errors.options import severity_text
 from fm_storage.repositories import ErrorEntry
 
-__all__ = ["Row", "latest_row", "print_entry", "print_rows", "say_nothing", "when"]
-
 _WIDE = 100
 _MODULE, _TEXT = 28, 44
 """Characters of a module and of a message in a table."""

@@ -18,8 +18,6 @@ from fm_storage.vector_state import VERSION_KEY, decode_id, payload_digest
 if TYPE_CHECKING:
     from fm_storage.vectors import ScoredPoint
 
-__all__ = ["Known", "Pair", "look_up"]
-
 _LOOK_UP = Sql("""
 SELECT g.point_id, s.ver, s.op, s.payload_hash,
   q.point_id IS NOT NULL AND NOT q.replay AS queued,

@@ -20,8 +20,6 @@ from fm_storage.postgres import Executor, Pool, Sql
 if TYPE_CHECKING:
     from fm_storage.config import CollectionConfig
 
-__all__ = ["Interrupted", "unfinished"]
-
 _log = logging.getLogger("fm_storage.outbox")
 
 # The lock is the one that a rebuild holds: its numbers are shown unsigned.

@@ -27,8 +27,6 @@ from fm_storage.postgres import Executor, Sql
 if TYPE_CHECKING:
     from fm_storage.vectors import QdrantStore
 
-__all__ = ["Marker", "Position", "Standing", "marked_version"]
-
 _INTERVAL = 1.0
 
 _BELIEVED = 2**52

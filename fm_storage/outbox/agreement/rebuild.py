@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from fm_storage._typing import Progress
     from fm_storage.vectors import CollectionInfo, Point, QdrantStore
 
-__all__ = ["Rebuilder"]
-
 _log = logging.getLogger("fm_storage.outbox")
 
 _PAGE = 500

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from fm_storage._typing import Progress
     from fm_storage.vectors import QdrantStore, ScoredPoint
 
-__all__ = ["Reconciler", "collections_of"]
-
 _PAGE = 500
 _SAMPLES = 100
 _LOOKS = 3

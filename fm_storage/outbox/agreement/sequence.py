@@ -10,8 +10,6 @@ import logging
 
 from fm_storage.postgres import Executor, Pool, Sql
 
-__all__ = ["LAST", "furthest", "raise_sequence", "wait_for_writers"]
-
 _log = logging.getLogger("fm_storage.outbox")
 
 _BETWEEN_LOOKS = 0.05

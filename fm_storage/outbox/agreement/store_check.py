@@ -26,8 +26,6 @@ from fm_storage.postgres import Pool, Sql
 if TYPE_CHECKING:
     from fm_storage.vectors import QdrantStore
 
-__all__ = ["StoreCheck"]
-
 _log = logging.getLogger("fm_storage.outbox")
 
 _WRITERS_END = 5.0

@@ -13,8 +13,6 @@ from hashlib import blake2b
 from fm_storage.outbox.delivery.texts import text_sql
 from fm_storage.postgres import Sql, quote_ident, quote_qualified
 
-__all__ = ["Tracked", "literal"]
-
 _LONGEST_KEY = 1000
 """Bytes of a key; an index entry of the queue must hold it."""
 

@@ -25,8 +25,6 @@ from fm_storage.vector_state import DELETE_MANY, decode_id
 if TYPE_CHECKING:
     from fm_storage._typing import Progress
 
-__all__ = ["Tracker"]
-
 _log = logging.getLogger("fm_storage.outbox")
 
 _PAGE = 1000

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 
 from fm_storage.outbox.results import OutboxStatistics
 
-__all__ = ["Counters"]
-
 _KEPT = 4096
 
 

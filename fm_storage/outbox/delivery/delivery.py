@@ -45,16 +45,6 @@ if TYPE_CHECKING:
 
 _Failed: TypeAlias = "list[tuple[Leased, Exception]]"
 
-__all__ = [
-    "Delivery",
-    "Outcome",
-    "absent",
-    "describe",
-    "lease_clock",
-    "pauses",
-    "unserved",
-]
-
 _log = logging.getLogger("fm_storage.outbox")
 
 _OUTAGES = (VectorStoreUnavailable, EmbeddedFailed, StorageClosed)

@@ -31,8 +31,6 @@ from fm_storage.outbox.delivery.queue import Queue
 if TYPE_CHECKING:
     from fm_storage.config import OutboxConfig
 
-__all__ = ["Drainer", "DrainerState"]
-
 _log = logging.getLogger("fm_storage.outbox")
 
 _GATHER = 0.005

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from fm_storage.config import CollectionConfig
     from fm_storage.vectors import Vectorizer
 
-__all__ = ["Embedder", "Registration"]
-
 
 @dataclass(frozen=True, slots=True)
 class Registration:

@@ -10,8 +10,6 @@ from typing import Protocol
 from fm_storage.outbox.delivery.delivery import Delivery, Outcome, lease_clock
 from fm_storage.outbox.delivery.queue import Leased, Queue
 
-__all__ = ["Check", "Lanes"]
-
 _AT_ONCE = 2
 """Batches of one collection under way, as long as its batches are full."""
 

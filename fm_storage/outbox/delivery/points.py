@@ -15,8 +15,6 @@ from fm_storage.vector_state import VERSION_KEY, decode_id, decode_vectors
 if TYPE_CHECKING:
     from fm_storage.vectors import CollectionInfo, Point
 
-__all__ = ["State", "points_of", "spec_of"]
-
 State: TypeAlias = "tuple[str, int, bytes, Mapping[str, Any] | None]"
 """Encoded id, version, vectors and payload of one row."""
 

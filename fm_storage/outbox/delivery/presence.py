@@ -18,8 +18,6 @@ from fm_storage.errors import StorageError
 from fm_storage.outbox.delivery.queue import Queue
 from fm_storage.postgres import Connection, Pool, Sql
 
-__all__ = ["EVERY", "Presence"]
-
 _log = logging.getLogger("fm_storage.outbox")
 
 EVERY = 2.0

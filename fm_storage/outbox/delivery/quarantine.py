@@ -11,8 +11,6 @@ from fm_storage.outbox.results import Quarantined
 from fm_storage.postgres import Executor, Sql
 from fm_storage.vector_state import decode_id, delete_ctes, encode_id
 
-__all__ = ["Quarantine"]
-
 _CHOSEN = """q.quarantined_at IS NOT NULL
   AND ($1::text IS NULL OR q.collection = $1)
   AND ($2::text[] IS NULL OR q.point_id = ANY ($2))"""

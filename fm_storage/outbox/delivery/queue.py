@@ -24,8 +24,6 @@ from typing import Any
 
 from fm_storage.postgres import Executor, Sql
 
-__all__ = ["TIMELINE", "Finished", "Leased", "Leases", "Queue"]
-
 TIMELINE = (
     "('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int"
 )

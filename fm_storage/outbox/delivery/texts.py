@@ -16,8 +16,6 @@ from fm_storage.outbox.delivery.queue import Leased
 from fm_storage.postgres import Executor, Sql, quote_ident, quote_qualified
 from fm_storage.vector_state import decode_id
 
-__all__ = ["ColumnTexts", "TextOf", "Texts", "TextsFailed", "text_sql", "texts_from"]
-
 TextOf: TypeAlias = Callable[[Executor, list[str]], Awaitable[Mapping[str, str]]]
 """Reads the texts of points: ``await text_of(executor, ids)`` → text by id."""
 

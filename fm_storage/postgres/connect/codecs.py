@@ -25,14 +25,6 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-__all__ = [
-    "decode_json",
-    "encode_json",
-    "foreign_codecs",
-    "install_codecs",
-    "is_plain_json",
-]
-
 _OIDS = ((114, "json"), (3802, "jsonb"))
 _OPTIONS = orjson.OPT_NON_STR_KEYS
 _DEEPEST = 500

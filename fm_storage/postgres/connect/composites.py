@@ -22,8 +22,6 @@ from fm_storage.postgres.sql import Sql
 if TYPE_CHECKING:
     from fm_storage.postgres.executor import Executor
 
-__all__ = ["Composite", "composite_of"]
-
 _log = logging.getLogger("fm_storage.postgres")
 
 _ATTRIBUTES = Sql(

@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     from fm_storage.config import PostgresConfig
     from fm_storage.postgres.connect.composites import Composite
 
-__all__ = ["Connector"]
-
 _log = logging.getLogger("fm_storage.postgres")
 _MINIMUM_VERSION = 14
 _REFUSED_SETTING = "08P01"

@@ -15,29 +15,6 @@ from asyncpg import utils
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable
 
-__all__ = [
-    "DriverConnection",
-    "abandon",
-    "close_portal",
-    "codec_settings",
-    "column_types",
-    "copy_in",
-    "copy_out",
-    "describe",
-    "forget_session",
-    "forget_statements",
-    "is_changed",
-    "mark_unchanged",
-    "parameter_types",
-    "server_of",
-    "set_listener",
-    "socket_of",
-    "use_statement_cache",
-    "wait_for_cancellation",
-    "with_literals",
-]
-
-
 if TYPE_CHECKING:
     _Base: TypeAlias = asyncpg.Connection[Any]
 else:

@@ -25,15 +25,6 @@ from fm_storage.postgres.tokens import fold, tokens
 if TYPE_CHECKING:
     import asyncpg
 
-__all__ = [
-    "PREPARED_BY_SQL",
-    "RESET_SQL",
-    "Classifier",
-    "Effect",
-    "UserNames",
-    "classify",
-]
-
 RESET_SQL = (
     # First what decides how the rest is read: role, search_path.
     "SET SESSION AUTHORIZATION DEFAULT; RESET ALL; "

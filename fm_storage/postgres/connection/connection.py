@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from fm_storage.postgres.connection.statements import Statements
     from fm_storage.postgres.executor import Value
 
-__all__ = ["Connection"]
-
 
 class Connection(Verbs):
     """A connection with the verbs of ``Executor``.

@@ -29,21 +29,6 @@ if TYPE_CHECKING:
 
     from fm_storage.postgres.executor import Value
 
-__all__ = [
-    "close_cursor",
-    "execute",
-    "executemany",
-    "fetch",
-    "fetch_more",
-    "fetchrow",
-    "in_read_only",
-    "is_settled",
-    "is_synced",
-    "open_cursor",
-    "synchronise",
-    "was_unsent",
-]
-
 _SUSPECT = (
     asyncpg.InvalidCachedStatementError,
     OutdatedSchemaCacheError,

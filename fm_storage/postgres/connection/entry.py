@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from fm_storage.errors import StorageError
 
-__all__ = ["GRACE", "PoolEntry"]
-
 GRACE = 0.1
 """Seconds after the driver's own timer until the pool's timer steps in."""
 

@@ -27,8 +27,6 @@ from fm_storage.postgres.connection.transaction import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["adopted", "join"]
-
 
 def adopted(made: object, *, purpose: str) -> Connection:
     """Return what a function of the caller's gave, as a connection to be closed.

@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from fm_storage.postgres.connection.entry import PoolEntry
     from fm_storage.postgres.executor import Value
 
-__all__ = ["Rules", "Statements", "Stream", "begin", "undo_block"]
-
 GOODBYE = 0.4
 """A ROLLBACK takes no time; a server that needs longer has stopped answering."""
 FOREIGN_GOODBYE = 5.0

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from fm_storage.postgres.connection.statements import Statements
     from fm_storage.postgres.executor import Value
 
-__all__ = ["Transaction", "begin_sql", "savepoint_on", "transaction_on"]
-
 _ISOLATION = {
     "read_committed": "READ COMMITTED",
     "repeatable_read": "REPEATABLE READ",

@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
     from fm_storage.postgres.executor import CopyOptions, Source, Target, Value
 
-__all__ = ["Run", "Verbs"]
-
-
 M = TypeVar("M")
 
 

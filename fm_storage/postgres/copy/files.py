@@ -33,8 +33,6 @@ from fm_storage.postgres.sql import Sql, quote_ident, quote_qualified
 if TYPE_CHECKING:
     from fm_storage.postgres.executor import Source, Target, Value
 
-__all__ = ["FileIn", "FileOut"]
-
 Run: TypeAlias = Callable[..., Awaitable[Any]]
 T = TypeVar("T")
 

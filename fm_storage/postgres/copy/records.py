@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-__all__ = ["Copy", "Encoded"]
-
 Encoder: TypeAlias = Callable[[Any], Any]
 _FIRST_OWN_OID = 16_384
 _UNIX = getattr(socket, "AF_UNIX", None)

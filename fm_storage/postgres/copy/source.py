@@ -9,8 +9,6 @@ from typing import TypeVar
 
 from fm_storage.postgres.errors import FromCaller
 
-__all__ = ["callers_code", "from_caller"]
-
 T = TypeVar("T")
 
 

@@ -26,8 +26,6 @@ from pathlib import Path
 from fm_storage.errors import EmbeddedFailed
 from fm_storage.postgres.embedded.programs import Server, ServiceUser
 
-__all__ = ["DATABASE", "SUPERUSER", "Cluster", "Interrupted", "Postmaster"]
-
 _BUILTIN_SINCE = 17
 
 SUPERUSER = "postgres"

@@ -43,8 +43,6 @@ from fm_storage.postgres.embedded.places import (
 )
 from fm_storage.postgres.embedded.programs import ServiceUser, installed_server
 
-__all__ = ["EmbeddedPostgres"]
-
 _POLL = 0.02
 # After a crash the server first replays its log: giving up would not shorten it.
 _LONGEST_RECOVERY = 600.0

@@ -16,8 +16,6 @@ import subprocess
 import sys
 import time
 
-__all__ = ["main"]
-
 # Time for a restarted application to come back before its server is stopped.
 _GRACE = 2.0
 

@@ -16,15 +16,6 @@ from pathlib import Path
 from fm_storage.errors import EmbeddedFailed
 from fm_storage.postgres.embedded.programs import ServiceUser, service_account
 
-__all__ = [
-    "PORT",
-    "find_home",
-    "make_folders",
-    "prepare_folder",
-    "remove_socket_folder",
-    "socket_folder",
-]
-
 PORT = 5432
 # sun_path holds 108 bytes, the last of them zero.
 _LONGEST_SOCKET = 107

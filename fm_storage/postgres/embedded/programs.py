@@ -15,8 +15,6 @@ from pathlib import Path
 from fm_storage.concurrency.posix import pwd
 from fm_storage.errors import EmbeddedFailed
 
-__all__ = ["Server", "ServiceUser", "installed_server", "service_account"]
-
 _MINIMUM_VERSION = 14
 
 

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from fm_storage.postgres.pool.core import PoolCore
     from fm_storage.postgres.pool.maintenance import Maintenance
 
-__all__ = ["close"]
-
 _LAST_MOMENT = 0.3
 
 

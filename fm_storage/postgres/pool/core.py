@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from fm_storage.config import PostgresConfig
     from fm_storage.postgres.connection.entry import PoolEntry
 
-__all__ = ["Borrower", "PoolCore", "Verdict"]
-
 _log = logging.getLogger("fm_storage.postgres")
 _ENDED_AT_ONCE = frozenset({"57P02", "57P03"})
 _ENDED_TWICE = 2

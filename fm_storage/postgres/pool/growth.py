@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from fm_storage.postgres.connect.connector import Connector
     from fm_storage.postgres.pool.core import PoolCore
 
-__all__ = ["Growth"]
-
 _SHORTEST_PAUSE, _LONGEST_PAUSE, _SHARE = 0.01, 2.0, 0.05
 _SHORTEST_ATTEMPT = 1.0
 _FIRST_PAUSE = 0.1

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from fm_storage.postgres.connection.connection import Connection
 
-__all__ = ["Listener", "Notification", "Subscription"]
-
 _log = logging.getLogger("fm_storage.postgres")
 _ALIVE_EVERY, _ALIVE_WITHIN = 10.0, 5.0
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 2.0

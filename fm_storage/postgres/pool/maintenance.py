@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from fm_storage.postgres.connection.entry import PoolEntry
     from fm_storage.postgres.pool.core import PoolCore
 
-__all__ = ["Maintenance"]
-
 _GOODBYE = 1.0
 _SHORTEST, _LONGEST = 0.02, 15.0
 

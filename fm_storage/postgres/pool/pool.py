@@ -52,8 +52,6 @@ if TYPE_CHECKING:
     from fm_storage.postgres.executor import Value
     from fm_storage.postgres.statistics import PoolStatistics
 
-__all__ = ["Pool"]
-
 T = TypeVar("T")
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.004, 0.5
 

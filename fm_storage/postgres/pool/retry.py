@@ -9,8 +9,6 @@ from fm_storage.errors import ConnectionFailed, QueryFailed
 if TYPE_CHECKING:
     from fm_storage.postgres.connection.entry import PoolEntry
 
-__all__ = ["is_worth_repeating"]
-
 _REPEATED = frozenset({"40001", "40P01", "25006"})
 
 

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from fm_storage.postgres.connection.entry import PoolEntry
     from fm_storage.postgres.pool.core import PoolCore
 
-__all__ = ["PoolStatements"]
-
 _REPEATS = 3
 
 

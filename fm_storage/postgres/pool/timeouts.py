@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-__all__ = ["Ticker", "timeout_interval"]
-
 _SHORTEST, _LONGEST, _SHARE = 0.02, 0.35, 0.1
 
 

@@ -17,16 +17,6 @@ from typing import Any
 
 from fm_storage.postgres.statistics import PoolStatistics
 
-__all__ = [
-    "connected",
-    "operation",
-    "state",
-    "switch_on",
-    "unwatch",
-    "waited",
-    "watch",
-]
-
 _PREFIX = "db.client.connection."
 _POOL = f"{_PREFIX}pool.name"
 _STATE = f"{_PREFIX}state"

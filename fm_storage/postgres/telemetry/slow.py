@@ -6,8 +6,6 @@ import logging
 
 from fm_storage.postgres.telemetry.text import QUERIES, described
 
-__all__ = ["log_slow"]
-
 _log = logging.getLogger("fm_storage.postgres")
 _SHOWN = 200
 

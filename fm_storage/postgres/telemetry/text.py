@@ -8,8 +8,6 @@ from functools import lru_cache
 from fm_storage.errors import InvalidRecord
 from fm_storage.postgres.tokens import tokens
 
-__all__ = ["QUERIES", "described"]
-
 QUERIES = frozenset(
     ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "VALUES", "TABLE", "WITH")
 ) | {"EXPLAIN"}

@@ -19,8 +19,6 @@ from fm_storage.postgres.telemetry.text import described
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-__all__ = ["Observed", "state", "switch_on", "traced"]
-
 
 class _State:
     """Whether and how statements are observed, for the whole process."""

@@ -22,8 +22,6 @@ from fm_storage.repositories.model.scalar_types import (
     named,
 )
 
-__all__ = ["Array", "Converted", "Enumeration", "JsonValue", "Other"]
-
 
 class _Ready(str):
     """JSON text that was looked at and needs no encoding."""

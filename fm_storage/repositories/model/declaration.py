@@ -29,8 +29,6 @@ from fm_storage.repositories.model import compound_types, scalar_types, time_typ
 from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.model.nested import is_model, json_type
 
-__all__ = ["Column", "Model", "read_model"]
-
 
 @dataclass(frozen=True, slots=True)
 class Column:

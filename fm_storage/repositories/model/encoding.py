@@ -19,8 +19,6 @@ from fm_storage.repositories.model.row_factory import reader
 from fm_storage.repositories.model.scalar_types import Refused, Text
 from fm_storage.repositories.model.time_types import Timestamp
 
-__all__ = ["ParameterEncoder", "getter"]
-
 M = TypeVar("M")
 
 _Picker: TypeAlias = Callable[[Sequence[Any]], tuple[Any, ...]]

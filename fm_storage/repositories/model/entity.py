@@ -25,8 +25,6 @@ from fm_storage.repositories.model.row_factory import RowFactory, decoder_of
 from fm_storage.repositories.model.scalar_types import Uuid
 from fm_storage.repositories.model.time_types import Timestamp
 
-__all__ = ["Entity"]
-
 M = TypeVar("M")
 
 _PARAMETER = re.compile(r"\$(\d+)")

@@ -8,8 +8,6 @@ from typing import Any
 from fm_storage.errors import InvalidRecord
 from fm_storage.repositories.model.scalar_types import ColumnType, Refused
 
-__all__ = ["Stored"]
-
 
 @dataclass(frozen=True, slots=True)
 class Stored:

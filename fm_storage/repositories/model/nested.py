@@ -21,8 +21,6 @@ from fm_storage._typing import Json
 from fm_storage.repositories.model.compound_types import JsonValue
 from fm_storage.repositories.model.scalar_types import Refused
 
-__all__ = ["is_model", "json_type"]
-
 _PARTS = (bool, int, float, str, types.NoneType, Any, object, list, dict, Json)
 
 

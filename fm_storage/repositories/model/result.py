@@ -12,8 +12,6 @@ from fm_storage.postgres.executor import Record
 from fm_storage.repositories.model.declaration import read_model
 from fm_storage.repositories.model.row_factory import RowFactory, decoder_of
 
-__all__ = ["row_maker"]
-
 M = TypeVar("M")
 
 

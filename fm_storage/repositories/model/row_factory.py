@@ -17,8 +17,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from fm_storage.repositories.model.scalar_types import ColumnType, Refused
 
-__all__ = ["Decoder", "RowFactory", "decoder_of", "reader"]
-
 M = TypeVar("M")
 
 

@@ -14,25 +14,6 @@ from types import NoneType
 from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
 
-__all__ = [
-    "ADDRESSES",
-    "Actual",
-    "Address",
-    "Boolean",
-    "Bytes",
-    "ColumnType",
-    "Float",
-    "Integer",
-    "Numeric",
-    "Plain",
-    "Refused",
-    "Source",
-    "Text",
-    "Uuid",
-    "classes",
-    "named",
-]
-
 
 class Refused(ValueError):
     """A value that its column cannot hold; the message is the reason."""

@@ -11,8 +11,6 @@ from fm_storage.postgres.sql import Sql
 from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.model.scalar_types import Actual, Source
 
-__all__ = ["Sources", "Table"]
-
 _BUILT_IN = re.compile(
     r"(boolean|smallint|integer|bigint|real|double precision|numeric|text"
     r"|character varying|bpchar|bytea|uuid|date|time without time zone"

@@ -14,8 +14,6 @@ from typing import Any
 
 from fm_storage.repositories.model.scalar_types import Plain, Refused, classes
 
-__all__ = ["Date", "Interval", "Time", "Timestamp"]
-
 _zone = attrgetter("tzinfo")
 _INTERVAL = re.compile(r"(-?\d{1,10}) days (\d{1,5})\.(\d{6}) secs")
 

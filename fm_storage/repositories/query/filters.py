@@ -18,15 +18,6 @@ from fm_storage.repositories.model.entity import Entity
 from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.model.scalar_types import Refused, Text
 
-__all__ = [
-    "Field",
-    "Filter",
-    "Parameters",
-    "by_keys",
-    "where",
-    "where_sql",
-]
-
 _LANGUAGE = re.compile(r"[a-z_]{1,63}")
 
 

@@ -9,8 +9,6 @@ from typing import Any, Literal, TypeAlias
 from fm_storage.errors import InvalidName
 from fm_storage.repositories.model.entity import Entity
 
-__all__ = ["Order", "OrderBy", "asc", "desc", "order_sql", "orders"]
-
 
 @dataclass(frozen=True, slots=True)
 class Order:

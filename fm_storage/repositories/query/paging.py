@@ -23,8 +23,6 @@ from fm_storage.repositories.model.scalar_types import Refused
 from fm_storage.repositories.query.filters import Parameters
 from fm_storage.repositories.query.ordering import Order
 
-__all__ = ["Page", "decode_cursor", "encode_cursor", "keyset", "page_order"]
-
 M = TypeVar("M")
 
 _FORMAT = 1

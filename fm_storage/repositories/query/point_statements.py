@@ -41,8 +41,6 @@ from fm_storage.vector_state import (
     upsert_ctes,
 )
 
-__all__ = ["Payload", "Points", "Vector"]
-
 Vector: TypeAlias = (
     "Sequence[float] | SparseLike | Mapping[str, Sequence[float] | SparseLike]"
 )

@@ -17,27 +17,6 @@ from fm_storage.repositories.model.entity import Entity
 from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.model.table import Sources
 
-__all__ = [
-    "CREATED",
-    "Statements",
-    "Texts",
-    "insert_many_sql",
-    "insert_sql",
-    "key_condition",
-    "key_equals",
-    "made_once",
-    "missing_returned",
-    "purge_sql",
-    "removal_sql",
-    "restoration_sql",
-    "rising",
-    "statements_of",
-    "update_sql",
-    "upsert_returned",
-    "upsert_sql",
-]
-
-
 _FOUND = "set_config('fm_storage.found', statement_timestamp()::text, TRUE) IS NOT NULL"
 """Condition of DO UPDATE, always true: leaves word that a row was in the way."""
 CREATED = (

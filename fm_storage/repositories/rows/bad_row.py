@@ -16,8 +16,6 @@ from fm_storage.postgres.executor import Executor, TransactionExecutor
 from fm_storage.postgres.sql import Sql
 from fm_storage.repositories.rows.bound import Bound
 
-__all__ = ["find_bad_row", "naming_bad_row"]
-
 M = TypeVar("M")
 R = TypeVar("R")
 

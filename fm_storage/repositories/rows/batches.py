@@ -21,8 +21,6 @@ from fm_storage.repositories.rows.bad_row import naming_bad_row
 from fm_storage.repositories.rows.bound import Bound, all_of, hooked, suppressed
 from fm_storage.repositories.rows.hooks import Change
 
-__all__ = ["COPY_ABOVE", "Batch", "create_many", "upsert_many"]
-
 M = TypeVar("M")
 
 COPY_ABOVE = 5000

@@ -17,8 +17,6 @@ from fm_storage.repositories.query.point_statements import Points
 from fm_storage.repositories.query.statements import Statements
 from fm_storage.repositories.rows.hooks import Change, HookTable
 
-__all__ = ["Bound", "all_of", "first_of", "hooked", "only", "suppressed"]
-
 M = TypeVar("M")
 R = TypeVar("R")
 

@@ -15,8 +15,6 @@ from fm_storage.repositories.rows.bound import Bound
 from fm_storage.repositories.rows.hooks import Change, HookTable, Operation
 from fm_storage.repositories.rows.updates import changed_fields
 
-__all__ = ["delete_where", "update_where"]
-
 M = TypeVar("M")
 
 Filters = Filter | Sequence[Filter]

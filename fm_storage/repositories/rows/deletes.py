@@ -25,8 +25,6 @@ from fm_storage.repositories.query.statements import statements_of
 from fm_storage.repositories.rows.bound import Bound, hooked, only
 from fm_storage.repositories.rows.hooks import Change
 
-__all__ = ["delete", "delete_many", "purge", "restore"]
-
 M = TypeVar("M")
 
 

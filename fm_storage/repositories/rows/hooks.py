@@ -13,8 +13,6 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 from fm_storage.errors import InvalidName
 from fm_storage.postgres.connection.transaction import Transaction
 
-__all__ = ["Change", "Hook", "HookTable", "Operation"]
-
 M = TypeVar("M")
 
 Operation: TypeAlias = Literal["create", "update", "upsert", "delete", "restore"]

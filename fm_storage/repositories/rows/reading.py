@@ -26,15 +26,6 @@ from fm_storage.repositories.query.statements import key_equals
 from fm_storage.repositories.rows.bound import Bound
 from fm_storage.repositories.rows.unreadable import named_unreadable
 
-__all__ = [
-    "count",
-    "exists",
-    "find_by_id",
-    "find_many",
-    "page",
-    "stream",
-]
-
 M = TypeVar("M")
 
 _BIGGEST = (1 << 63) - 1

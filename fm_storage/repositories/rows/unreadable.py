@@ -11,8 +11,6 @@ from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.model.time_types import Date, Interval, Time, Timestamp
 from fm_storage.repositories.rows.bound import Bound
 
-__all__ = ["named_unreadable"]
-
 M = TypeVar("M")
 
 

@@ -18,8 +18,6 @@ from fm_storage.repositories.query.point_statements import Payload, Vector
 from fm_storage.repositories.rows.bound import Bound, hooked, only, suppressed
 from fm_storage.repositories.rows.hooks import Change
 
-__all__ = ["changed_fields", "update"]
-
 M = TypeVar("M")
 
 

@@ -17,8 +17,6 @@ from fm_storage.repositories.query.statements import missing_returned, upsert_re
 from fm_storage.repositories.rows.bound import Bound, first_of, hooked, only, suppressed
 from fm_storage.repositories.rows.hooks import Change
 
-__all__ = ["create", "get_or_create", "upsert"]
-
 M = TypeVar("M")
 
 _ATTEMPTS = 20

@@ -10,8 +10,6 @@ import json
 import sys
 from pathlib import Path
 
-__all__ = ["command"]
-
 _HERE = Path(__file__).resolve().parents[1]
 _ROOTS = {"fm_storage": str(_HERE.parent), "fm_storage.vectors": str(_HERE)}
 

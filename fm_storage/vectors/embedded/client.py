@@ -42,8 +42,6 @@ from fm_storage.vectors.request.operations import (
 )
 from fm_storage.vectors.request.points import Floats, Terms, from_wire_id
 
-__all__ = ["EmbeddedEngine"]
-
 _READS = frozenset(
     {
         "collections",

@@ -14,8 +14,6 @@ from fm_storage.vectors.embedded.frames import (
     MAX_REPLY,
 )
 
-__all__ = ["EngineConnection", "Gone"]
-
 _DECODE_IN_THREAD = 256 * 1024
 
 

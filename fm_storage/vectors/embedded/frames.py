@@ -16,17 +16,6 @@ import struct
 
 import orjson
 
-__all__ = [
-    "HEADER",
-    "MAGIC",
-    "MAX_REPLY",
-    "MAX_REQUEST",
-    "PROTOCOL",
-    "FrameError",
-    "pack",
-    "split_header",
-]
-
 PROTOCOL = 2
 """Version of the requests inside; an engine answers those of its own only."""
 HEADER = struct.Struct("<4sIII")

@@ -9,8 +9,6 @@ from typing import Any
 from fm_storage.vectors.points import PointGroup, ScoredPoint
 from fm_storage.vectors.request.operations import Query, QueryGroups
 
-__all__ = ["grouped"]
-
 Ask = Callable[[Query], Awaitable[Sequence[ScoredPoint]]]
 
 

@@ -22,8 +22,6 @@ from fm_storage.concurrency.posix import fcntl, require_posix
 from fm_storage.errors import EmbeddedFailed
 from fm_storage.vectors.embedded.boot import command
 
-__all__ = ["connect", "prepare_folder"]
-
 _ENGINE = "fm_storage.vectors.embedded.process.main"
 START_TIMEOUT = 45.0
 CREDENTIALS = struct.Struct("3i")
@@ -90,6 +88,7 @@ async def connect(folder: Path) -> socket.socket:
 
 
 def try_connect(folder: Path) -> socket.socket | None:
+    """Connect to the engine that serves *folder*, or return None."""
     try:
         path = (folder / "engine.addr").read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -12,8 +12,6 @@ from typing import Any
 from fm_storage.config import CollectionConfig
 from fm_storage.vectors.request.filters import as_json
 
-__all__ = ["differences", "missing_indexes", "schema_type", "spec_of"]
-
 _SCALE_OUT = (
     "shard_number",
     "replication_factor",

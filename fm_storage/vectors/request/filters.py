@@ -27,8 +27,6 @@ from uuid import UUID
 from fm_storage.errors import InvalidRecord
 from fm_storage.vectors.request.points import to_wire_id
 
-__all__ = ["Filter", "as_json", "normal_condition", "normal_filter", "payload_path"]
-
 Filter = Any
 """A mapping in short or REST form, or a ``Filter`` of ``qdrant_client.models``."""
 

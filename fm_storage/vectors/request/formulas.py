@@ -9,8 +9,6 @@ from typing import Any
 from fm_storage.errors import InvalidRecord
 from fm_storage.vectors.request.filters import normal_condition, payload_path
 
-__all__ = ["normal_expression"]
-
 
 def normal_expression(given: Any, depth: int = 0) -> Any:
     """Return an expression in REST form.

@@ -13,30 +13,6 @@ from typing import Any, TypeAlias
 
 from fm_storage.vectors.request.points import Encoded
 
-__all__ = [
-    "Alias",
-    "Count",
-    "Create",
-    "Delete",
-    "DeletePayload",
-    "DeleteVectors",
-    "Exchange",
-    "Facet",
-    "Ids",
-    "Index",
-    "Json",
-    "Marker",
-    "Query",
-    "QueryBatch",
-    "QueryGroups",
-    "Request",
-    "Retrieve",
-    "Scroll",
-    "SetPayload",
-    "UpdateVectors",
-    "Upsert",
-]
-
 Json: TypeAlias = "Mapping[str, Any]"
 Ids: TypeAlias = "Sequence[int | str]"
 

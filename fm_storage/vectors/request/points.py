@@ -23,22 +23,6 @@ import orjson
 from fm_storage._typing import JSON_DEPTH, JsonObject
 from fm_storage.errors import DimensionMismatch, InvalidRecord, InvalidVector
 
-__all__ = [
-    "RESERVED_ID",
-    "Encoded",
-    "Floats",
-    "Terms",
-    "encode_payload",
-    "encode_point",
-    "encode_points",
-    "encode_updates",
-    "encode_vector",
-    "from_wire_id",
-    "in_batches",
-    "listed",
-    "to_wire_id",
-]
-
 RESERVED_ID = "_fm_id"
 """Payload key that keeps a string id as the application wrote it."""
 

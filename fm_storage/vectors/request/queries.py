@@ -22,22 +22,6 @@ from fm_storage.vectors.request.formulas import normal_expression
 from fm_storage.vectors.request.operations import Query
 from fm_storage.vectors.request.points import RESERVED_ID, encode_vector, to_wire_id
 
-__all__ = [
-    "Asked",
-    "asked_from",
-    "hybrid",
-    "ids_in",
-    "normal_prefetch",
-    "normal_query",
-    "order_by",
-    "payload_selector",
-    "query_parameters",
-    "require_stages",
-    "search_parameters",
-    "vector_names",
-    "vector_selector",
-]
-
 _MAX_LIMIT = 2**31
 _STAGES = 8
 _ORDER = frozenset({"key", "direction", "start_from"})

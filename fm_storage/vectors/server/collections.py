@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from fm_storage.vectors.server.protocol import PointsWire
 
-__all__ = ["ServerCollections"]
-
 
 class ServerCollections:
     """Calls on whole collections; errors are ours."""

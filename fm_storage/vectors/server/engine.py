@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from fm_storage.vectors.server.collections import ServerCollections
     from fm_storage.vectors.server.protocol import PointsWire
 
-__all__ = ["ServerEngine"]
-
 _log = logging.getLogger(__name__)
 
 _META = "fm_storage_meta"

@@ -33,8 +33,6 @@ from fm_storage.errors import (
     VectorStoreUnavailable,
 )
 
-__all__ = ["AlreadyExists", "translated"]
-
 _DIMENSIONS = re.compile(r"expected dim: (\d+), got (\d+)")
 _DATE = re.compile(r"not a valid integer: (.*)", re.DOTALL)
 _NO_POINT = re.compile(r"(?:No point with id|Point) (\S+)(?: is)?(?: not)? found")

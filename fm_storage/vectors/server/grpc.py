@@ -47,8 +47,6 @@ from fm_storage.vectors.server.protocol import by_bound, by_filter, by_version
 if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient
 
-__all__ = ["GrpcPoints"]
-
 _CHUNK = 64
 _NESTED = 94
 """Messages inside each other that one value of a payload may take: the parsers of

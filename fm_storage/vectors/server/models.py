@@ -17,17 +17,6 @@ from fm_storage.errors import InvalidRecord
 from fm_storage.vectors.points import ScoredPoint, SparseVector
 from fm_storage.vectors.request.points import Floats, Terms, from_wire_id
 
-__all__ = [
-    "creation",
-    "field_schema",
-    "filter_model",
-    "plain_request",
-    "point_from",
-    "query_model",
-    "spec_from",
-    "vector_from",
-]
-
 Json = Mapping[str, Any]
 
 _QUERY: TypeAdapter[Any] = TypeAdapter(models.Query)

@@ -8,8 +8,6 @@ from typing import Any, Protocol
 from fm_storage.vectors.request.operations import Delete, Ids, Json, Request
 from fm_storage.vectors.request.points import Encoded
 
-__all__ = ["PointsWire", "by_bound", "by_filter", "by_version"]
-
 
 class PointsWire(Protocol):
     """Operations on the points of one server; errors are ours."""

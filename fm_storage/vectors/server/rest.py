@@ -42,8 +42,6 @@ from fm_storage.vectors.server.protocol import by_bound, by_filter, by_version
 if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient
 
-__all__ = ["RestPoints"]
-
 Sent: TypeAlias = "tuple[str, str, bytes, bool]"
 """Method, path, body, and whether the answer waits for a write."""
 

@@ -24,8 +24,6 @@ from fm_storage.vectors.request.operations import Request
 from fm_storage.vectors.retry import Scope, current_scope, pause_before_retry
 from fm_storage.vectors.tracing import span
 
-__all__ = ["Calls", "check_name"]
-
 T = TypeVar("T")
 
 _NAME_LIMIT = 255

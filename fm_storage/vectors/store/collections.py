@@ -14,8 +14,6 @@ from fm_storage.vectors.request.definitions import (
 from fm_storage.vectors.request.operations import Create, Index
 from fm_storage.vectors.store.call import Calls
 
-__all__ = ["META_COLLECTION", "ensure", "info_from"]
-
 META_COLLECTION = "fm_storage_meta"
 
 

@@ -27,8 +27,6 @@ from fm_storage.vectors.request.points import RESERVED_ID, to_wire_id
 from fm_storage.vectors.request.queries import Asked, ids_in, query_parameters
 from fm_storage.vectors.store.call import Calls
 
-__all__ = ["find", "find_groups", "find_many", "page", "retrieve"]
-
 _FIRST = 64
 _SAMPLE = 4
 _BARE: dict[str, Any] = {"include": [RESERVED_ID]}

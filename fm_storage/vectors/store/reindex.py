@@ -22,15 +22,13 @@ from fm_storage.errors import CollectionDamaged, CollectionNotFound
 from fm_storage.vectors.points import CollectionInfo, Point, ScoredPoint, SparseVector
 from fm_storage.vectors.request.definitions import spec_of
 
-__all__ = ["Embed", "ReindexReport", "reindex"]
-
 Embed = Callable[[Sequence[ScoredPoint]], Awaitable[Sequence[Any]]]
 """Returns the new vectors of points, in order."""
 
 Call: TypeAlias = "Callable[..., Awaitable[Any]]"
 
 
-class Collections(Protocol):
+class _Collections(Protocol):
     """The calls of a ``QdrantStore`` that a reindex makes."""
 
     @property
@@ -80,7 +78,7 @@ class ReindexReport:
 
 
 async def reindex(
-    store: Collections,
+    store: _Collections,
     collection: str,
     definition: CollectionConfig,
     embed: Embed | None = None,
@@ -127,7 +125,7 @@ async def reindex(
 class _Run:
     def __init__(
         self,
-        store: Collections,
+        store: _Collections,
         target: str,
         embed: Embed | None,
         progress: Progress | None,

@@ -74,8 +74,6 @@ from fm_storage.vectors.store.writing import (
     upsert,
 )
 
-__all__ = ["QdrantStore"]
-
 _PAGE = 500
 
 

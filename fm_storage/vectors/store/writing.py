@@ -29,8 +29,6 @@ from fm_storage.vectors.request.points import (
 )
 from fm_storage.vectors.store.call import Calls
 
-__all__ = ["deletion", "ids_or_filter_of", "update_vectors", "upsert"]
-
 T = TypeVar("T")
 
 _ENCODE_CHUNK = 128

@@ -18,8 +18,6 @@ from fm_storage.vectors.points import CollectionInfo, Point, SparseVector
 if TYPE_CHECKING:
     from fm_storage.vectors.store.store import QdrantStore
 
-__all__ = ["FORMAT", "definition_from", "export_points", "head_of", "import_points"]
-
 FORMAT = 1
 _BATCH = 1000
 

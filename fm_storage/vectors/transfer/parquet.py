@@ -27,8 +27,6 @@ from fm_storage.vectors.transfer.jsonl import FORMAT, definition_from, head_of
 if TYPE_CHECKING:
     from fm_storage.vectors.store.store import QdrantStore
 
-__all__ = ["export_parquet", "import_parquet"]
-
 _PAGE = 1000
 _KEY = b"fm_storage"
 

@@ -23,8 +23,6 @@ from fm_storage.concurrency.pacing import yielding_gil
 from fm_storage.config import CollectionConfig, SparseVectorConfig, VectorConfig
 from fm_storage.vectors.points import SparseVector
 
-__all__ = ["Embedding", "LexicalVectorizer", "Vectorizer", "terms_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Embedding:

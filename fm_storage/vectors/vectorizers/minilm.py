@@ -17,8 +17,6 @@ import numpy as np
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-__all__ = ["MiniLm"]
-
 _LONGEST = 256  # tokens; what the model was trained on
 _FAR = -1e9
 

@@ -21,8 +21,6 @@ from fm_storage.config import CollectionConfig, SparseVectorConfig, VectorConfig
 from fm_storage.errors import ConfigurationInvalid
 from fm_storage.vectors.vectorizers.lexical import Embedding, LexicalVectorizer
 
-__all__ = ["MiniLmVectorizer", "StaticVectorizer"]
-
 Model = Callable[[Sequence[str]], Any]
 """Returns one row of float32 per text: a matrix."""
 

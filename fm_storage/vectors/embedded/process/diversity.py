@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["diverse"]
-
 
 def diverse(
     found: Sequence[Any], using: str, diversity: float, count: int

@@ -12,8 +12,6 @@ import qdrant_edge as edge
 
 from fm_storage.vectors.embedded.process.edge_types import BadRequest
 
-__all__ = ["condition_from", "filter_from", "geo_point_from"]
-
 Json = Mapping[str, Any]
 
 

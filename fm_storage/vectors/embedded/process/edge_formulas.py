@@ -17,8 +17,6 @@ from fm_storage.vectors.embedded.process.edge_filters import (
 )
 from fm_storage.vectors.embedded.process.edge_types import BadRequest
 
-__all__ = ["formula_from"]
-
 Json = Mapping[str, Any]
 
 _Make = edge.Expression

@@ -15,14 +15,6 @@ from fm_storage.vectors.embedded.process.edge_filters import filter_from
 from fm_storage.vectors.embedded.process.edge_formulas import formula_from
 from fm_storage.vectors.embedded.process.edge_types import BadRequest, search_params
 
-__all__ = [
-    "Resolver",
-    "order_by_from",
-    "prefetch_from",
-    "query_from",
-    "without_examples",
-]
-
 Json = Mapping[str, Any]
 
 Resolver = Callable[[Any, str], Any]

@@ -12,14 +12,6 @@ from typing import Any
 
 import qdrant_edge as edge
 
-__all__ = [
-    "BadRequest",
-    "edge_config",
-    "index_config",
-    "index_params",
-    "search_params",
-]
-
 Json = Mapping[str, Any]
 
 

@@ -27,8 +27,6 @@ from fm_storage.vectors.embedded.process.manifest import Manifest, sync_folder
 from fm_storage.vectors.embedded.process.shard import PointNotFound, Shard, WrongVector
 from fm_storage.vectors.embedded.process.vector_bytes import Raw
 
-__all__ = ["REST", "Engine", "refusal"]
-
 _OPEN = 48
 _IDLE = 300.0
 _KEPT_FREE = 64 * 1024 * 1024

@@ -21,8 +21,6 @@ import qdrant_edge as edge
 from fm_storage.vectors.embedded.boot import command
 from fm_storage.vectors.embedded.process.shard import Shard
 
-__all__ = ["Build", "touch", "wants_index"]
-
 _QUIET = 1.0
 _PATIENCE = 60.0
 _REPLAY_TURN = 0.03

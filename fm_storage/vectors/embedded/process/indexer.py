@@ -17,8 +17,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["copy_sparse", "main"]
-
 _DIE_WITH_PARENT = 1
 _CHUNK = 8 * 1024 * 1024
 

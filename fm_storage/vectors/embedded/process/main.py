@@ -36,8 +36,6 @@ from fm_storage.vectors.embedded.frames import (
 from fm_storage.vectors.embedded.process.engine import REST, Engine, refusal
 from fm_storage.vectors.embedded.process.index_build import Build
 
-__all__ = ["Server", "main"]
-
 _SOCKET_PATH_LIMIT = 100
 _FIRST_CLIENT = 15.0
 _LOCK_WAIT = 30.0

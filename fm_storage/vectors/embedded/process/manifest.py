@@ -19,8 +19,6 @@ from typing import Any
 
 import orjson
 
-__all__ = ["Manifest", "sync_folder"]
-
 _FORMAT = 1
 
 

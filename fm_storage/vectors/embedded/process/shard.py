@@ -30,8 +30,6 @@ from fm_storage.vectors.embedded.process.edge_types import (
 )
 from fm_storage.vectors.embedded.process.vector_bytes import Raw, wire_id
 
-__all__ = ["PointNotFound", "Shard", "WrongVector"]
-
 Json = Mapping[str, Any]
 
 

@@ -11,8 +11,6 @@ from typing import Any
 
 import qdrant_edge as edge
 
-__all__ = ["Raw", "wire_id"]
-
 
 class Raw:
     """The raw part of an answer while it is being put together."""
