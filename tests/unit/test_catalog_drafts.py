@@ -126,7 +126,7 @@ def test_messages_modules_and_entries_of_any_type_are_stored():
 def test_notes_and_causes_are_kept_whatever_they_are():
     """A note that cannot be shown, the cause of a falsy exception."""
     noted = ValueError("noted")
-    noted.__notes__ = [Unshowable(), "plain"]# careless
+    noted.__notes__ = [Unshowable(), "plain"]  # careless
     assert prepared(noted).context == {"notes": ["<unprintable Unshowable>", "plain"]}
     falsy = Empty("falsy")
     falsy.__cause__ = KeyError("the cause")
