@@ -85,7 +85,7 @@ async def test_more_parameters_than_the_protocol_has_room_for(pool):
 NO_TEXT = [None, 5, b"SELECT 1", ["SELECT 1"], object()]
 
 
-@pytest.mark.parametrize("wrong", NO_TEXT, ids=repr)
+@pytest.mark.parametrize("wrong", NO_TEXT, ids=lambda wrong: type(wrong).__name__)
 async def test_what_is_no_statement_is_refused(pool, wrong):
     """By every verb, straight from the pool and on a connection."""
     async with pool.acquire() as connection:
