@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fm_storage.outbox.agreement.store_check import StoreCheck
 
 _LONGEST_PAUSE = 1.0
-_STILL = 5.0
+STILL = 5.0
 """Seconds without a sign of life after which leases are taken for a killed drainer's;
 a live one gives a batch back in less."""
 _FIRST_LOOK = 0.005
@@ -190,7 +190,7 @@ class _Watch:
         if left <= 0 or not due:
             return True
         taken = now.count >= due and (now.earliest or 0.0) > left
-        return taken and lease_clock() - self._since >= _STILL
+        return taken and lease_clock() - self._since >= STILL
 
 
 async def wait_synced(

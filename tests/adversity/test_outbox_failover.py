@@ -17,6 +17,7 @@ from fm_storage.outbox import Outbox
 from fm_storage.postgres import Pool
 from fm_storage.vectors import Point, QdrantStore
 from tests.fix_cluster import TestCluster
+from tests.support.inside import pool_of
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
@@ -93,7 +94,7 @@ async def agreeing(outbox: Outbox, qdrant: QdrantStore) -> None:
             except StorageError:
                 found = None
             await asyncio.sleep(0.1)
-    desired = await outbox._pool.fetchval(
+    desired = await pool_of(outbox).fetchval(
         "SELECT count(*) FROM fm_storage.vector_state WHERE op = 'u'"
     )
     assert 120 <= await qdrant.count("things") == desired < 550

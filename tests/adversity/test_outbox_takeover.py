@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,9 +19,7 @@ from fm_storage.config import OutboxConfig, PostgresConfig
 from fm_storage.outbox import Outbox
 from fm_storage.postgres import Pool
 from fm_storage.vectors import Point, QdrantStore
-
-if TYPE_CHECKING:
-    pass
+from tests.support.inside import queue_of
 
 pytestmark = pytest.mark.timeout(120)  # a busy machine is slow, not wrong
 
@@ -86,7 +83,7 @@ async def test_batch_of_a_killed_drainer_is_delivered_within_five_seconds(
         config = OutboxConfig(drain=idle, poll_interval=600)
         async with Outbox(pool, qdrant, config) as outbox:
             await asyncio.sleep(3.0)  # others see a live drainer and leave it its batch
-            assert (await outbox._queue.leases()).count == 20
+            assert (await queue_of(outbox).leases()).count == 20
             os.kill(pid, signal.SIGKILL)
             killed = time.monotonic()
             if not idle:
@@ -132,7 +129,7 @@ async def test_lost_lock_is_taken_again(pool: Pool, qdrant: QdrantStore):
     async with Outbox(pool, qdrant, OutboxConfig()) as outbox:
         await outbox.upsert("things", [Point(1, [1.0, 2.0], {})])
         await outbox.wait_synced(1, timeout=15)
-        first = outbox._queue.holder
+        first = queue_of(outbox).holder
         ended = await pool.fetchval(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
             "WHERE application_name LIKE '%outbox%' AND datname = current_database()"
@@ -141,7 +138,7 @@ async def test_lost_lock_is_taken_again(pool: Pool, qdrant: QdrantStore):
         await outbox.upsert("things", [Point(2, [1.0, 2.0], {})])
         await outbox.wait_synced(2, timeout=15)
         async with asyncio.timeout(15):
-            while outbox._queue.holder in {None, first}:
+            while queue_of(outbox).holder in {None, first}:
                 outbox.wake()
                 await asyncio.sleep(0.05)
     held = await pool.fetchval("SELECT count(*) FROM fm_storage.vector_drainer")

@@ -135,7 +135,7 @@ async def test_late_deletion_does_not_delete_a_newer_point(
     await asyncio.sleep(LEASE)
     await live.upsert("things", [Point(1, [1.0, 2.0], {"turn": 2})])
     await settled(live, pool)
-    await side_of(live).delivery._send("things", late)
+    await side_of(live).delivery.send("things", late)
     await queue_of(live).finish(late)
     assert await qdrant.count("things") == 1
     assert (await live.verify()).agrees

@@ -27,6 +27,7 @@ from fm_storage.errors import (
 )
 from fm_storage.testing import Fault, QdrantApp, QdrantTestServer
 from fm_storage.vectors import Point, QdrantStore
+from tests.support.inside import calls_of
 
 MIB = 1024 * 1024
 
@@ -307,7 +308,7 @@ async def test_grpc_write_gets_the_whole_deadline(
     """A write of six seconds succeeds; the client's own deadline would be five."""
     service, config = slow_grpc
     async with QdrantStore(config) as store:
-        store._calls.specs["a"] = SPEC
+        calls_of(store).specs["a"] = SPEC
         await store.upsert_points("a", [Point(1, [1.0] * 4)])
     assert service.deadlines[0] > 7
 
@@ -318,7 +319,7 @@ async def test_grpc_faults_are_outlasted(
     """UNAVAILABLE and RESOURCE_EXHAUSTED are repeated, INVALID_ARGUMENT is not."""
     service, config = slow_grpc
     async with QdrantStore(config) as store:
-        store._calls.specs["a"] = SPEC
+        calls_of(store).specs["a"] = SPEC
         for code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
             service.answer = code
             await store.upsert_points("a", [Point(2, [1.0] * 4)])
@@ -326,7 +327,7 @@ async def test_grpc_faults_are_outlasted(
         service.answer = grpc.StatusCode.INVALID_ARGUMENT
         with pytest.raises(InvalidRecord):
             await store.upsert_points("a", [Point(2, [1.0] * 4)])
-        store._calls.specs["a"] = SPEC
+        calls_of(store).specs["a"] = SPEC
         service.answer = grpc.StatusCode.NOT_FOUND
         with pytest.raises(CollectionNotFound):
             await store.upsert_points("a", [Point(2, [1.0] * 4)])

@@ -94,7 +94,7 @@ def test_unused_shards_are_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Few are open at a time, each answers again, and none is when all are idle."""
-    monkeypatch.setattr(process, "_OPEN", 3)
+    monkeypatch.setattr(process, "OPEN", 3)
     engine = process.Engine(tmp_path)
     engine.open()
     spec = {
@@ -120,7 +120,7 @@ def test_unused_shards_are_closed(
         answer, _ = engine.read(request)
         assert answer == [[1, 0.0, {"name": name}, None]]
         assert len(engine.shards) <= 3
-    monkeypatch.setattr(process, "_IDLE", 0.0)
+    monkeypatch.setattr(process, "IDLE", 0.0)
     engine.close_idle()
     assert not engine.shards
     engine.close()

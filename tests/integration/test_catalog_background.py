@@ -116,7 +116,7 @@ async def test_a_queue_that_is_half_full_does_not_wait(queue):
     for n in range(21):
         made.queue.put(given(f"late {n}"))
     await until(lambda: made.queue.spilled)
-    await until(lambda: len(made.queue._queue) <= 20)
+    await until(lambda: len(made.queue.waiting) <= 20)
     assert made.queue.spilled <= 10
     made.sink.go.set()
     assert await asyncio.to_thread(made.queue.flush, 20)

@@ -24,6 +24,7 @@ from fm_storage.manager import StorageManager
 from fm_storage.outbox import Outbox, Unembedded
 from fm_storage.postgres import Pool
 from fm_storage.vectors import Point, QdrantStore
+from tests.support.inside import pool_of
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -214,8 +215,9 @@ def test_table_is_tracked_backfilled_and_untracked(outbox: Commands):
     """The script for a migration first; then the commands that do it."""
 
     async def table(made: Outbox, _: QdrantStore) -> None:
-        await made._pool.execute("CREATE TABLE notes (id INT PRIMARY KEY, body TEXT)")
-        await made._pool.execute(
+        pool = pool_of(made)
+        await pool.execute("CREATE TABLE notes (id INT PRIMARY KEY, body TEXT)")
+        await pool.execute(
             "INSERT INTO notes SELECT n, 'x' FROM generate_series(1, 9) n"
         )
 

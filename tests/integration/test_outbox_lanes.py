@@ -12,6 +12,7 @@ from fm_storage.config import OutboxConfig
 from fm_storage.errors import StorageError, VectorStoreUnavailable
 from fm_storage.outbox import Outbox
 from fm_storage.vectors import Point, QdrantStore
+from tests.support.inside import queue_of
 
 if TYPE_CHECKING:
     from fm_storage.postgres import Pool
@@ -104,7 +105,7 @@ async def test_many_collections_are_drained_in_few_statements(
     outbox = Outbox(pool, qdrant, OutboxConfig(drain=False, batch_size=5))
     for number in range(30):
         await outbox.upsert(f"c{number:02}", points(7))
-    rows = await outbox._queue.claim(5)
+    rows = await queue_of(outbox).claim(5)
     assert [row.collection for row in rows] == sorted(row.collection for row in rows)
     assert {row.collection for row in rows} == {f"c{number:02}" for number in range(8)}
     assert len(rows) == 40

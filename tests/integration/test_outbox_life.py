@@ -57,10 +57,10 @@ async def test_other_processes_wake_the_drainer_by_notify(
         await draining.upsert("things", [point(1)])
         await draining.wait_synced(1, timeout=15)
         waking = drainer_of(draining)
-        waking._looks.failures = 30
-        waking._woken.set()
+        waking.looks.failures = 30
+        waking.woken.set()
         await until(lambda: listening(pool))
-        await until(lambda: not waking._woken.is_set())
+        await until(lambda: not waking.woken.is_set())
         other = Outbox(elsewhere, None, OutboxConfig(drain=False))
         await other.upsert("things", [point(2), point(3)])
         await until(lambda: delivered(draining))
@@ -181,7 +181,7 @@ async def test_drain_does_not_sit_out_the_lease_of_a_killed_drainer(
     pool: Pool, qdrant: QdrantStore, monkeypatch: pytest.MonkeyPatch
 ):
     """It says how many points are on lease and until when; a short one it awaits."""
-    monkeypatch.setattr(drain_now, "_STILL", 0.3)
+    monkeypatch.setattr(drain_now, "STILL", 0.3)
     await qdrant.ensure_collection_exists("things", 2)
     killed = Outbox(pool, qdrant, OutboxConfig(drain=False, lease=3600))
     await killed.upsert("things", [point(1), point(2)])

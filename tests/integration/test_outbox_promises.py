@@ -122,7 +122,7 @@ async def test_poll_finds_what_nobody_announced(pool: Pool, qdrant: QdrantStore)
     async with Outbox(pool, qdrant, OutboxConfig(poll_interval=0.2)) as outbox:
         await outbox.upsert("things", [Point(1, [1.0, 2.0], {})])
         await outbox.wait_synced(1)
-        drainer_of(outbox)._looks.failures = 30  # it has been idle for long
+        drainer_of(outbox).looks.failures = 30  # it has been idle for long
         silent = Outbox(pool, None, OutboxConfig(drain=False))
         silent.wake = lambda: None
         await silent.upsert("things", [Point(2, [1.0, 2.0], {})])

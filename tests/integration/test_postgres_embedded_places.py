@@ -110,7 +110,7 @@ def test_user_without_a_name_is_explained() -> None:
 
 def test_missing_wheel_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the extra there is one line that says what to install."""
-    monkeypatch.setattr(programs, "_candidates", lambda: iter(()))
+    monkeypatch.setattr(programs, "candidates", lambda: iter(()))
     with pytest.raises(EmbeddedFailed, match=r"pip install 'fm-storage\[embedded\]'"):
         installed_server()
 
@@ -120,7 +120,7 @@ def test_wheel_for_another_machine_is_explained(
 ) -> None:
     """A program that does not run here is named."""
     wheel = tmp_path / "pginstall" / "bin"
-    monkeypatch.setattr(programs, "_candidates", lambda: iter([wheel]))
+    monkeypatch.setattr(programs, "candidates", lambda: iter([wheel]))
     with pytest.raises(EmbeddedFailed, match="does not run here"):
         programs.installed_server()
 

@@ -107,26 +107,26 @@ class Model(RuleBasedStateMachine):
 
     async def _deliver(self, rows: list[Leased]) -> Outcome:
         delivery = side_of(self.outbox).delivery
-        delivery._lease = 60.0
+        delivery.lease = 60.0
         return await delivery.deliver("model", rows, taken=lease_clock())
 
     async def _late(self, rows: list[Leased]) -> Outcome:
         delivery = side_of(self.outbox).delivery
-        delivery._lease = 0.0
+        delivery.lease = 0.0
         self.stores.store.silent = False
         try:
             # As a process that was stopped between its check and its call.
             outcome = Outcome("model")
             groups = [row for row in rows if row.vectors or row.op == "d"]
-            await delivery._send("model", groups)
-            delivery._overrun["model"] = {
+            await delivery.send("model", groups)
+            delivery.overrun["model"] = {
                 row.point_id: row.ver for row in groups if row.op == "u"
             }
             await queue_of(self.outbox).finish(groups)
             await delivery.settle()
             return outcome
         finally:
-            delivery._lease = 60.0
+            delivery.lease = 60.0
 
     @rule(number=IDS)
     def write(self, number: int) -> None:

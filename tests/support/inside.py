@@ -16,17 +16,22 @@ if TYPE_CHECKING:
     from fm_storage.outbox.delivery.drainer import Drainer
     from fm_storage.outbox.delivery.queue import Queue
     from fm_storage.outbox.outbox import StoreSide
+    from fm_storage.postgres import Pool
     from fm_storage.sessions import PostgresSessionManager, SessionService
     from fm_storage.sessions.lease import Lease
     from fm_storage.sessions.owner import Owner
     from fm_storage.sessions.views import ViewSet
+    from fm_storage.vectors import QdrantStore
+    from fm_storage.vectors.store.call import Calls
 
 __all__ = [
+    "calls_of",
     "cut_lease",
     "drainer_of",
     "forget_lease",
     "lease_of",
     "owner_of",
+    "pool_of",
     "queue_of",
     "recorder_of",
     "side_of",
@@ -39,6 +44,16 @@ T = TypeVar("T")
 def recorder_of(errors: ErrorManager) -> Recorder:
     """Return what stores the entries: its spool, its replay, its store."""
     return errors._recorder
+
+
+def calls_of(store: QdrantStore) -> Calls:
+    """Return what carries a store's calls to its engine."""
+    return store._calls
+
+
+def pool_of(outbox: Outbox) -> Pool:
+    """Return the pool of an outbox."""
+    return outbox._pool
 
 
 def queue_of(outbox: Outbox) -> Queue:

@@ -92,9 +92,7 @@ async def test_slow_reader_holds_requests_back(
         asyncio.create_task(connection.call({"op": "upsert"}, b"x" * 2_000_000))
         for _ in range(4)
     ]
-    await until(
-        lambda: bool(connection._waiting) and not connection._may_write.is_set()
-    )
+    await until(lambda: bool(connection.waiting) and not connection.may_write.is_set())
     theirs.close()
     for found in await asyncio.gather(*calls, return_exceptions=True):
         assert isinstance(found, Gone)
@@ -107,9 +105,7 @@ async def test_reader_that_catches_up_lets_requests_through(
     connection, theirs = ends
     loop = asyncio.get_running_loop()
     first = asyncio.create_task(connection.call({"op": "a"}, b"x" * 4_000_000))
-    await until(
-        lambda: bool(connection._waiting) and not connection._may_write.is_set()
-    )
+    await until(lambda: bool(connection.waiting) and not connection.may_write.is_set())
     second = asyncio.create_task(connection.call({"op": "b"}))
     numbers: list[int] = []
     data = b""

@@ -83,7 +83,7 @@ class Background:
         self._hooked = hooked
         self.capacity = capacity
         # Appended to under _lock, so that *idle* is never set too early.
-        self._queue: deque[MakeDraft] = deque()
+        self.waiting: deque[MakeDraft] = deque()
         self._wake = threading.Event()
         self.idle = threading.Event()
         self.idle.set()
@@ -106,14 +106,14 @@ class Background:
         *make* is called in the thread. If the queue is full or closed, the error
         is written to the spool here and now (without waiting for the disk).
         """
-        full = len(self._queue) >= self.capacity
+        full = len(self.waiting) >= self.capacity
         if full or self._closed or self._home.forked:
             self._spool(self._made(deque([make])), sync=False)
             return
         with self._lock:
             self.idle.clear()
             self._unsettled += 1
-            self._queue.append(make)
+            self.waiting.append(make)
         if not self._wake.is_set():
             self._wake.set()
 
@@ -130,7 +130,7 @@ class Background:
             self._room.notify_all()
         self._wake.set()
         self._thread.join(timeout)
-        left = self._collect(len(self._queue))
+        left = self._collect(len(self.waiting))
         if left:
             count = len(left)
             self._spool(self._made(left), sync=True)
@@ -140,10 +140,10 @@ class Background:
         while True:
             self._wake.wait()
             self._wake.clear()
-            if len(self._queue) < BATCH and not self._closed:
+            if len(self.waiting) < BATCH and not self._closed:
                 # A burst arrives one by one: wait a moment and take it together.
                 threading.Event().wait(_GATHER)
-            while self._queue:
+            while self.waiting:
                 self._pass_on(room=self._has_room())
             if self._closed:
                 return
@@ -154,7 +154,7 @@ class Background:
         with self._room:
             while self._storable() and self.in_flight >= IN_FLIGHT:
                 left = deadline - time.monotonic()
-                if left <= 0 or len(self._queue) > self.capacity // 2:
+                if left <= 0 or len(self.waiting) > self.capacity // 2:
                     return False
                 # Not only when notified: meanwhile a server may go away, or the queue
                 # grow.
@@ -168,7 +168,7 @@ class Background:
         found: deque[MakeDraft] = deque()
         while len(found) < most:
             try:
-                found.append(self._queue.popleft())
+                found.append(self.waiting.popleft())
             except IndexError:
                 break
         return found

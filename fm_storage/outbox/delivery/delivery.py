@@ -121,11 +121,11 @@ class Delivery:
         self._store = store
         self._embedder = embedder
         self._counters = counters
-        self._lease = lease
+        self.lease = lease
         self._pauses = pauses(max_backoff)
         self._ensured: set[str] = set()
         self._created: set[str] = set()
-        self._overrun: dict[str, dict[str, int]] = {}
+        self.overrun: dict[str, dict[str, int]] = {}
         self._locked: list[Leased] = []
 
     async def deliver(
@@ -155,15 +155,15 @@ class Delivery:
             self._counters.landed(finished.lags)
             recorded = len(finished.lags)
             self._locked += finished.locked
-        while self._overrun:
+        while self.overrun:
             # Taken out first: another collection's batch may settle meanwhile.
-            collection, late = self._overrun.popitem()
+            collection, late = self.overrun.popitem()
             try:
                 healed = await self._queue.delete_again(collection, late)
             except BaseException:  # put back what was not done, then pass it on
-                self._overrun[collection] = {
+                self.overrun[collection] = {
                     **late,
-                    **self._overrun.get(collection, {}),
+                    **self.overrun.get(collection, {}),
                 }
                 raise
             self._counters.healed += healed
@@ -252,10 +252,10 @@ class Delivery:
             if (outcome.outage or outcome.blocked) is not None:
                 await self._queue.postpone(rows, delay=0.0, error=None)
                 return failed
-            if lease_clock() - taken > self._lease:
+            if lease_clock() - taken > self.lease:
                 return failed  # another drainer may have the rows by now
             try:
-                await self._send(collection, rows)
+                await self.send(collection, rows)
             except Exception as exc:
                 if await self._is_outage(collection, rows, outcome, exc):
                     return failed
@@ -273,10 +273,10 @@ class Delivery:
                 await self._record(rows, outcome)
                 return failed
             finally:
-                if lease_clock() - taken > self._lease:
+                if lease_clock() - taken > self.lease:
                     # Another drainer may have deleted what this call wrote late.
                     late = {row.point_id: row.ver for row in rows if row.op == "u"}
-                    self._overrun.setdefault(collection, {}).update(late)
+                    self.overrun.setdefault(collection, {}).update(late)
         return failed
 
     async def _record(self, rows: list[Leased], outcome: Outcome) -> None:
@@ -301,7 +301,8 @@ class Delivery:
         await self._put_off(rows, describe(exc))
         return True
 
-    async def _send(self, collection: str, rows: list[Leased]) -> None:
+    async def send(self, collection: str, rows: list[Leased]) -> None:
+        """Bring *rows* to the store: one call for points, one for deletions."""
         points = await points_of(
             [
                 (row.point_id, row.ver, row.vectors or b"", row.payload)

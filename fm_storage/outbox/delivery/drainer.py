@@ -77,8 +77,8 @@ class Drainer:
         self._lanes = Lanes(queue, delivery, config.batch_size, check)
         self.state = DrainerState.OFF
         self.problem: str | None = None
-        self._woken = asyncio.Event()
-        self._looks = Backoff(_FIRST_LOOK, config.poll_interval, jitter=0.0)
+        self.woken = asyncio.Event()
+        self.looks = Backoff(_FIRST_LOOK, config.poll_interval, jitter=0.0)
         self._pauses = pauses(config.max_backoff)
         # By collection: when to try it again, and how often it failed.
         self._blocked: dict[str, tuple[float, int]] = {}
@@ -93,8 +93,8 @@ class Drainer:
 
     def wake(self) -> None:
         """Look at the queue soon."""
-        self._looks.reset()
-        self._woken.set()
+        self.looks.reset()
+        self.woken.set()
 
     @property
     def alive(self) -> bool:
@@ -156,7 +156,7 @@ class Drainer:
                 await self._check.settled(None)
                 return
             self.state = DrainerState.RUNNING
-            self._looks.reset()
+            self.looks.reset()
             if not more:
                 await self._gather()
 
@@ -168,10 +168,10 @@ class Drainer:
     async def _gather(self) -> None:
         """Wait for a delivery and act on what it met; not long if others may be due."""
         outcomes = await self._lanes.wait(_SLOW)
-        while not outcomes and not self._woken.is_set() and not self._due():
+        while not outcomes and not self.woken.is_set() and not self._due():
             outcomes = await self._lanes.wait(_SLOW)
         if not outcomes:
-            self._woken.clear()
+            self.woken.clear()
         for outcome in outcomes:
             self._note(outcome)
         self.progress.set()
@@ -203,15 +203,15 @@ class Drainer:
         """Wait until woken, or until the queue should be looked at anyway."""
         now = lease_clock()
         soon = [until - now for until, _ in self._blocked.values() if until > now]
-        end = now + min(self._looks.next(), *soon, _LONG)
+        end = now + min(self.looks.next(), *soon, _LONG)
         while (left := end - lease_clock()) > 0:
             try:
                 async with asyncio.timeout(min(left, EVERY)):
-                    await self._woken.wait()
+                    await self.woken.wait()
             except TimeoutError:
                 if await self._presence.take_over():
                     return
             else:
-                self._woken.clear()
+                self.woken.clear()
                 await asyncio.sleep(_GATHER)
                 return

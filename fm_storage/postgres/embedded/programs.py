@@ -143,7 +143,7 @@ def installed_server(bin_dir: Path | None = None, *, major: str = "") -> Server:
         return _server_in(bin_dir)
     found: list[Server] = []
     failures: list[EmbeddedFailed] = []
-    for candidate in _candidates():
+    for candidate in candidates():
         try:
             found.append(_server_in(candidate))
         except EmbeddedFailed as exc:
@@ -162,7 +162,7 @@ def installed_server(bin_dir: Path | None = None, *, major: str = "") -> Server:
     )
 
 
-def _candidates() -> Iterator[Path]:
+def candidates() -> Iterator[Path]:
     """Yield the folders in which a server's programs may be, the preferred first."""
     # Found by find_spec, not import: the wheel's package loads psutil and more.
     import importlib.util

@@ -289,6 +289,8 @@ def _upsert_frame(request: Upsert | UpdateVectors) -> tuple[dict[str, Any], byte
 
 def _with_references(value: Any, raw: bytearray) -> Any:
     """Move vectors out of a request into its raw part."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value  # most are; a check for Mapping costs ten times as much
     if isinstance(value, Floats):
         start = len(raw)
         raw += value.data

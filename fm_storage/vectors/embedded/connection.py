@@ -27,10 +27,10 @@ class EngineConnection(asyncio.Protocol):
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
-        self._waiting: dict[int, asyncio.Future[tuple[bytes, int]]] = {}
+        self.waiting: dict[int, asyncio.Future[tuple[bytes, int]]] = {}
         self._next = 0
-        self._may_write = asyncio.Event()
-        self._may_write.set()
+        self.may_write = asyncio.Event()
+        self.may_write.set()
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self.transport: asyncio.Transport
         self.pid: int | None = None
@@ -43,11 +43,11 @@ class EngineConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Hold requests back: the engine reads too slowly."""
-        self._may_write.clear()
+        self.may_write.clear()
 
     def resume_writing(self) -> None:
         """Let requests through again."""
-        self._may_write.set()
+        self.may_write.set()
 
     def data_received(self, data: bytes) -> None:
         """Give every whole answer to the call that waits for it."""
@@ -62,7 +62,7 @@ class EngineConnection(asyncio.Protocol):
                 return
             body = bytes(memoryview(self._buffer)[HEADER.size : end])
             del self._buffer[:end]
-            waiter = self._waiting.pop(number, None)
+            waiter = self.waiting.pop(number, None)
             if waiter is not None and not waiter.done():
                 waiter.set_result((body, meta))
 
@@ -71,8 +71,8 @@ class EngineConnection(asyncio.Protocol):
         del exc
         if not self.closed.done():
             self.closed.set_result(None)
-        self._may_write.set()
-        waiting, self._waiting = self._waiting, {}
+        self.may_write.set()
+        waiting, self.waiting = self.waiting, {}
         for waiter in waiting.values():
             if not waiter.done():
                 waiter.set_exception(Gone())
@@ -94,9 +94,9 @@ class EngineConnection(asyncio.Protocol):
         self._next = (self._next + 1) % 2**32
         number = self._next
         waiter: asyncio.Future[tuple[bytes, int]] = self._loop.create_future()
-        self._waiting[number] = waiter
+        self.waiting[number] = waiter
         try:
-            await self._may_write.wait()
+            await self.may_write.wait()
             if not self.open:
                 raise Gone
             text = orjson.dumps(request)
@@ -104,7 +104,7 @@ class EngineConnection(asyncio.Protocol):
             self.transport.writelines((header, text, raw))
             body, meta = await waiter
         finally:
-            self._waiting.pop(number, None)
+            self.waiting.pop(number, None)
         if meta > _DECODE_IN_THREAD:
             answer = await asyncio.to_thread(orjson.loads, memoryview(body)[:meta])
         else:

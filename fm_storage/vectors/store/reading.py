@@ -177,8 +177,10 @@ def _kind(collection: str, request: Query | Retrieve | Scroll) -> tuple[str, str
 
 
 def _numbers(vector: Any) -> int:
+    if vector is None:
+        return 0
     if isinstance(vector, SparseVector):
         return 2 * len(vector.indices)
     if isinstance(vector, Mapping):
         return sum(map(_numbers, vector.values()))
-    return 0 if vector is None else len(vector)
+    return len(vector)

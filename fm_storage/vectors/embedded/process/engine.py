@@ -27,8 +27,8 @@ from fm_storage.vectors.embedded.process.manifest import Manifest, sync_folder
 from fm_storage.vectors.embedded.process.shard import PointNotFound, Shard, WrongVector
 from fm_storage.vectors.embedded.process.vector_bytes import Raw
 
-_OPEN = 48
-_IDLE = 300.0
+OPEN = 48
+IDLE = 300.0
 _KEPT_FREE = 64 * 1024 * 1024
 # What does not say that a file is damaged: it may open another time.
 _ELSEWHERE = re.compile(
@@ -363,10 +363,10 @@ class Engine:
 
         An open shard has eight threads; it is opened anew by the next call.
         """
-        since = time.monotonic() - _IDLE
+        since = time.monotonic() - IDLE
         longest = sorted(self.shards.values(), key=lambda shard: shard.last_use)
         for position, shard in enumerate(longest):
-            many = len(longest) - position > _OPEN
+            many = len(longest) - position > OPEN
             if not many and shard.last_use >= since:
                 return
             if shard.name not in self.builds and shard.name not in self.to_flush:
