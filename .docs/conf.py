@@ -8,6 +8,10 @@ project_copyright = "the fm_storage contributors, Apache-2.0"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
 html_theme = "furo"
+# Styles of Pygments itself: the theme's own are looked for among the plug-ins of all
+# packages that are installed, and one of the bench's peers has a broken one.
+pygments_style = "default"
+pygments_dark_style = "monokai"
 html_title = f"fm_storage {release}"
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
