@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -192,7 +193,8 @@ def _as_it_is(config: StorageConfig) -> StorageConfig:
     postgres, qdrant = config.postgres, config.qdrant
     if postgres is not None and postgres.embedded:
         folder = config.embedded_folder(postgres.dsn) / "postgres"
-        if not folder.exists():
+        # A file in the way of the folder is named by the part that opens it.
+        if not folder.exists() and not any(map(Path.is_file, folder.parents)):
             raise ConfigurationInvalid(
                 "postgres.dsn",
                 f"names an embedded database, and there is none in {folder} yet; "
