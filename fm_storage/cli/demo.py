@@ -259,7 +259,7 @@ async def _failure(
 ) -> Exception:
     try:
         await work(storage, turn)
-    except Exception as exc:
+    except Exception as exc:  # any failure is what we are after
         return exc
     raise AssertionError("this work cannot succeed")
 

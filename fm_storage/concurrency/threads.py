@@ -55,7 +55,7 @@ def in_thread(
         result, error = None, None
         try:
             result = context.run(function)
-        except BaseException as exc:
+        except BaseException as exc:  # carried to the awaiting task
             error = exc
         try:
             loop.call_soon_threadsafe(settle, result, error)

@@ -82,7 +82,7 @@ class _Lifespan:
         finally:
             try:
                 await self._ours.__aexit__(None, None, None)
-            except Exception as exc:
+            except Exception as exc:  # logged and raised below
                 failure = exc
         if failure is not None:
             await self._answer("lifespan.shutdown.failed", str(failure))

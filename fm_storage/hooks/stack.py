@@ -308,9 +308,9 @@ async def _outcome(hook: _Hook) -> Exception | None:
             result = await in_thread(call, name=f"shutdown hook {hook}")
         if inspect.isawaitable(result):
             await result
-    except Exception as exc:
+    except Exception as exc:  # returned, not lost
         return exc
-    except BaseException as exc:
+    except BaseException as exc:  # as an error that a group can hold
         failure = RuntimeError(f"shutdown hook {hook}: it raised {exc!r}")
         failure.__cause__ = exc
         return failure

@@ -83,7 +83,7 @@ async def probe(
             status = cast("Status", found)
     except TimeoutError as exc:
         status, detail = "down", str(exc) or f"no answer within {timeout:g} s"
-    except Exception as exc:
+    except Exception as exc:  # whatever is wrong is the answer
         status, detail = "down", str(exc) or type(exc).__name__
     return PartHealth(name, status, time.perf_counter() - begin, detail)
 

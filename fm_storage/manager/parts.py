@@ -79,7 +79,7 @@ class Parts:
             name, closer = self._closers[-1]
             try:
                 await closer()
-            except Exception as exc:
+            except Exception as exc:  # raised together at the end
                 exc.add_note(f"while closing {name}")
                 self._failures.append(exc)
             self._closers.pop()

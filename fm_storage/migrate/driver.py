@@ -166,7 +166,7 @@ class Connection:
         ):
             try:
                 rows = await statement.fetch(*args)
-            except Exception as exc:
+            except Exception as exc:  # judged below
                 if not isinstance(translate(exc), InvalidRecord):
                     raise
                 # Refused by the driver's encoders: nothing was sent yet.
@@ -203,7 +203,7 @@ class Connection:
             return asyncio.run_coroutine_threadsafe(body, self._loop).result()
         except MigrationStopped:
             raise
-        except Exception as exc:
+        except Exception as exc:  # translated
             error = translate(exc, owner="migrations")
             if error is exc:
                 raise

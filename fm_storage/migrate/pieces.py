@@ -108,7 +108,7 @@ class _Run:
                 self._one(step, text, execute)
             except PASSED_ON:
                 raise
-            except Exception as exc:
+            except Exception as exc:  # what stayed is noted first
                 kept = self._what_is_kept(step, text)
                 raise failure(self.id, exc, step=step + 1, kept=kept) from exc
 

@@ -122,7 +122,7 @@ def _in_one_transaction(
                 backend.run(text)
         except (*backend.retried, *PASSED_ON):
             raise
-        except Exception as exc:
+        except Exception as exc:  # named with its file
             raise failure(migration.id, exc, step=backend.step) from exc
         finally:
             backend.step_of = None

@@ -97,7 +97,7 @@ class QdrantApp:
             return _error(400, text, began)
         except orjson.JSONDecodeError as exc:
             return _error(400, f"Format error in JSON body: {exc}", began)
-        except Exception as exc:
+        except Exception as exc:  # becomes the answer
             refusal = refusal_for(exc)
             return _error(refusal.status, str(refusal), began)
         answer = {

@@ -132,7 +132,7 @@ class QdrantGrpcServer:
             return await context.abort(
                 grpc.StatusCode.UNIMPLEMENTED, f"no method {path}"
             )
-        except Exception as exc:
+        except Exception as exc:  # becomes the answer
             refusal = refusal_for(exc)
             refused = Fault("status", refusal.status, text=str(refusal))
             return await self._fail(path, size, peer, context, refused)

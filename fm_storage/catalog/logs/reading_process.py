@@ -145,7 +145,7 @@ def serve(task: Task, out: IO[bytes]) -> None:
             out.flush()
     except BrokenPipeError:
         raise
-    except Exception as exc:
+    except Exception as exc:  # raised again in the parent
         send((None, exc))
 
 

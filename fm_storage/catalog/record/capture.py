@@ -35,7 +35,7 @@ def _is_new(exc: BaseException) -> bool:
         return False
     try:
         setattr(exc, _SEEN, True)
-    except Exception:
+    except Exception:  # slots, or a hostile __setattr__
         logger.debug("%s cannot be marked as recorded", type(exc))
     return True
 

@@ -68,7 +68,7 @@ class CatalogHandler(logging.Handler):
             # trace (which costs a hundred times as much) in the thread.
             message = _message(record)
             self._hand_in(partial(draft_of_log, record, message, module=self._module))
-        except Exception:
+        except Exception:  # as logging's own handlers do
             self.handleError(record)
 
     def createLock(self) -> None:  # noqa: N802 - logging's name

@@ -484,7 +484,7 @@ def _plain(value: object, done: set[str], limit: int, depth: int) -> Json:
         return _text_of(value, done, limit)
     try:
         return _plain_container(value, done, limit, depth + 1)
-    except Exception:
+    except Exception:  # a value may refuse to be looked at
         return _unreadable(value, done)
 
 
@@ -572,7 +572,7 @@ def _key(key: object, done: set[str]) -> str:
 def _text_of(value: object, done: set[str], limit: int) -> str:
     try:
         text = str(value) if isinstance(value, int) else repr(value)
-    except Exception:
+    except Exception:  # a value may refuse to be looked at
         return _unreadable(value, done)
     return repair_text(text, limit=limit)[0]
 

@@ -59,7 +59,7 @@ def _message(exc: BaseException) -> str:
 def _str(exc: BaseException) -> str:
     try:
         return str(exc)
-    except Exception:
+    except Exception:  # str() of an exception may do anything
         return f"<unprintable {type_name(exc)}>"
 
 
@@ -79,7 +79,7 @@ def _trace(exc: BaseException) -> str:
             found = traceback.TracebackException.from_exception(exc, lookup_lines=False)
             _shorten(found)
             return "".join(found.format()).rstrip("\n")
-    except Exception:
+    except Exception:  # rendered another way
         logger.debug("%s is rendered frame by frame", type(exc))
     return "\n\n".join(map(_own_trace, reversed(chain)))
 
@@ -151,5 +151,5 @@ def _leaves(
 def _attribute(exc: BaseException, name: str) -> object:
     try:
         return getattr(exc, name, None)
-    except Exception:
+    except Exception:  # a property may do anything
         return None

@@ -256,7 +256,7 @@ class Delivery:
                 return failed  # another drainer may have the rows by now
             try:
                 await self.send(collection, rows)
-            except Exception as exc:
+            except Exception as exc:  # judged, never swallowed
                 if await self._is_outage(collection, rows, outcome, exc):
                     return failed
                 culprit = _named_by(exc, rows)

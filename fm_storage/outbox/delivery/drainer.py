@@ -127,7 +127,7 @@ class Drainer:
                 _log.error("the outbox does not drain: %s", exc)
                 self.progress.set()
                 return
-            except Exception as exc:
+            except Exception as exc:  # a drainer outlives any failure
                 self.state = DrainerState.WAITING
                 self.problem = describe(exc)
                 if isinstance(exc, ConnectionFailed):

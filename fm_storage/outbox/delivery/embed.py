@@ -68,7 +68,7 @@ class Embedder:
         registration = self._registered[collection]
         try:
             texts, refused = await registration.texts.read(self._executor, rows)
-        except Exception as exc:
+        except Exception as exc:  # the function is the application's
             raise TextsFailed(f"text_of of {collection!r}", exc) from exc
         aside = {row.point_id for row, _ in refused}
         by_id = {
@@ -84,7 +84,7 @@ class Embedder:
             return [], refused
         try:
             kept = await _vectors(collection, registration.vectorizer, found)
-        except Exception as exc:
+        except Exception as exc:  # the vectorizer is the application's
             raise TextsFailed(f"the vectorizer of {collection!r}", exc) from exc
         standing = await self._queue.keep_vectors(collection, kept)
         return [row for row, _ in found if row.point_id in standing], refused

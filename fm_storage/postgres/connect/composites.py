@@ -109,7 +109,7 @@ async def composite_of(
         if isinstance(value, kind):
             try:
                 taken = take(value)
-            except Exception as exc:
+            except Exception as exc:  # the class is the application's
                 raise FromCaller(exc) from None
             return (taken,) if one else taken
         return tuple(value)

@@ -236,7 +236,7 @@ class Connector:
             mark_unchanged(raw)
         except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError):
             raise
-        except Exception as exc:
+        except Exception as exc:  # on_connect is the application's
             raise ConfigurationInvalid(
                 "postgres.on_connect",
                 f"it failed on a new connection ({type(exc).__name__}: {exc}); see "

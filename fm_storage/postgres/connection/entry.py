@@ -151,7 +151,7 @@ class PoolEntry:
         """
         try:
             await synchronise(self.raw, timeout)
-        except Exception:
+        except Exception:  # the connection is in doubt, then passed on
             self.doubtful = True
         else:
             self.unsynced = False

@@ -340,7 +340,7 @@ class PoolCore:
         except asyncio.CancelledError:
             self.give(entry)
             raise
-        except Exception as exc:
+        except Exception as exc:  # whatever is wrong, it is not handed out
             self.counters.checks_failed += 1
             self.in_use.discard(entry)
             entry.raw.terminate()

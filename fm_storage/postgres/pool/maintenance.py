@@ -79,7 +79,7 @@ class Maintenance:
         except asyncio.CancelledError:
             self._drop(entry)
             raise
-        except Exception:
+        except Exception:  # what could not be reset is not used again
             self._drop(entry)
             return
         self._core.give_reset(entry)

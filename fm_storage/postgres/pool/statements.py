@@ -89,7 +89,7 @@ class PoolStatements:
             call = tracing.traced(call, server_of)
         try:
             result = await call(entry.raw, text, *args, timeout=limit)
-        except BaseException as exc:
+        except BaseException as exc:  # given back first, then raised
             return await self._recover(
                 entry, exc, call=call, sql=sql, args=args, limit=limit
             )
@@ -147,7 +147,7 @@ class PoolStatements:
             left = max(0.001, deadline - monotonic())
             try:
                 result = await call(entry.raw, text, *args, timeout=left)
-            except BaseException as again:
+            except BaseException as again:  # judged below
                 if lost is not None and getattr(again, "sqlstate", None) == "25006":
                     core.give(entry)
                     raise lost[0] from lost[1]

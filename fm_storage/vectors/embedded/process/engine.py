@@ -263,7 +263,7 @@ class Engine:
                         answers[position] = (hits, bytes(out.floats))
                         continue
                     ready.append((position, shard.query_request(request, raw)))
-            except Exception as exc:
+            except Exception as exc:  # becomes the answer
                 answers[position] = exc
         if len(ready) > 1:
             # One at fault fails a batch; then they are asked one by one.
@@ -284,7 +284,7 @@ class Engine:
                     found = shard.edge_shard.query(query)
                     made = shard.hits(found, out, request.get("with_vector"))
                     answers[position] = (made, bytes(out.floats))
-            except Exception as exc:
+            except Exception as exc:  # becomes the answer
                 answers[position] = exc
         return answers
 
@@ -323,7 +323,7 @@ class Engine:
                 try:
                     with self._watched({"c": name}):
                         shard.flush()
-                except Exception as exc:
+                except Exception as exc:  # that collection alone has failed
                     failed[name] = exc
         return failed
 
@@ -372,7 +372,7 @@ class Engine:
             if shard.name not in self.builds and shard.name not in self.to_flush:
                 try:
                     shard.close()
-                except BaseException:
+                except BaseException:  # logged; the engine goes on
                     traceback.print_exc()
                 del self.shards[shard.name]
 

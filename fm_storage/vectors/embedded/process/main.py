@@ -255,7 +255,7 @@ class Server:
                 try:
                     answer, vectors = self.engine.read(request)
                     self._reply(client, number, {"ok": answer}, vectors)
-                except Exception as exc:
+                except Exception as exc:  # becomes the answer
                     self._reply(client, number, refusal(exc))
                 continue
             batch = [(client, number, request, raw)]
@@ -284,7 +284,7 @@ class Server:
                 continue
             try:
                 answer = {"ok": self.engine.write(request, raw)}
-            except Exception as exc:
+            except Exception as exc:  # becomes the answer
                 answer = refusal(exc)
             name = self.engine.manifest.resolve(str(request.get("c") or ""))
             done.append((client, number, name, answer))
@@ -357,7 +357,7 @@ def main(folder_name: str) -> None:
         handle = _lock(folder)
         engine.open()
         listener, path = _listen(folder)
-    except Exception as exc:
+    except Exception as exc:  # reported to the one who started us
         traceback.print_exc()
         sys.stdout.write(f"failed {type(exc).__name__}: {exc}\n")
         sys.stdout.flush()
