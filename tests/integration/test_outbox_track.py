@@ -1,4 +1,4 @@
-"""Rows of a tracked table are points, whoever writes them."""
+"""Rows of a tracked table are points, no matter who writes them."""
 
 from __future__ import annotations
 
