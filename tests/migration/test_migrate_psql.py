@@ -1,4 +1,4 @@
-"""What psql takes is taken, and what fails is reported with the file and what stayed."""
+"""What psql takes is taken; what fails is reported with the file and what stayed."""
 
 from __future__ import annotations
 
