@@ -40,7 +40,16 @@ from tests.support import containers, servers
 if TYPE_CHECKING:
     from fm_storage.postgres import Pool
 
-__all__ = ["TestServer", "dsn", "empty_dsn", "pool", "run_aside", "server", "template"]
+__all__ = [
+    "TestServer",
+    "dsn",
+    "empty_dsn",
+    "pgvector",
+    "pool",
+    "run_aside",
+    "server",
+    "template",
+]
 
 T = TypeVar("T")
 
@@ -301,3 +310,8 @@ async def pool(dsn: str) -> AsyncIterator[Pool]:
 
     async with Pool(PostgresConfig(dsn=dsn)) as opened:
         yield opened
+
+
+@pytest.fixture
+def pgvector() -> None:
+    """Stand for a server that has the extension ``vector``."""

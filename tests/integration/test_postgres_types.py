@@ -52,6 +52,7 @@ def item(number: int) -> Item:
     return Item(number, [1.0, 2.0, float(number)], {"a": str(number)}, "top.of.tree")
 
 
+@pytest.mark.usefixtures("pgvector")
 async def test_registered_types_are_exchanged_by_every_way_of_writing(pool):
     """One by one, in batches of every size and in filters; numpy arrays too."""
     await pool.execute(

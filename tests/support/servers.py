@@ -49,6 +49,8 @@ class Choice:
                 "no Qdrant server (--qdrant-url, or a Docker engine with "
                 f"{qdrant_image()})"
             )
+        if self.postgres != "embedded":
+            missing["pgvector"] = "that server may lack pgvector; the embedded has it"
         if not find_pgbouncer():
             missing["pgbouncer"] = "no pgbouncer program (apt-get install pgbouncer)"
         if not find_browser():

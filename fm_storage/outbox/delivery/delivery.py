@@ -79,6 +79,7 @@ class Outcome:
             that have vectors are delivered meanwhile.
         unserved: Whether it has points that this process has no vectorizer for.
         created: Collections that were missing and could be created.
+        embedded: Points whose text was found and embedded.
         delivered: Points whose delivery was recorded.
         quarantined: Points set aside.
         greatest: Greatest version delivered.
@@ -90,6 +91,7 @@ class Outcome:
     failing: BaseException | None = None
     unserved: bool = False
     created: set[str] = field(default_factory=set)
+    embedded: int = 0
     delivered: int = 0
     quarantined: int = 0
     greatest: int = 0
@@ -233,6 +235,7 @@ class Delivery:
                 refused += also
                 await self._give_back(part, some, also)
         self._counters.embedded += len(filled)
+        outcome.embedded = len(filled)
         return filled, refused + failed
 
     async def _give_back(

@@ -83,6 +83,9 @@ class Drainer:
         # By collection: when to try it again, and how often it failed.
         self._blocked: dict[str, tuple[float, int]] = {}
         self._failing: dict[str, str] = {}  # problems, by collection
+        # Collections whose texts fail: logged once, though points that have vectors
+        # are delivered in between.
+        self._textless: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         self.progress = asyncio.Event()
 
@@ -185,6 +188,8 @@ class Drainer:
         """Leave out a collection that cannot be written for now."""
         name = outcome.collection
         exc = outcome.failure
+        if outcome.embedded:
+            self._textless.discard(name)
         if exc is None:
             self._blocked.pop(name, None)
             self._failing.pop(name, None)
@@ -194,7 +199,10 @@ class Drainer:
         # Where only the texts fail, points that have vectors are delivered.
         until = 0.0 if exc is outcome.failing else lease_clock() + pause
         self._blocked[name] = (until, failures + 1)
-        level = logging.DEBUG if failures else logging.WARNING
+        again = failures or name in self._textless
+        level = logging.DEBUG if again else logging.WARNING
+        if exc is outcome.failing:
+            self._textless.add(name)
         _log.log(level, "points of %s wait %.1f s: %s", name, pause, describe(exc))
         if outcome.outage is not None:
             self._failing[name] = describe(exc)
