@@ -117,8 +117,8 @@ imports: $(VENV)/.dev  ## imports point down, clients stay in their rooms
 test: $(VENV)/.dev  ## all tests, on containers where they can be had, else embedded (≤ 15 min)
 	$(BIN)/pytest -n $(WORKERS) -m "$(NOT_LONG)" $(ARGS)
 
-fast: $(VENV)/.dev  ## the quick tests (≤ 60 s)
-	$(BIN)/pytest -q --quick -m "$(NOT_LONG) and not slow and not cluster" tests/unit tests/integration $(ARGS)
+fast: $(VENV)/.dev  ## the quick tests (two or three minutes)
+	$(BIN)/pytest -q -n $(WORKERS) --quick -m "$(NOT_LONG) and not slow and not cluster" tests/unit tests/integration $(ARGS)
 
 cover: $(VENV)/.dev  ## all tests, with the coverage of branches
 	$(BIN)/coverage erase
