@@ -140,6 +140,6 @@ def _has_image(engine: Any, name: str) -> bool:
     except errors.ImageNotFound:
         try:
             engine.images.pull(name)
-        except Exception:
+        except Exception:  # whatever stands in the way, it cannot be pulled
             return False
     return True

@@ -98,7 +98,7 @@ def level_from(level: int | str) -> int:
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception:
+    except Exception:  # a record is never worth an error in the host
         with contextlib.suppress(Exception):
             return f"{record.msg!r} with {record.args!r}"
         given = record.args if isinstance(record.args, tuple) else (record.args,)

@@ -241,13 +241,14 @@ class Classifier:
         self.known: dict[str, Effect] = {}
         self.stale = False
         self._names = UserNames()
+        self._defining: set[str] = set()  # of what is known
 
     def learn(self, names: UserNames) -> None:
         """Judge by *names* from now on."""
         self.stale = False
         if names != self._names:
             self._names = names
-            self.known.clear()
+            self._forget()
 
     def classify(self, sql: str) -> Effect:
         """Return what *sql* can do, ANYTHING when that cannot be decided.
@@ -259,12 +260,23 @@ class Classifier:
         if effect is None:
             effect = classify(sql, self._names)
             if len(self.known) >= _REMEMBERED:
-                self.known.clear()
+                self._forget()
+            defines = not effect and not _DEFINES.isdisjoint(
+                sql[:_LONGEST].lower().split()
+            )
+            self.stale = self.stale or defines
             if len(sql) <= _LONGEST:
-                self.known[sql if type(sql) is str else str(sql)] = effect
-        if not effect and not _DEFINES.isdisjoint(sql[:_LONGEST].lower().split()):
+                text = sql if type(sql) is str else str(sql)
+                self.known[text] = effect
+                if defines:
+                    self._defining.add(text)
+        elif sql in self._defining:
             self.stale = True
         return effect
+
+    def _forget(self) -> None:
+        self.known.clear()
+        self._defining.clear()
 
 
 def classify(sql: str, names: UserNames | None = None) -> Effect:
