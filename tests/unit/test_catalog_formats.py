@@ -74,6 +74,39 @@ def test_every_format_recognises_its_own_example(one):
          "no spider"),
         ("2026-01-02T10:11:12Z\tERROR\tshop/pay.go:7\tno money", "ERROR", None,
          "no money"),
+        ("2026-01-02T10:11:12Z\tERROR\thttp.log\tno money\t{}", "ERROR", "http.log",
+         "no money\t{}"),
+        ("2026-01-02 10:11:12 ERROR c.s.Cart  [] - no money", "ERROR", "c.s.Cart",
+         "no money"),
+        ("2026-01-02 10:11:12 [1] ERROR Shop.Cart [(null)] - no", "ERROR", "Shop.Cart",
+         "no"),
+        ("[2026-01-02 10:11:12] app.CRITICAL: no money {} []", "CRITICAL", "app",
+         "no money {} []"),
+        ("2026-01-02T10:11:12Z [WARN]  agent.fsm: no leader", "WARNING", "agent.fsm",
+         "no leader"),
+        ("[2026-01-02T10:11:12.345] [ERROR] shop - no", "ERROR", "shop", "no"),
+        ("2026-01-02T10:11:12.345Z 7 [Warning] Access denied", "WARNING", None,
+         "Access denied"),
+        ("2026-01-02T10:11:12Z E NETWORK  [conn7] no peer", "ERROR", "NETWORK",
+         "no peer"),
+        ("2026.01.02 10:11:12.3 [ 31 ] {9b} <Error> execute: no", "ERROR", "execute",
+         "no"),
+        ("2026-01-02T10:11:12.345Z|00007|bridge|ERR|no link", "ERROR", "bridge",
+         "no link"),
+        ("02-Jan-2026 10:11:12.345 general: error: no zone", "ERROR", "general",
+         "no zone"),
+        ("Jan  2 10:11:12 dnsmasq[31]: failed to load", "ERROR", "dnsmasq",
+         "failed to load"),
+        ("Jan 02 10:11:12.345678 web1 systemd[1]: Failed", "ERROR", "systemd",
+         "Failed"),
+        ("[pod/web-1/app] 2026-01-02T10:11:12Z ERROR shop.pay: no", "ERROR",
+         "shop.pay", "no"),
+        (('{"timestamp":"2026-01-02T10:11:12Z","level":"ERROR","fields":{"message":'
+         '"no"},"target":"shop::pay"}'), "ERROR", "shop::pay", "no"),
+        ('{"short_message":"no","timestamp":1767348672.3,"level":3,"_logger":"shop"}',
+         "ERROR", "shop", "no"),
+        (('{"timeUnixNano":"1767348672345000000","severityText":"ERROR",'
+         '"body":{"stringValue":"no"}}'), "ERROR", None, "no"),
         ("[2026-01-02T10:11:12,345][WARN ][o.e.Bootstrap] [n1] slow", "WARNING",
          "o.e.Bootstrap", "[n1] slow"),
         ("2026-01-02 10:11:12.345 +01:00 [FTL] gone", "CRITICAL", None, "gone"),
@@ -101,6 +134,50 @@ def test_further_layouts_keep_level_module_and_message(line, severity, module, m
     assert entry.module == (module or "s")
     assert entry.message == message or message is None
     assert abs(entry.timestamp - MOMENT) < timedelta(hours=2)
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "2026/01/02 10:11:12.345",
+        "[2026/01/02 10:11:12,345]",
+        "2026.01.02 10:11:12.345",
+        "[31] 2026/01/02 10:11:12.345",
+        "20260102 10:11:12.345",
+        "20260102T101112.345Z",
+        "260102 10:11:12.345",
+        "02 Jan 2026 10:11:12,345",
+        "02-Jan-2026 10:11:12.345",
+        "Fri, 02 Jan 2026 10:11:12.345 GMT",
+        "02.01.2026 10:11:12.345",
+        "01/02/2026 10:11:12.345",
+        "1/2/2026, 10:11:12.345 AM",
+        "02 Jan 10:11:12.345",
+        "1767348672.345",
+        "1.767348672345e+09",
+    ],
+)
+def test_dates_in_any_of_the_usual_orders_begin_an_entry(date):
+    """What follows them is read as behind an ISO 8601 time."""
+    (entry,), _ = read([f"{date} ERROR shop.billing: charge failed"])
+    assert abs(entry.timestamp - MOMENT) < timedelta(milliseconds=1)
+    assert (entry.severity, entry.module) == ("ERROR", "shop.billing")
+    assert entry.message == "charge failed"
+
+
+@pytest.mark.parametrize(
+    ("clock", "expected"),
+    [
+        ("10:11:12.345", datetime(2026, 1, 4, 10, 11, 12, 345000, tzinfo=UTC)),
+        ("[10:11:12]", datetime(2026, 1, 4, 10, 11, 12, tzinfo=UTC)),
+        ("1:11PM", datetime(2026, 1, 4, 13, 11, tzinfo=UTC)),
+    ],
+)
+def test_a_time_of_day_alone_is_the_last_such_time(clock, expected):
+    """It begins an entry where a level follows, and nothing else."""
+    (entry,), _ = read([f"{clock} ERROR charge failed"])
+    assert (entry.timestamp, entry.message) == (expected, "charge failed")
+    assert LineParser(now=NOW).parse(f"{clock} and other words") is None
 
 
 def test_two_lines_of_java_util_logging_are_one_entry():

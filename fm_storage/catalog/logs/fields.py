@@ -16,20 +16,23 @@ _TIMES = (
     "timestamp", "time", "@timestamp", "ts", "datetime", "date", "t.$date", "t",
     "asctime",
     "__REALTIME_TIMESTAMP", "eventTime", "@t", "receiveTimestamp",
-    "Timestamp", "timeMillis", "EventTime",
+    "Timestamp", "timeMillis", "EventTime", "timeUnixNano",
 )  # fmt: skip
 _LEVELS = (
     "level", "severity", "levelname", "lvl", "log.level", "loglevel", "PRIORITY",
     "severityText", "level_name", "error_severity", "@l", "LogLevel", "Level", "s",
 )  # fmt: skip
 _MESSAGES = (
-    "message", "msg", "event", "MESSAGE", "body", "text", "@m", "@mt", "Message",
-    "textPayload", "jsonPayload.message", "error", "err", "resultDescription",
+    "message", "msg", "event", "MESSAGE", "text", "@m", "@mt", "Message",
+    "fields.message", "body.stringValue", "short_message",
+    "error.message", "errorMessage", "textPayload", "jsonPayload.message",
+    "body", "error", "err", "resultDescription",
 )  # fmt: skip
 _MODULES = (
     "logger", "module", "name", "logger_name", "component", "log.logger",
     "SYSLOG_IDENTIFIER", "service.name", "service", "caller", "loggerName",
     "SourceContext", "Category", "c", "logName", "operationName",
+    "target", "_logger",
 )  # fmt: skip
 _JOURNAL_MODULES = (
     "SYSLOG_IDENTIFIER", "_SYSTEMD_UNIT", "_SYSTEMD_USER_UNIT", "_COMM",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime, tzinfo
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from fm_storage.catalog.logs import patterns
 from fm_storage.catalog.logs.entry import Header
@@ -96,6 +96,7 @@ class LineParser:
     ) -> None:
         self._clock = Clock(zone, now or datetime.now(UTC))
         given = () if format is None else (Format("given", format, ""),)
+        self._given = format
         telling = [*given, *patterns.FORMATS]
         self._formats: list[tuple[str, Callable[[str], Header | None]]] = [
             *[(one.name, partial(self._match, one)) for one in telling],
@@ -103,7 +104,7 @@ class LineParser:
             ("syslog5424", self._syslog_5424),
             ("syslog3164", self._syslog_3164),
             ("iso", self._iso),
-            ("slashed", self._slashed),
+            ("dated", self._dated),
             ("logfmt", self._logfmt),
             ("level", self._bare),
         ]
@@ -120,17 +121,26 @@ class LineParser:
             return None
         for at, (name, parse) in enumerate(self._formats):
             header = parse(line)
+            if not at and header is None and not self._may_begin(line):
+                break
             if header is not None:
                 if at:
                     self._formats.insert(0, self._formats.pop(at))
                 self.formats[name] = self.formats.get(name, 0) + 1
                 return header
-        if " | " in line and (prefix := patterns.COMPOSE.match(line)) is not None:
+        if (" | " in line or line.startswith("[pod/")) and (
+            prefix := patterns.COMPOSE.match(line)
+        ) is not None:
             header = self.parse(line[prefix.end() :])
             if header is not None:
-                header.context.setdefault("service", prefix[0].split()[0])
+                header.context.setdefault("service", prefix["service"] or prefix["pod"])
             return header
         return None
+
+    def _may_begin(self, line: str) -> bool:
+        if patterns.HEADERS.match(line) is not None:
+            return True
+        return self._given is not None and self._given.match(line) is not None
 
     # --- one method per format
 
@@ -154,7 +164,12 @@ class LineParser:
             header.context["service" if stamp["bar"] else "file"] = stamp["file"]
         return header
 
-    def _rest(self, rest: str, at: datetime) -> Header:
+    @overload
+    def _rest(self, rest: str, at: datetime) -> Header: ...
+    @overload
+    def _rest(self, rest: str, at: datetime, *, level: bool) -> Header | None: ...
+    def _rest(self, rest: str, at: datetime, *, level: bool = False) -> Header | None:
+        """Return what follows a time; None if it has no *level* and must have one."""
         for place, (name, match, has_module, context) in enumerate(self._rests):
             found = match(rest)
             if found is None:
@@ -170,24 +185,32 @@ class LineParser:
             )
         found = patterns.LOWER_RESTS.match(rest)
         if found is not None:
-            level = found["level"] or found["bare"]
-            return Header(at, SEVERITIES[level], None, rest[found.start("message") :])
-        return Header(at, guess_severity(rest), None, rest)
+            severity = SEVERITIES[(found["level"] or found["bare"]).lower()]
+            return Header(at, severity, None, rest[found.start("message") :])
+        return None if level else Header(at, guess_severity(rest), None, rest)
 
-    def _slashed(self, line: str) -> Header | None:
-        found = patterns.SLASHED.match(line)
-        if found is None:
-            return None
-        at = self._clock.at(found["at"].replace("/", "-"))
-        if at is None:
-            return None
-        header = self._rest(found["rest"], at)
-        place = patterns.GO_PLACE.match(header.message)
-        if place is not None:
-            header.module = header.module or place["place"].rsplit(":", 1)[0]
-            header.context["place"] = place["place"]
-            header.message = place["message"]
-        return header
+    def _dated(self, line: str) -> Header | None:
+        for pattern, alone in patterns.STAMPS:
+            found = pattern.match(line)
+            if found is None:
+                continue
+            groups = {key: value for key, value in found.groupdict().items() if value}
+            at = self._time(groups)
+            if at is None:
+                continue
+            header = self._rest(line[found.end() :], at, level=not alone)
+            if header is None:
+                continue
+            header.dated = not _DATES.isdisjoint(groups)
+            if "pid" in groups:
+                header.context["pid"] = groups["pid"]
+            place = patterns.GO_PLACE.match(header.message)
+            if place is not None:
+                header.module = header.module or place["place"].rsplit(":", 1)[0]
+                header.context["place"] = place["place"]
+                header.message = place["message"]
+            return header
+        return None
 
     def _syslog_5424(self, line: str) -> Header | None:
         found = patterns.SYSLOG_5424.match(line)
@@ -204,7 +227,7 @@ class LineParser:
 
     def _syslog_3164(self, line: str) -> Header | None:
         found = patterns.SYSLOG_3164.match(line)
-        if found is None or found["host"].lower() in SEVERITIES:
+        if found is None or (found["host"] or "").lower() in SEVERITIES:
             return None
         if found["iso"]:
             at = self._clock.at(found["iso"])
@@ -279,7 +302,7 @@ class LineParser:
             return self._clock.at(groups["at"].replace("/", "-"), zone)
         if "epoch" in groups:
             return self._clock.any(float(groups["epoch"]))
-        if "day" not in groups or "month" not in groups:
+        if "hour" not in groups and "clock" not in groups:
             return None
         clock = groups.get("clock") or ":".join(
             groups[part].zfill(2) for part in ("hour", "minute", "second")
@@ -287,6 +310,8 @@ class LineParser:
         hour, _, rest = clock.partition(":")
         if half := groups.get("half"):
             hour = str(int(hour) % 12 + 12 * (half == "PM"))
+        if "month" not in groups:
+            return self._clock.today(f"{hour.zfill(2)}:{rest}")
         year = groups.get("year")
         full = None if year is None else int(year) + 2000 * (len(year) < 4)
         clock = f"{hour.zfill(2)}:{rest}"

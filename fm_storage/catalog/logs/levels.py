@@ -17,6 +17,8 @@ SEVERITIES = {
     "panic": "CRITICAL", "dpanic": "CRITICAL", "a": "CRITICAL", "any": "INFO",
     "vrb": "DEBUG", "dbg": "DEBUG", "inf": "INFO", "wrn": "WARNING", "ftl": "CRITICAL",
     "trce": "DEBUG", "dbug": "DEBUG", "fail": "ERROR", "failure": "ERROR",
+    "erro": "ERROR", "fata": "CRITICAL", "debu": "DEBUG", "trac": "DEBUG",
+    "pani": "CRITICAL", "note": "INFO", "system": "INFO", "failed": "ERROR",
     "silly": "DEBUG", "http": "INFO", "unknown": "INFO", "default": "INFO",
     "fatal error": "CRITICAL", "parse error": "CRITICAL", "core error": "CRITICAL",
     "recoverable fatal error": "CRITICAL", "user error": "ERROR",

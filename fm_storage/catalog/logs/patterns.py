@@ -22,8 +22,8 @@ RESTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("scrapy", rf"\[(?P<module>[A-Za-z_][\w.]*)\][ ]{_LEVEL}:[ ](?P<message>.*)"),
         (
             "zap",
-            rf"""{_LEVEL}\t(?:(?P<module>[\w.-]+)\t)?(?P<place>[\w./-]+\.go:\d+)\t
-                 (?P<message>.*)""",
+            rf"""{_LEVEL}\t(?:(?P<module>[\w.-]+)\t)?
+                 (?:(?P<place>[\w./-]+\.go:\d+)\t)?(?P<message>.*)""",
         ),
         ("lambda", rf"(?P<request>[0-9a-f-]{{36}})\t{_LEVEL}\t(?P<message>.*)"),
         (
@@ -39,6 +39,26 @@ RESTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
             "actions",  # of GitHub
             r"\#\#\[(?P<level>error|warning|debug|notice)\](?P<message>.*)",
         ),
+        ("monolog", rf"(?P<module>[\w-]+)\.{_LEVEL}:[ ](?P<message>.*)"),
+        (
+            "clickhouse",
+            r"""\[[ ]?(?P<tid>\d+)[ ]\][ ]\{(?P<request>[^}]*)\}[ ]<(?P<level>\w+)>[ ]
+                (?P<module>[^:]+):[ ](?P<message>.*)""",
+        ),
+        (
+            "mongodb",
+            r"""(?P<level>[FEWID])\d?[ ]+(?P<module>[A-Z_]{3,})[ ]+
+                \[(?P<thread>[^\]]*)\][ ](?P<message>.*)""",
+        ),
+        (
+            "open vswitch",
+            rf"\|\d+\|(?P<module>[\w()]+)\|{_LEVEL}\|(?P<message>.*)",
+        ),
+        (
+            "bind",
+            r"""(?P<module>[\w-]+):[ ](?P<level>critical|error|warning|notice|info
+                |debug)(?:[ ]\d+)?:[ ](?P<message>.*)""",
+        ),
         (
             "servicing",  # of Windows
             r",\s+(?P<level>Info|Warning|Error)\s+(?P<module>\w+)\s+(?P<message>.*)",
@@ -50,7 +70,7 @@ RESTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ),
         (
             "bracketed",
-            rf"""{_LEVEL}\s+\[(?P<module>[A-Za-z_]\w*(?:\.\w+)+)\]\s+
+            rf"""{_LEVEL}\s+\[(?P<module>[A-Za-z_]\w*(?:\.\w+)+)\]\s+(?:-\s+)?
                  (?P<message>(?![\w.$]+\s*[:-]\s).*)""",
         ),
         (
@@ -66,7 +86,7 @@ RESTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         (
             "logback",
             rf"""\[(?P<thread>[^\]]*)\]\s+{_LEVEL}\s+(?P<module>[\w.$]+)\s+
-                 [-:]\s?(?P<message>.*)""",
+                 (?:\[[^\]]*\]\s+)?--?:?\s?(?P<message>.*)""",
         ),
         (
             "spring",
@@ -111,8 +131,13 @@ RESTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         (
             "named",
             rf"""{_LEVEL}[\]:]?\s+(?:-\s+)?\[?
-                 (?P<module>[A-Za-z_][\w$]*(?:[./][\w$-]+)*)\]?(?:\[\d+\])?\s*
-                 (?::|\s-)\s(?P<message>.*)""",
+                 (?P<module>[A-Za-z_][\w$]*(?:[./][\w$-]+)*)\]?(?:\[\d+\])?
+                 (?:\s+\[[^\]]*\])?\s*(?::|\s-)\s(?P<message>.*)""",
+        ),
+        (
+            "category",
+            rf"""\[{_LEVEL}\]\s+(?P<module>[\w.-]+(?=[ ]-)|[a-z][\w.-]*(?=:))
+                 (?::|[ ]-)[ ](?P<message>.*)""",
         ),
         ("gunicorn", rf"\[(?P<pid>\d+)\][ ]\[?{_LEVEL}\]?:?\s+(?P<message>.*)"),
         (
@@ -130,7 +155,8 @@ RESTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 """What follows an ISO timestamp, the more telling forms first."""
 
 LOWER_RESTS = re.compile(
-    r"(?:\[(?P<level>trace|debug|info|notice|warn(?:ing)?|error|crit|alert|emerg|fatal)\]:?|"
+    r"(?:(?:\d+ )?\[(?P<level>(?i:trace|debug|info|note|notice|warn(?:ing)?|error"
+    r"|system|crit(?:ical)?|alert|emerg|fatal))\]:?|"
     r"(?P<bare>trace|debug|info|warn(?:ing)?|error|fatal)\b:?)\s*"
     r"(?:(?P<pid>\d+)#\d+:\s*)?(?P<message>.*)"
 )
@@ -144,9 +170,6 @@ PLAIN_STAMP = re.compile(
     rf"(?!\s?{ZONE}|[.,\d\]:])\s*"
 )
 """What ``STAMP`` finds in most logs, in a third of the time."""
-SLASHED = re.compile(
-    r"(?P<at>\d{4}/\d\d/\d\d \d\d:\d\d:\d\d(?:[.,]\d{1,9})?)\s+(?P<rest>.*)", re.DOTALL
-)
 GO_PLACE = re.compile(r"(?P<place>[\w./-]+\.go:\d+): (?P<message>.*)", re.DOTALL)
 SYSLOG_5424 = re.compile(
     r"<(?P<priority>\d{1,3})>\d{1,2} (?P<at>\S+) (?P<host>\S+) (?P<app>\S+) "
@@ -156,9 +179,11 @@ SYSLOG_5424 = re.compile(
     re.DOTALL,
 )
 SYSLOG_3164 = re.compile(
-    r"(?:<(?P<priority>\d{1,3})>)?(?:(?P<at>[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d)"
+    r"(?:<(?P<priority>\d{1,3})>)?"
+    r"(?:(?P<at>[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)?)"
     r"|(?P<iso>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:?\d\d))) "
-    r"(?P<host>[\w.:-]+) (?P<app>[\w./@() -]{1,64}?)(?:\[(?P<pid>\d+)\])?: "
+    r"(?:(?P<host>[\w.:-]+) )?(?P<app>[\w./@() -]{1,64}?)(?:\[(?P<pid>\d+)\])?"
+    r"(?: \([^)]*\))?: "
     r"(?P<message>.*)",
     re.DOTALL,
 )
@@ -168,7 +193,7 @@ BARE = re.compile(
 )
 LOGFMT = re.compile(r'([\w.@/-]+)=("(?:[^"\\]|\\.)*"|[^\s"]*)(?:\s+|$)')
 LOGFMT_START = re.compile(r'(?:[\w.@/-]+=(?:"(?:[^"\\]|\\.)*"|[^\s"]*)\s+){2}')
-COMPOSE = re.compile(r"[\w.-]+\s+\| ")
+COMPOSE = re.compile(r"(?P<service>[\w.-]+)\s+\| |\[pod/(?P<pod>[^\]\s]+)\] ")
 IN_MESSAGE = re.compile(rf"^\W*{_LEVEL}\b[\]:\s]", re.IGNORECASE)
 HTTP_STATUS = re.compile(
     r'"(?:[A-Z]{3,7}) [^"]* HTTP/[\d.]+" (\d{3})\b|(?: -?\d+(?:/[+-]?\d+){4}) (\d{3}) '
@@ -203,6 +228,31 @@ _CLOCK = r"(?P<clock>\d{1,2}:\d\d:\d\d(?:[.,]\d{1,9})?)"
 _MONTH = r"(?P<month>[A-Z][a-z]{2})"
 _AT = r"(?P<at>\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?)"
 _WEEKDAY = r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
+_YEAR, _DAY = r"(?P<year>\d{4})", r"(?P<day>\d{1,2})"
+_HALF = r"(?P<half>[AP]M)"
+_SLASHED = r"[/.](?P<month>\d\d)[/.](?P<day>\d\d)"
+_DIGITS = r"(?P<month>\d\d)(?P<day>\d\d)"
+_NAMED = rf"(?:{_WEEKDAY},? )?{_DAY}[ -]{_MONTH}"
+_TIME = r"(?P<hour>\d\d)(?P<minute>\d\d)(?P<second>\d\d(?:[.,]\d+)?)"
+_NUMBERS = r"(?P<month>\d{1,2})/(?P<day>\d{1,2})/(?P<year>\d{4})"
+
+STAMPS = tuple(
+    (re.compile(rf"(?:\[(?P<pid>\d+)\] )?[\[(]?{pattern}[\])]?:?\s+"), alone)
+    for pattern, alone in (
+        (rf"{_YEAR}{_SLASHED}[ -]{_CLOCK}", True),
+        (rf"{_YEAR}{_DIGITS}[T -]{_CLOCK}", True),
+        (rf"{_YEAR}{_DIGITS}T{_TIME}(?P<zone>{ZONE})?", True),
+        (rf"{_NAMED}[ -]{_YEAR},?[ :]{_CLOCK}(?: (?P<zone>{ZONE}))?", True),
+        (rf"{_DAY}\.(?P<month>\d\d)\.{_YEAR},? {_CLOCK}", True),
+        (rf"{_NUMBERS},? {_CLOCK}(?: {_HALF})?", True),
+        (rf"(?P<day>\d\d) {_MONTH} {_CLOCK}", False),
+        (rf"(?P<year>\d\d){_DIGITS} {{1,2}}{_CLOCK}", False),
+        (r"(?P<epoch>\d{10}(?:\.\d{1,9})?|\d\.\d{6,}e\+?09)", False),
+        (rf"(?P<clock>\d{{1,2}}:\d\d(?::\d\d(?:[.,]\d{{1,9}})?)?) ?{_HALF}", False),
+        (r"(?P<clock>\d\d:\d\d:\d\d(?:[.,]\d{1,9})?)", False),
+    )
+)
+"""Dates that are not ISO 8601, and whether one begins an entry without a level."""
 
 
 def _format(name: str, pattern: str, example: str) -> Format:
@@ -365,8 +415,87 @@ FORMATS = (
         "Internal Server Error: /admin",
     ),
     _format(
+        "iis",
+        rf"{_AT} [\d.:a-f]+ (?P<request>[A-Z]{{3,8}} \S+ \S+) \d+ \S+ (?P<client>\S+)"
+        r"(?: \S+){1,3}? (?P<status>[1-5]\d\d) \d+ \d+ \d+.*",
+        "2026-01-02 10:11:12 10.0.0.1 GET /pay - 443 - 10.0.0.7 curl - 500 0 0 31",
+    ),
+    _format(
+        "load balancer",  # of AWS
+        rf"(?:https?|h2|grpcs?|wss?) {_AT}Z \S+ (?P<client>\S+) \S+ \S+ \S+ \S+ "
+        r"(?P<status>\d{3}) \S+ \d+ \d+ \"(?P<request>[^\"]*)\".*",
+        "http 2026-01-02T10:11:12.345678Z app/lb/1 10.0.0.7:51 10.0.0.9:80 0.1 0.1"
+        ' 0.1 502 502 34 366 "GET http://x.test:80/ HTTP/1.1" "curl"',
+    ),
+    _format(
+        "squid",
+        r"(?P<epoch>\d{10}\.\d{3}) +\d+ (?P<client>\S+) (?P<result>[A-Z_]+)/"
+        r"(?P<status>\d{3}) \d+ (?P<request>[A-Z]+ \S+) .*",
+        "1767348672.345    123 10.0.0.7 TCP_MISS/503 4000 GET http://x.test/ - -",
+    ),
+    _format(
+        "audit",  # of Linux
+        r"type=(?P<module>\w+) msg=audit\((?P<epoch>\d{10}\.\d{3}):\d+\): "
+        r"(?P<message>.*)",
+        "type=AVC msg=audit(1767348672.345:7): avc: denied { read } for pid=31",
+    ),
+    _format(
+        "cockroach",
+        r"(?P<level>[IWEF])(?P<year>\d\d)(?P<month>\d\d)(?P<day>\d\d) "
+        rf"{_CLOCK} (?P<pid>\d+) (?P<place>\S+:\d+) (?P<message>.*)",
+        "E260102 10:11:12.345678 31 server/pay.go:7 [n1] no money",
+    ),
+    _format(
+        "nest",
+        rf"\[Nest\] (?P<pid>\d+)\s+- {_NUMBERS}, {_CLOCK} {_HALF}\s+"
+        r"(?P<level>[A-Z]+) (?:\[(?P<module>[^\]]+)\] )?(?P<message>.*)",
+        "[Nest] 31  - 01/02/2026, 10:11:12 AM   ERROR [ExceptionsHandler] no money",
+    ),
+    _format(
+        "erlang",
+        rf"=(?P<level>[A-Z]+) REPORT==== {_DAY}-{_MONTH}-{_YEAR}::{_CLOCK}.*"
+        r"===(?P<message>)$",
+        "=ERROR REPORT==== 2-Jan-2026::10:11:12 ===",
+    ),
+    _format(
+        "samba",
+        rf"\[{_YEAR}/(?P<month>\d\d)/(?P<day>\d\d) {_CLOCK}, +(?P<verbosity>\d+)"
+        r"[^\]]*\] (?P<place>\S+:\d+)\((?P<function>[^)]*)\)(?P<message>)$",
+        "[2026/01/02 10:11:12.345678,  0] ../source3/smbd/server.c:1784(main)",
+    ),
+    _format(
+        "couchdb",
+        rf"\[(?P<level>[a-z]+)\] {_AT}(?P<zone>Z) (?P<host>\S+) <[\d.]+> \S+ "
+        r"(?P<message>.*)",
+        "[error] 2026-01-02T10:11:12.345678Z nonode@nohost <0.31.0> ----- no money",
+    ),
+    _format(
+        "windows event",
+        rf"(?P<level>[A-Z][a-z]+),{_NUMBERS} {_CLOCK} {_HALF},(?P<module>[^,]*),"
+        r"(?P<id>\d+),[^,]*,\"?(?P<message>.*)",
+        "Error,1/2/2026 10:11:12 AM,Application Error,1000,(100),Faulting shop.exe",
+    ),
+    _format(
+        "logrus",
+        r"(?P<level>FATA|ERRO|WARN|INFO|DEBU|TRAC|PANI)\[(?P<uptime>\d+)\] "
+        r"(?P<message>.*)",
+        "ERRO[0012] charge failed",
+    ),
+    _format(
+        "ansible",
+        r"(?P<level>fatal|failed): \[(?P<host>[^\]]+)\]:? (?P<message>.*)",
+        'fatal: [web1]: UNREACHABLE! => {"changed": false}',
+    ),
+    _format(
+        "compiler",
+        r"(?P<place>[\w./+-]+:\d+(?::\d+)?): "
+        r"(?P<level>fatal error|error|warning|note): (?P<message>.*)",
+        "pay.c:7:3: error: expected ';'",
+    ),
+    _format(
         "winston",
-        r"(?P<level>error|warn|info|http|verbose|debug|silly): (?P<message>\S.*)",
+        r"(?P<level>fatal|error|warn(?:ing)?|info|http|verbose|debug|silly): "
+        r"(?P<message>\S.*)",
         "error: charge failed",
     ),
     _format(
@@ -398,3 +527,17 @@ FORMATS = (
     ),
 )
 """Layouts that are recognised by one pattern, the more telling ones first."""
+
+HEADERS = re.compile(
+    "|".join(
+        re.sub(r"\(\?P<\w+>", "(?:", pattern.pattern)
+        for pattern in (
+            *(one.pattern for one in FORMATS),
+            *(pattern for pattern, _ in STAMPS),
+            *(STAMP, SYSLOG_5424, SYSLOG_3164, LOGFMT_START, BARE),
+        )
+    )
+    + r"|\{",
+    re.DOTALL,
+)
+"""Matches whatever may be a header: one look instead of sixty at all other lines."""

@@ -341,7 +341,9 @@ class LogReader:
         self.report.entries += 1
         header = current.header
         severity = header.severity or (
-            "ERROR" if current.trace_at is not None else "INFO"
+            "ERROR"
+            if current.trace_at is not None
+            else guess_severity("\n".join((header.message, *current.more[:1])))
         )
         if severity not in self._ranks:
             self.report.skipped += 1

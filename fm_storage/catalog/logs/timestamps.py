@@ -92,6 +92,12 @@ class Clock:
                 return at
         return None
 
+    def today(self, clock: str) -> datetime | None:
+        """Read a time of day without a day: the last such time."""
+        newest = (self._latest - _DAY).astimezone(self._zone)
+        at = self.at(f"{newest:%Y-%m-%d}T{clock}")
+        return at - _DAY if at is not None and at > newest + _SECOND else at
+
     def any(self, value: object) -> datetime | None:
         """Read a timestamp of JSON: text, or seconds to nanoseconds since 1970."""
         if isinstance(value, str):
