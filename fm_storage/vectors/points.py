@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 from uuid import UUID
 
-from fm_storage._typing import JsonObject
+from fm_storage._typing import Json, JsonObject
 
 PointId: TypeAlias = "int | str | UUID"
 """Integers and UUIDs are native to Qdrant; any other string is mapped."""
@@ -47,12 +47,17 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class ScoredPoint:
-    """A hit: a point, its score, and the vectors that were asked for."""
+    """A hit: a point, its score, and the vectors that were asked for.
+
+    *marks* has what fm_storage itself keeps with the whole payload of a point, if
+    anything: ``_ver``, the version under which the outbox delivered it.
+    """
 
     id: int | str
     score: float
     payload: JsonObject = field(default_factory=dict)
     vector: Vector | None = None
+    marks: Mapping[str, Json] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,7 +208,7 @@ async def test_versions_end_where_json_readers_stop_counting(
     await still.upsert("things", [point(1)])
     await still.drain(timeout=15)
     (found,) = await qdrant.retrieve("things", [1])
-    assert found.payload["_ver"] == last
+    assert found.marks == {"_ver": last}
     assert (await still.verify()).agrees
     with pytest.raises(StorageError, match="maximum value"):
         await still.upsert("things", [point(2)])

@@ -223,6 +223,16 @@ async def test_import_needs_a_head(qdrant: QdrantStore) -> None:
             await import_points(qdrant, given)
 
 
+async def test_our_own_keys_are_not_exported(qdrant: QdrantStore) -> None:
+    """The outbox's version is of this database, and means nothing in another."""
+    await qdrant.ensure_collection_exists("a", 2)
+    points = [Point("x", [1.0, 0.0], {"n": 1, "_ver": 5})]
+    await qdrant.upsert_points("a", points, newer_by="_ver")
+    written: list[bytes] = []
+    await export_points(qdrant, "a", written.append)
+    assert not any(b"_ver" in line or b"_fm_id" in line for line in written)
+
+
 async def test_sparse_only_collection_goes_out_and_in(vector_folder: Path) -> None:
     """A collection without dense vectors survives the round."""
     config = QdrantConfig(durability="process")

@@ -152,6 +152,18 @@ async def test_damaged_file_is_refused(qdrant: QdrantStore, tmp_path: Path) -> N
         await import_parquet(qdrant, file, collection="other")
 
 
+async def test_our_own_keys_are_not_exported(
+    qdrant: QdrantStore, tmp_path: Path
+) -> None:
+    """The payload in a file is the application's alone."""
+    await qdrant.ensure_collection_exists("a", 2)
+    points = [Point("x", [1.0, 0.0], {"n": 1, "_ver": 5})]
+    await qdrant.upsert_points("a", points, newer_by="_ver")
+    await export_parquet(qdrant, "a", tmp_path / "a.parquet")
+    [row] = pq.read_table(tmp_path / "a.parquet").to_pylist()
+    assert (row["id"], json.loads(row["payload"])) == ("x", {"n": 1})
+
+
 async def test_missing_extra_is_named(
     qdrant: QdrantStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

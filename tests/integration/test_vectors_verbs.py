@@ -240,6 +240,44 @@ async def test_text_index_takes_stopwords_and_phrases(
     assert await any_store.count(name, {"text": {"text": "refused payment"}}) == many
 
 
+async def test_our_own_keys_are_in_no_answer(any_store: QdrantStore, name: str) -> None:
+    """What the outbox and a text id keep in a payload is not the application's."""
+    await any_store.ensure_collection_exists(
+        name, 3, payload_indexes={"_ver": "integer"}
+    )
+    points = [Point(i, unit(i), {"n": i, "s": "a", "_ver": 7 + i}) for i in (1, 2)]
+    points.append(Point("text", unit(3), {"n": 3, "_ver": 9}))
+    await any_store.upsert_points(name, points, newer_by="_ver")
+    await any_store.create_payload_index(name, "s", "keyword")
+    selectors: list[Any] = [
+        True,
+        ["n", "_ver"],
+        {"exclude": ["s"]},
+        {"include": ["_ver"]},
+    ]
+    for chosen in selectors:
+        found = await any_store.search(name, unit(1), with_payload=chosen)
+        found += await any_store.query(name, with_payload=chosen)
+        found += (await any_store.scroll(name, with_payload=chosen))[0]
+        found += await any_store.retrieve(name, [1, "text"], with_payload=chosen)
+        found += await any_store.recommend(name, [1], with_payload=chosen)
+        groups = await any_store.search_groups(name, unit(1), "s", with_payload=chosen)
+        found += [hit for group in groups for hit in group.hits]
+        arguments = {"query": unit(1), "with_payload": chosen}
+        [many] = await any_store.query_batch(name, [arguments])
+        found += many
+        assert len(found) > 15
+        assert not [hit for hit in found if hit.payload.keys() & {"_ver", "_fm_id"}]
+    [seen] = await any_store.retrieve(name, ["text"])
+    assert (seen.payload, seen.marks) == ({"n": 3}, {"_ver": 9})
+    assert await any_store.count(name, {"_ver": {"gt": 8}}) == 2
+    for key in ("_ver", "_fm_id"):
+        with pytest.raises(InvalidRecord, match="kept by fm_storage"):
+            await any_store.facet(name, key)
+        with pytest.raises(InvalidRecord, match="kept by fm_storage"):
+            await any_store.search_groups(name, unit(1), key)
+
+
 @pytest.mark.parametrize("threshold", [float("nan"), float("inf"), "high", True])
 async def test_wrong_threshold_is_refused(
     any_store: QdrantStore, name: str, threshold: Any

@@ -82,18 +82,20 @@ async def test_newer_point_replaces_and_older_does_not(
     big = 2**53 - 10
 
     def point(i: int, version: int, text: str) -> Point:
-        return Point(i, unit(i), {"_ver": version, "t": text})
+        return Point(i, unit(i), {"version": version, "t": text})
 
     await any_store.upsert_points(name, [Point(9, unit(9), {"t": "without"})])
     await any_store.upsert_points(
-        name, [point(1, 5, "a"), point(2, big, "a"), point(9, 1, "a")], newer_by="_ver"
+        name,
+        [point(1, 5, "a"), point(2, big, "a"), point(9, 1, "a")],
+        newer_by="version",
     )
     await any_store.upsert_points(
         name,
         [point(1, 4, "old"), point(2, big + 1, "new"), point(3, 1, "first")],
-        newer_by="_ver",
+        newer_by="version",
     )
-    await any_store.upsert_points(name, [point(1, 5, "same")], newer_by="_ver")
+    await any_store.upsert_points(name, [point(1, 5, "same")], newer_by="version")
     found = await any_store.retrieve(name, [1, 2, 3, 9])
     assert [p.payload["t"] for p in found] == ["a", "new", "first", "a"]
 
@@ -103,9 +105,9 @@ async def test_newest_of_equal_ids_in_a_batch_wins(
 ) -> None:
     """With ``newer_by`` the order inside a batch does not matter."""
     await any_store.ensure_collection_exists(name, 3)
-    points = [Point(1, unit(v), {"_ver": v}) for v in (3, 9, 5)]
-    await any_store.upsert_points(name, points, newer_by="_ver")
-    assert (await any_store.retrieve(name, [1]))[0].payload["_ver"] == 9
+    points = [Point(1, unit(v), {"version": v}) for v in (3, 9, 5)]
+    await any_store.upsert_points(name, points, newer_by="version")
+    assert (await any_store.retrieve(name, [1]))[0].payload["version"] == 9
 
 
 @pytest.mark.parametrize("version", [None, "7", True])
@@ -114,12 +116,12 @@ async def test_newer_by_needs_a_number(
 ) -> None:
     """A point without the number is refused by field."""
     await any_store.ensure_collection_exists(name, 3)
-    payload = {} if version is None else {"_ver": version}
+    payload = {} if version is None else {"version": version}
     with pytest.raises(InvalidRecord) as caught:
         await any_store.upsert_points(
-            name, [Point(1, unit(1), payload)], newer_by="_ver"
+            name, [Point(1, unit(1), payload)], newer_by="version"
         )
-    assert caught.value.field == "payload._ver"
+    assert caught.value.field == "payload.version"
 
 
 async def test_delete_by_id_and_by_filter(any_store: QdrantStore, name: str) -> None:
@@ -143,20 +145,20 @@ async def test_delete_spares_newer_points(any_store: QdrantStore, name: str) -> 
     await any_store.ensure_collection_exists(name, 3)
     await any_store.upsert_points(
         name,
-        [Point(i, unit(i), {"_ver": 10 * i}) for i in range(1, 5)]
-        + [Point("text", unit(5), {"_ver": 7}), Point(6, unit(6))],
+        [Point(i, unit(i), {"version": 10 * i}) for i in range(1, 5)]
+        + [Point("text", unit(5), {"version": 7}), Point(6, unit(6))],
     )
     await any_store.delete_points(
         name,
         [1, 2, 3, "text", 6, 77],
-        newer_by="_ver",
+        newer_by="version",
         up_to={1: 10, 2: 19, 3: 31, "text": 7, 6: 1, 77: 1},
     )
     assert {p.id async for p in any_store.iter_points(name)} == {2, 4}
     with pytest.raises(InvalidRecord):
-        await any_store.delete_points(name, [2], newer_by="_ver", up_to={4: 1})
+        await any_store.delete_points(name, [2], newer_by="version", up_to={4: 1})
     with pytest.raises(InvalidRecord):
-        await any_store.delete_points(name, [2], newer_by="_ver")
+        await any_store.delete_points(name, [2], newer_by="version")
 
 
 async def test_payload_is_merged_or_replaced(any_store: QdrantStore, name: str) -> None:

@@ -68,11 +68,11 @@ class Pair:
     ) -> None:
         self.key = key
         self.known = known
-        found = None if point is None else point.payload.get(VERSION_KEY)
+        found = None if point is None else (point.marks or {}).get(VERSION_KEY)
         self.found = _number(found)
         given = self.found is not None and self.found <= furthest(known.last, marked)
         self.version = self.found if given else None
-        unmarked = point is not None and VERSION_KEY not in point.payload
+        unmarked = point is not None and VERSION_KEY not in (point.marks or ())
         unknown = known.op is None and self.version is None
         gone = known.op == "d" and unmarked
         self.foreign = point is not None and (unknown or gone)

@@ -40,7 +40,7 @@ from fm_storage.vectors.request.operations import (
     UpdateVectors,
     Upsert,
 )
-from fm_storage.vectors.request.points import Floats, Terms, from_wire_id
+from fm_storage.vectors.request.points import Floats, Terms, point_from
 
 _READS = frozenset(
     {
@@ -325,11 +325,10 @@ def _vector(reference: Any, raw: memoryview) -> Any:
 
 def _points(answer: Sequence[Any], raw: memoryview) -> list[ScoredPoint]:
     """Return the points of an answer as the application sees them."""
-    made = []
-    for number, score, payload, vector in answer:
-        point = from_wire_id(number, payload)
-        made.append(ScoredPoint(point, score, payload or {}, _vector(vector, raw)))
-    return made
+    return [
+        point_from(number, score, payload, _vector(vector, raw))
+        for number, score, payload, vector in answer
+    ]
 
 
 def _made(operation: str, found: Any, vectors: memoryview) -> Any:

@@ -22,9 +22,13 @@ import orjson
 
 from fm_storage._typing import JSON_DEPTH, JsonObject
 from fm_storage.errors import DimensionMismatch, InvalidRecord, InvalidVector
+from fm_storage.vectors.points import ScoredPoint
 
 RESERVED_ID = "_fm_id"
 """Payload key that keeps a string id as the application wrote it."""
+MARK = "_fm_src"
+MARKS = ("_ver", MARK)
+"""Payload keys of the outbox and of a reindex: marks of a point, not in its payload."""
 
 _PLAIN = frozenset({str, int, bool, type(None)})
 _MAX_TERM = 2**32
@@ -89,13 +93,22 @@ def to_wire_id(value: object, *, index: int | None = None) -> tuple[int | str, b
     return int(number), False
 
 
-def from_wire_id(value: object, payload: JsonObject | None) -> int | str:
-    """Return the id as the application knows it; *payload* loses the kept one."""
-    if payload is not None and RESERVED_ID in payload:
+def point_from(
+    value: object, score: float, payload: JsonObject | None, vector: Any
+) -> ScoredPoint:
+    """Return a hit as the application knows it; what we keep leaves *payload*."""
+    number = value if isinstance(value, int) else str(value)
+    if not payload:
+        return ScoredPoint(number, score, {}, vector)
+    if RESERVED_ID in payload:
         kept = payload.pop(RESERVED_ID)
         if isinstance(kept, str):
-            return kept
-    return value if isinstance(value, int) else str(value)
+            number = kept
+    marks = None
+    for key in MARKS:
+        if key in payload:
+            marks = {**(marks or {}), key: payload.pop(key)}
+    return ScoredPoint(number, score, payload, vector, marks)
 
 
 class Floats:

@@ -20,7 +20,12 @@ from fm_storage.vectors.request.filters import (
 )
 from fm_storage.vectors.request.formulas import normal_expression
 from fm_storage.vectors.request.operations import Query
-from fm_storage.vectors.request.points import RESERVED_ID, encode_vector, to_wire_id
+from fm_storage.vectors.request.points import (
+    MARKS,
+    RESERVED_ID,
+    encode_vector,
+    to_wire_id,
+)
 
 _MAX_LIMIT = 2**31
 _STAGES = 8
@@ -170,6 +175,19 @@ def _paths(given: Any) -> list[str]:
         problem = f"{given!r}; give a bool, a list of fields, include or exclude"
         raise InvalidRecord(f"with_payload: {problem}", field="with_payload")
     return [payload_path(path, "with_payload") for path in given]
+
+
+def value_path(given: Any, field: str) -> str:
+    """Return the path of a payload field whose values are given back.
+
+    Raises:
+        InvalidRecord: It is none, or not the application's.
+    """
+    path = payload_path(given, field)
+    if path.partition(".")[0].strip('"') in {RESERVED_ID, *MARKS}:
+        problem = f"{field}: {path!r} is kept by fm_storage; name a field of yours"
+        raise InvalidRecord(problem, field=field)
+    return path
 
 
 def vector_selector(given: Any) -> bool | list[str]:

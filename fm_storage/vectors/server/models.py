@@ -15,7 +15,8 @@ from qdrant_client import models
 
 from fm_storage.errors import InvalidRecord
 from fm_storage.vectors.points import ScoredPoint, SparseVector
-from fm_storage.vectors.request.points import Floats, Terms, from_wire_id
+from fm_storage.vectors.request.points import Floats, Terms
+from fm_storage.vectors.request.points import point_from as _point_from
 
 Json = Mapping[str, Any]
 
@@ -226,7 +227,5 @@ def point_from(
     vector: Any,
 ) -> ScoredPoint:
     """Return a hit as the application sees it."""
-    point = from_wire_id(number, payload)
-    return ScoredPoint(
-        point, array("f", [score])[0], payload or {}, vector_from(vector) or None
-    )
+    shown = vector_from(vector) or None
+    return _point_from(number, array("f", [score])[0], payload, shown)

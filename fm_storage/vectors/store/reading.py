@@ -15,7 +15,6 @@ import orjson
 
 from fm_storage.errors import InvalidVector, RecordNotFound
 from fm_storage.vectors.points import PointGroup, ScoredPoint, SparseVector
-from fm_storage.vectors.request.filters import payload_path
 from fm_storage.vectors.request.operations import (
     Query,
     QueryBatch,
@@ -24,7 +23,12 @@ from fm_storage.vectors.request.operations import (
     Scroll,
 )
 from fm_storage.vectors.request.points import RESERVED_ID, to_wire_id
-from fm_storage.vectors.request.queries import Asked, ids_in, query_parameters
+from fm_storage.vectors.request.queries import (
+    Asked,
+    ids_in,
+    query_parameters,
+    value_path,
+)
 from fm_storage.vectors.store.call import Calls
 
 _FIRST = 64
@@ -80,7 +84,7 @@ async def find_groups(
     spec = await calls.spec(collection)
     size, _ = query_parameters(group_size, 0)
     query = asked.encoded(spec, collection)
-    request = QueryGroups(query, payload_path(group_by, "group_by"), size)
+    request = QueryGroups(query, value_path(group_by, "group_by"), size)
     groups: list[PointGroup] = await calls.ask("query_groups", collection, request)
     return groups
 

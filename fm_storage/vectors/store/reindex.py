@@ -21,6 +21,7 @@ from fm_storage.config import CollectionConfig
 from fm_storage.errors import CollectionDamaged, CollectionNotFound
 from fm_storage.vectors.points import CollectionInfo, Point, ScoredPoint, SparseVector
 from fm_storage.vectors.request.definitions import spec_of
+from fm_storage.vectors.request.points import MARK
 
 Embed = Callable[[Sequence[ScoredPoint]], Awaitable[Sequence[Any]]]
 """Returns the new vectors of points, in order."""
@@ -53,7 +54,6 @@ class _Collections(Protocol):
     def delete_collection(self) -> Call: ...
 
 
-MARK = "_fm_src"
 _PAGE = 200
 _PASSES = 8
 
@@ -156,7 +156,7 @@ class _Run:
         found = await self._store.retrieve(
             self._target, [point.id for point in page], with_payload=[MARK]
         )
-        known = {point.id: point.payload.get(MARK) for point in found}
+        known = {point.id: (point.marks or {}).get(MARK) for point in found}
         wanted = []
         for point in page:
             mark = _fingerprint(point)
@@ -173,7 +173,7 @@ class _Run:
             await self._store.upsert_points(
                 self._target,
                 [
-                    Point(point.id, vector, {**point.payload, MARK: mark})
+                    Point(point.id, vector, {**_whole(point), MARK: mark})
                     for (point, mark), vector in zip(wanted, vectors, strict=True)
                 ],
             )
@@ -206,9 +206,15 @@ class _Run:
 
 def _fingerprint(point: ScoredPoint) -> str:
     text = orjson.dumps(
-        [point.payload, _plain(point.vector)], option=orjson.OPT_SORT_KEYS
+        [_whole(point), _plain(point.vector)], option=orjson.OPT_SORT_KEYS
     )
     return blake2b(text, digest_size=12).hexdigest()
+
+
+def _whole(point: ScoredPoint) -> dict[str, Any]:
+    """Return the stored payload, without the mark of another reindex."""
+    marks = {key: mark for key, mark in (point.marks or {}).items() if key != MARK}
+    return {**point.payload, **marks}
 
 
 def _plain(vector: Any) -> Any:

@@ -29,7 +29,6 @@ from fm_storage.vectors.request.filters import (
     Filter,
     as_json,
     normal_filter,
-    payload_path,
 )
 from fm_storage.vectors.request.operations import (
     Alias,
@@ -51,6 +50,7 @@ from fm_storage.vectors.request.queries import (
     hybrid,
     payload_selector,
     query_parameters,
+    value_path,
     vector_names,
     vector_selector,
 )
@@ -758,7 +758,7 @@ class QdrantStore:
             InvalidRecord: The field has no such index, or an argument is wrong.
         """
         request = Facet(
-            payload_path(key, "key"),
+            value_path(key, "key"),
             query_parameters(limit, 0)[0],
             bool(exact),
             normal_filter(filter),
