@@ -61,6 +61,10 @@ FROM fm_storage.error_fingerprints AS f LEFT JOIN fm_storage.group_members AS m 
 
 COMMENT ON VIEW fm_storage.error_groups IS
     'The group of each error, as ErrorManager.groups() lists them.';
+COMMENT ON COLUMN fm_storage.error_groups.error_id IS
+    'The error, project_errors.id.';
+COMMENT ON COLUMN fm_storage.error_groups.group_id IS
+    'Its group, group_members.group_id.';
 
 DO $$
 BEGIN
