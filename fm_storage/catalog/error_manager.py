@@ -479,6 +479,40 @@ class ErrorManager(Lifecycle):
             order=order,
         )
 
+    async def resolve(self, group: ErrorGroup | str) -> ErrorGroup:
+        """Call a group resolved; when it has an error after that, it has regressed.
+
+        It counts when an error happened, not when it arrived: what lay in a spool
+        or an old log does not bring a group back.
+
+        Args:
+            group: The group, or its fingerprint.
+
+        Returns:
+            The group as it is now.
+
+        Raises:
+            InvalidRecord: *group* is no fingerprint.
+            RecordNotFound: There is no such group.
+        """
+        return await self._reading().set_state(group, "resolved")
+
+    async def mute(
+        self, group: ErrorGroup | str, until: datetime | timedelta | None = None
+    ) -> ErrorGroup:
+        """Mute a group until a time, for a span, or until ``reopen()``.
+
+        Its errors are recorded and counted as before. Raises as ``resolve()``.
+
+        Raises:
+            InvalidRecord: *until* has passed, or has no zone.
+        """
+        return await self._reading().set_state(group, "muted", until)
+
+    async def reopen(self, group: ErrorGroup | str) -> ErrorGroup:
+        """Make a group open again, whatever it was. Raises as ``resolve()``."""
+        return await self._reading().set_state(group, "open")
+
     async def find_similar(
         self,
         error: ErrorEntry | Recorded | BaseException | str,

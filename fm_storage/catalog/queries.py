@@ -9,7 +9,12 @@ from uuid import UUID
 
 from fm_storage.catalog.query.analyzer import Analyzer
 from fm_storage.catalog.query.arguments import refuse_unclear, span_of
-from fm_storage.catalog.query.groups import ErrorGroup, Order, fetch_groups
+from fm_storage.catalog.query.groups import (
+    ErrorGroup,
+    Order,
+    fetch_groups,
+    number_of,
+)
 from fm_storage.catalog.query.similarity import (
     SimilarEntry,
     SimilarGroup,
@@ -17,13 +22,19 @@ from fm_storage.catalog.query.similarity import (
     question_of,
     similar_groups,
 )
+from fm_storage.catalog.query.states import State, end_of_mute, set_state
 from fm_storage.catalog.query.tail import tail_errors
 from fm_storage.catalog.record.drafts import severity_from
 from fm_storage.catalog.record.recorder import Recorder
 from fm_storage.catalog.record.row import Recorded
 from fm_storage.catalog.report.page import draw
 from fm_storage.catalog.report.report import Report, make_report
-from fm_storage.errors import CollectionNotFound, StorageError
+from fm_storage.errors import (
+    CollectionNotFound,
+    InvalidRecord,
+    RecordNotFound,
+    StorageError,
+)
 from fm_storage.repositories import ErrorEntry, Severity
 
 if TYPE_CHECKING:
@@ -69,6 +80,29 @@ class CatalogQueries:
             until=until,
             order=order,
         )
+
+    async def set_state(
+        self,
+        group: ErrorGroup | str,
+        state: State,
+        until: datetime | timedelta | None = None,
+    ) -> ErrorGroup:
+        """Write the state of a group; return it as it is now."""
+        name = group.fingerprint if isinstance(group, ErrorGroup) else group
+        try:
+            number = number_of(name)
+        except (TypeError, ValueError):
+            raise InvalidRecord(
+                f"group is {name!r}; give an ErrorGroup, or the sixteen hexadecimal "
+                "digits of its fingerprint",
+                field="group",
+            ) from None
+        pool, end = self._storage.pool, end_of_mute(until)
+        if not await fetch_groups(pool, only=[number]):
+            raise RecordNotFound("fm_storage.error_groups", name)
+        await set_state(pool, number, state, end)
+        [changed] = await fetch_groups(pool, only=[number])
+        return changed
 
     async def find_similar(
         self,

@@ -11,6 +11,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from fm_storage.catalog.query.grouping import group_ungrouped
+from fm_storage.catalog.query.states import (
+    OPEN,
+    GroupState,
+    State,
+    fetch_states,
+)
 from fm_storage.catalog.record.row import RANKS
 from fm_storage.catalog.record.store import (
     CLAMPED,
@@ -72,6 +78,10 @@ class ErrorGroup:
         severity: The worst among them.
         template: The message without its variable parts.
         example: The worst of them, and of those the latest.
+        state: ``open``, ``resolved``, ``muted``, or ``regressed``: resolved, and
+            an error has happened since.
+        state_since: When it was resolved or muted; None if it is open.
+        muted_until: End of the muting; None for no end.
     """
 
     fingerprint: str
@@ -83,6 +93,9 @@ class ErrorGroup:
     severity: Severity
     template: str
     example: ErrorEntry
+    state: State = "open"
+    state_since: datetime | None = None
+    muted_until: datetime | None = None
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -138,7 +151,8 @@ async def fetch_groups(
     )
     await group_ungrouped(pool)
     rows = await pool.fetch(Sql(statement), *values, limit)
-    return [_group_of(row) for row in rows]
+    states = await fetch_states(pool, [row["fingerprint"] for row in rows])
+    return [_group_of(row, states.get(row["fingerprint"], OPEN)) for row in rows]
 
 
 def hex_of(fingerprint: int) -> str:
@@ -158,7 +172,7 @@ def number_of(fingerprint: str) -> int:
     return number - (1 << 64) if number >> 63 else number
 
 
-def _group_of(row: Record) -> ErrorGroup:
+def _group_of(row: Record, state: GroupState) -> ErrorGroup:
     entry = entry_of(row)
     return ErrorGroup(
         fingerprint=hex_of(row["fingerprint"]),
@@ -170,4 +184,7 @@ def _group_of(row: Record) -> ErrorGroup:
         severity=SEVERITY_OF_RANK[row["rank"]],
         template=row["template"],
         example=entry,
+        state=state.state,
+        state_since=state.since,
+        muted_until=state.until,
     )

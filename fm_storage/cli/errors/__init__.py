@@ -26,17 +26,20 @@ from fm_storage.cli.errors.long_running import (
     tail,
 )
 from fm_storage.cli.errors.options import filters, severity_text
+from fm_storage.cli.errors.states import mute, reopen, resolve
 from fm_storage.cli.errors.tables import (
     Row,
     latest_row,
     print_entry,
     print_rows,
     say_nothing,
+    state_text,
     when,
 )
 
 if TYPE_CHECKING:
     from fm_storage.catalog import ErrorGroup, SimilarEntry
+    from fm_storage.catalog.query.states import GroupState
     from fm_storage.manager import StorageManager
     from fm_storage.repositories import ErrorEntry
 
@@ -52,6 +55,8 @@ Examples:
   fm-storage errors similar 'read timeout'   errors that look like this text
   fm-storage errors list --group 25b9c7e2…   the errors of one group
   fm-storage errors show 01a1ffd8            one error, with its trace
+  fm-storage errors resolve 25b9c7e2…        it is repaired; say so if it comes back
+  fm-storage errors mute 25b9c7e2… --until 7d
   fm-storage errors tail -f --severity error new errors, as they happen
   fm-storage errors report errors.html       one page for a colleague
   fm-storage errors purge --older-than 90d   forget what is old
@@ -63,7 +68,16 @@ def errors() -> None:
     """List, show, ingest, group and compare recorded errors."""
 
 
-for _command in (formats, ingest, purge, report, tail):
+for _command in (
+    formats,
+    ingest,
+    mute,
+    purge,
+    reopen,
+    report,
+    resolve,
+    tail,
+):
     errors.add_command(_command)
 
 
@@ -90,10 +104,13 @@ def list_errors(
             param_hint="--group",
         )
 
-    async def job(storage: StorageManager) -> list[ErrorEntry]:
+    async def job(
+        storage: StorageManager,
+    ) -> tuple[list[ErrorEntry], list[GroupState | None]]:
         from fm_storage.catalog.query.latest import fetch_latest
+        from fm_storage.catalog.query.states import fetch_states, groups_of
 
-        return await fetch_latest(
+        found = await fetch_latest(
             storage.pool,
             limit=limit,
             module=module,
@@ -101,13 +118,21 @@ def list_errors(
             since=since,
             group=group,
         )
+        groups = await groups_of(storage.pool, [entry.id for entry in found])
+        states = await fetch_states(storage.pool, list(groups.values()))
+        return found, [states.get(groups.get(entry.id, 0)) for entry in found]
 
-    found = with_storage(settings, job, qdrant=None)
+    found, states = with_storage(settings, job, qdrant=None)
     if as_json:
-        print_json([dataclasses.asdict(entry) for entry in found])
+        print_json(
+            [
+                {**dataclasses.asdict(entry), "state": state.state if state else "open"}
+                for entry, state in zip(found, states, strict=True)
+            ]
+        )
     elif found:
         titles = ("when", "severity", "module", "message", "id")
-        print_rows(titles, map(latest_row, found), whole=True)
+        print_rows(titles, map(latest_row, found, states), whole=True)
     else:
         say_nothing(filtered=_filtered(module, severity, since, group))
 
@@ -211,11 +236,11 @@ def groups(
             severity_text(group.severity),
             plain(group.module),
             plain(group.template),
-            Text(f"{group.fingerprint}  {when(group.last_seen)}"),
+            Text(f"{group.fingerprint}  {when(group.last_seen)}  ") + state_text(group),
         )
         for group in found
     ]
-    print_rows(("count", "severity", "module", "message", "group, last"), rows)
+    print_rows(("count", "severity", "module", "message", "group, last, state"), rows)
 
 
 @errors.command()

@@ -18,9 +18,15 @@ _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 
 class _Moment(click.ParamType[datetime]):
-    """An age (``90s``, ``15min``, ``2h``, ``7d``, ``4w``) or an ISO 8601 time."""
+    """An age (``90s``, ``15min``, ``2h``, ``7d``, ``4w``) or an ISO 8601 time.
+
+    *ahead*: the span leads from now into the future instead, and so must a time.
+    """
 
     name = "age or time"
+
+    def __init__(self, *, ahead: bool = False) -> None:
+        self._ahead = ahead
 
     def convert(
         self,
@@ -35,10 +41,10 @@ class _Moment(click.ParamType[datetime]):
         if age is not None:
             try:
                 span = timedelta(seconds=float(age[1]) * _UNITS[age[2]])
-                return datetime.now(UTC) - span
+                return datetime.now(UTC) + (span if self._ahead else -span)
             except OverflowError:
                 self.fail(
-                    f"{value!r} is before all time; give a shorter age", param, ctx
+                    f"{value!r} is beyond all time; give a shorter one", param, ctx
                 )
         try:
             moment = datetime.fromisoformat(value)
@@ -49,7 +55,10 @@ class _Moment(click.ParamType[datetime]):
                 param,
                 ctx,
             )
-        return moment if moment.tzinfo else moment.astimezone()
+        moment = moment if moment.tzinfo else moment.astimezone()
+        if self._ahead and moment <= datetime.now(UTC):
+            self.fail(f"{value!r} has passed; give a later time", param, ctx)
+        return moment
 
 
 class _Zone(click.ParamType[tzinfo]):
@@ -80,6 +89,7 @@ class _Zone(click.ParamType[tzinfo]):
 
 
 MOMENT = _Moment()
+AHEAD = _Moment(ahead=True)
 ZONE = _Zone()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
@@ -18,10 +19,15 @@ from fm_storage.cli.common import ago, console, plain
 from fm_storage.cli.errors.options import severity_text
 from fm_storage.repositories import ErrorEntry
 
+if TYPE_CHECKING:
+    from fm_storage.catalog import ErrorGroup
+    from fm_storage.catalog.query.states import GroupState
+
 _WIDE = 100
 _MODULE, _TEXT = 28, 44
 """Characters of a module and of a message in a table."""
 _OLD = timedelta(days=60)
+_STATES = {"open": "", "resolved": "green", "muted": "dim", "regressed": "bold red"}
 _BREAK = re.compile(r"[\t\n]+")
 
 Row = tuple[Text, Text, Text, Text, Text]
@@ -58,14 +64,21 @@ def print_rows(
     out.print(table)
 
 
-def latest_row(entry: ErrorEntry) -> Row:
-    """Return the row of one error, with its id."""
+def state_text(group: ErrorGroup | GroupState) -> Text:
+    """Return the state of a group, with the end of its muting."""
+    until = group.until if isinstance(group, tuple) else group.muted_until
+    shown = group.state + (f" until {until:%Y-%m-%d %H:%M}" if until else "")
+    return Text(shown, style=_STATES[group.state])
+
+
+def latest_row(entry: ErrorEntry, state: GroupState | None = None) -> Row:
+    """Return the row of one error, with its id and the state of its group."""
     return (
         Text(f"{entry.timestamp:%Y-%m-%d %H:%M:%S}"),
         severity_text(entry.severity),
         plain(entry.module),
         plain(entry.message),
-        Text(str(entry.id)),
+        Text(str(entry.id)) + (Text("  ") + state_text(state) if state else Text()),
     )
 
 
