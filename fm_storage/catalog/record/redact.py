@@ -6,11 +6,13 @@ context, and the text that is embedded.
 Masked are, in message, trace, notes and context alike: values behind names such as
 password, passphrase, secret, token, api_key, access_key, account_key, private_key,
 credential, authorization, cookie, csrf, signature, session_id, pass, pwd, otp, cvv
-and ssn (in ``name=value``, ``name: value``, JSON, also within a string, pairs of a
-list, ``--name value``, a unique key's DETAIL, and keys of the context; there also
-auth); ``PASSWORD '…'`` in SQL; the password, or a token, in a URL; whole Cookie and
-Digest headers; Bearer and Basic credentials; JSON web tokens; private keys in PEM;
-webhooks of Slack, Discord and Telegram; keys of some sixty vendors by their shape;
+and ssn (in ``name=value``, ``name: value``, ``name is value``, JSON, also within a
+string, XML, pairs of a list, ``--name value``, a unique key's DETAIL, and keys of the
+context; there also auth); ``PASSWORD '…'`` in SQL; the password, or a token, in a URL;
+whole Cookie and Digest headers; Bearer and Basic credentials; JSON web tokens; private
+keys in PEM and PuTTY's files; webhooks of Slack, Discord, Teams, Zapier and Telegram;
+hashes of passwords; what curl, mysql, sshpass and .netrc take; keys of some
+hundred vendors by their shape;
 card numbers by the prefix and length of their network that pass Luhn's test. Not
 masked: secrets that look like words behind a colon, with more words to follow; and
 what only speaks of a secret (``password: must be at least 12 characters``).
@@ -59,8 +61,8 @@ _LONG = (
     r"|cookie|csrf|xsrf|signature|session[_-]?id"
 )
 _KEYS = (
-    r"(?:api|access|private|signing|encryption|session|account|shared|storage|master"
-    r"|auth|secret|license|webhook)[_-]?key"
+    r"(?:api|app|access|private|signing|encryption|session|account|shared|storage"
+    r"|master|auth|secret|license|webhook|consumer|hmac|subscription|deploy)[_-]?key"
 )
 _SHORT = r"pass|passcode|pwd|otp|cvv|cvc|ssn|sig"
 _NAMES = rf"(?:{_LONG}|{_KEYS}|(?<![A-Za-z])(?:{_SHORT}))"
@@ -110,13 +112,15 @@ def _mask(match: re.Match[str]) -> str:
 
 def _mask_value(match: re.Match[str]) -> str:
     """Mask the value of a name, unless it speaks about the secret."""
-    value, sign = match["value"], match["sign"]
+    value, sign = match["value"], match["sign"] or match["verb"]
+    if match["verb"] and not match["quote"] and not _looks_random(value):
+        return match[0]
     quote = match["quote"] or (value[0] if value[0] in "\"'" else "")
     inner = value[len(quote) : len(value) - len(quote)] if quote else value
     keyed = match["key"] is not None  # as in JSON, where prose does not stand
     if _is_harmless(match["name"], inner, quoted=bool(quote), keyed=keyed, sign=sign):
         return match[0]
-    if not quote and sign == ":" and not keyed and _is_prose(match, inner):
+    if not quote and sign != "=" and not keyed and _is_prose(match, inner):
         return match[0]
     return f"{match['kept']}{quote}{MASK}{quote}"
 
@@ -126,12 +130,24 @@ def _is_harmless(
 ) -> bool:
     if _ABOUT.search(name) or (value.lower() in _WORDS and not quoted):
         return True
+    if name.lower() == "pwd" and value[:1] in "/~":  # the shell's working directory
+        return True
     if value.isdigit() and not quoted and _COUNTED.match(name) is not None:
         # How many tokens there are, how many tests pass.
         return len(value) < _FEW_DIGITS and "password" not in name.lower()
     # A sign in quotes, as parsers name it: unexpected token: '}'.
     signs = sum(map(str.isalnum, value))
     return not keyed and sign == ":" and signs < 2 + quoted
+
+
+def _looks_random(value: str) -> bool:
+    """Return whether a word behind *is* or *was* is more a secret than a word."""
+    if value[0] in "\"'":
+        return True
+    plain = value.rstrip(".!?")
+    digits = sum(map(str.isdigit, plain))
+    upper = sum(map(str.isupper, plain))
+    return 0 < digits < len(plain) or (0 < upper < len(plain) and not plain.istitle())
 
 
 def _is_prose(match: re.Match[str], value: str) -> bool:
@@ -187,14 +203,22 @@ _RULES = (
         r"|aiza|ya\.|gocspx-|npm_|pypi-|rubygems_|hf_|sg\.|do[opr]_v_|hv[sbr]\.|dapi"
         r"|shp[a-z]{2}_|sq[a-z]{3}-|lin_api_|ntn_|secret_|pmak-|dp\.[a-z]+\.|glsa_|glc_"
         r"|nrak-|sntry|atlasv\.|age-secret|pscale_|sbp_|atatt|key-|hrku-|cfpat-|dtc\."
-        r"|ltai|akid|pplx-|gsk_|xai-|q~",
+        r"|ltai|akid|pplx-|gsk_|xai-|q~|sk[a-f]{4}|[a-f]-us|pat[a-z]*\.[a-f]{8}|atbb"
+        r"|eaa"
+        r"|nrii-|fig[dou]r?h?_|sl\.[a-z_-]{40}|[mno][a-z_-]{8,}\.[a-z_-]+\.[a-z_-]{12}"
+        r"|:aa[a-z_-]{12}|pul-[a-f]|cio[a-z]{12}|oy[a-z]{16}|clojars_|dckr_|r_[a-z]{10}"
+        r"|api_org_|aqvn|t\.[a-z_=-]{12,}\.|akcp|ops_eyj|tfp_|pnu_|rdme_|sgp_|duffel_"
+        r"|ez[at]k|flwseck|fio-u-|pat-[a-z]{2}-|access-(?:sandbox|dev|prod)|rzp_"
+        r"|xkeysib-|shippo_|nfp_|\bfo_|\bfm[ar]?_|rnd_|v\.-[a-f]{8}|bkua_|ccipat_"
+        r"|sq[pau]_"
+        r"|//[a-z_-]{16}|absk|oauth:[a-z]{10}",
         r"""(?P<kept>)(?<![A-Za-z0-9_])(?:
              eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?
             |(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}
             |gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{22,}
             |gl(?:pat|rt|dt|ft|cbt|ptt|imt|soat|oas|agent)-[A-Za-z0-9_-]{16,}
             |xox[abeoprs]-[A-Za-z0-9-]{10,}|xapp-\d-[A-Za-z0-9-]{10,}
-            |(?:sk|rk|pk)[-_](?:live|test|proj|ant|svcacct|admin)[-_][A-Za-z0-9_-]{16,}
+            |(?:sk|rk|pk)[-_](?:live|test|proj|ant|svcacct|admin|or)[-_][A-Za-z0-9_-]{16,}
             |sk-[A-Za-z0-9]{32,}|whsec_[A-Za-z0-9+/=]{24,}
             |AIza[A-Za-z0-9_-]{35}|ya29\.[A-Za-z0-9_-]{20,}|GOCSPX-[A-Za-z0-9_-]{20,}
             |npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{32,}|rubygems_[0-9a-f]{48}
@@ -204,20 +228,69 @@ _RULES = (
             |lin_api_[A-Za-z0-9]{32,}|(?:ntn|secret)_[A-Za-z0-9]{40,}
             |PMAK-[0-9a-f]{24}-[0-9a-f]{34}|dp\.[a-z]{2,5}\.[A-Za-z0-9]{40,}
             |glsa_[A-Za-z0-9]{32}_[0-9a-f]{8}|glc_[A-Za-z0-9+/=]{32,}
-            |NRAK-[A-Z0-9]{27}|sntry[su]_[A-Za-z0-9+/=_]{40,}
+            |NR(?:AK|II)-[A-Za-z0-9_-]{27,}|sntry[su]_[A-Za-z0-9+/=_]{40,}
             |[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_=-]{60,}|AGE-SECRET-KEY-1[A-Z0-9]{58}
             |pscale_(?:tkn|pw|oauth)_[A-Za-z0-9_.-]{32,}|sbp_[0-9a-f]{40}
             |ATATT3[A-Za-z0-9_=-]{50,}|key-[0-9a-f]{32}|HRKU-[A-Za-z0-9_-]{36,}
             |CFPAT-[A-Za-z0-9_-]{43}|dt0[a-z]\d{2}\.[A-Z0-9]{24}\.[A-Z0-9]{64}
-            |LTAI[A-Za-z0-9]{12,}|AKID[A-Za-z0-9]{13,}|dckr_pat_[A-Za-z0-9_-]{27}
+            |LTAI[A-Za-z0-9]{12,}|AKID[A-Za-z0-9]{13,}|dckr_[po]at_[A-Za-z0-9_-]{27,}
             |pplx-[A-Za-z0-9]{40,}|gsk_[A-Za-z0-9]{40,}|xai-[A-Za-z0-9]{40,}
-            |[A-Za-z0-9]{3}\dQ~[A-Za-z0-9_.~-]{31,34})""",
+            |[A-Za-z0-9]{3}\dQ~[A-Za-z0-9_.~-]{31,34}
+            |(?-i:SK)(?=(?:\d*[a-f]){4})[0-9a-f]{32}|(?=\d*[a-f])[0-9a-f]{32}-us\d{1,2}
+            |pat[A-Za-z0-9]{14}\.(?=(?:\d*[a-f]){8})[0-9a-f]{64}
+            |ATBB[A-Za-z0-9]{32}|EAA[A-Za-z0-9_-]{57,}|fig[dou]r?h?_[A-Za-z0-9_-]{32,}
+            |sl\.(?=(?:\d*[A-Za-z_-]){40})[A-Za-z0-9_-]{100,}
+            |(?-i:[MNO])(?=(?:\d*[A-Za-z_-]){8})[A-Za-z0-9_-]{16,}\.(?=\d*[A-Za-z_-])
+             [A-Za-z0-9_-]{6}\.(?=[A-Za-z_-]*\d)(?=(?:\d*[A-Za-z_-]){12})[A-Za-z0-9_-]{27,}
+            |\d{8,10}:AA(?=(?:\d*[A-Za-z_-]){12})[A-Za-z0-9_-]{33}
+            |pul-(?=\d*[a-f])[0-9a-f]{40}|oy2(?=(?:\d*[a-z]){16})[a-z0-9]{43}
+            |cio(?=[A-Za-z]*\d)(?=(?:\d*[A-Za-z]){12})[A-Za-z0-9]{32}
+            |CLOJARS_[a-z0-9]{60}|r8_(?=(?:\d*[A-Za-z]){10})[A-Za-z0-9]{37}
+            |api_org_[A-Za-z0-9]{34}|AQVN[A-Za-z0-9_-]{35,}
+            |t1\.(?=(?:\d*[A-Za-z_=-]){12})[A-Za-z0-9_=-]{30,}\.[A-Za-z0-9_=-]{4,}
+            |AKCp[A-Za-z0-9]{60,}
+            |ops_eyJ[A-Za-z0-9+/=]{60,}|tfp_[A-Za-z0-9_.-]{40,}|pnu_[A-Za-z0-9]{36}
+            |rdme_[a-z0-9]{70}|sgp_(?:[a-z0-9]+_)?[0-9a-f]{40}
+            |duffel_(?:live|test)_[A-Za-z0-9_-]{40,}|EZ[AT]K[A-Za-z0-9]{54}
+            |FLWSECK(?:_TEST)?-[0-9a-z]{32}(?:-X)?|fio-u-[A-Za-z0-9_=-]{60,}
+            |pat-[a-z]{2}\d-[0-9a-f-]{32,}
+            |access-(?:sandbox|development|production)-[0-9a-f-]{32,}
+            |rzp_(?:live|test)_[A-Za-z0-9]{14}|xkeysib-[0-9a-f]{64}(?:-[A-Za-z0-9]{16})?
+            |shippo_(?:live|test)_[0-9a-f]{40}|nfp_[A-Za-z0-9_-]{36}
+            |fo1_[A-Za-z0-9_-]{43}
+            |fm[12][ar]?_[A-Za-z0-9+/=_-]{60,}|rnd_[A-Za-z0-9]{28,}
+            |v1\.0-(?=(?:\d*[a-f]){8})[0-9a-f]{24,}(?:-[0-9a-f]+)?
+            |bkua_[0-9a-z]{40}|CCIPAT_[A-Za-z0-9]+_[0-9a-f]{40}|sq[pau]_[0-9a-f]{40}
+            |1//0(?=(?:\d*[A-Za-z_-]){16})[A-Za-z0-9_-]{40,}|ABSK[A-Za-z0-9+/=]{60,}
+            |oauth:(?=(?:\d*[a-z]){10})[a-z0-9]{30})""",
     ),
     _rule(
-        r"hooks\.slack|/webhooks/|telegram\.org",
+        r"hooks\.|/webhooks/|telegram\.org|/webhookb",
         r"""(?P<kept>hooks\.slack\.com/(?:services|workflows|triggers)/
+            |hooks\.zapier\.com/hooks/catch/|webhook\.office\.com/webhookb2/
             |discord(?:app)?\.com/api/webhooks/|api\.telegram\.org/bot)[^\s"'<>?/]+
             (?:/[^\s"'<>?]+)?""",
+    ),
+    # Hashes of passwords: crypt, bcrypt, Argon2, Django's, SCRAM.
+    _rule(
+        r"\$",
+        r"""(?P<kept>\$(?:apr1|[1567y]|2[abxy]|gy|argon2\w*|scrypt)\$(?:[\w=,.]{1,40}\$){0,3}
+            |\b(?:pbkdf2_sha\d+|SCRAM-SHA-\d+)\$\w{1,40}[$:])[A-Za-z0-9+/=.$:]{20,}""",
+    ),
+    # Arguments of commands.
+    _rule(
+        "curl|wget|mysql|mariadb|sshpass|machine",
+        r"""(?P<kept>\b(?:curl|wget)\b[^\n]*?[ ](?:-u|--(?:proxy-)?user)[ =]?[^\s:]+:
+            |\b(?:mysql\w*|mariadb\w*|sshpass)\b[^\n]*?[ ]-p[ ]?
+            |\bmachine\s+\S+\s+login\s+\S+\s+password\s+)(?=[^\s-])[^\s]+""",
+    ),
+    _rule(
+        "private-lines",
+        r"(?P<kept>\bPrivate-Lines:[ ]*\d+\s+)[A-Za-z0-9+/=\s]{40,}",
+    ),
+    _rule(
+        "</",
+        rf"(?P<kept><(?:[\w.-]*:)?[\w.-]*{_NAMES}(?:[ ][^<>]*)?>)[^<>]+(?=</)",
     ),
     _rule(
         "password|identified",
@@ -239,9 +312,10 @@ _RULES = (
     _rule(
         _NAMED,
         rf"""(?P<kept>(?P<name>{_NAMES}(?:[_-][A-Za-z0-9]+)*)(?P<key>\\*["'])?
-                \s*(?P<sign>=>|[:=])\s*(?:b(?=["']))?)
+                (?:\s*(?P<sign>=>|->|[:=])|\s+(?P<verb>(?:is|was):?(?=\s)))
+                \s*(?:b(?=["']))?)
             (?P<value>(?P<quote>\\+["']).*?(?P=quote)
-            |(?:Bearer|Basic|Token|Digest|Negotiate)\s+(?=[^\s,;"']*(?:[\d=_.-]|(?-i:[A-Z])))[^\s,;"']+
+            |(?:Bearer|Basic|Token|Digest|Negotiate|SSWS|ApiKey|GenieKey|OAuth|Key|Splunk)\s+(?=[^\s,;"']*(?:[\d=_.-]|(?-i:[A-Z])))[^\s,;"']+
             |"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'
             |[^\s,;&"'<>()\[\]{{}}]+)""",
         _mask_value,
