@@ -1,5 +1,5 @@
 -- What people decided about groups of errors, and which groups somebody has been notified of.
--- depends: 0012_track_tables
+-- depends: 0013_merge_groups
 
 CREATE TABLE fm_storage.group_states (
     group_id BIGINT PRIMARY KEY,
@@ -18,6 +18,61 @@ COMMENT ON COLUMN fm_storage.group_states.since IS
     'When the group was resolved or muted; errors from before are none that came back.';
 COMMENT ON COLUMN fm_storage.group_states.until IS
     'End of the muting; NULL for no end.';
+
+-- A group without a row is open. Of two groups that merge, the strictest state stays; a split gives it to both.
+CREATE FUNCTION fm_storage.follow_merged_groups() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+    ours BIGINT [];
+    strictest RECORD;
+BEGIN
+    IF NOT EXISTS (SELECT FROM fm_storage.group_states WHERE group_id IN (NEW.kept, NEW.merged)) THEN
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'UPDATE' THEN
+        INSERT INTO fm_storage.group_states (group_id, state, since, until)
+        SELECT NEW.merged, s.state, s.since, s.until FROM fm_storage.group_states AS s WHERE s.group_id = NEW.kept
+        ON CONFLICT (group_id) DO NOTHING;
+        RETURN NULL;
+    END IF;
+    ours := ARRAY(
+        SELECT NEW.kept UNION SELECT m.fingerprint FROM fm_storage.group_members AS m WHERE m.group_id = NEW.kept
+        EXCEPT SELECT unnest(NEW.members || NEW.merged)
+    );
+    SELECT COALESCE(found.state, 'open') AS state, found.since, found.until INTO strictest
+    FROM (VALUES (NEW.kept), (NEW.merged)) AS both_groups (group_id)
+    LEFT JOIN (
+        SELECT s.group_id, s.since, s.until, CASE
+                WHEN s.state = 'muted' AND s.until <= now() THEN 'open'
+                WHEN s.state = 'resolved' AND EXISTS (
+                    SELECT FROM fm_storage.error_fingerprints AS f
+                    WHERE f.timestamp > s.since AND f.timestamp < now() + INTERVAL '1 day' AND f.fingerprint
+                        = ANY (CASE s.group_id WHEN NEW.kept THEN ours ELSE NEW.members || NEW.merged END)
+                ) THEN 'regressed'
+                ELSE s.state
+            END AS state
+        FROM fm_storage.group_states AS s
+    ) AS found USING (group_id)
+    ORDER BY array_position(ARRAY['regressed', 'open', 'muted', 'resolved'], COALESCE(found.state, 'open')),
+        found.until NULLS LAST, found.since DESC
+    LIMIT 1;
+    DELETE FROM fm_storage.group_states WHERE group_id IN (NEW.kept, NEW.merged);
+    IF strictest.state <> 'open' THEN
+        INSERT INTO fm_storage.group_states (group_id, state, since, until)
+        VALUES (NEW.kept, strictest.state, strictest.since, strictest.until);
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION fm_storage.follow_merged_groups() IS
+    'Of the states of two groups that merge the strictest stays: regressed, open, muted, resolved; a split gives it to both.';
+
+CREATE TRIGGER follow_merged_groups AFTER INSERT ON fm_storage.group_merges
+    FOR EACH ROW EXECUTE FUNCTION fm_storage.follow_merged_groups();
+CREATE TRIGGER follow_split_groups AFTER UPDATE ON fm_storage.group_merges
+    FOR EACH ROW WHEN (OLD.split_at IS NULL AND NEW.split_at IS NOT NULL)
+    EXECUTE FUNCTION fm_storage.follow_merged_groups();
 
 CREATE TABLE fm_storage.group_watchers (
     watcher TEXT COLLATE "C" PRIMARY KEY,

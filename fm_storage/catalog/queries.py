@@ -22,7 +22,12 @@ from fm_storage.catalog.query.similarity import (
     question_of,
     similar_groups,
 )
-from fm_storage.catalog.query.states import State, end_of_mute, set_state
+from fm_storage.catalog.query.states import (
+    State,
+    end_of_mute,
+    group_of,
+    set_state,
+)
 from fm_storage.catalog.query.tail import tail_errors
 from fm_storage.catalog.record.drafts import severity_from
 from fm_storage.catalog.record.recorder import Recorder
@@ -98,6 +103,7 @@ class CatalogQueries:
                 field="group",
             ) from None
         pool, end = self._storage.pool, end_of_mute(until)
+        number = await group_of(pool, number)
         if not await fetch_groups(pool, only=[number]):
             raise RecordNotFound("fm_storage.error_groups", name)
         await set_state(pool, number, state, end)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from fm_storage.catalog import ErrorManager
 from fm_storage.catalog.query.groups import number_of
-from fm_storage.catalog.query.states import fetch_states, merge_states
+from fm_storage.catalog.query.states import fetch_states
 from fm_storage.cli import cli
 from fm_storage.errors import InvalidRecord, RecordNotFound
 
@@ -29,6 +29,23 @@ async def errors(storage):
     """Give an error manager over real engines."""
     async with ErrorManager(storage) as manager:
         yield manager
+
+
+async def merge(executor, kept, merged):
+    """Merge two groups as merging does: the members move, and it is recorded."""
+    await executor.execute(
+        "INSERT INTO fm_storage.group_members (fingerprint, group_id, version) "
+        "VALUES ($1::bigint, $1, 1), ($2::bigint, $1, 1) "
+        "ON CONFLICT (fingerprint) DO UPDATE SET group_id = EXCLUDED.group_id",
+        kept,
+        merged,
+    )
+    await executor.execute(
+        "INSERT INTO fm_storage.group_merges (kept, merged, members) "
+        "VALUES ($1::bigint, $2::bigint, ARRAY[$2::bigint])",
+        kept,
+        merged,
+    )
 
 
 async def only(errors):
@@ -121,13 +138,33 @@ async def test_the_strictest_state_wins_when_groups_merge(errors, states, strict
     for into in (numbers[0], numbers[-1]):
         with pytest.raises(Undone):
             async with errors.storage.pool.transaction() as tx:
-                await merge_states(tx, into, [one for one in numbers if one != into])
+                for other in numbers:
+                    if other != into:
+                        await merge(tx, into, other)
                 found = await fetch_states(tx)
                 await tx.execute("DELETE FROM project_errors")
-                assert await fetch_states(tx) == found
                 raise Undone
         expected = {} if strictest == "open" else {into: strictest}
         assert {key: one.state for key, one in found.items()} == expected
+
+
+async def test_a_split_leaves_both_groups_in_their_state(errors):
+    """What was decided about the whole was decided about its parts."""
+    numbers = []
+    for name in ("kind a", "kind b"):
+        await errors.record(name, module="m")
+        [group] = await errors.groups(order="first_seen", limit=1)
+        numbers.append(number_of(group.fingerprint))
+    pool = errors.storage.pool
+    await merge(pool, *numbers)
+    await errors.resolve(group)
+    assert list(await fetch_states(pool)) == numbers[:1]
+    await pool.execute("UPDATE fm_storage.group_merges SET split_at = now()")
+    await pool.execute("UPDATE fm_storage.group_members SET group_id = fingerprint")
+    found = await fetch_states(pool)
+    assert {key: one.state for key, one in found.items()} == dict.fromkeys(
+        numbers, "resolved"
+    )
 
 
 @pytest.fixture

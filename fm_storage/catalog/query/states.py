@@ -21,48 +21,39 @@ if TYPE_CHECKING:
 
 State = Literal["open", "resolved", "muted", "regressed"]
 
+_MEMBERS = """SELECT {0} UNION ALL
+    SELECT m.fingerprint FROM fm_storage.group_members AS m WHERE m.group_id = {0}"""
 # An error from beyond tomorrow has a wrong clock; it shows nothing.
-_LATER = """SELECT FROM fm_storage.error_fingerprints AS f
-    WHERE f.fingerprint = s.group_id AND f.timestamp > s.since
-      AND f.timestamp < now() + interval '1 day'"""
-EFFECTIVE = f"""SELECT s.group_id, s.since, s.until, CASE
-    WHEN s.state = 'muted' AND s.until <= now() THEN 'open'
-    WHEN s.state = 'resolved' AND EXISTS ({_LATER}) THEN 'regressed'
-    ELSE s.state END AS state
-FROM fm_storage.group_states AS s"""
-"""Every group with a row, and the state that it has now."""
-
 _STATES = Sql(
-    f"SELECT * FROM ({EFFECTIVE}) AS s "
-    "WHERE s.state <> 'open' AND ($1::bigint[] IS NULL OR s.group_id = ANY($1))"
+    f"""SELECT * FROM (SELECT s.group_id, s.since, s.until, CASE
+  WHEN s.state = 'muted' AND s.until <= now() THEN 'open'
+  WHEN s.state = 'resolved' AND EXISTS (
+    SELECT FROM fm_storage.error_fingerprints AS f
+    WHERE f.fingerprint IN ({_MEMBERS.format("s.group_id")})
+      AND f.timestamp > s.since AND f.timestamp < now() + interval '1 day'
+  ) THEN 'regressed' ELSE s.state END AS state
+  FROM fm_storage.group_states AS s
+  WHERE $1::bigint[] IS NULL OR s.group_id = ANY($1)) AS found
+WHERE state <> 'open'"""
 )
 # A clock that is ahead of ours must not make a group come back at once.
 _SET = Sql(
-    """INSERT INTO fm_storage.group_states AS s (group_id, state, since, until)
-SELECT $1, $2, GREATEST($3::timestamptz, (
+    f"""INSERT INTO fm_storage.group_states AS s (group_id, state, since, until)
+SELECT $1::bigint, $2, GREATEST($3::timestamptz, (
     SELECT max(f.timestamp) FROM fm_storage.error_fingerprints AS f
-    WHERE f.fingerprint = $1 AND f.timestamp < now() + interval '1 day')), $4
+    WHERE f.fingerprint IN ({_MEMBERS.format("$1::bigint")})
+      AND f.timestamp < now() + interval '1 day')), $4
 ON CONFLICT (group_id) DO UPDATE
 SET state = EXCLUDED.state, since = EXCLUDED.since, until = EXCLUDED.until"""
 )
+_OPEN = Sql("DELETE FROM fm_storage.group_states WHERE group_id = $1")
 _GROUPS_OF = Sql(
-    "SELECT error_id, fingerprint FROM fm_storage.error_fingerprints "
+    "SELECT error_id, group_id FROM fm_storage.error_groups "
     "WHERE error_id = ANY($1::uuid[])"
 )
-# The one that asks most of people comes first; a group without a row is open.
-_STRICTEST = Sql(
-    f"""WITH old AS ({EFFECTIVE} WHERE s.group_id = ANY($2::bigint[] || $1::bigint)),
-members AS (
-  SELECT DISTINCT m.group_id, COALESCE(o.state, 'open') AS state, o.since, o.until
-  FROM unnest($2::bigint[] || $1::bigint) AS m (group_id)
-  LEFT JOIN old AS o USING (group_id)
+_GROUP_OF_MEMBER = Sql(
+    "SELECT group_id FROM fm_storage.group_members WHERE fingerprint = $1"
 )
-SELECT * FROM members ORDER BY
-  array_position(ARRAY['regressed', 'open', 'muted', 'resolved'], state),
-  until NULLS LAST, since DESC LIMIT 1"""
-)
-_FORGET = Sql("DELETE FROM fm_storage.group_states WHERE group_id = ANY($1::bigint[])")
-_KEEP = Sql("INSERT INTO fm_storage.group_states VALUES ($1, $2, $3, $4)")
 
 
 class GroupState(NamedTuple):
@@ -97,25 +88,15 @@ async def set_state(
 ) -> None:
     """Write the state that somebody decided on, from now on."""
     if state == "open":
-        await executor.execute(_FORGET, [group])
+        await executor.execute(_OPEN, group)
     else:
         await executor.execute(_SET, group, state, datetime.now(UTC), until)
 
 
-async def merge_states(executor: Executor, into: int, others: Sequence[int]) -> None:
-    """Give group *into* the strictest of its own state and those of *others*.
-
-    ``regressed`` before ``open`` before ``muted`` (the shorter one) before
-    ``resolved``. Call it in the transaction that merges, before the errors change
-    their group.
-    """
-    found = await executor.fetchrow(_STRICTEST, into, list(others))
-    assert found is not None
-    await executor.execute(_FORGET, [into, *others])
-    if found["state"] != "open":
-        await executor.execute(
-            _KEEP, into, found["state"], found["since"], found["until"]
-        )
+async def group_of(executor: Executor, member: int) -> int:
+    """Return the group that a fingerprint belongs to; by itself it is one."""
+    found: int | None = await executor.fetchval(_GROUP_OF_MEMBER, member)
+    return member if found is None else found
 
 
 def end_of_mute(until: datetime | timedelta | None) -> datetime | None:

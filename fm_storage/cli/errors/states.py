@@ -106,13 +106,14 @@ async def _group(storage: StorageManager, identity: str) -> str:
     """
     from fm_storage.catalog.query.groups import fetch_groups, hex_of, number_of
     from fm_storage.catalog.query.latest import fetch_by_prefix
-    from fm_storage.catalog.query.states import groups_of
+    from fm_storage.catalog.query.states import group_of, groups_of
 
     wanted = identity.strip().lower()
     if len(wanted) == 16 and "-" not in wanted:
         try:
-            if await fetch_groups(storage.pool, only=[number_of(wanted)]):
-                return wanted
+            number = await group_of(storage.pool, number_of(wanted))
+            if await fetch_groups(storage.pool, only=[number]):
+                return hex_of(number)
         except ValueError:
             pass  # reported below, with what an id looks like
     try:
