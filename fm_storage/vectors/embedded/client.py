@@ -10,7 +10,6 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -220,18 +219,19 @@ class EmbeddedEngine:
         return _made(operation, answer["ok"], vectors)
 
     async def _frame(self, request: Request | None) -> tuple[dict[str, Any], bytes]:
-        if isinstance(request, Upsert | UpdateVectors):
+        if isinstance(request, (Upsert, UpdateVectors)):
             if len(request.points) <= _SMALL:
                 return _upsert_frame(request)
             return await asyncio.to_thread(_upsert_frame, request)
         if request is None:
             return {}, b""
-        meta = {field.name: getattr(request, field.name) for field in fields(request)}
+        meta = {name: getattr(request, name) for name in request.__slots__}
         if isinstance(request, SetPayload):
             meta["payload"] = orjson.Fragment(request.payload)
         raw = bytearray()
         if isinstance(request, Query):
-            meta = _with_references(meta, raw)
+            for part in ("query", "prefetch"):
+                meta[part] = _with_references(meta[part], raw)
         return meta, bytes(raw)
 
     async def _answered(

@@ -51,20 +51,27 @@ class EngineConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Give every whole answer to the call that waits for it."""
-        self._buffer += data
-        while len(self._buffer) >= HEADER.size:
-            magic, number, meta, raw = HEADER.unpack_from(self._buffer)
+        if self._buffer:
+            self._buffer += data
+        whole = self._buffer or data
+        begin = 0
+        while len(whole) - begin >= HEADER.size:
+            magic, number, meta, raw = HEADER.unpack_from(whole, begin)
             if magic != MAGIC or meta + raw > MAX_REPLY:
                 self.transport.abort()
                 return
-            end = HEADER.size + meta + raw
-            if len(self._buffer) < end:
-                return
-            body = bytes(memoryview(self._buffer)[HEADER.size : end])
-            del self._buffer[:end]
+            end = begin + HEADER.size + meta + raw
+            if len(whole) < end:
+                break
+            body = bytes(memoryview(whole)[begin + HEADER.size : end])
+            begin = end
             waiter = self.waiting.pop(number, None)
             if waiter is not None and not waiter.done():
                 waiter.set_result((body, meta))
+        if whole is data:
+            self._buffer += data[begin:]
+        else:
+            del self._buffer[:begin]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail every call that waits for an answer."""
@@ -96,7 +103,8 @@ class EngineConnection(asyncio.Protocol):
         waiter: asyncio.Future[tuple[bytes, int]] = self._loop.create_future()
         self.waiting[number] = waiter
         try:
-            await self.may_write.wait()
+            if not self.may_write.is_set():
+                await self.may_write.wait()
             if not self.open:
                 raise Gone
             text = orjson.dumps(request)

@@ -30,6 +30,8 @@ MARK = "_fm_src"
 MARKS = ("_ver", MARK)
 """Payload keys of the outbox and of a reindex: marks of a point, not in its payload."""
 
+_SHORT = 512
+"""Bytes of a vector up to which a call of numpy costs more than it saves."""
 _PLAIN = frozenset({str, int, bool, type(None)})
 _MAX_TERM = 2**32
 _MAX_FLOAT32 = 3.4028234e38
@@ -402,7 +404,7 @@ def _packed(given: Any) -> bytes:
 def _refuse_infinite(
     data: bytes, collection: str, where: str, index: int | None
 ) -> None:
-    numpy = sys.modules.get("numpy")
+    numpy = sys.modules.get("numpy") if len(data) > _SHORT else None
     if numpy is not None:
         numbers = numpy.frombuffer(data, dtype="f4")
         finite = bool(numpy.logical_and.reduce(numpy.isfinite(numbers)))

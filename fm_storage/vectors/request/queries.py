@@ -158,9 +158,9 @@ def payload_selector(given: Any) -> bool | dict[str, list[str]]:
         given: A bool, a list of fields, ``{"include": […]}``, ``{"exclude": […]}``,
             or a selector of ``qdrant_client.models``.
     """
-    given = as_json(given, "with_payload")
-    if given is True:
+    if given is True:  # nearly always
         return True
+    given = as_json(given, "with_payload")
     if isinstance(given, Mapping) and len(given) == 1:
         [(kind, fields)] = given.items()
         if kind == "exclude":
@@ -192,9 +192,9 @@ def value_path(given: Any, field: str) -> str:
 
 def vector_selector(given: Any) -> bool | list[str]:
     """Return the vectors to ask for."""
-    given = as_json(given, "with_vectors")
     if isinstance(given, bool):
         return given
+    given = as_json(given, "with_vectors")
     if not isinstance(given, list) or not all(isinstance(n, str) for n in given):
         problem = f"{given!r}; give a bool or a list of names"
         raise InvalidRecord(f"with_vectors: {problem}", field="with_vectors")
@@ -235,6 +235,8 @@ def search_parameters(given: Any, *, exact: bool = False) -> dict[str, Any]:
     Raises:
         InvalidRecord: One is not known, or of another type.
     """
+    if given is None:
+        return {"exact": True} if exact else {}
     made = as_json(given, "params") or {}
     wrong = _misfit(made, _PARAMETERS)
     if wrong is not None:

@@ -163,7 +163,9 @@ class Calls:
         loop = asyncio.get_running_loop()
         if home.loop is not loop:
             home.require_open()
-        if operation not in _WITHOUT_COLLECTION:
+        if operation not in _WITHOUT_COLLECTION and not (
+            type(collection) is str and collection in self.specs  # checked before
+        ):
             check_name(collection)
         self.calls[operation] += 1
         within = self.config.timeout if timeout is None else timeout

@@ -31,6 +31,8 @@ from fm_storage.vectors.request.queries import (
 )
 from fm_storage.vectors.store.call import Calls
 
+_FEW = 16
+"""Points that are asked for at once, however large they are."""
 _FIRST = 64
 _SAMPLE = 4
 _BARE: dict[str, Any] = {"include": [RESERVED_ID]}
@@ -90,6 +92,9 @@ async def find_groups(
 
 
 async def _found(calls: Calls, collection: str, request: Query) -> list[ScoredPoint]:
+    if request.limit <= _FEW:
+        few: list[ScoredPoint] = await calls.ask("query", collection, request)
+        return few
     if request.limit <= _page(calls, collection, request):
         found: list[ScoredPoint] = await calls.ask("query", collection, request)
         _learn(calls, collection, request, found)
@@ -103,6 +108,9 @@ async def retrieve(
     calls: Calls, collection: str, request: Retrieve
 ) -> list[ScoredPoint]:
     """See ``QdrantStore.retrieve()``."""
+    if len(request.ids) <= _FEW:
+        few: list[ScoredPoint] = await calls.ask("retrieve", collection, request)
+        return few
     found: list[ScoredPoint] = []
     at = 0
     while True:
@@ -154,7 +162,7 @@ async def _filled(
 def _page(calls: Calls, collection: str, request: Query | Retrieve | Scroll) -> int:
     """Return how many points may be asked for at once."""
     size = calls.sizes.get(_kind(collection, request))
-    return _FIRST if size is None else max(8, int(calls.backend.page_bytes / size))
+    return _FIRST if size is None else max(_FEW, int(calls.backend.page_bytes / size))
 
 
 def _learn(

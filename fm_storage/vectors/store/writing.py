@@ -49,11 +49,16 @@ async def upsert(
 
     async def upsert_as(spec: dict[str, Any]) -> None:
         encoded = await _encoded(calls, spec, collection, points, newer_by)
-        batches = in_batches(
-            _last_of_each(encoded, by_version=newer_by is not None),
-            max_points=calls.config.max_batch_points,
-            max_bytes=calls.config.max_batch_bytes,
-        )
+        batches = [encoded]
+        if len(encoded) != 1:
+            once = _last_of_each(encoded, by_version=newer_by is not None)
+            batches = [
+                *in_batches(
+                    once,
+                    max_points=calls.config.max_batch_points,
+                    max_bytes=calls.config.max_batch_bytes,
+                )
+            ]
         done = 0
 
         async def send(batch: list[Encoded]) -> None:
@@ -63,7 +68,7 @@ async def upsert(
             if progress is not None:
                 progress(done, len(encoded))
 
-        await _bounded(list(batches), send, limit=calls.config.max_concurrency)
+        await _bounded(batches, send, limit=calls.config.max_concurrency)
 
     spec = await calls.spec(collection)
     try:
