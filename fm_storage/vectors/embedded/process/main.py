@@ -52,6 +52,7 @@ class _Client:
         self.sock = sock
         self.incoming = bytearray()
         self.outgoing: deque[memoryview] = deque()
+        self.waits = False  # for the socket to take more
         self.gone = False
 
     def frames(self) -> list[tuple[int, dict[str, Any], memoryview]]:
@@ -86,6 +87,8 @@ class Server:
         self.selector = selectors.DefaultSelector()
         self.selector.register(listener, selectors.EVENT_READ)
         self.leaving = False
+        # Filled by one recv() at a time: to make it anew costs more than a small one.
+        self.received = memoryview(bytearray(1024 * 1024))
         engine.forget = self._forget
         # Sockets of clients that left; closed only once it is known whether the
         # last one did, so that it sees the end after everything is on the disk.
@@ -189,15 +192,15 @@ class Server:
 
     def _receive(self, client: _Client) -> None:
         try:
-            data = client.sock.recv(1024 * 1024)
+            size = client.sock.recv_into(self.received)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             self._drop(client)
             return
-        client.incoming += data
+        client.incoming += self.received[:size]
         try:
             found = client.frames()
         except (FrameError, ValueError):
@@ -242,10 +245,10 @@ class Server:
         except OSError:
             self._drop(client)
             return
-        wanted = selectors.EVENT_READ
-        if client.outgoing:
-            wanted |= selectors.EVENT_WRITE
-        self.selector.modify(client.sock, wanted, client)
+        if client.waits != bool(client.outgoing):
+            client.waits = not client.waits
+            more = selectors.EVENT_WRITE if client.waits else 0
+            self.selector.modify(client.sock, selectors.EVENT_READ | more, client)
 
     def _answer_reads(self) -> None:
         until = time.monotonic() + _TURN
