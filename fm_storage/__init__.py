@@ -14,10 +14,12 @@ from fm_storage.catalog import (
     CatalogMiddleware,
     ErrorGroup,
     ErrorManager,
+    GroupNotice,
     IngestReport,
     Recorded,
     Report,
     SimilarEntry,
+    WatcherStatus,
 )
 from fm_storage.config import (
     CollectionConfig,
@@ -153,6 +155,7 @@ __all__ = [
     "ErrorManager",
     "ForeignKeyViolated",
     "ForkedProcess",
+    "GroupNotice",
     "Health",
     "IngestReport",
     "IntegratedManager",
@@ -213,6 +216,7 @@ __all__ = [
     "VectorConfig",
     "VectorStoreUnavailable",
     "Vectorizer",
+    "WatcherStatus",
     "WrongLoop",
     "__version__",
     "asc",

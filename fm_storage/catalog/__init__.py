@@ -10,15 +10,18 @@ from fm_storage.catalog.query.similarity import SimilarEntry
 from fm_storage.catalog.record.capture import CatalogMiddleware
 from fm_storage.catalog.record.internal import spool_failed_start
 from fm_storage.catalog.report.report import Report
+from fm_storage.catalog.watch import GroupNotice, WatcherStatus
 
 __all__ = [
     "Analyzer",
     "CatalogMiddleware",
     "ErrorGroup",
     "ErrorManager",
+    "GroupNotice",
     "IngestReport",
     "Recorded",
     "Report",
     "SimilarEntry",
+    "WatcherStatus",
     "spool_failed_start",
 ]

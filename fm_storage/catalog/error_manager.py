@@ -6,14 +6,15 @@ import asyncio
 import logging
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from fm_storage.catalog.logs.formats import pattern_from
 from fm_storage.catalog.logs.ingest import Log, ingest_log
 from fm_storage.catalog.queries import CatalogQueries
+from fm_storage.catalog.query.arguments import refuse_unclear
 from fm_storage.catalog.query.retention import purge_older
 from fm_storage.catalog.record.capture import Capture
 from fm_storage.catalog.record.drafts import Draft, draft_of, severity_from
@@ -25,6 +26,7 @@ from fm_storage.catalog.record.recorder import Recorder
 from fm_storage.catalog.record.row import Prepared, Recorded
 from fm_storage.catalog.record.store import CatalogStore
 from fm_storage.catalog.record.structlog_processor import CatalogProcessor
+from fm_storage.catalog.watch import OnGroup, Watch, WatcherStatus, fetch_watchers
 from fm_storage.concurrency.lifecycle import Home, Lifecycle
 from fm_storage.concurrency.shield import shielded
 from fm_storage.errors import ConfigurationInvalid, StorageError
@@ -583,6 +585,54 @@ class ErrorManager(Lifecycle):
             severity=severity,
             limit=limit,
         )
+
+    def watch(
+        self,
+        *,
+        new: OnGroup | None = None,
+        regressed: OnGroup | None = None,
+        name: str = "default",
+        since: datetime | None = None,
+        timeout: float = 30.0,
+    ) -> Coroutine[Any, Any, NoReturn]:
+        """Call an async function for each group that is new, or that came back.
+
+        ``task = asyncio.create_task(errors.watch(new=page))``; it runs until it is
+        cancelled, in as many processes as you like: of those that watch under one
+        *name* one calls at a time, and another goes on when it ends, however it
+        ends. Every event is delivered at least once, also one from while nobody
+        watched; ``GroupNotice.key`` tells a repetition. A call that fails is
+        repeated after a pause that doubles (a second to five minutes), the others
+        go on; ``watchers()`` shows it. While a function runs, one connection of
+        the pool is in use. If cancelled during a call, that event is delivered
+        again.
+
+        Args:
+            new: Called with a ``GroupNotice`` when a group has its first error.
+            regressed: Called when a resolved group has an error again.
+            name: Whose events they are; each name gets all of them.
+            since: Groups whose first error is older are not new; by default now.
+                Of a name that has watched before, its own beginning counts.
+            timeout: Seconds after which a call has failed and is cancelled.
+
+        Raises:
+            InvalidRecord: No function is given, or one is not async.
+            StorageError: One that is not retryable; an outage is waited for.
+        """
+        self._opened_store()
+        refuse_unclear(since=since)
+        return Watch(
+            self.storage.pool,
+            name,
+            {"new": new, "regressed": regressed},
+            since=since or datetime.now(UTC),
+            timeout=timeout,
+        ).run()
+
+    async def watchers(self) -> list[WatcherStatus]:
+        """Return how far each name of ``watch()`` has got, and what fails."""
+        self._opened_store()
+        return await fetch_watchers(self.storage.pool)
 
     def tail(
         self,

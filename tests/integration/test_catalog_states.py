@@ -200,6 +200,8 @@ def test_states_are_set_and_shown_on_the_command_line(run, tmp_path):
     assert found["state"] == "muted"
     assert "muted until" in run("list", "--module", "shop.disk")
     assert json.loads(run("reopen", found["id"], "--json"))["state"] == "open"
+    assert "nobody watches" in run("watchers")
+    assert json.loads(run("watchers", "--json")) == []
     assert "errors groups' shows groups" in run("resolve", "zz", code=2)
     assert "shows groups" in run("resolve", "0123456789abcdef", code=1)
     assert "has passed" in run(

@@ -21,27 +21,30 @@ if TYPE_CHECKING:
 
 State = Literal["open", "resolved", "muted", "regressed"]
 
-_MEMBERS = """SELECT {0} UNION ALL
+MEMBERS = """SELECT {0} UNION ALL
     SELECT m.fingerprint FROM fm_storage.group_members AS m WHERE m.group_id = {0}"""
+"""The fingerprints of a group."""
+
 # An error from beyond tomorrow has a wrong clock; it shows nothing.
-_STATES = Sql(
-    f"""SELECT * FROM (SELECT s.group_id, s.since, s.until, CASE
-  WHEN s.state = 'muted' AND s.until <= now() THEN 'open'
-  WHEN s.state = 'resolved' AND EXISTS (
-    SELECT FROM fm_storage.error_fingerprints AS f
-    WHERE f.fingerprint IN ({_MEMBERS.format("s.group_id")})
-      AND f.timestamp > s.since AND f.timestamp < now() + interval '1 day'
-  ) THEN 'regressed' ELSE s.state END AS state
-  FROM fm_storage.group_states AS s
-  WHERE $1::bigint[] IS NULL OR s.group_id = ANY($1)) AS found
+STATES = f"""SELECT group_id, since, until, state FROM (
+  SELECT s.group_id, s.since, s.until, CASE
+    WHEN s.state = 'muted' AND s.until <= now() THEN 'open'
+    WHEN s.state = 'resolved' AND EXISTS (
+      SELECT FROM fm_storage.error_fingerprints AS f
+      WHERE f.fingerprint IN ({MEMBERS.format("s.group_id")})
+        AND f.timestamp > s.since AND f.timestamp < now() + interval '1 day'
+    ) THEN 'regressed' ELSE s.state END AS state
+  FROM fm_storage.group_states AS s WHERE {{}}) AS found
 WHERE state <> 'open'"""
-)
+"""The states that groups have now, of those rows for which a condition holds."""
+
+_STATES = Sql(STATES.format("$1::bigint[] IS NULL OR s.group_id = ANY($1)"))
 # A clock that is ahead of ours must not make a group come back at once.
 _SET = Sql(
     f"""INSERT INTO fm_storage.group_states AS s (group_id, state, since, until)
 SELECT $1::bigint, $2, GREATEST($3::timestamptz, (
     SELECT max(f.timestamp) FROM fm_storage.error_fingerprints AS f
-    WHERE f.fingerprint IN ({_MEMBERS.format("$1::bigint")})
+    WHERE f.fingerprint IN ({MEMBERS.format("$1::bigint")})
       AND f.timestamp < now() + interval '1 day')), $4
 ON CONFLICT (group_id) DO UPDATE
 SET state = EXCLUDED.state, since = EXCLUDED.since, until = EXCLUDED.until"""

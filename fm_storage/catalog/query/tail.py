@@ -57,14 +57,14 @@ async def tail_errors(
 ) -> AsyncIterator[AsyncIterator[ErrorEntry]]:
     """Yield an endless iterator over new errors; see ``ErrorManager.tail()``."""
     async with AsyncExitStack() as stack:
-        waiter = await _waiter(pool, stack)
+        waiter = await open_waiter(pool, stack)
         follower = _Follower(pool, waiter, module, RANKS[severity] if severity else 0)
         entries = follower.entries()
         stack.push_async_callback(entries.aclose)
         yield entries
 
 
-class _Waiter:
+class Waiter:
     """Waits for a notification, or for a moment; knows whether any were missed."""
 
     def __init__(self) -> None:
@@ -72,10 +72,12 @@ class _Waiter:
         self.missed = False
 
     def set(self, *, missed: bool = False) -> None:
+        """End the wait; *missed*: others may have come before."""
         self.missed |= missed
         self._event.set()
 
     async def wait(self) -> None:
+        """Wait until it is set, for a bounded time."""
         # Not wait_for(): before Python 3.12 it swallows a cancellation that comes
         # together with the event.
         try:
@@ -88,8 +90,9 @@ class _Waiter:
         await asyncio.sleep(_PAUSE)
 
 
-async def _waiter(pool: Pool, stack: AsyncExitStack) -> _Waiter:
-    waiter = _Waiter()
+async def open_waiter(pool: Pool, stack: AsyncExitStack) -> Waiter:
+    """Return what is set by every notification, until *stack* ends."""
+    waiter = Waiter()
     try:
         subscription = await stack.enter_async_context(pool.listen(CHANNEL))
     except ConfigurationInvalid:
@@ -118,7 +121,7 @@ class _Follower:
     """
 
     def __init__(
-        self, pool: Pool, waiter: _Waiter, module: str | None, least: int
+        self, pool: Pool, waiter: Waiter, module: str | None, least: int
     ) -> None:
         self._pool = pool
         self._waiter = waiter

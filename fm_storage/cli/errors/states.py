@@ -1,4 +1,4 @@
-"""``fm-storage errors resolve``, ``mute`` and ``reopen``: decisions about groups."""
+"""``fm-storage errors resolve``, ``mute``, ``reopen`` and ``watchers``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fm_storage.cli.errors.options import AHEAD
 from fm_storage.cli.errors.tables import state_text
 
 if TYPE_CHECKING:
-    from fm_storage.catalog import ErrorGroup
+    from fm_storage.catalog import ErrorGroup, WatcherStatus
     from fm_storage.manager import StorageManager
 
 _ID = click.argument("identity", metavar="ID")
@@ -69,6 +69,37 @@ def reopen(settings: Settings, *, identity: str, as_json: bool) -> None:
     beginning.
     """
     _change(settings, identity, "open", as_json=as_json)
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def watchers(settings: Settings, *, as_json: bool) -> None:
+    """List who is notified of new and regressed groups, and what fails.
+
+    Applications watch with ErrorManager.watch(); each name gets every event.
+    """
+
+    async def job(storage: StorageManager) -> list[WatcherStatus]:
+        from fm_storage.catalog import ErrorManager
+
+        async with ErrorManager(storage) as manager:
+            return await manager.watchers()
+
+    found = with_storage(settings, job, qdrant=None)
+    if as_json:
+        print_json([dataclasses.asdict(one) for one in found])
+        return
+    for one in found:
+        state = (
+            f"{one.waiting} waiting, {one.failing} failing" if one.waiting else "idle"
+        )
+        line = f"{plain(one.watcher).plain}: {one.delivered} delivered, {state}"
+        if one.last_error is not None:
+            line += f"; next attempt {one.due:%H:%M:%S} UTC: {one.last_error}"
+        click.echo(plain(line).plain)
+    if not found:
+        click.echo("nobody watches; ErrorManager.watch() begins", err=True)
 
 
 def _change(
