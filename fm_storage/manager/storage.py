@@ -278,7 +278,8 @@ class StorageManager(Lifecycle, Hosted):
         """Return the repository of *model*; declared once, known afterwards.
 
         The options are needed where the model is declared and can be left out
-        later; see ``Repository`` for their meaning.
+        later; see ``Repository`` for their meaning. A repository on a session's view
+        is not remembered: bind() it where you need it again.
 
         Args:
             model: A slotted dataclass, a pydantic model or a msgspec struct.
@@ -308,7 +309,8 @@ class StorageManager(Lifecycle, Hosted):
                 wake=None if collection is None else self.outbox.wake,
                 shapes=None if collection is None else self.outbox.shapes,
             )
-            self._repositories[model] = known
+            if not isinstance(table, Relation):  # a view is one session's only
+                self._repositories[model] = known
         return known
 
     def transaction(

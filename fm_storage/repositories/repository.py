@@ -274,6 +274,7 @@ class Repository(Generic[M]):
             ForeignKeyViolated: A row it refers to is missing.
             CheckViolated: A check constraint refuses it.
             NotNullViolated: A column that is no field must have a value.
+            QueryFailed: A trigger or rule left the row out, among others.
         """
         return await writing.create(self._bound, record, vector, payload)
 

@@ -14,30 +14,68 @@ from typing import Annotated
 import pytest
 
 from fm_storage.config import PostgresConfig
-from fm_storage.errors import DuplicateRecord, InvalidRecord, QueryFailed
+from fm_storage.errors import (
+    DuplicateRecord,
+    InvalidRecord,
+    QueryFailed,
+    RecordNotFound,
+    StaleRecord,
+)
 from fm_storage.postgres import Pool
 from fm_storage.repositories import Column, Repository, where
 from fm_storage.repositories.rows.batches import COPY_ABOVE
 
 COLUMNS = "id int PRIMARY KEY, name text, version int NOT NULL, gone timestamptz"
+TRIM = """
+CREATE FUNCTION trim_name() RETURNS trigger LANGUAGE plpgsql AS
+  $$ BEGIN NEW.name := rtrim(NEW.name, '!'); RETURN NEW; END $$;
+CREATE TRIGGER t BEFORE INSERT OR UPDATE ON {}
+  FOR EACH ROW EXECUTE FUNCTION trim_name()
+"""
 KINDS = {
     "plain": f"CREATE TABLE thing ({COLUMNS})",
     "partitioned": f"CREATE TABLE thing ({COLUMNS}) PARTITION BY RANGE (id); "
     "CREATE TABLE low PARTITION OF thing FOR VALUES FROM (-10) TO (100); "
     "CREATE TABLE high PARTITION OF thing FOR VALUES FROM (100) TO (1000000)",
+    "partition": f"CREATE TABLE whole ({COLUMNS}) PARTITION BY RANGE (id); "
+    "CREATE TABLE thing PARTITION OF whole FOR VALUES FROM (-10) TO (1000000)",
+    "partitioned_with_trigger": f"CREATE TABLE thing ({COLUMNS}) "
+    "PARTITION BY HASH (id); "
+    "CREATE TABLE odd PARTITION OF thing FOR VALUES WITH (MODULUS 2, REMAINDER 0); "
+    "CREATE TABLE even PARTITION OF thing FOR VALUES WITH (MODULUS 2, REMAINDER 1); "
+    + TRIM.format("thing"),
     "view": f"CREATE TABLE base ({COLUMNS}, hidden int DEFAULT 7); "
     "CREATE VIEW thing AS SELECT id, name, version, gone FROM base",
+    "checked_view": f"CREATE TABLE base ({COLUMNS}); CREATE VIEW thing AS SELECT * "
+    "FROM base WHERE id > -5 WITH CASCADED CHECK OPTION",
+    "view_with_trigger": f"CREATE TABLE base ({COLUMNS}); "
+    "CREATE VIEW thing AS SELECT * FROM base; " + TRIM.format("base"),
     "row_security": f"CREATE TABLE thing ({COLUMNS}); "
     "ALTER TABLE thing ENABLE ROW LEVEL SECURITY; "
     "CREATE POLICY p ON thing USING (id > -5) WITH CHECK (id > -5)",
+    "forced_row_security": f"CREATE TABLE thing ({COLUMNS}) PARTITION BY RANGE (id); "
+    "CREATE TABLE every PARTITION OF thing DEFAULT; "
+    "ALTER TABLE thing ENABLE ROW LEVEL SECURITY; "
+    "ALTER TABLE thing FORCE ROW LEVEL SECURITY; "
+    "CREATE POLICY p ON thing USING (true)",
     "inherited": "CREATE TABLE parent (id int, name text); "
     f"CREATE TABLE thing ({COLUMNS}) INHERITS (parent)",
-    "trigger": f"CREATE TABLE thing ({COLUMNS}); "
-    "CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS "
-    "$$ BEGIN NEW.name := NEW.name || ''; RETURN NEW; END $$; "
-    "CREATE TRIGGER t BEFORE INSERT OR UPDATE ON thing "
-    "FOR EACH ROW EXECUTE FUNCTION touch()",
+    "parent": f"CREATE TABLE thing ({COLUMNS}); "
+    "CREATE TABLE child (more int) INHERITS (thing)",
+    "typed": "CREATE TYPE row_type AS "
+    "(id int, name text, version int, gone timestamptz); "
+    "CREATE TABLE thing OF row_type (PRIMARY KEY (id))",
+    "trigger": f"CREATE TABLE thing ({COLUMNS}); " + TRIM.format("thing"),
     "unlogged": f"CREATE UNLOGGED TABLE thing ({COLUMNS})",
+    "more_columns": f"CREATE TABLE thing (more serial, {COLUMNS}, "
+    "made timestamptz NOT NULL DEFAULT now(), "
+    "size int GENERATED ALWAYS AS (length(name)) STORED, "
+    "number int GENERATED ALWAYS AS IDENTITY)",
+    "dropped_columns": f"CREATE TABLE thing (a int, {COLUMNS}, b jsonb); "
+    "ALTER TABLE thing DROP a, DROP b",
+    "odd_names": 'CREATE SCHEMA "Odd ""one"""; CREATE TABLE "Odd ""one"""."sel.ect" '
+    '("ID" int PRIMARY KEY, "order by" text, "ver\'sion" int NOT NULL, '
+    '"größe{}%s$1" timestamptz); CREATE VIEW thing AS SELECT 1',
 }
 
 
@@ -51,18 +89,51 @@ class Thing:
     gone: dt.datetime | None = None
 
 
+ODD = {
+    "id": Column(name="ID", type="int4"),
+    "name": "order by",
+    "version": Column(name="ver'sion", type="int4"),
+    "gone": "größe{}%s$1",
+}
+
+
 @pytest.fixture(params=KINDS)
 async def things(request, pool: Pool, dsn: str) -> AsyncIterator[Repository[Thing]]:
     """Give a table of each kind to a role that is neither owner nor superuser."""
     role = f"twin_{uuid.uuid4().hex[:8]}"
     await pool.execute(KINDS[request.param])
-    await pool.execute(f"CREATE ROLE {role}; GRANT ALL ON thing TO {role}")
+    odd = request.param == "odd_names"
+    places = await pool.fetch(
+        "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n"
+        " ON n.oid = relnamespace WHERE relkind = 'S' AND nspname = 'public'"
+        " OR relname IN ('thing', 'sel.ect')"
+    )
+    await pool.execute(f"CREATE ROLE {role}")
+    for (place,) in places:
+        kind = "SEQUENCE" if place.endswith("_seq") else "TABLE"
+        await pool.execute(f"GRANT ALL ON {kind} {place} TO {role}")
+    if odd:
+        await pool.execute(f'GRANT USAGE ON SCHEMA "Odd ""one""" TO {role}')
     config = PostgresConfig(dsn=dsn, max_size=4, server_settings={"role": role})
     try:
         async with Pool(config) as as_role:
-            yield Repository(as_role, Thing, version="version", deleted="gone")
+            yield Repository(
+                as_role,
+                Thing,
+                table=_Odd() if odd else None,
+                columns=ODD if odd else None,
+                version="version",
+                deleted="gone",
+            )
     finally:
         await pool.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+class _Odd:
+    """A table whose names hold dots and quotes."""
+
+    schema, name = 'Odd "one"', "sel.ect"
+    sql = '"Odd ""one"""."sel.ect"'
 
 
 async def test_one_by_one(things):
@@ -84,6 +155,117 @@ async def test_one_by_one(things):
     assert (await things.restore(3)).name == "f"
     assert await things.erase(3)
     assert [one.id for one in await things.find_many(order_by="id")] == [1, 200]
+
+
+async def test_what_comes_back_is_what_is_stored(things):
+    """Of a row that a trigger changes, too: never the values that were given."""
+    given = [
+        await things.upsert(Thing(1, "a!")),
+        await things.upsert(Thing(1, "b!")),
+        await things.get_or_create(Thing(2, "c!")),
+        await things.get_or_create(Thing(2, "d!")),
+        *await things.upsert_many([Thing(4, "e!"), Thing(2, "f!")]),
+    ]
+    updated = await things.update(4, {"name": "g!"})
+    last = {one.id: one for one, _ in given} | {4: updated}
+    assert await things.find_many(order_by="id") == [last[n] for n in sorted(last)]
+    assert [created for _, created in given] == [True, False, True, False, True, False]
+    stored = "b" if given[0][0].name == "a" else "b!"
+    assert (await things.get_by_id(1)).name == given[1][0].name == stored
+
+
+async def test_reading(things):
+    """Filters, orders, pages, streams and locks on every kind."""
+    batch = [Thing(n, f"n{n % 5}" if n % 7 else None) for n in range(150)]
+    await things.create_many(batch)
+    named = where("name") == "n1"
+    expected = [one for one in batch if one.name == "n1"]
+    assert await things.find_many(named, order_by="id") == expected
+    assert await things.find_many(order_by="-id", limit=3) == batch[:-4:-1]
+    assert await things.count(named) == len(expected)
+    assert await things.exists(where("id").in_([3, 999]))
+    assert not await things.exists(where("id") > 999)
+    assert await things.get_by_id(77) == batch[77]
+    with pytest.raises(RecordNotFound):
+        await things.get_by_id(999)
+    seen: list[Thing] = []
+    cursor = None
+    while True:
+        page = await things.page(order_by=["name", "-id"], size=40, cursor=cursor)
+        seen += page.items
+        if (cursor := page.next_cursor) is None:
+            break
+    known = sorted((one for one in batch if one.name), key=lambda one: -one.id)
+    known.sort(key=lambda one: one.name)
+    assert [one for one in seen if one.name] == known
+    assert sorted(one.id for one in seen) == list(range(150))
+    async with things.stream(named, order_by="id", prefetch=4) as records:
+        assert [one async for one in records] == expected
+    async with things.executor.transaction() as transaction:
+        bound = things.bind(transaction)
+        assert await bound.get_by_id(1, for_update=True) == batch[1]
+        locked = await bound.find_many(
+            named, order_by="id", for_update=True, skip_locked=True
+        )
+        assert locked == expected
+        other = where("id").in_([1, 2])
+        async with things.executor.transaction() as second:
+            free = await things.bind(second).find_many(
+                other, for_update=True, skip_locked=True
+            )
+            assert [one.id for one in free] == [2]
+
+
+async def test_by_filter_and_for_good(things):
+    """Changes and deletions of many rows on every kind."""
+    batch = [Thing(n, f"n{n}") for n in range(20)]
+    await things.create_many(batch)
+    assert await things.update_where(where("id") < 5, {"name": "low"}) == 5
+    assert await things.get_by_id(4) == Thing(4, "low", version=2)
+    assert await things.delete_where(where("name") == "low") == 5
+    assert await things.delete_many([5, 6, 999]) == 2
+    assert await things.count() == 13
+    assert await things.with_deleted().count() == 20
+    assert (await things.restore(6)).version == 3
+    assert await things.purge(dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)) == 6
+    assert await things.with_deleted().count() == 14
+    stale = await things.get_by_id(7)
+    await things.update(stale, {"name": "x"})
+    with pytest.raises(StaleRecord):
+        await things.update(stale, {"name": "y"})
+    with pytest.raises(StaleRecord):
+        await things.delete(stale)
+    assert await things.update_where([], {"name": "all"}, everything=True) == 14
+    assert await things.delete_where([], everything=True) == 14
+
+
+async def test_hooks(things):
+    """Hooks see what is stored, on every kind."""
+    seen = []
+
+    @things.before("create", "upsert")
+    async def correct(_transaction, change):
+        for record in change.records:
+            record.name = f"{record.name}+"
+
+    @things.after()
+    async def note(_transaction, change):
+        seen.append((change.operation, [one.name for one in change.records]))
+
+    await things.create(Thing(1, "a"))
+    await things.create_many([Thing(2, "b"), Thing(3, "c")])
+    await things.upsert_many([Thing(3, "d"), Thing(4, "e")])
+    await things.update(4, {"name": "f"})
+    await things.update_where(where("id") == 4, {"name": "g"})
+    await things.delete_where(where("id") == 4)
+    assert seen == [
+        ("create", ["a+"]),
+        ("create", ["b+", "c+"]),
+        ("upsert", ["d+", "e+"]),
+        ("update", ["f"]),
+        ("update", ["g"]),
+        ("delete", []),
+    ]
 
 
 async def test_upserts_in_one_transaction_tell_new_rows_from_old(things):
@@ -115,6 +297,53 @@ async def test_batches(things, count):
     assert await things.count(where("name") == "y") == count
     assert await things.delete_many([one.id for one in batch]) == count
     assert await things.count() == count + 1
+
+
+@dataclass(slots=True)
+class Seen:
+    """A record that has a point."""
+
+    id: int
+    name: str | None = None
+    version: Annotated[int, Column(type="int4")] = 1
+    gone: dt.datetime | None = None
+
+
+@pytest.mark.parametrize(
+    "kind", ["partitioned", "partitioned_with_trigger", "view_with_trigger", "parent"]
+)
+async def test_points(storage, kind):
+    """Record and point are one statement on every kind."""
+    await storage.pool.execute(KINDS[kind].replace("id int", "id bigint"))
+    await storage.qdrant.ensure_collection_exists("c", 2)
+    seen = storage.repository(
+        Seen, table="thing", collection="c", version="version", deleted="gone"
+    )
+    vector = [1.0, 0.0]
+    await seen.create(Seen(1, "a!"), vector=vector)
+    await seen.create_many([Seen(n) for n in (2, 3)], vectors=[vector] * 2)
+    found, _ = await seen.upsert(Seen(1, "b!"), vector=vector, payload={"n": 1})
+    many = await seen.upsert_many([Seen(150), Seen(2)], vectors=[vector] * 2)
+    assert [created for _, created in many] == [True, False]
+    assert found == await seen.get_by_id(1)
+    await seen.delete_where(where("id") == 3)
+    await storage.outbox.drain()
+    points = await storage.qdrant.retrieve("c", [1, 2, 3, 150])
+    assert sorted(point.id for point in points) == [1, 2, 150]
+
+
+async def test_a_view_of_a_session_is_read_by_a_repository(storage):
+    """And the model's own table stays what its name alone means."""
+    await storage.pool.execute(KINDS["plain"])
+    things = storage.repository(Thing, version="version")
+    await things.create_many([Thing(n, f"n{n}") for n in range(5)])
+    async with storage.session() as session:
+        view = await session.create_view("SELECT * FROM thing WHERE id > $1", 2)
+        some = storage.repository(Thing, table=view)
+        assert [one.id for one in await some.find_many(order_by="id")] == [3, 4]
+        assert (await some.get_by_id(3)).name == "n3"
+        assert (await some.page(size=1)).has_more
+    assert storage.repository(Thing) is things
 
 
 SKIP = """
@@ -153,6 +382,48 @@ async def test_a_suppressed_row_is_an_error_and_undoes_its_batch(pool):
     made = await tickets.create(Ticket("good"))
     with pytest.raises(QueryFailed, match="suppressed"):
         await tickets.update(made, {"name": "bad"})
+
+
+LEFT_OUT = """
+CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  IF NEW.name = 'bad' THEN RETURN NULL; END IF; RETURN NEW; END $$;
+"""
+ON = "CREATE TRIGGER s BEFORE INSERT OR UPDATE ON {} FOR EACH ROW EXECUTE FUNCTION "
+RULE = (
+    "CREATE RULE r AS ON INSERT TO thing WHERE new.name = 'bad' DO INSTEAD NOTHING"
+)
+SUPPRESSING = {
+    "trigger": f"{KINDS['plain']}; {ON.format('thing')} skip()",
+    "trigger_of_a_partition": f"{KINDS['partition']}; {ON.format('thing')} skip(); "
+    "ALTER TABLE thing RENAME TO lower; ALTER TABLE whole RENAME TO thing",
+    "trigger_below_a_view": f"{KINDS['view']}; {ON.format('base')} skip()",
+    "rule": f"{KINDS['plain']}; {RULE}",
+}
+
+
+@pytest.mark.parametrize("kind", SUPPRESSING)
+@pytest.mark.parametrize("within", [False, True])
+async def test_a_row_left_out_is_an_error_where_nothing_is_read_back(
+    pool, kind, within
+):
+    """By arrays, by COPY and alone; the rest of the batch is undone."""
+    await pool.execute(LEFT_OUT + SUPPRESSING[kind])
+    things = Repository(pool, Thing)
+    large = [Thing(n, "good") for n in range(COPY_ABOVE + 1)]
+    for call in (
+        lambda bound: bound.create(Thing(1, "bad")),
+        lambda bound: bound.create_many([Thing(1, "good"), Thing(2, "bad")]),
+        lambda bound: bound.create_many([*large, Thing(900_000, "bad")]),
+    ):
+        with pytest.raises(QueryFailed, match="suppressed"):
+            if within:
+                async with pool.transaction() as transaction:
+                    await call(things.bind(transaction))
+            else:
+                await call(things)
+        assert await things.count() == 0
+    assert await things.create_many([Thing(1, "good")]) == [Thing(1, "good")]
+    assert await things.create_many(large[2:]) == large[2:]
 
 
 class Mood(enum.Enum):

@@ -134,7 +134,7 @@ class Enumeration(ColumnType):
         self.settled = issubclass(members, str | int)
         by_value = _Members({member.value: member for member in members})
         by_value.members = members
-        self.decode = by_value.__getitem__
+        self.decode, self.known = by_value.__getitem__, dict(by_value)
 
     def encode(self, value: Any) -> Any:
         """Return the value of a member, or of the member with this value."""

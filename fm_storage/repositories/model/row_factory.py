@@ -9,8 +9,9 @@ text, the way ``dataclasses`` writes ``__init__``.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from types import NoneType
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -28,12 +29,14 @@ class Decoder(NamedTuple):
         condition: Of the values that *decode* is for, in Python; empty: all.
         given: Classes of the values that need no look; empty: any.
         convert: Turns a value of another class into one of those.
+        known: What *decode* gives for the values that occur, if these are few.
     """
 
     decode: Callable[[Any], Any] | None
     condition: str
     given: frozenset[type]
     convert: Callable[[Any], Any]
+    known: Mapping[Any, Any] | None = None
 
 
 def decoder_of(found: ColumnType, *, decodes: bool, field: str) -> Decoder:
@@ -48,7 +51,7 @@ def decoder_of(found: ColumnType, *, decodes: bool, field: str) -> Decoder:
         except Refused as exc:
             raise Refused(f"{field} {exc}") from exc
 
-    return Decoder(found.decode, found.decode_if, found.given, convert)
+    return Decoder(found.decode, found.decode_if, found.given, convert, found.known)
 
 
 _SOURCE = """
@@ -65,7 +68,7 @@ def many(rows):
     try:
 {begun}
 {many}
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, KeyError):
         return [one(row) for row in rows]  # this way names the row
     return records
 """
@@ -128,7 +131,11 @@ class RowFactory(Generic[M]):
             "unreadable": unreadable,
         }
         decoded: dict[int, str] = {}
+        looked_up: dict[int, str] = {}
         for at, decoder in enumerate(decoders):
+            if decoder.known is not None:
+                known[f"known{at}"] = {**decoder.known, None: None}
+                looked_up[at] = f"known{at}[value{at}]"
             if decoder.decode is not None:
                 known[f"decode{at}"] = decoder.decode
                 value = f"value{at}"
@@ -146,15 +153,15 @@ class RowFactory(Generic[M]):
         odd = [f"row[{at}].__class__ not in given{at}" for at, *_ in looked]
         if _is_assigned(model, construct, order):
             begun, one, many = _ASSIGNED
-            lines = _assigned(names, decoded)
+            written = functools.partial(_assigned, names)
         else:
             begun, one, many = _CONSTRUCTED
-            lines = _constructed(names, order, decoded)
+            written = functools.partial(_constructed, names, order)
         source = _SOURCE.format(
             odd=" or ".join(odd) or "False",
             begun=_indented(begun, 8),
-            one=_indented([*one, *lines], 8),
-            many=_indented([*lines, *many], 12),
+            one=_indented([*one, *written(decoded)], 8),
+            many=_indented([*written({**decoded, **looked_up}), *many], 12),
         )
         _define(f"rows of {model.__name__}", source, known)
         self.one: Callable[[Iterable[Any]], M] = known["one"]

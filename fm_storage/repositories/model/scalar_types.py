@@ -8,7 +8,7 @@ would refuse, or worse, would silently change, before anything is sent.
 from __future__ import annotations
 
 import ipaddress as ip
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from types import NoneType
 from typing import Any, ClassVar, NamedTuple
@@ -64,6 +64,7 @@ class ColumnType:
             if it is for all.
         given: Classes of which the driver's values are the model's as they are; empty
             if they are not looked at.
+        known: What ``decode`` gives for the values that occur, if these are few.
     """
 
     sql: str = "text"
@@ -73,6 +74,7 @@ class ColumnType:
     decode: Callable[[Any], Any] | None = None
     decode_if: str = ""
     given: frozenset[type] = frozenset()
+    known: Mapping[Any, Any] | None = None
 
     def convert(self, value: Any) -> Any:
         """Return a value of a class that is not among those *given*.

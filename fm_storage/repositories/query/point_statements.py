@@ -26,7 +26,6 @@ from fm_storage.repositories.query.statements import (
     removal_sql,
     restoration_sql,
     update_sql,
-    upsert_returned,
     upsert_sql,
 )
 from fm_storage.vector_state import (
@@ -137,7 +136,7 @@ class Points(Texts):
     def upsert(self, on: tuple[Stored, ...]) -> str:
         """Return ``Statements.upsert()`` of one row, with the point."""
         entity = self._entity
-        names = [item.quoted for item in upsert_returned(entity, on)]
+        names = [item.quoted for item in entity.stored]
         return self._one(
             upsert_sql(entity, on, insert_sql(entity)),
             [f"{CREATED} AS fm_created", *names],
@@ -191,7 +190,7 @@ class Points(Texts):
         wanted = returning
         if on is not None:
             statement = upsert_sql(entity, on, statement)
-            stored = [item.quoted for item in upsert_returned(entity, on)]
+            stored = [item.quoted for item in entity.stored]
             returning = [f"{CREATED} AS fm_created", *stored]
             wanted = ["fm_created", *stored]
         if self._key.quoted not in returning:

@@ -127,13 +127,13 @@ class Statements(Texts):
     def upsert(self, on: tuple[Stored, ...], many: Sources | None = None) -> str:
         """Write a row, or change the one with the same values in *on*.
 
-        Returns *created* first, then what ``upsert_returned()`` lists.
+        Returns *created* first, then the whole row: a type may round it and a
+        trigger change it.
         """
         entity = self._entity
         insert = insert_many_sql(entity, many) if many else insert_sql(entity)
-        returned = upsert_returned(entity, on)
-        names = ", ".join([CREATED, *(item.quoted for item in returned)])
-        return f"{upsert_sql(entity, on, insert)} RETURNING {names}"
+        insert = upsert_sql(entity, on, insert)
+        return f"{insert} RETURNING {CREATED}, {entity.select_list}"
 
     @made_once
     def claim(self, on: tuple[Stored, ...]) -> str:
@@ -152,7 +152,7 @@ class Statements(Texts):
     def insert_missing(self, on: tuple[Stored, ...]) -> str:
         """Write a row unless a living one has the same values in *on*.
 
-        Returns TRUE, then what ``missing_returned()`` lists; or no row.
+        Returns the whole row, or none.
         """
         entity = self._entity
         insert = insert_sql(entity)
@@ -161,9 +161,7 @@ class Statements(Texts):
         else:
             mark = f"{entity.quoted}.{entity.deleted.quoted}"
             insert = f"{upsert_sql(entity, on, insert)} AND {mark} IS NOT NULL"
-        stored = missing_returned(entity, on)
-        names = ", ".join(["TRUE", *(item.quoted for item in stored)])
-        return f"{insert} RETURNING {names}"
+        return f"{insert} RETURNING {entity.select_list}"
 
     @made_once
     def get_by(self, on: tuple[Stored, ...]) -> str:
@@ -181,26 +179,6 @@ def statements_of(entity: Entity[Any], *, every: bool = False) -> Statements:
         entity.statements[every] = Statements(entity, every=every)
     found: Statements = entity.statements[every]
     return found
-
-
-def missing_returned(entity: Entity[Any], on: Sequence[Stored]) -> tuple[Stored, ...]:
-    """Return the fields that ``insert_missing()`` reads back.
-
-    A softly deleted row that comes back keeps its key and raises its version.
-    """
-    if entity.deleted is None:
-        return entity.returned
-    return upsert_returned(entity, on)
-
-
-def upsert_returned(entity: Entity[Any], on: Sequence[Stored]) -> tuple[Stored, ...]:
-    """Return the fields whose stored values an upsert has to read back.
-
-    What the server gives; *on* and the key, which a row that exists keeps as they
-    are stored; the version, which a conflict raises.
-    """
-    wanted = {*entity.returned, *on, *entity.key, entity.version}
-    return tuple(item for item in entity.stored if item in wanted)
 
 
 def insert_sql(entity: Entity[Any]) -> str:

@@ -16,7 +16,6 @@ from fm_storage.postgres.sql import Sql
 from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.model.table import Sources
 from fm_storage.repositories.query.point_statements import Payload, Vector
-from fm_storage.repositories.query.statements import upsert_returned
 from fm_storage.repositories.rows.bad_row import naming_bad_row
 from fm_storage.repositories.rows.bound import Bound, all_of, hooked, suppressed
 from fm_storage.repositories.rows.hooks import Change
@@ -77,14 +76,11 @@ async def upsert_many(
             lambda inner: upsert_many(inner, given, on, vectors, payloads),
             lambda found: [record for record, _ in found],
         )
-    entity = bound.entity
     target = bound.target(on)
     batch = Batch(bound, given, on=target, vectors=vectors, payloads=payloads)
-    returned = upsert_returned(entity, target)
     found: list[Any] = [None] * len(given)
-    for at, row in zip(batch.order, await batch.run(), strict=True):
-        created, *stored = row
-        found[at] = (entity.completed(given[at], returned, stored), created)
+    for at, (created, *stored) in zip(batch.order, await batch.run(), strict=True):
+        found[at] = (bound.entity.from_row(stored), created)
     return found
 
 
@@ -127,9 +123,9 @@ class Batch(Generic[M]):
         # An upsert locks its rows in the order of their keys, so that batches of
         # several tasks wait for each other instead of deadlocking.
         self.order = _order(on, records) if on else range(len(records))
-        self._checked = bool(on or self._points or bound.entity.returned)
+        self._read = bool(on or self._points or bound.entity.returned)
 
-    async def run(self) -> list[Any]:
+    async def run(self) -> Sequence[Any]:
         """Write all records or none; return what comes back of them.
 
         Raises:
@@ -139,7 +135,7 @@ class Batch(Generic[M]):
         bound = self._bound
         large = len(self._records) > COPY_ABOVE
         # Before anything is sent, so looked at for the way that is the likeliest.
-        likely = large and not self._checked
+        likely = large and not self._read
         columns = bound.entity.insert_columns(self._records, copy=likely)
         if large or not bound.table.known:
             # Before a COPY always: whether row security stands in its way depends
@@ -170,11 +166,11 @@ class Batch(Generic[M]):
         except StorageError:
             return False  # the connection went: the first error is the answer
 
-    async def _write(self, columns: list[list[Any]]) -> list[Any]:
+    async def _write(self, columns: list[list[Any]]) -> Sequence[Any]:
         entity, table, records = self._bound.entity, self._bound.table, self._records
-        sources, checked = table.sources, self._checked
-        write: Callable[[Executor], Awaitable[list[Any]]]
-        if len(records) > COPY_ABOVE and table.copied and not self._checked:
+        sources, checked = table.sources, self._read or table.suppresses
+        write: Callable[[Executor], Awaitable[Sequence[Any]]]
+        if len(records) > COPY_ABOVE and table.copied and not self._read:
             write = functools.partial(self.copy, columns)
         elif sources is None or any(
             not item.type.checked and _nests(column)
@@ -187,15 +183,14 @@ class Batch(Generic[M]):
                 for row, point in zip(values, points, strict=False)
             ]
             write = functools.partial(self._one_by_one, self._single(), rows)
-            checked = bool(self._on or entity.returned)
+            checked = bool(self._on or entity.returned) or table.suppresses
         else:
             ordered = [
                 [column[at] for at in self.order]
                 for column in (*columns, *self._columns)
             ]
             write = functools.partial(self._in_chunks, self._many(sources), ordered)
-        if checked:
-            write = functools.partial(self._all_or_none, write)
+        write = functools.partial(self._all_or_none, write, checked)
         return await naming_bad_row(self._bound, records, write, self._trial)
 
     def _single(self) -> Sql:
@@ -230,15 +225,19 @@ class Batch(Generic[M]):
             await executor.fetch(sql, *entity.insert_columns(part))
 
     async def _all_or_none(
-        self, write: Callable[[Executor], Awaitable[list[Any]]], executor: Executor
-    ) -> list[Any]:
-        """Undo *write* if a row is missing from what it gives back."""
-        if isinstance(executor, Transaction) or len(self._records) == 1:
+        self,
+        write: Callable[[Executor], Awaitable[Sequence[Any]]],
+        checked: bool,
+        executor: Executor,
+    ) -> Sequence[Any]:
+        """Undo *write* if a row is missing, where that may happen."""
+        within = isinstance(executor, Transaction) or len(self._records) == 1
+        if within or not checked:
             return self._complete(await write(executor))
         async with executor.transaction() as transaction:
             return self._complete(await write(transaction))
 
-    def _complete(self, rows: list[Any]) -> list[Any]:
+    def _complete(self, rows: Sequence[Any]) -> Sequence[Any]:
         """Return *rows* if there is one for each record.
 
         Raises:
@@ -251,11 +250,11 @@ class Batch(Generic[M]):
 
     async def copy(
         self, columns: Sequence[Sequence[Any]], executor: Executor
-    ) -> list[Any]:
+    ) -> Sequence[Any]:
         """Write *columns*, the records' values made for it, by COPY."""
         entity = self._bound.entity
         try:
-            await executor.copy_records(
+            number = await executor.copy_records(
                 entity.table,
                 schema=entity.schema,
                 columns=[item.column for item in entity.inserted],
@@ -266,29 +265,30 @@ class Batch(Generic[M]):
             # the field. Else the column is narrower than in the model.
             entity.insert_columns(self._records, copy=True)
             raise
-        return []
+        return range(number)
 
     async def _one_by_one(
         self, sql: Sql, rows: list[list[Any]], executor: Executor
-    ) -> list[Any]:
+    ) -> Sequence[Any]:
         """Write row after row: a column's type can travel alone only."""
         entity = self._bound.entity
         found: list[Any] = []
-        if not (self._on or entity.returned):
+        reads = bool(self._on or entity.returned)
+        if not (reads or self._bound.table.suppresses):
             with contextlib.suppress(InvalidRecord):  # which row, is found below
                 await executor.executemany(sql, [rows[at] for at in self.order])
-                return found
+                return rows
         async with executor.transaction() as transaction:
             for at in self.order:
                 try:
-                    found += await transaction.fetch(sql, *rows[at])
+                    found += await _sent(transaction, sql, *rows[at], reads=reads)
                 except InvalidRecord as exc:
                     raise entity.named(exc, entity.inserted, at) from exc
         return found
 
     async def _in_chunks(
         self, sql: Sql, columns: list[list[Any]], executor: Executor
-    ) -> list[Any]:
+    ) -> Sequence[Any]:
         """Write arrays, one per column, all at once or in parts that fit memory."""
         count = len(self._records)
         if count <= COPY_ABOVE:
@@ -302,14 +302,24 @@ class Batch(Generic[M]):
 
     async def _chunk(
         self, executor: Executor, sql: Sql, columns: list[list[Any]], at: int, size: int
-    ) -> list[Any]:
+    ) -> Sequence[Any]:
         entity = self._bound.entity
-        arrays = [column[at : at + size] for column in columns]
+        values = [*(column[at : at + size] for column in columns), *self._last]
         try:
-            return await executor.fetch(sql, *arrays, *self._last)
+            return await _sent(executor, sql, *values, reads=self._read)
         except InvalidRecord as exc:
             index = None if exc.index is None else self.order[at + exc.index]
             raise entity.named(exc, entity.inserted, index) from exc
+
+
+async def _sent(
+    executor: Executor, sql: Sql, *values: Any, reads: bool
+) -> Sequence[Any]:
+    """Run a statement; return its rows, or as many numbers as it wrote rows."""
+    if reads:
+        return await executor.fetch(sql, *values)
+    tag = await executor.execute(sql, *values)
+    return range(int(tag.rpartition(" ")[2]))
 
 
 def _nests(values: Iterable[Any]) -> bool:

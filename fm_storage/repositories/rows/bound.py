@@ -153,7 +153,7 @@ def suppressed(entity: Entity[Any], missing: int = 1, count: int = 1) -> QueryFa
     """Return the error for rows that the server neither wrote nor refused."""
     which = "the row" if count == 1 else f"{missing} of {count} rows"
     return QueryFailed(
-        f"{entity.name}: a trigger, rule or policy suppressed {which}, and nothing was "
-        "written; correct the record, or what suppresses it",
+        f"{entity.name}: a trigger, rule or policy suppressed {which} on the way into "
+        "the table; correct the record, or what suppresses it",
         table=entity.name,
     )

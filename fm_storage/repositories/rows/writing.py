@@ -13,7 +13,6 @@ from typing import TypeVar
 
 from fm_storage.errors import InvalidRecord, SerializationFailed
 from fm_storage.repositories.query.point_statements import Payload, Vector
-from fm_storage.repositories.query.statements import missing_returned, upsert_returned
 from fm_storage.repositories.rows.bound import Bound, first_of, hooked, only, suppressed
 from fm_storage.repositories.rows.hooks import Change
 
@@ -47,7 +46,8 @@ async def create(
         values = [*values, *points.values(vector, payload), points.collection]
     try:
         if not entity.returned:
-            await bound.executor.execute(sql, *values)
+            if (await bound.executor.execute(sql, *values)).endswith(" 0"):
+                raise suppressed(entity)
         else:
             row = await bound.executor.fetchrow(sql, *values)
             if row is None:
@@ -91,8 +91,7 @@ async def get_or_create(
         except InvalidRecord as exc:
             raise entity.named(exc, entity.inserted) from exc
         if row is not None:
-            returned = missing_returned(entity, target)
-            return entity.completed(record, returned, tuple(row)[1:]), True
+            return entity.from_row(row), True
         if attempt:
             # Something is in the way that is not found by the values given: the
             # server stores them in another spelling, or a trigger or policy does
@@ -144,5 +143,4 @@ async def upsert(
     if points is not None:
         points.wake()
     created, *stored = row
-    returned = upsert_returned(entity, target)
-    return entity.completed(record, returned, stored), created
+    return entity.from_row(stored), created
