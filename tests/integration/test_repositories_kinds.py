@@ -389,9 +389,7 @@ CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
   IF NEW.name = 'bad' THEN RETURN NULL; END IF; RETURN NEW; END $$;
 """
 ON = "CREATE TRIGGER s BEFORE INSERT OR UPDATE ON {} FOR EACH ROW EXECUTE FUNCTION "
-RULE = (
-    "CREATE RULE r AS ON INSERT TO thing WHERE new.name = 'bad' DO INSTEAD NOTHING"
-)
+RULE = "CREATE RULE r AS ON INSERT TO thing WHERE new.name = 'bad' DO INSTEAD NOTHING"
 SUPPRESSING = {
     "trigger": f"{KINDS['plain']}; {ON.format('thing')} skip()",
     "trigger_of_a_partition": f"{KINDS['partition']}; {ON.format('thing')} skip(); "
