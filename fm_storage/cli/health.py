@@ -81,7 +81,7 @@ async def _without_manager(
     settings: Settings, exc: StorageError | OSError, timeout: float
 ) -> Health:
     """Return which part kept the manager from opening, and ask the vector store."""
-    from fm_storage.manager.health import Health, PartHealth, probe
+    from fm_storage.manager.health import PARTS, Health, PartHealth, probe
     from fm_storage.vectors import QdrantStore
 
     at_fault = "postgres"
@@ -91,9 +91,11 @@ async def _without_manager(
         at_fault = "qdrant"
     parts = {
         name: PartHealth(name, "down", detail=f"not asked: {at_fault} is down")
-        for name in ("postgres", "migrations", "qdrant", "outbox", "sessions")
+        for name in PARTS
     }
     config = settings.load()
+    if config.postgres is None or config.postgres.read_dsn is None:
+        parts["replica"] = PartHealth("replica", "off", detail="switched off")
     qdrant = config.qdrant
     if qdrant is None:
         parts["qdrant"] = PartHealth("qdrant", "off", detail="switched off")

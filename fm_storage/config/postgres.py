@@ -34,6 +34,12 @@ class PostgresConfig(Section):
             async, called for every new connection.
         ssl: ``sslmode`` word of libpq, or an ``ssl.SSLContext``.
         target_session_attrs: Which of several hosts may be used.
+        read_dsn: Address of replicas for ``storage.reads``, several hosts allowed
+            (standbys are preferred); None reads from ``dsn``.
+        read_wait: How long a read waits for a replica to have what was written
+            (``after=``) before the primary answers.
+        read_max_lag: A replica that is further behind is not used; None uses it
+            however late it is.
         min_size: Connections kept open while idle.
         max_size: Connections at most.
         acquire_timeout: How long a caller waits for a connection.
@@ -66,6 +72,9 @@ class PostgresConfig(Section):
         ]
         | None
     ) = None
+    read_dsn: str | None = Field(default=None, repr=False)
+    read_wait: PositiveSeconds = 1.0
+    read_max_lag: PositiveSeconds | None = None
     application_name: str = Field(default="fm_storage", max_length=63)
     server_settings: dict[str, str] = Field(default_factory=dict)
     min_size: int = Field(default=0, ge=0)
@@ -95,10 +104,19 @@ class PostgresConfig(Section):
             check_address(dsn, others=EMBEDDED)
         return dsn
 
+    @field_validator("read_dsn")
+    @classmethod
+    def _of_a_server(cls, dsn: str | None) -> str | None:
+        if dsn is not None:
+            check_address(dsn)
+        return dsn
+
     @model_validator(mode="after")
     def _demands_are_met(self) -> Self:
         if not self.embedded:
             check_security(self.dsn, self.ssl)
+        if self.read_dsn is not None:
+            check_security(self.read_dsn, self.ssl)
         return self
 
     @model_validator(mode="after")

@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
+from fm_storage.postgres.pool.replica import ReadPool
+
 if TYPE_CHECKING:
     from fm_storage.manager.parts import Parts
     from fm_storage.postgres import Pool
     from fm_storage.vectors import QdrantStore
 
 Status: TypeAlias = Literal["ok", "degraded", "down", "off"]
+
+PARTS = ("postgres", "replica", "migrations", "qdrant", "outbox", "sessions")
 
 Ask: TypeAlias = "Callable[[], Awaitable[tuple[str, str]]]"
 
@@ -24,7 +28,8 @@ class PartHealth:
     """One part: how it is, and how quickly it answered.
 
     Attributes:
-        name: ``postgres``, ``migrations``, ``qdrant``, ``outbox`` or ``sessions``.
+        name: ``postgres``, ``replica``, ``migrations``, ``qdrant``, ``outbox`` or
+            ``sessions``.
         status: ``ok``; ``degraded`` (works, but behind or impaired); ``down``
             (does not answer); ``off`` (switched off by the settings).
         latency: Seconds the part took to answer, None if it was not asked.
@@ -91,12 +96,12 @@ async def probe(
 async def check_parts(parts: Parts, *, timeout: float) -> Health:
     """Ask every part at once, each for *timeout* seconds at most."""
     pool, qdrant = parts.pool, parts.qdrant
-    asked: dict[str, Ask | None] = dict.fromkeys(
-        ("postgres", "migrations", "qdrant", "outbox", "sessions")
-    )
+    asked: dict[str, Ask | None] = dict.fromkeys(PARTS)
     if pool is not None:
         asked["postgres"] = partial(_ask_postgres, pool, parts)
         asked["migrations"] = partial(_ask_migrations, pool, parts)
+    if isinstance(parts.reads, ReadPool):
+        asked["replica"] = parts.reads.health
     if qdrant is not None:
         # A little less than the part has, so that it can say what is wrong.
         asked["qdrant"] = partial(_ask_qdrant, qdrant, 0.9 * timeout)

@@ -9,6 +9,7 @@ from fm_storage.migrate import Migrator
 from fm_storage.outbox import Outbox
 from fm_storage.postgres import Pool
 from fm_storage.postgres.embedded.embedded import EmbeddedPostgres
+from fm_storage.postgres.pool.replica import ReadPool
 from fm_storage.repositories import ErrorEntryRepository
 from fm_storage.sessions import SessionService
 from fm_storage.vectors import QdrantStore
@@ -43,6 +44,7 @@ class Parts:
         self.embedded: EmbeddedPostgres | None = None
         self.dsn: str | None = None
         self.pool: Pool | None = None
+        self.reads: Pool | None = None
         self.error_entries: ErrorEntryRepository | None = None
         self.sessions: SessionService | None = None
         self.qdrant: QdrantStore | None = None
@@ -108,7 +110,12 @@ class Parts:
         self._closers.append(("pool", pool.aclose))
         await pool.open()
         await self.migrator().ensure(executor=pool)
-        self.error_entries = ErrorEntryRepository(pool)
+        self.reads = pool
+        if config.read_dsn is not None:
+            self.reads = ReadPool(pool, self._make_transaction)
+            self._closers.append(("reads", self.reads.aclose))
+            await self.reads.open()
+        self.error_entries = ErrorEntryRepository(pool, reads=self.reads)
         return pool
 
     async def _open_sessions(self, pool: Pool) -> SessionService:

@@ -58,6 +58,7 @@ class StorageStatistics:
     qdrant: Any
     outbox: OutboxStatistics | None
     sessions: SessionStatistics | None
+    reads: PoolStatistics | None = None
 
 
 class StorageManager(Lifecycle, Hosted):
@@ -231,6 +232,23 @@ class StorageManager(Lifecycle, Hosted):
         return self._use(self._parts.pool, "postgres")
 
     @property
+    def reads(self) -> Pool:
+        """The pool to read from: of the replicas at ``postgres.read_dsn``, or ``pool``.
+
+        A replica answers late by its lag; see ``position()``.
+        """
+        return self._use(self._parts.reads, "postgres")
+
+    async def position(self) -> str:
+        """Return a position in the server's log behind all that was committed so far.
+
+        A read ``after`` it sees all that: ``storage.reads.after(position)``,
+        ``repository.on_replica(after=position)``. It is a text, such as
+        ``16/B374D848``, that may travel in a cookie or a message.
+        """
+        return await self.pool.position()
+
+    @property
     def qdrant(self) -> QdrantStore:
         """The vector store."""
         return self._use(self._parts.qdrant, "qdrant")
@@ -308,6 +326,7 @@ class StorageManager(Lifecycle, Hosted):
                 collection=collection,
                 wake=None if collection is None else self.outbox.wake,
                 shapes=None if collection is None else self.outbox.shapes,
+                reads=self.reads,
             )
             if not isinstance(table, Relation):  # a view is one session's only
                 self._repositories[model] = known
@@ -417,7 +436,8 @@ class StorageManager(Lifecycle, Hosted):
         """
         self._home.require_open(Life.CLOSING)
         applied = await self._parts.migrator(progress).apply(to=to)
-        await self.pool.drain()
+        for pool in {self.pool, self.reads}:
+            await pool.drain()
         return [one.id for one in applied]
 
     # -- health and counters ---------------------------------------------
@@ -440,4 +460,5 @@ class StorageManager(Lifecycle, Hosted):
             qdrant=parts.qdrant.statistics() if parts.qdrant else None,
             outbox=parts.outbox.statistics() if parts.outbox else None,
             sessions=parts.sessions.statistics() if parts.sessions else None,
+            reads=parts.reads.statistics() if parts.reads else None,
         )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 from fm_storage.errors import ConfigurationInvalid
 
 _LONGEST = 1e8
 """Three years: longer timers overflow somewhere below, and mean for ever."""
+_POSITION = re.compile(r"[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}")
 
 
 def of_kind(
@@ -65,3 +67,15 @@ def at_least_one(value: int, name: str) -> int:
     if value < 1:
         raise ConfigurationInvalid(name, f"{value} is below 1")
     return value
+
+
+def check_position(value: object) -> None:
+    """Refuse what is no place in the server's log.
+
+    Raises:
+        ConfigurationInvalid: It is none.
+    """
+    if not isinstance(value, str) or not _POSITION.fullmatch(value):
+        raise ConfigurationInvalid(
+            "after", f"{value!r} is no position; give what position() returns"
+        )

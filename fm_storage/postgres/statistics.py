@@ -43,6 +43,8 @@ class PoolStatistics:
         repeats: Reading statements run again after a connection broke.
         leaks: Borrowers reported for holding a connection too long.
         generation: How often all connections were replaced.
+        lag: Seconds that a replica is behind; None if unknown, or if it is none.
+        fallbacks: Reads that the primary answered in the replica's place.
     """
 
     name: str
@@ -68,6 +70,8 @@ class PoolStatistics:
     repeats: int
     leaks: int
     generation: int
+    lag: float | None = None
+    fallbacks: int = 0
 
 
 class Counters:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
+from fm_storage.postgres import Pool
 from fm_storage.postgres.executor import Executor
 from fm_storage.postgres.sql import Sql
 from fm_storage.repositories.identifiers import uuid7
@@ -72,8 +73,8 @@ _ENTITY = Entity(ErrorEntry, table="project_errors")
 class ErrorEntryRepository(Repository[ErrorEntry]):
     """The recorded errors, newest first wherever an order is not chosen."""
 
-    def __init__(self, executor: Executor) -> None:
-        super().__init__(executor, _ENTITY)
+    def __init__(self, executor: Executor, *, reads: Pool | None = None) -> None:
+        super().__init__(executor, _ENTITY, reads=reads)
 
     async def get_recent_errors(
         self,

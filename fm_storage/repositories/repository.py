@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import datetime
@@ -11,6 +18,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from fm_storage._typing import Relation
 from fm_storage.errors import ConfigurationInvalid, RecordNotFound
+from fm_storage.postgres import Pool
 from fm_storage.postgres.executor import Executor
 from fm_storage.repositories.model.declaration import Column
 from fm_storage.repositories.model.entity import Entity
@@ -62,6 +70,7 @@ class Repository(Generic[M]):
         collection: str | None = None,
         wake: Callable[[], object] | None = None,
         shapes: Shapes | None = None,
+        reads: Pool | None = None,
     ) -> None:
         """Declare a repository; nothing is sent.
 
@@ -83,6 +92,7 @@ class Repository(Generic[M]):
             wake: Called after such a write (``storage.outbox.wake``).
             shapes: Sizes of the collections' vectors (``storage.outbox.shapes``): a
                 vector that cannot fit is refused at once.
+            reads: Pool of ``on_replica()`` (``storage.reads``).
 
         Raises:
             ConfigurationInvalid: The model cannot be stored as declared.
@@ -101,13 +111,43 @@ class Repository(Generic[M]):
         if collection is not None:
             points = Points(model, collection, wake, shapes)
         self.executor, self.entity = executor, model
+        self._reads = reads
+        self._on_replica = False
         self._bound: Bound[M] = Bound(
             executor, model, statements_of(model), HookTable(), points, Table()
         )
 
     def bind(self, executor: Executor) -> Self:
         """Return this repository on another executor, with the same hooks."""
-        return self._with(replace(self._bound, executor=executor))
+        return self._with(replace(self._writing, executor=executor))
+
+    def on_replica(self, *, after: str | Awaitable[str] | None = None) -> Self:
+        """Return this repository for reading from ``storage.reads``.
+
+        Its writing verbs are refused. Without a replica it reads from the pool.
+
+        Args:
+            after: ``storage.position()``, awaited or not, after a commit that its
+                reads are to see. They wait for the replica (``postgres.read_wait``),
+                else the primary answers.
+
+        Raises:
+            ConfigurationInvalid: Inside a transaction, whose changes a replica has
+                not; or *after* is no position.
+        """
+        reads = self._reads
+        if reads is None and isinstance(self.executor, Pool):
+            reads = self.executor
+        if reads is None or reads.in_transaction or self._bound.in_transaction:
+            raise ConfigurationInvalid(
+                "on_replica",
+                f"{self.entity.name}: a replica does not see what the transaction of "
+                "this task has changed; read through the transaction (bind()), or "
+                "before or after it",
+            )
+        if after is not None:
+            reads = reads.after(after)
+        return self._with(replace(self._bound, executor=reads), _on_replica=True)
 
     def with_deleted(self) -> Self:
         """Return this repository with the softly deleted rows among its records.
@@ -128,10 +168,20 @@ class Repository(Generic[M]):
         statements = statements_of(entity, every=True)
         return self._with(replace(self._bound, statements=statements))
 
-    def _with(self, bound: Bound[M]) -> Self:
+    def _with(self, bound: Bound[M], **changes: Any) -> Self:
         found = copy.copy(self)
-        vars(found).update(executor=bound.executor, _bound=bound)
+        vars(found).update(executor=bound.executor, _bound=bound, **changes)
         return found
+
+    @property
+    def _writing(self) -> Bound[M]:
+        if self._on_replica:
+            raise ConfigurationInvalid(
+                "on_replica",
+                f"{self.entity.name}: this repository only reads; write with the one "
+                "that on_replica() was called on",
+            )
+        return self._bound
 
     async def find_by_id(self, key: Any, *, for_update: bool = False) -> M | None:
         """Return the record with *key*, or None.
@@ -276,7 +326,7 @@ class Repository(Generic[M]):
             NotNullViolated: A column that is no field must have a value.
             QueryFailed: A trigger or rule left the row out, among others.
         """
-        return await writing.create(self._bound, record, vector, payload)
+        return await writing.create(self._writing, record, vector, payload)
 
     async def get_or_create(
         self, record: M, *, on: str | Sequence[str] | None = None
@@ -300,7 +350,7 @@ class Repository(Generic[M]):
             SerializationFailed: Inside a transaction that may not see the row
                 which is in the way; run the transaction again.
         """
-        return await writing.get_or_create(self._bound, record, on)
+        return await writing.get_or_create(self._writing, record, on)
 
     async def upsert(
         self,
@@ -330,7 +380,7 @@ class Repository(Generic[M]):
             InvalidRecord: A value cannot be stored; nothing was sent.
             QueryFailed: *on* has no unique constraint (42P10), among others.
         """
-        return await writing.upsert(self._bound, record, on, vector, payload)
+        return await writing.upsert(self._writing, record, on, vector, payload)
 
     async def create_many(
         self,
@@ -358,7 +408,7 @@ class Repository(Generic[M]):
                 position of the first bad record, ``.column`` and ``.constraint``
                 what it violates. Nothing was written.
         """
-        return await batches.create_many(self._bound, records, vectors, payloads)
+        return await batches.create_many(self._writing, records, vectors, payloads)
 
     async def upsert_many(
         self,
@@ -387,7 +437,7 @@ class Repository(Generic[M]):
                 values in *on*; nothing was sent.
             QueryFailed: As in ``create_many()``; nothing was written.
         """
-        return await batches.upsert_many(self._bound, records, on, vectors, payloads)
+        return await batches.upsert_many(self._writing, records, on, vectors, payloads)
 
     async def update(
         self,
@@ -416,7 +466,7 @@ class Repository(Generic[M]):
             StaleRecord: The row is at another version, or gone.
         """
         return await updates.update(
-            self._bound,
+            self._writing,
             record_or_key,
             changes,
             version=version,
@@ -441,7 +491,7 @@ class Repository(Generic[M]):
             StaleRecord: The row is at another version than the record, or gone.
             ForeignKeyViolated: Other rows refer to it.
         """
-        return await deletes.delete(self._bound, record_or_key, erase=False)
+        return await deletes.delete(self._writing, record_or_key, erase=False)
 
     async def erase(self, record_or_key: M | Any) -> bool:
         """Delete a row for good, whether or not it is deleted softly already.
@@ -449,7 +499,7 @@ class Repository(Generic[M]):
         As ``delete()``, which does just this where the repository was declared
         without ``deleted=``.
         """
-        return await deletes.delete(self._bound, record_or_key, erase=True)
+        return await deletes.delete(self._writing, record_or_key, erase=True)
 
     async def delete_many(self, keys: Iterable[Any]) -> int:
         """Delete the rows with *keys*, and their points, and return how many.
@@ -461,7 +511,7 @@ class Repository(Generic[M]):
                 in place of keys; nothing was sent.
             ForeignKeyViolated: Other rows refer to one of them; none is deleted.
         """
-        return await deletes.delete_many(self._bound, keys)
+        return await deletes.delete_many(self._writing, keys)
 
     async def update_where(
         self,
@@ -487,7 +537,7 @@ class Repository(Generic[M]):
                 nothing was sent.
         """
         return await by_filter.update_where(
-            self._bound, filters, values, everything=everything
+            self._writing, filters, values, everything=everything
         )
 
     async def delete_where(
@@ -506,7 +556,9 @@ class Repository(Generic[M]):
             InvalidRecord: There is no condition; nothing was sent.
             ForeignKeyViolated: Other rows refer to one of them; none is deleted.
         """
-        return await by_filter.delete_where(self._bound, filters, everything=everything)
+        return await by_filter.delete_where(
+            self._writing, filters, everything=everything
+        )
 
     async def restore(self, record_or_key: M | Any) -> M:
         """Bring a softly deleted row back, and its point as it last was.
@@ -526,7 +578,7 @@ class Repository(Generic[M]):
             StaleRecord: The row is at another version than the record.
             ConfigurationInvalid: The repository was declared without ``deleted=``.
         """
-        return await deletes.restore(self._bound, record_or_key)
+        return await deletes.restore(self._writing, record_or_key)
 
     async def purge(self, before: datetime) -> int:
         """Erase the rows that were deleted softly before a moment.
@@ -539,7 +591,7 @@ class Repository(Generic[M]):
             ForeignKeyViolated: Other rows refer to one of them; none is erased.
             ConfigurationInvalid: The repository was declared without ``deleted=``.
         """
-        return await deletes.purge(self._bound, before)
+        return await deletes.purge(self._writing, before)
 
     def before(self, *operations: Operation) -> Callable[[Hook[M]], Hook[M]]:
         """Register a hook that runs before a change, in the same transaction.

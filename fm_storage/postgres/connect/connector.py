@@ -43,7 +43,7 @@ from fm_storage.postgres.connect.internals import (
 from fm_storage.postgres.errors import translate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from fm_storage.config import PostgresConfig
     from fm_storage.postgres.connect.composites import Composite
@@ -96,6 +96,7 @@ class Connector:
         transaction_pooler: Whether a transaction pooler stands between us and
             the server; None until the first connection.
         server_version: As ``180001``; 0 until the first connection.
+        verify: Called with each new connection to the pool's own address.
     """
 
     def __init__(self, config: PostgresConfig, *, dsn: str | None = None) -> None:
@@ -115,6 +116,7 @@ class Connector:
             "none": False,
         }.get(config.pooler)
         self.server_version = 0
+        self.verify: Callable[[asyncpg.Connection[Any]], Awaitable[None]] | None = None
 
     async def connect(
         self,
@@ -215,6 +217,8 @@ class Connector:
             await composite.install(raw)
         if foreign:
             return
+        if self.verify is not None:
+            await self.verify(raw)
         await self.prepare(raw)
         # Since PostgreSQL 10 the driver keeps the minor version in this field.
         self.server_version = version.major * 10_000 + version.micro

@@ -73,6 +73,9 @@ class PoolCore:
         in_use: Connections that are acquired.
         resetting: Connections being reset or closed.
         counters: What has happened so far.
+        suspended: Why nobody may wait for a connection now; None usually.
+        takes_writes: Whether a server that refuses writes is the wrong one.
+        on_failure: Called with why an attempt to connect failed.
     """
 
     def __init__(
@@ -98,6 +101,9 @@ class PoolCore:
         self.in_use: set[PoolEntry] = set()
         self.resetting: set[PoolEntry] = set()
         self.counters = Counters()
+        self.suspended: str | None = None
+        self.takes_writes = True
+        self.on_failure: Callable[[StorageError], None] | None = None
         self.always_reset = config.reset == "always"
         self._config = config
         self._grow = grow
@@ -247,6 +253,8 @@ class PoolCore:
         loop = get_running_loop()
         if loop is not self.loop:  # closed while a check was under way
             raise self.refusal()
+        if self.suspended is not None:
+            raise ConnectionFailed(f"{self.owner}: {self.suspended}")
         waiter: asyncio.Future[PoolEntry] = loop.create_future()
         task = asyncio.current_task()
         self._refuse_deadlock(task)
@@ -449,6 +457,32 @@ class PoolCore:
             self.counters.reconnects += 1
             self.forget(entry)
 
+    def suspend(self, why: str, *, cut: bool = False) -> None:
+        """Let nobody wait for a connection until ``resume()``.
+
+        Args:
+            why: The reason that they get.
+            cut: End the statements that run, too.
+        """
+        self.suspended = why
+        self.refuse_waiters(ConnectionFailed(f"{self.owner}: {why}"))
+        if cut:
+            for entry in self.in_use:
+                entry.raw.terminate()
+
+    def resume(self) -> None:
+        """Make connections again for those who want one."""
+        self.suspended = None
+        self._grow()
+
+    def holds_transaction(self) -> bool:
+        """Whether the running task is inside a transaction of this pool."""
+        task = asyncio.current_task()
+        return any(
+            entry.blocks and borrower.task is task
+            for entry, borrower in self._borrowers.items()
+        )
+
     def refuse_waiters(self, error: StorageError) -> None:
         """Fail everyone in the queue: no connection will ever come."""
         while self._queue:
@@ -462,7 +496,7 @@ class PoolCore:
     @property
     def missing(self) -> int:
         """How many connections should be begun now."""
-        if self.loop is None:
+        if self.loop is None or self.suspended is not None:
             return 0
         wanted = max(
             len(self._queue) - self.connecting, self._config.min_size - self.size
@@ -472,8 +506,10 @@ class PoolCore:
     @property
     def is_waiting(self) -> bool:
         """Whether a connection that is being made is still wanted."""
-        return self.loop is not None and (
-            len(self._queue) > 0 or self.size <= self._config.min_size
+        return (
+            self.loop is not None
+            and self.suspended is None
+            and (len(self._queue) > 0 or self.size <= self._config.min_size)
         )
 
     @property
@@ -499,6 +535,8 @@ class PoolCore:
         if self._failing_since is None:
             self._failing_since = started
             _log.warning("%s: cannot connect: %s", self.owner, error)
+        if self.on_failure is not None:
+            self.on_failure(error)
 
     def note_success(self, seconds: float) -> None:
         """Note that an attempt to connect succeeded."""
@@ -545,7 +583,7 @@ class PoolCore:
             # A type was changed or made again: on the other connections, too.
             for other in (*self.idle, *self.in_use):
                 forget_statements(other.raw)
-        elif state == "25006":
+        elif state == "25006" and self.takes_writes:
             # A write was refused: perhaps the server was demoted. Looked up when
             # the connection comes back, off everyone's path.
             entry.refused_write = True

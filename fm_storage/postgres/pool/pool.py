@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
@@ -18,7 +18,7 @@ from fm_storage.errors import (
     PoolClosed,
     StorageError,
 )
-from fm_storage.postgres.arguments import at_least_one, seconds
+from fm_storage.postgres.arguments import at_least_one, check_position, seconds
 from fm_storage.postgres.connect import composites
 from fm_storage.postgres.connect.connector import Connector
 from fm_storage.postgres.connection.connection import Connection
@@ -39,6 +39,7 @@ from fm_storage.postgres.pool.maintenance import Maintenance
 from fm_storage.postgres.pool.retry import is_worth_repeating
 from fm_storage.postgres.pool.statements import PoolStatements
 from fm_storage.postgres.pool.timeouts import Ticker, timeout_interval
+from fm_storage.postgres.sql import Sql
 from fm_storage.postgres.telemetry import metrics, tracing
 
 if TYPE_CHECKING:
@@ -54,6 +55,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.004, 0.5
+# Of a transaction with synchronous_commit = off, too. After the header of a page that
+# holds nothing yet, no replay ever ends: then it is the end of the page before.
+_POSITION = Sql(
+    """SELECT (lsn - CASE
+  WHEN (lsn - '0/0') % pg_size_bytes(current_setting('wal_segment_size')) = 40 THEN 40
+  WHEN (lsn - '0/0') % current_setting('wal_block_size')::int = 24 THEN 24
+  ELSE 0 END::numeric)::text
+FROM (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+  ELSE pg_current_wal_insert_lsn() END AS lsn) AS log"""
+)
 
 
 class Pool(Verbs):
@@ -108,6 +119,7 @@ class Pool(Verbs):
             limit=config.acquire_timeout,
         )
         self._closed: Once[None] | None = None
+        self._renewals = [core.renew]  # of all pools that share its types
 
     def __repr__(self) -> str:
         core = self._core
@@ -133,6 +145,16 @@ class Pool(Verbs):
     def server_version(self) -> int:
         """The server's version as ``180001``; 0 before opening."""
         return self._connector.server_version
+
+    @property
+    def primary(self) -> Pool:
+        """The pool that takes writes: this one, unless it is of a replica."""
+        return self
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the running task is inside a transaction of this pool."""
+        return self._core.holds_transaction()
 
     # -- life ------------------------------------------------------------
 
@@ -160,13 +182,17 @@ class Pool(Verbs):
         except BaseException:  # give its place back, then pass it on
             core.cancel_reservation()
             raise
-        core.open()
+        self._begin()
+        core.admit(entry)
+
+    def _begin(self) -> None:
+        """Be open: connections may be acquired from now on."""
+        self._core.open()
         metrics.watch(
             self.statistics,
             min_size=self.config.min_size,
             max_size=self.config.max_size,
         )
-        core.admit(entry)
         loop = asyncio.get_running_loop()
         self._maintenance.ticker.begin(loop)
         self._timeouts.begin(loop)
@@ -231,7 +257,11 @@ class Pool(Verbs):
         return self._borrow(Connection, timeout)
 
     def _borrow(
-        self, make: Callable[[Statements], T], timeout: float | None = None
+        self,
+        make: Callable[[Statements], T],
+        timeout: float | None = None,
+        *,
+        _attempt: int = 1,  # for a pool that has somewhere else to go
     ) -> Acquire[T]:
         limit = self.config.acquire_timeout if timeout is None else seconds(timeout)
         return Acquire(self._core, self._rules, limit, make)
@@ -263,12 +293,25 @@ class Pool(Verbs):
             ) as joined:
                 yield joined
             return
-        begin = begin_sql(isolation=isolation, readonly=readonly, deferrable=deferrable)
+        begin = self._begin_sql(isolation, readonly=readonly, deferrable=deferrable)
         async with (
             self._borrow(_as_they_are, timeout) as statements,
             transaction_on(statements, begin) as transaction,
         ):
             yield transaction
+
+    def _begin_sql(
+        self, isolation: str | None, *, readonly: bool, deferrable: bool
+    ) -> Sql:
+        replica = not self._core.takes_writes
+        if replica and isolation == "serializable":
+            raise ConfigurationInvalid(
+                "isolation",
+                "a replica has no serializable transactions; use repeatable_read",
+            )
+        return begin_sql(
+            isolation=isolation, readonly=readonly or replica, deferrable=deferrable
+        )
 
     @asynccontextmanager
     async def stream(
@@ -312,12 +355,12 @@ class Pool(Verbs):
                 "fn", f"is a {type(fn).__name__}; give an async function"
             )
         pauses = Backoff(_SHORTEST_PAUSE, _LONGEST_PAUSE, jitter=1.0)
-        begin = begin_sql(isolation=isolation, readonly=readonly, deferrable=deferrable)
+        begin = self._begin_sql(isolation, readonly=readonly, deferrable=deferrable)
         for attempt in range(1, attempts + 1):
             committing = False
             entry: PoolEntry | None = None
             try:
-                async with self._borrow(_as_they_are) as statements:
+                async with self._borrow(_as_they_are, _attempt=attempt) as statements:
                     entry = statements.required()
                     entry.failure = None
                     async with transaction_on(statements, begin) as transaction:
@@ -438,7 +481,35 @@ class Pool(Verbs):
         finally:
             await trial.aclose()
         self._connector.composites.append(found)
-        self._core.renew(f"type {found.name} was registered")
+        for renew in self._renewals:
+            renew(f"type {found.name} was registered")
+
+    # -- reading one's own writes from a replica ---------------------------
+
+    async def position(self) -> str:
+        """Return where the server's log ends now, such as ``16/B374D848``.
+
+        Whatever was committed before the call lies before it.
+        """
+        found: str = await self.primary.fetchval(_POSITION)
+        return found
+
+    def after(self, position: str | Awaitable[str]) -> Pool:
+        """Return this pool, for reading what was committed before *position*.
+
+        The primary has it always; see ``PostgresConfig.read_wait`` for a replica.
+
+        Args:
+            position: Of ``position()``, awaited or not.
+
+        Raises:
+            ConfigurationInvalid: It is no position.
+        """
+        if isinstance(position, str):
+            check_position(position)
+        elif isinstance(position, Coroutine):
+            position.close()  # nobody has to ask
+        return self
 
     # -- numbers ---------------------------------------------------------
 

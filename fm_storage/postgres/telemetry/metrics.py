@@ -13,6 +13,7 @@ from __future__ import annotations
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from operator import add
 from typing import Any
 
 from fm_storage.postgres.statistics import PoolStatistics
@@ -23,7 +24,7 @@ _STATE = f"{_PREFIX}state"
 # The conventions' boundaries for db.client.operation.duration.
 _SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 
-Reading = Callable[[PoolStatistics, int, int], Iterable[tuple[int, str | None]]]
+Reading = Callable[[PoolStatistics, int, int], Iterable[tuple[float, str | None]]]
 """From a pool's numbers and its two limits to values and what they are in."""
 
 
@@ -99,6 +100,20 @@ _OBSERVED: tuple[tuple[str, str, str, str, Reading], ...] = (
         "Connections acquired, those without waiting included.",
         lambda pool, _low, _high: ((pool.acquired, None),),
     ),
+    (
+        "fm_storage.pool.lag",
+        "gauge",
+        "s",
+        "Seconds that the replica is behind.",
+        lambda pool, _low, _high: () if pool.lag is None else ((pool.lag, None),),
+    ),
+    (
+        "fm_storage.pool.fallbacks",
+        "counter",
+        "{read}",
+        "Reads that the primary answered in the replica's place.",
+        lambda pool, _low, _high: ((pool.fallbacks, None),),
+    ),
 )
 
 
@@ -125,7 +140,13 @@ def switch_on() -> bool:
         meter = provider.get_meter("fm_storage")
         for name, kind, unit, what, reading in _OBSERVED:
             make = getattr(meter, f"create_observable_{kind}")
-            make(name, callbacks=[_reader(reading)], unit=unit, description=what)
+            join = max if kind == "gauge" else add
+            make(
+                name,
+                callbacks=[_reader(reading, join)],
+                unit=unit,
+                description=what,
+            )
         state.operation = _histogram(
             meter, "db.client.operation.duration", "Duration of a statement."
         )
@@ -148,11 +169,13 @@ def _histogram(meter: Any, name: str, what: str) -> Any:
     )
 
 
-def _reader(reading: Reading) -> Callable[[Any], list[Any]]:
-    """Return a callback that sums *reading* over the pools of each name."""
+def _reader(
+    reading: Reading, join: Callable[[float, float], float]
+) -> Callable[[Any], list[Any]]:
+    """Return a callback that joins *reading* over the pools of each name."""
 
     def read(_options: object) -> list[Any]:
-        sums: dict[tuple[tuple[str, str], ...], int] = defaultdict(int)
+        sums: dict[tuple[tuple[str, str], ...], float] = defaultdict(int)
         for reference, low, high in state.watched:
             statistics = reference()
             if statistics is None:
@@ -160,7 +183,7 @@ def _reader(reading: Reading) -> Callable[[Any], list[Any]]:
             pool = statistics()
             for value, kind in reading(pool, low, high):
                 key = ((_POOL, pool.name), *([(_STATE, kind)] if kind else []))
-                sums[key] += value
+                sums[key] = join(sums[key], value)
         return [state.observation(value, dict(key)) for key, value in sums.items()]
 
     return read

@@ -72,6 +72,11 @@ class Bound(Generic[M]):
             return condition
         return f"{condition} AND {living}" if condition else f" WHERE {living}"
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the executor is a transaction."""
+        return isinstance(self.executor, Transaction)
+
     def lock(self, *, for_update: bool, skip_locked: bool) -> str:
         """Return what makes a SELECT lock its rows.
 
@@ -84,7 +89,7 @@ class Bound(Generic[M]):
                     "skip_locked", "it goes with a lock; give for_update=True too"
                 )
             return ""
-        if not isinstance(self.executor, Transaction):
+        if not self.in_transaction:
             raise ConfigurationInvalid(
                 "for_update",
                 f"{self.entity.name}: outside a transaction a lock ends with its "
