@@ -7,6 +7,7 @@ from typing import assert_type
 
 from fm_storage import (
     ErrorEntry,
+    ErrorEntryRepository,
     ErrorManager,
     Health,
     IntegratedManager,
@@ -40,6 +41,9 @@ async def _manager() -> None:
     async with StorageManager() as opened:
         assert_type(opened, StorageManager)
     assert_type(storage.pool, Pool)
+    assert_type(storage.reads, Pool)
+    assert_type(storage.reads.after(storage.position()), Pool)
+    assert_type(await storage.position(), str)
     assert_type(storage.qdrant, QdrantStore)
     assert_type(await storage.health(), Health)
     assert_type(await storage.migrate(), list[str])
@@ -52,6 +56,9 @@ async def _parts(storage: StorageManager) -> None:
     assert_type(await invoices.get_by_id(1), Invoice)
     assert_type(await invoices.find_by_id(1), Invoice | None)
     assert_type(await invoices.page(size=10), Page[Invoice])
+    near = invoices.on_replica(after=await storage.position())
+    assert_type(near, Repository[Invoice])
+    assert_type(storage.error_entries.on_replica(), ErrorEntryRepository)
     async with storage.transaction(isolation="serializable") as tx:
         assert_type(tx, Transaction)
         assert_type(tx.repository(Invoice), Repository[Invoice])
