@@ -41,6 +41,7 @@ from fm_storage.migrate.files import (
 )
 from fm_storage.migrate.planned import THREAD
 from fm_storage.migrate.statements import EngineMigration
+from fm_storage.postgres.pool.schema import NOTIFY
 
 logger = logging.getLogger("fm_storage.migrate")
 
@@ -310,6 +311,10 @@ class FmStorageBackend(OneConnection):
     def _run(
         self, migration: EngineMigration, direction: str, record: Callable[[], None]
     ) -> None:
+        def announced() -> None:
+            record()
+            self.fetch(NOTIFY)
+
         file = file_of(migration)
         if is_python(file.path):
             migration.load()
@@ -319,9 +324,9 @@ class FmStorageBackend(OneConnection):
         self.ensure_internal_schema_updated()
         with self.lock():
             if transactional:
-                statements.run_as_one(self, migration, direction, record)
+                statements.run_as_one(self, migration, direction, announced)
             else:
-                pieces.run_in_pieces(self, migration, direction, record)
+                pieces.run_in_pieces(self, migration, direction, announced)
 
 
 def source_of(migration: EngineMigration) -> str:

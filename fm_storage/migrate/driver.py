@@ -20,7 +20,7 @@ from fm_storage.config.addresses import normalized
 from fm_storage.errors import InvalidRecord, QueryFailed, StorageError
 from fm_storage.postgres.connect.connector import Connector
 from fm_storage.postgres.errors import translate
-from fm_storage.postgres.sql import quote_qualified
+from fm_storage.postgres.sql import quote_type
 from fm_storage.postgres.tokens import Token, fold, tokens
 
 apilevel, threadsafety, paramstyle = "2.0", 1, "pyformat"
@@ -399,14 +399,7 @@ def _as_text(sql: str, kinds: Sequence[Any]) -> str:
     text, at = "", 0
     for token in tokens(sql):
         if token.kind == "parameter":
-            kind = _type_name(kinds[int(token.text[1:]) - 1])
+            kind = quote_type(kinds[int(token.text[1:]) - 1])
             text += f"{sql[at : token.start]}CAST({token.text}::text AS {kind})"
             at = token.end
     return text + sql[at:]
-
-
-def _type_name(kind: Any) -> str:
-    """Return the name of a type as the driver describes it, quoted."""
-    name: str = kind.name
-    element = name.removesuffix("[]")
-    return quote_qualified(kind.schema, element) + name[len(element) :]

@@ -27,6 +27,7 @@ from fm_storage.migrate.statements import (
     sql_path,
     sql_statements,
 )
+from fm_storage.postgres.pool.schema import NOTIFY
 
 _NAME = r'(?:"(?:[^"]|"")+"|[\w$]+)'
 _QUALIFIED = rf"{_NAME}(?:\s*\.\s*{_NAME})*"
@@ -203,6 +204,8 @@ class _Run:
             digest,
             done,
         )
+        if done:
+            self.backend.fetch(NOTIFY)
 
     def _as_ourselves(self, sql: str, *args: object) -> list[tuple[Any, ...]]:
         """Read or write a mark with our own role, whatever the file has set."""

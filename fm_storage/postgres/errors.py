@@ -63,6 +63,11 @@ _REMEDIES: Mapping[type[QueryFailed], str] = {
     QueryTimeout: "raise the timeout, or make the statement cheaper",
 }
 _LOGIN = "check user and password, and what pg_hba.conf asks for"
+OUTDATED = frozenset(
+    {None, "0A000", "XX000", "42804", "42846", "42883", "42725", "42P08", "42P18"}
+)
+"""What a statement ends with that was prepared before the schema was changed; None
+where the driver finds it. Only with ``retryable``."""
 _LOST = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"})
 _UNKNOWN = (
     "whether the statement took effect is unknown, try again where that is harmless"
@@ -164,6 +169,7 @@ def _from_server(
         retryable=True
         if isinstance(exc, asyncpg.InvalidCachedStatementError)
         or is_type_gone(exc)
+        or getattr(exc, "is_outdated", False)
         or state.startswith(("40", "53"))
         else None,
     )
@@ -173,7 +179,8 @@ def _from_driver(exc: Exception, owner: str) -> StorageError:
     """Translate what the driver found without asking the server."""
     if isinstance(exc, OutdatedSchemaCacheError):
         return QueryFailed(
-            f"{owner}: a type changed while its rows were read; run it again",
+            f"{owner}: a composite type was changed, so the rows of the statement, "
+            "which ran, could not be read; run it again where that is harmless",
             retryable=True,
         )
     text = str(exc).splitlines()[0]
@@ -190,6 +197,10 @@ def _from_driver(exc: Exception, owner: str) -> StorageError:
             f"{owner}: another task is running a statement on this connection; "
             "acquire one connection per task"
         )
+    if "anonymous composite" in text:
+        return InvalidRecord(f"parameters: {text}; cast it ($1::the_type)")
+    if "no binary format" in text:
+        text += "; use executemany(), or register the type with format='binary'"
     if "closed" in text:
         return ConnectionFailed(f"{owner}: the connection is closed; acquire another")
     return QueryFailed(f"{owner}: {text}")

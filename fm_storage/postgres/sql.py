@@ -6,7 +6,7 @@ and a value is never put into the text.
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from fm_storage._typing import Relation
 from fm_storage.errors import InvalidName, InvalidRecord
@@ -81,6 +81,13 @@ def quote_qualified(schema: str | None, name: str | Relation) -> str:
     if schema is None:
         return quote_ident(name)
     return f"{quote_ident(schema)}.{quote_ident(name)}"
+
+
+def quote_type(kind: Any) -> str:
+    """Quote the name of a type as the driver describes it."""
+    name: str = kind.name
+    element = name.removesuffix("[]")
+    return quote_qualified(kind.schema, element) + name[len(element) :]
 
 
 def sendable(sql: str) -> None:

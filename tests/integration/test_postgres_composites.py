@@ -111,4 +111,6 @@ async def test_what_does_not_fit_is_refused_when_it_is_registered(pool, caplog):
     await pool.execute("DROP TYPE wrapped")
     await pool.drain()
     assert await pool.fetchval("SELECT 1") == 1
-    assert "type public.wrapped: not registered on a new connection" in caplog.text
+    await pool.execute("CREATE TYPE wrapped AS ENUM ('a')")
+    assert await pool.fetchval("SELECT 'a'::wrapped") == "a"
+    assert "type public.wrapped: it is scalar by now" in caplog.text

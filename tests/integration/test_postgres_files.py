@@ -67,6 +67,9 @@ async def test_columns_and_queries_choose(pool, tmp_path):
     hostile = "'; DROP TABLE u; --"
     done = await pool.copy_to(path, query=asked, args=(hostile, 2), header=False)
     assert (done, path.read_text()) == (2, "3\n4\n")
+    asked = "SELECT '$1', $$ $2 $$, $1::text, $2::int -- $2\n"
+    assert await pool.copy_to(path, query=asked, args=("it's", None)) == 1
+    assert path.read_text().splitlines()[-1] == "$1, $2 ,it's,"
     assert await pool.copy_to(path, query="TABLE u", schema=None) == 4
     assert await pool.copy_to(path, table="u", schema="public") == 4
     with pytest.raises(ConfigurationInvalid, match="either"):

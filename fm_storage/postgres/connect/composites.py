@@ -43,17 +43,33 @@ class Composite:
     decode: Callable[[Any], Any]
     format: Literal["text", "binary", "tuple"] = "tuple"
 
-    async def install(self, raw: asyncpg.Connection[Any]) -> None:
-        """Register it on *raw*, unless it was changed or dropped since."""
-        try:
-            await self.try_on(raw)
-        except ValueError as exc:
+    @property
+    def is_builtin(self) -> bool:
+        """Whether the driver knows the type, and never looks it up."""
+        return self.schema == "pg_catalog"
+
+    def install(self, settings: Any, types: list[Any], found: Any) -> None:
+        """Take it for *found*, of the *types* that a connection has looked up."""
+        kind = "composite" if found["kind"] == b"c" else "scalar"
+        if (kind == "composite") is not (self.format == "tuple"):
             _log.warning(
-                "type %s.%s: not registered on a new connection: %s",
+                "type %s.%s: it is %s by now, and not read as it was registered",
                 self.schema,
                 self.name,
-                exc,
+                kind,
             )
+            return
+        settings.add_python_codec(
+            found["oid"],
+            self.name,
+            self.schema,
+            types if kind == "composite" else [],
+            kind,
+            self.encode,
+            self.decode,
+            self.format,
+        )
+        settings.clear_type_cache()  # arrays of it were taken for arrays of rows
 
     async def try_on(self, raw: asyncpg.Connection[Any]) -> None:
         """Register it on *raw*.

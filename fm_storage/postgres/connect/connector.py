@@ -37,6 +37,7 @@ from fm_storage.postgres.connect.codecs import install_codecs
 from fm_storage.postgres.connect.internals import (
     DriverConnection,
     mark_unchanged,
+    register_types,
     socket_of,
     use_statement_cache,
 )
@@ -213,8 +214,10 @@ class Connector:
             )
         install_codecs(raw)
         _keep_alive(raw)
+        register_types(raw, self.composites)
         for composite in self.composites:
-            await composite.install(raw)
+            if composite.is_builtin:
+                await composite.try_on(raw)
         if foreign:
             return
         if self.verify is not None:

@@ -10,25 +10,44 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
-from asyncpg import utils
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Awaitable, Callable
+    from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 
-if TYPE_CHECKING:
+    from fm_storage.postgres.connect.composites import Composite
+
     _Base: TypeAlias = asyncpg.Connection[Any]
 else:
     _Base = asyncpg.Connection
 
+FIRST_OWN_OID = 16_384
+"""Numbers of types below are the server's own."""
+
 
 class DriverConnection(_Base):
-    """A connection that remembers what no reset undoes."""
+    """A connection that remembers what no reset undoes, and knows registered types.
 
-    __slots__ = ("changed",)
+    Attributes:
+        changed: Whether a borrower has set what no reset undoes.
+        registered: Types of the application's. One is installed when a statement first
+            meets it, by its name: also after it was dropped and made again.
+    """
+
+    __slots__ = ("changed", "registered")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.changed = False
+        self.registered: Sequence[Composite] = ()
+
+    async def _introspect_types(self, *args: Any) -> Any:
+        inherited: Any = super()
+        types, statement = await inherited._introspect_types(*args)
+        names = {(found["ns"], found["name"]): found for found in types}
+        for each in self.registered:
+            if (found := names.get((each.schema, each.name))) is not None:
+                each.install(codec_settings(self), types, found)
+        return types, statement
 
     async def set_type_codec(self, *args: Any, **options: Any) -> None:
         """See asyncpg."""
@@ -56,6 +75,11 @@ class DriverConnection(_Base):
         super().add_termination_listener(callback)
 
 
+def register_types(raw: Any, types: Sequence[Composite]) -> None:
+    """Let *raw* read and write *types* as they are registered."""
+    raw.registered = types
+
+
 def is_changed(raw: Any) -> bool:
     """Whether codecs, loggers or listeners were set that no reset undoes."""
     return getattr(raw, "changed", False)
@@ -81,6 +105,12 @@ def forget_statements(raw: Any) -> None:
     """Drop the prepared statements; they are made again when needed."""
     if not raw.is_closed():
         raw._drop_local_statement_cache()
+
+
+def forget_types(raw: Any) -> None:
+    """Drop what is known of the users' types; they are looked up when needed."""
+    if not raw.is_closed():
+        raw._drop_local_type_cache()
 
 
 def socket_of(raw: Any) -> Any:
@@ -155,9 +185,12 @@ def column_types(described: Any) -> list[Any]:
     return [attribute.type for attribute in described._get_attributes()]
 
 
-def parameter_types(described: Any) -> list[int]:
-    """Return the type numbers of its parameters."""
-    return [parameter.oid for parameter in described._get_parameters()]
+def parameter_types(described: Any) -> list[Any]:
+    """Return the types of its parameters; none if they were forgotten since."""
+    try:
+        return list(described._get_parameters())
+    except asyncpg.InternalClientError:
+        return []
 
 
 def _protocol(raw: Any) -> Any:
@@ -191,12 +224,6 @@ async def copy_out(
     """Give what the server sends to *sink*; return the number of rows."""
     tag: str = await _protocol(raw).copy_out(sql, sink, timeout)
     return int(tag.rpartition(" ")[2])
-
-
-async def with_literals(raw: Any, sql: str, args: tuple[Any, ...]) -> str:
-    """Have the server write *args* into *sql*: COPY takes no parameters."""
-    text: str = await utils._mogrify(raw, sql, args)
-    return text
 
 
 async def close_portal(raw: Any, cursor: Any, timeout: float | None) -> None:

@@ -16,16 +16,18 @@ from asyncpg.exceptions import OutdatedSchemaCacheError
 
 from fm_storage.errors import InvalidRecord, StorageError
 from fm_storage.postgres.connect.internals import (
+    FIRST_OWN_OID,
     close_portal,
     describe,
     forget_statements,
+    forget_types,
     parameter_types,
     wait_for_cancellation,
 )
-from fm_storage.postgres.errors import is_own, is_type_gone
+from fm_storage.postgres.errors import FromCaller, is_own, is_type_gone
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 
     from fm_storage.postgres.executor import Value
 
@@ -35,6 +37,10 @@ _SUSPECT = (
     asyncpg.DataError,
     asyncpg.DatatypeMismatchError,
     asyncpg.UndefinedFunctionError,
+    asyncpg.AmbiguousFunctionError,
+    asyncpg.AmbiguousParameterError,
+    asyncpg.IndeterminateDatatypeError,
+    asyncpg.CannotCoerceError,
     asyncpg.InternalServerError,
 )
 """Errors whose cause may be that the table is no longer what was prepared for."""
@@ -64,10 +70,7 @@ async def fetch(
             raise _unreadable(exc) from exc
         else:
             return rows
-    try:
-        rows = await raw.fetch(sql, *args, timeout=timeout)
-    except (OverflowError, ValueError) as exc:
-        raise _unreadable(exc) from exc
+    rows = await _ask(raw.fetch, raw, sql, args, timeout)
     return rows
 
 
@@ -90,12 +93,29 @@ async def fetchrow(
             raise _unreadable(exc) from exc
         else:
             return rows[0] if rows else None
-    row: asyncpg.Record | None
+    row: asyncpg.Record | None = await _ask(raw.fetchrow, raw, sql, args, timeout)
+    return row
+
+
+async def _ask(
+    ask: Callable[..., Awaitable[Any]],
+    raw: Any,
+    sql: str,
+    args: Sequence[Any],
+    timeout: float | None,
+) -> Any:
+    """Run a public method; again if the driver knew a type as it once was."""
     try:
-        row = await raw.fetchrow(sql, *args, timeout=timeout)
+        return await ask(sql, *args, timeout=timeout)
+    except asyncpg.DataError as exc:
+        made = raw._stmt_cache.get((sql, _RECORD, False))
+        if not _is_drivers(exc) or (made is not None and not _has_parts(made)):
+            raise
+        forget_types(raw)
+        forget_statements(raw)
+        return await ask(sql, *args, timeout=timeout)
     except (OverflowError, ValueError) as exc:
         raise _unreadable(exc) from exc
-    return row
 
 
 def _unreadable(exc: Exception) -> Exception:
@@ -133,7 +153,7 @@ async def execute(
             tag: str = status.decode()
             return tag
     try:
-        answer: str = await raw.execute(sql, *args, timeout=timeout)
+        answer: str = await _ask(raw.execute, raw, sql, args, timeout)
     except AttributeError as exc:
         if "decode" not in str(exc):
             raise
@@ -150,20 +170,26 @@ async def executemany(
 ) -> None:
     """Run once for each row of parameters."""
     statement = raw._stmt_cache.get((sql, _RECORD, False))
-    if statement is not None and iter(rows) is not rows:  # it can be run again
+    if iter(rows) is rows:  # it cannot be run again
+        if statement is not None:
+            await _is_outdated(raw, sql, statement, timeout)
+        await raw.executemany(sql, rows, timeout=timeout)
+        return
+    if statement is not None:
         try:
             await raw.executemany(sql, rows, timeout=timeout)
         except _SUSPECT as exc:
             await _forget(raw, sql, statement, exc, timeout)
         else:
             return
-    await raw.executemany(sql, rows, timeout=timeout)
+    await _ask(raw.executemany, raw, sql, (rows,), timeout)
 
 
 async def open_cursor(raw: Any, sql: str, *args: Value, timeout: float | None) -> Any:
     """Prepare *sql* and return a cursor over its rows; nothing is fetched yet."""
-    # Not from the cache: what was prepared for former types fails at its first row,
+    # Nothing from a cache: what was prepared for former types fails at its first row,
     # inside the transaction.
+    forget_types(raw)
     statement = await raw.prepare(sql, timeout=timeout)
     return await statement.cursor(*args, timeout=timeout)
 
@@ -206,6 +232,11 @@ def was_unsent(raw: Any, exc: BaseException) -> bool:
     )
 
 
+def is_unreadable(exc: BaseException) -> bool:
+    """Whether a statement ran whose rows were of a type that was changed meanwhile."""
+    return isinstance(exc, OutdatedSchemaCacheError)
+
+
 def is_synced(exc: BaseException) -> bool:
     """Whether the server has ended the exchange that *exc* comes from.
 
@@ -222,7 +253,9 @@ async def synchronise(raw: Any, timeout: float) -> None:
     await raw.execute("SELECT 1", timeout=timeout)
 
 
-def in_read_only(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def in_read_only(
+    call: Callable[..., Awaitable[Any]],
+) -> Callable[..., Coroutine[Any, Any, Any]]:
     """Return *call* in a transaction in which the server refuses writes (25006)."""
 
     async def run(raw: Any, sql: str, *args: Any, timeout: float | None) -> Any:
@@ -254,20 +287,33 @@ async def _forget(
     if isinstance(exc, asyncpg.InternalServerError) and not is_type_gone(exc):
         raise exc
     if isinstance(exc, asyncpg.DataError):
-        # The server's own refusal of a value has a severity. The driver's may
-        # come from parameters that are prepared for what a column once was.
-        if (
-            exc.severity is not None
-            or isinstance(exc.__cause__, StorageError)
-            or not await _is_outdated(raw, sql, statement, timeout)
-        ):
+        if not _is_drivers(exc) or not await _is_outdated(raw, sql, statement, timeout):
             raise exc
-        forget_statements(raw)
         return  # nothing had been sent
+    forget_types(raw)
     forget_statements(raw)
     may_have_run = not (is_own(exc) or is_type_gone(exc))
     if raw.is_in_transaction() or may_have_run or _CALLS.match(sql):
+        vars(exc)["is_outdated"] = not may_have_run
         raise exc
+
+
+def _is_drivers(exc: asyncpg.DataError) -> bool:
+    """Whether the driver refused a value, for a type as the driver knows it.
+
+    The server's own refusal has a severity.
+    """
+    return exc.severity is None and not isinstance(
+        exc.__cause__, (StorageError, FromCaller)
+    )
+
+
+def _has_parts(statement: Any) -> bool:
+    """Whether a parameter is of a user's type with parts, which may have changed."""
+    return any(
+        each.kind != "scalar" and each.oid >= FIRST_OWN_OID
+        for each in parameter_types(statement)
+    )
 
 
 async def _is_outdated(
@@ -276,11 +322,19 @@ async def _is_outdated(
     statement: Any,
     timeout: float | None,
 ) -> bool:
-    """Ask the server whether the parameters of *sql* have other types by now."""
+    """Ask the server whether the parameters of *sql* may have other types by now.
+
+    Then what was prepared is forgotten.
+    """
+    before = parameter_types(statement)
+    forget_types(raw)
     try:
         fresh = await describe(raw, sql, timeout)
         # Preparing alone leaves its locks until the next statement ends.
         await raw.execute("SELECT 1", timeout=timeout)
     except asyncpg.PostgresError:
         return False  # the first error is the caller's answer
-    return parameter_types(fresh) != parameter_types(statement)
+    if parameter_types(fresh) == before and not _has_parts(fresh):
+        return False
+    forget_statements(raw)
+    return True

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from asyncpg.exceptions import OutdatedSchemaCacheError
+
 from fm_storage.concurrency.shield import consume, wait_done
 from fm_storage.errors import (
     ConnectionBusy,
@@ -25,7 +27,7 @@ from fm_storage.errors import (
 from fm_storage.postgres.arguments import at_least_one, seconds
 from fm_storage.postgres.connect.internals import server_of
 from fm_storage.postgres.connection import driver
-from fm_storage.postgres.connection.classifier import Classifier
+from fm_storage.postgres.connection.classifier import Classifier, Effect
 from fm_storage.postgres.connection.entry import GRACE
 from fm_storage.postgres.errors import cause_of, is_callers, translate, unsent
 from fm_storage.postgres.sql import Sql, sendable
@@ -142,7 +144,13 @@ class Statements:
             observed = tracing.Observed(sql, server_of(entry.raw))
         text = sql.text if type(sql) is Sql else sql
         try:
-            return await call(entry.raw, text, *args, timeout=timeout)
+            try:
+                return await call(entry.raw, text, *args, timeout=timeout)
+            except OutdatedSchemaCacheError as exc:
+                again = driver.in_read_only(call)
+                return await self._read_again(
+                    entry, exc, sql, again(entry.raw, text, *args, timeout=timeout)
+                )
         except BaseException as exc:  # translated, and passed on
             error = self._failed(entry, exc, args)
             if observed is not None:
@@ -158,6 +166,26 @@ class Statements:
             slow = rules.slow_query
             if slow is not None and monotonic() - started > slow:
                 log_slow(rules.owner, sql, monotonic() - started)
+
+    async def _read_again(
+        self,
+        entry: PoolEntry,
+        exc: OutdatedSchemaCacheError,
+        sql: str,
+        again: Coroutine[Any, Any, Any],
+    ) -> Any:
+        """Run once more what only reads: the driver has learnt the changed type."""
+        reads = self._rules.classifier.classify(sql) is Effect.READS
+        if entry.in_transaction or not reads:
+            again.close()
+            raise exc
+        try:
+            return await again
+        except BaseException as failed:  # its transaction may be open
+            entry.give_up()
+            if getattr(failed, "sqlstate", None) == "25006":
+                raise exc from None
+            raise
 
     def _limit(
         self, entry: PoolEntry, started: float, timeout: float | None

@@ -24,11 +24,18 @@ import asyncpg
 from fm_storage._typing import Relation
 from fm_storage.errors import ConfigurationInvalid, InvalidRecord
 from fm_storage.postgres.arguments import names_of, of_kind
-from fm_storage.postgres.connect.internals import copy_in, copy_out, with_literals
+from fm_storage.postgres.connect.internals import (
+    copy_in,
+    copy_out,
+    describe,
+    forget_types,
+    parameter_types,
+)
 from fm_storage.postgres.copy.source import callers_code, from_caller
 from fm_storage.postgres.errors import FromCaller
 from fm_storage.postgres.executor import CopyOptions, CopyProgress
-from fm_storage.postgres.sql import Sql, quote_ident, quote_qualified
+from fm_storage.postgres.sql import Sql, quote_ident, quote_qualified, quote_type
+from fm_storage.postgres.tokens import tokens
 
 if TYPE_CHECKING:
     from fm_storage.postgres.executor import Source, Target, Value
@@ -222,7 +229,7 @@ class FileOut(_FileJob):
     ) -> int:
         """Write the file and return the number of its rows."""
         if self._args:
-            text = await with_literals(raw, self._query, self._args)
+            text = await _with_literals(raw, self._query, self._args)
             sql = f"COPY ({text}) TO STDOUT {self._with}"
         meter = _Meter(self._progress)
         file: Any = self._file or self._target
@@ -254,6 +261,26 @@ class FileOut(_FileJob):
             self._part.replace(Path(str(self._target)))
         else:
             self._part.unlink(missing_ok=True)
+
+
+async def _with_literals(raw: Any, sql: str, args: Sequence[Value]) -> str:
+    """Have the server write *args* into *sql*: COPY takes no parameters."""
+    # Nothing from a cache: a type may have been made anew.
+    forget_types(raw)
+    kinds = parameter_types(await describe(raw, sql, None))
+    columns = [
+        f"quote_literal(${number}::{quote_type(kind)}::text)"
+        for number, kind in enumerate(kinds, 1)
+    ]
+    written = await raw.prepare(f"SELECT {', '.join(columns)}")
+    values: Any = await written.fetchrow(*args)
+    text, at = "", 0
+    for token in tokens(sql):
+        if token.kind == "parameter":
+            value = values[int(token.text[1:]) - 1]
+            text += sql[at : token.start] + ("NULL" if value is None else value)
+            at = token.end
+    return text + sql[at:]
 
 
 def _table(table: str | Relation, options: CopyOptions) -> str:

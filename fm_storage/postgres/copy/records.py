@@ -15,9 +15,11 @@ from fm_storage.errors import InvalidRecord, StorageError
 from fm_storage.postgres.arguments import names_of, of_kind
 from fm_storage.postgres.connect.codecs import encode_json
 from fm_storage.postgres.connect.internals import (
+    FIRST_OWN_OID,
     column_types,
     copy_in,
     describe,
+    forget_types,
     socket_of,
 )
 from fm_storage.postgres.copy.source import from_caller
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     import asyncpg
 
 Encoder: TypeAlias = Callable[[Any], Any]
-_FIRST_OWN_OID = 16_384
 _UNIX = getattr(socket, "AF_UNIX", None)
 _ROOM = 1 << 20
 _ENUMS = "SELECT oid FROM pg_type WHERE oid = ANY($1::oid[]) AND typtype = 'e'"
@@ -144,12 +145,13 @@ class Copy:
         """
         # Described anew each time: the binary form of what a column was before
         # ALTER TABLE would be refused, or worse, taken for something else.
+        forget_types(raw)
         described = await describe(raw, self._select(self._columns), timeout)
         types = column_types(described)
         encoders = {
             at: _JSON[each.name] for at, each in enumerate(types) if each.name in _JSON
         }
-        own = [each.oid for each in types if each.oid >= _FIRST_OWN_OID]
+        own = [each.oid for each in types if each.oid >= FIRST_OWN_OID]
         if own:
             rows = await raw.fetch(_ENUMS, own, timeout=timeout)
             enums = {row["oid"] for row in rows}

@@ -25,12 +25,19 @@ from fm_storage.errors import (
     ForkedProcess,
     PoolClosed,
     PoolTimeout,
+    QueryFailed,
     StorageError,
     WrongLoop,
 )
-from fm_storage.postgres.connect.internals import forget_statements, is_changed
+from fm_storage.postgres.connect.internals import (
+    forget_statements,
+    forget_types,
+    is_changed,
+)
 from fm_storage.postgres.connection.classifier import Classifier
 from fm_storage.postgres.connection.driver import is_settled
+from fm_storage.postgres.errors import OUTDATED
+from fm_storage.postgres.pool.schema import SchemaVersion
 from fm_storage.postgres.statistics import Counters, PoolStatistics
 from fm_storage.postgres.telemetry import metrics
 
@@ -118,6 +125,7 @@ class PoolCore:
         self._ended: deque[float] = deque(maxlen=_ENDED_TWICE)
         """When connections broke lately."""
         self._emptied: asyncio.Event | None = None
+        self._schema = SchemaVersion(self.forget_prepared)
         _cores.add(self)
 
     # -- life ------------------------------------------------------------
@@ -344,8 +352,9 @@ class PoolCore:
             return True
         limit = min(self._config.check_timeout, max(0.001, deadline - now))
         try:
-            await entry.raw.execute("SELECT 1", timeout=limit)
+            await self._schema.check(entry.raw, limit)
         except asyncio.CancelledError:
+            entry.unsynced = True
             self.give(entry)
             raise
         except Exception as exc:  # whatever is wrong, it is not handed out
@@ -579,10 +588,8 @@ class PoolCore:
     def note(self, entry: PoolEntry, error: BaseException) -> None:
         """Learn from an error on *entry* what it says about all connections."""
         state = getattr(error, "sqlstate", None)
-        if state in {"0A000", "XX000"} and getattr(error, "retryable", False):
-            # A type was changed or made again: on the other connections, too.
-            for other in (*self.idle, *self.in_use):
-                forget_statements(other.raw)
+        if isinstance(error, QueryFailed) and state in OUTDATED and error.retryable:
+            self.forget_prepared()
         elif state == "25006" and self.takes_writes:
             # A write was refused: perhaps the server was demoted. Looked up when
             # the connection comes back, off everyone's path.
@@ -599,6 +606,12 @@ class PoolCore:
             if state in _ENDED_AT_ONCE or repeated:
                 self._ended.clear()
                 self.renew(f"connections ended ({state or type(error).__name__})")
+
+    def forget_prepared(self) -> None:
+        """Prepare everything anew from now on: the schema was changed."""
+        for entry in (*self.idle, *self.in_use, *self.resetting):
+            forget_types(entry.raw)
+            forget_statements(entry.raw)
 
     # -- now and then ----------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 from fm_storage.concurrency.backoff import Backoff
 from fm_storage.errors import ConnectionFailed, StorageError
 from fm_storage.postgres.connect.internals import set_listener
+from fm_storage.postgres.pool.schema import CHANNEL
 from fm_storage.postgres.sql import Sql, quote_ident
 
 if TYPE_CHECKING:
@@ -130,11 +131,13 @@ class Listener:
         *,
         connect: Callable[[str], Awaitable[Connection]],
         require_open: Callable[[], None],
+        on_schema: Callable[[], None],
         limit: float,
     ) -> None:
         self._owner = f"pool {name!r}"
         self._connect = connect
         self._require_open = require_open
+        self._on_schema = on_schema
         self._limit = limit
         self._subscriptions: list[Subscription] = []
         self._changed = asyncio.Event()
@@ -217,6 +220,7 @@ class Listener:
             wanted = {each.channel for each in self._subscriptions}
             if not wanted:
                 return
+            wanted.add(CHANNEL)
             for channel in wanted - channels:
                 await connection.execute(
                     Sql(f"LISTEN {quote_ident(channel)}"), timeout=_ALIVE_WITHIN
@@ -229,11 +233,7 @@ class Listener:
                     Sql(f"UNLISTEN {quote_ident(channel)}"), timeout=_ALIVE_WITHIN
                 )
             channels &= wanted
-            for each in self._subscriptions:
-                if each.channel in channels and not each.ready.is_set():
-                    each.ready.set()
-                elif lost:
-                    each.push(Notification(each.channel, "", 0, missed=True))
+            self._begun(channels, lost=lost)
             lost = False
             heard()
             try:
@@ -244,7 +244,19 @@ class Listener:
             if connection.is_closed:
                 raise ConnectionFailed(f"{self._owner}: the listening connection ended")
 
+    def _begun(self, channels: set[str], *, lost: bool) -> None:
+        """Let those go on whose channel is heard now, or again after it was *lost*."""
+        for each in self._subscriptions:
+            if each.channel in channels and not each.ready.is_set():
+                each.ready.set()
+            elif lost:
+                each.push(Notification(each.channel, "", 0, missed=True))
+        if lost:
+            self._on_schema()
+
     def _deliver(self, _raw: object, pid: int, channel: str, payload: str) -> None:
+        if channel == CHANNEL:
+            self._on_schema()
         for each in self._subscriptions:
             if each.channel == channel:
                 each.push(Notification(channel, payload, pid))

@@ -116,6 +116,7 @@ class Pool(Verbs):
             name,
             connect=self.connect,
             require_open=self._require_listening,
+            on_schema=core.forget_prepared,
             limit=config.acquire_timeout,
         )
         self._closed: Once[None] | None = None

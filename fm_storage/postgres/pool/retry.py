@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fm_storage.errors import ConnectionFailed, QueryFailed
+from fm_storage.postgres.errors import OUTDATED
 
 if TYPE_CHECKING:
     from fm_storage.postgres.connection.entry import PoolEntry
@@ -34,7 +35,7 @@ def is_worth_repeating(
         return error.retryable and not sent
     if isinstance(error, QueryFailed):
         return error.sqlstate in _REPEATED or (
-            error.sqlstate in {"0A000", "XX000"} and error.retryable
+            error.sqlstate in OUTDATED and error.retryable
         )
     return False
 

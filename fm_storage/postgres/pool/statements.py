@@ -130,7 +130,9 @@ class PoolStatements:
             if (
                 repeats == _REPEATS
                 or left <= 0
-                or not isinstance(error, ConnectionFailed)
+                or not (
+                    isinstance(error, ConnectionFailed) or driver.is_unreadable(exc)
+                )
                 or is_callers(exc)
                 or not (nothing_sent or reads)
             ):
