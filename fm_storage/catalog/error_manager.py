@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from fm_storage.catalog.query.groups import ErrorGroup, Order
     from fm_storage.catalog.query.similarity import SimilarEntry
     from fm_storage.catalog.report.report import Report
+    from fm_storage.postgres import Pool
     from fm_storage.vectors import Vectorizer
 
 __all__ = ["ErrorManager", "Recorded"]
@@ -67,6 +68,8 @@ class ErrorManager(Lifecycle):
         timeout: Seconds after which a record goes to the spool instead.
         freshness: Seconds for which ``find_similar()`` waits at most until this
             manager's latest entries have reached the vector store.
+        reads: The pool that ``groups()``, ``report()`` and ``analyzer`` read from
+            (``storage.reads``, late by the replica's lag); ``storage.pool`` if None.
 
     Raises:
         ConfigurationInvalid: *storage* is no storage manager.
@@ -79,6 +82,7 @@ class ErrorManager(Lifecycle):
         *,
         timeout: float = 5.0,
         freshness: float = 5.0,
+        reads: Pool | None = None,
     ) -> None:
         if not hasattr(storage, "config"):
             raise ConfigurationInvalid(
@@ -88,7 +92,7 @@ class ErrorManager(Lifecycle):
         self._recorder = Recorder(
             storage, vectorizer, timeout=timeout, freshness=freshness
         )
-        self._queries = CatalogQueries(storage, self._recorder)
+        self._queries = CatalogQueries(storage, self._recorder, reads)
         self._hooks = RecordHooks()
         # Set at the first call inside the loop, and at first use (under _lock).
         self._home = Home("error manager")

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from fm_storage.catalog.ports import Storage
+    from fm_storage.postgres import Pool
 
 logger = logging.getLogger("fm_storage.catalog")
 
@@ -57,10 +58,13 @@ class CatalogQueries:
     Args:
         storage: Where the entries and their vectors are.
         recorder: Knows the vectorizer, and what is still on its way.
+        reads: The pool to read from; ``storage.pool`` if None.
     """
 
-    def __init__(self, storage: Storage, recorder: Recorder) -> None:
-        self.analyzer = Analyzer(storage)
+    def __init__(
+        self, storage: Storage, recorder: Recorder, reads: Pool | None = None
+    ) -> None:
+        self.analyzer = Analyzer(storage, reads)
         self._storage = storage
         self._recorder = recorder
 
@@ -77,7 +81,7 @@ class CatalogQueries:
         """Return groups of equal errors."""
         refuse_unclear(limit, since=since, until=until)
         return await fetch_groups(
-            self._storage.pool,
+            self.analyzer.pool,
             limit=limit,
             module=module,
             severity=severity_from(severity),
@@ -176,7 +180,11 @@ class CatalogQueries:
         await self._recorder.wait_fresh()
         try:
             return await similar_groups(
-                self._storage.pool, self._storage.qdrant, vectorizer, collection, groups
+                self.analyzer.pool,
+                self._storage.qdrant,
+                vectorizer,
+                collection,
+                groups,
             )
         except StorageError as exc:
             logger.warning("the report goes without similar groups (%s)", exc)

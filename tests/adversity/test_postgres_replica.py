@@ -13,6 +13,8 @@ import pytest
 from fm_storage import (
     ConfigurationInvalid,
     ConnectionFailed,
+    ErrorEntry,
+    ErrorManager,
     PostgresConfig,
     QueryFailed,
     SerializationFailed,
@@ -333,6 +335,35 @@ async def test_a_repository_reads_from_the_replica(cluster: TestCluster):
         assert "standby" in health["replica"].detail
         assert await storage.reads.fetchval(PORT) == standby.port
         assert storage.statistics().reads.fallbacks == 0
+
+
+async def test_the_catalogue_is_read_from_the_replica(cluster: TestCluster):
+    """Groups, analyzer and report, also while the primary is away."""
+    standby = await cluster.standby()
+    config = StorageConfig(
+        postgres=PostgresConfig(
+            dsn=cluster.tcp_dsn, read_dsn=standby.tcp_dsn, acquire_timeout=1
+        ),
+        qdrant=None,
+    )
+    async with StorageManager(config) as storage:
+        errors = ErrorManager(storage, reads=storage.reads)
+        await errors.record("no such host db7", module="net")
+        entry = ErrorEntry("disk is full", "disk", "E1")  # nobody has grouped it
+        await storage.error_entries.create(entry)
+        await errors.groups()
+        await replayed(storage.pool, standby)
+        before = storage.reads.statistics().acquired
+        assert {group.module for group in await errors.groups()} == {"net", "disk"}
+        assert (await errors.analyzer.totals()).errors == 2
+        assert (await errors.report()).totals.groups == 2
+        assert storage.reads.statistics().acquired > before + 5
+        assert storage.reads.statistics().fallbacks == 0
+        await cluster.kill()
+        assert len(await errors.groups()) == 2
+        assert await errors.analyzer.frequencies() == {"disk": 1, "net": 1}
+        await cluster.start()
+        await storage.pool.fetchval("SELECT 1", timeout=20)
 
 
 async def test_types_are_known_to_both(cluster: TestCluster):

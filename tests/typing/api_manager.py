@@ -77,7 +77,7 @@ async def _parts(storage: StorageManager) -> None:
 
 
 async def _catalogue(storage: StorageManager) -> None:
-    errors = ErrorManager(storage)
+    errors = ErrorManager(storage, reads=storage.reads)
     recorded = await errors.record(ValueError("no"), module="billing")
     assert_type(recorded, Recorded)
     assert_type(recorded.entry, ErrorEntry)

@@ -50,16 +50,26 @@ class Analyzer:
     Every method takes ``since`` (from then on) and ``until`` (before then), both
     aware, and ``severity`` (the minimum); a time without a zone, a limit below
     one or a span of nothing is ``InvalidRecord``. Spans may be given in seconds.
+
+    Args:
+        storage: A ``StorageManager``.
+        reads: The pool to read from; ``storage.pool`` if None.
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, reads: Pool | None = None) -> None:
         self._storage = storage
+        self._reads = reads
+
+    @property
+    def pool(self) -> Pool:
+        """The pool that is read from."""
+        return self._storage.pool if self._reads is None else self._reads
 
     async def _pool(self, limit: int = 1, **times: datetime | None) -> Pool:
         """Return the pool, once everything in the catalogue has its group."""
         refuse_unclear(limit, **times)
-        await group_ungrouped(self._storage.pool)
-        return self._storage.pool
+        await group_ungrouped(self.pool)
+        return self.pool
 
     async def totals(
         self,
@@ -188,7 +198,7 @@ class Analyzer:
         ``first_seen`` (the newest first).
         """
         return await fetch_groups(
-            self._storage.pool,
+            self.pool,
             limit=limit,
             since=since,
             until=until,
@@ -275,7 +285,7 @@ class Analyzer:
     ) -> dict[str, ErrorEntry]:
         """Return the worst error of each group that is named, by its fingerprint."""
         groups = await fetch_groups(
-            self._storage.pool,
+            self.pool,
             limit=len(fingerprints),
             since=since,
             until=until,

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 from fm_storage.catalog.record.fingerprint import Fingerprint, fingerprint_of
 from fm_storage.catalog.record.row import RANKS
 from fm_storage.catalog.record.store import CLAMPED
-from fm_storage.errors import PermissionDenied, QueryFailed
+from fm_storage.errors import ConnectionFailed, PermissionDenied, QueryFailed
 from fm_storage.postgres import Sql
 from fm_storage.repositories import Severity
 
@@ -78,8 +78,15 @@ async def group_ungrouped(pool: Pool) -> int:
     of a second for a million errors); those between look at the ids of these ten
     minutes, which is where ids that are made now fall (UUID version 7). In
     batches of short transactions; if cancelled, whole batches are done. Where
-    nothing may be written, nothing is, and the rest goes on.
+    nothing may be written, nothing is, and the rest goes on. A replica's errors are
+    grouped by its primary, and left as they are while that is away.
     """
+    if pool.primary is not pool:
+        try:
+            return await group_ungrouped(pool.primary)
+        except ConnectionFailed as exc:
+            logger.warning("errors without a group stay so: %s", exc)
+            return 0
     now = monotonic()
     whole = now - _compared.get(pool, -WHOLE_EVERY) >= WHOLE_EVERY
     done = 0

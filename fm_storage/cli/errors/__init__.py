@@ -218,7 +218,7 @@ def groups(
     async def job(storage: StorageManager) -> list[ErrorGroup]:
         from fm_storage.catalog import ErrorManager
 
-        async with ErrorManager(storage) as manager:
+        async with ErrorManager(storage, reads=storage.reads) as manager:
             return await manager.groups(
                 module=module, severity=severity, since=since, limit=limit, order=order
             )

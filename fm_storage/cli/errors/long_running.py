@@ -317,7 +317,7 @@ def report(
     async def job(storage: StorageManager) -> Report:
         from fm_storage.catalog import ErrorManager
 
-        async with ErrorManager(storage) as manager:
+        async with ErrorManager(storage, reads=storage.reads) as manager:
             return await manager.report(
                 title=title, since=since, until=until, severity=severity
             )
