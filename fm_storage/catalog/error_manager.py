@@ -346,7 +346,7 @@ class ErrorManager(Lifecycle):
             else error
             for error in errors
         ]
-        durable = await self._recorder.store_many(rows)
+        durable = await self._recorder.store(*rows)
         if self._hooks.after:
             for row in rows:
                 await self._hooks.notify(row.recorded(durable=durable))

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from fm_storage._typing import Relation
+from fm_storage.concurrency.batcher import Batcher
 from fm_storage.errors import ConfigurationInvalid, StorageError
 from fm_storage.outbox.agreement.interrupted import Interrupted
 from fm_storage.outbox.agreement.rebuild import Rebuilder
@@ -35,7 +36,7 @@ from fm_storage.outbox.results import (
     Verification,
 )
 from fm_storage.outbox.status import read_health, read_status
-from fm_storage.outbox.writer import BoundOutbox, PointLike
+from fm_storage.outbox.writer import BoundOutbox, PointLike, write_together
 from fm_storage.postgres import Executor, Pool
 from fm_storage.vector_state import Shapes
 
@@ -116,6 +117,12 @@ class Outbox:
         self._notifier = Notifier(pool, interval=config.notify_interval)
         self._drainer: Drainer | None = None  # by open() and aclose()
         self.shapes = Shapes(store.config.collections if store is not None else None)
+        self._alone = BoundOutbox(
+            pool,
+            wake=self.wake,
+            shapes=self.shapes,
+            batcher=Batcher(partial(write_together, pool), owner="outbox"),
+        )
         self._side: StoreSide | None = None
         if store is not None:
             store.when_defined(self.shapes.relearn)
@@ -208,10 +215,10 @@ class Outbox:
     ) -> int:
         """Make points desired in a transaction of their own; return how many.
 
-        See ``BoundOutbox.upsert()``.
+        Calls that wait at the same moment share a transaction, which changes
+        nothing of what each is answered. See ``BoundOutbox.upsert()``.
         """
-        bound = self.bind(self._pool)
-        return await bound.upsert(collection, points, durable=durable)
+        return await self._alone.upsert(collection, points, durable=durable)
 
     async def delete(
         self,
@@ -224,8 +231,7 @@ class Outbox:
 
         See ``BoundOutbox.delete()``.
         """
-        bound = self.bind(self._pool)
-        return await bound.delete(collection, ids, durable=durable)
+        return await self._alone.delete(collection, ids, durable=durable)
 
     def wake(self) -> None:
         """Announce that something was written; cheap, and may precede the commit."""

@@ -7,9 +7,10 @@ rest of that transaction.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from uuid import UUID
 
+from fm_storage.concurrency.batcher import Batcher
 from fm_storage.vector_state import (
     DELETE_MANY,
     DELETE_MANY_FAST,
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
     from fm_storage.postgres import Executor
 
 _CHUNK = 1000
+_STATEMENTS = {
+    ("u", True): UPSERT_MANY,
+    ("u", False): UPSERT_MANY_FAST,
+    ("d", True): DELETE_MANY,
+    ("d", False): DELETE_MANY_FAST,
+}
 
 
 class PointLike(Protocol):
@@ -41,13 +48,70 @@ class PointLike(Protocol):
         ...
 
 
+class Change(NamedTuple):
+    """What one call wants of points of one collection: their rows by id, if any."""
+
+    collection: str
+    op: str
+    durable: bool
+    rows: Mapping[str, StateRow | None]
+
+    def parameters(self, keys: Sequence[str]) -> tuple[Any, ...]:
+        """Return the parameters of the statement for some of the points."""
+        if self.op == "d":
+            return self.collection, keys
+        rows: list[Any] = [self.rows[key] for key in keys]
+        return (
+            self.collection,
+            keys,
+            [row.vectors for row in rows],
+            [row.payload for row in rows],
+            [row.payload_hash for row in rows],
+        )
+
+
+async def write_together(executor: Executor, calls: Sequence[Change]) -> None:
+    """Write changes of one kind in one collection, which have no point in common.
+
+    In one transaction, durable if any of them is to be.
+    """
+    first = calls[0]
+    rows = {key: row for call in calls for key, row in call.rows.items()}
+    durable = any(call.durable for call in calls)
+    change = Change(first.collection, first.op, durable, rows)
+    sql = _STATEMENTS[change.op, durable]
+    # Sorted, so that two writers lock the same points in the same order.
+    keys = sorted(rows)
+    if len(keys) <= _CHUNK:
+        if keys:
+            await executor.execute(sql, *change.parameters(keys))
+        return
+    async with executor.transaction() as tx:
+        for start in range(0, len(keys), _CHUNK):
+            part = keys[start : start + _CHUNK]
+            await tx.execute(sql, *change.parameters(part))
+
+
 class BoundOutbox:
-    """``upsert()`` and ``delete()`` within whatever *executor* stands for."""
+    """``upsert()`` and ``delete()`` within whatever *executor* stands for.
+
+    Args:
+        executor: Where they are written.
+        wake: Called after that.
+        shapes: What is known of the collections.
+        batcher: Writes, instead, what is not in a transaction of the caller.
+    """
 
     def __init__(
-        self, executor: Executor, *, wake: Callable[[], None], shapes: Shapes
+        self,
+        executor: Executor,
+        *,
+        wake: Callable[[], None],
+        shapes: Shapes,
+        batcher: Batcher[Change, None] | None = None,
     ) -> None:
         self._executor = executor
+        self._batcher = batcher
         self._wake = wake
         self._shapes = shapes
 
@@ -75,7 +139,7 @@ class BoundOutbox:
                 collection; nothing was written.
         """
         shape = self._shapes.get(collection)
-        rows: dict[str, StateRow] = {}
+        rows: dict[str, StateRow | None] = {}
         for index, point in enumerate(points):
             row = state_row(
                 point.id,
@@ -86,10 +150,7 @@ class BoundOutbox:
                 shape=shape,
             )
             rows[row.point_id] = row
-        # Sorted, so that two writers lock the same points in the same order.
-        ordered = [rows[key] for key in sorted(rows)]
-        sql = UPSERT_MANY if durable else UPSERT_MANY_FAST
-        return await self._run(sql, collection, ordered, _columns)
+        return await self._run(Change(collection, "u", durable, rows))
 
     async def delete(
         self,
@@ -105,33 +166,14 @@ class BoundOutbox:
         Raises:
             InvalidRecord: An id is none; nothing was written.
         """
-        keys = sorted({encode_id(one, index=nr) for nr, one in enumerate(ids)})
-        sql = DELETE_MANY if durable else DELETE_MANY_FAST
-        return await self._run(sql, collection, keys, lambda part: (part,))
+        keys = [encode_id(one, index=nr) for nr, one in enumerate(ids)]
+        return await self._run(Change(collection, "d", durable, dict.fromkeys(keys)))
 
-    async def _run(
-        self,
-        sql: str,
-        collection: str,
-        rows: Sequence[Any],
-        columns: Callable[[Sequence[Any]], tuple[Sequence[Any], ...]],
-    ) -> int:
-        if len(rows) <= _CHUNK:
-            if rows:
-                await self._executor.execute(sql, collection, *columns(rows))
-        else:
-            async with self._executor.transaction() as tx:
-                for start in range(0, len(rows), _CHUNK):
-                    part = rows[start : start + _CHUNK]
-                    await tx.execute(sql, collection, *columns(part))
+    async def _run(self, change: Change) -> int:
+        if self._batcher is None or len(change.rows) > _CHUNK:
+            await write_together(self._executor, [change])
+        elif change.rows:
+            keys = [(change.collection, key) for key in change.rows]
+            await self._batcher.add(change, keys, (change.collection, change.op))
         self._wake()
-        return len(rows)
-
-
-def _columns(rows: Sequence[StateRow]) -> tuple[Sequence[Any], ...]:
-    return (
-        [row.point_id for row in rows],
-        [row.vectors for row in rows],
-        [row.payload for row in rows],
-        [row.payload_hash for row in rows],
-    )
+        return len(change.rows)

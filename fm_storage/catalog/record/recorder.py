@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from fm_storage.catalog.record.embedding import (
@@ -23,6 +24,7 @@ from fm_storage.catalog.record.row import Prepared
 from fm_storage.catalog.record.spool import Spool, spool_folder
 from fm_storage.catalog.record.store import CHANNEL, CatalogStore
 from fm_storage.concurrency.backoff import Backoff
+from fm_storage.concurrency.batcher import Batcher, refuses_values
 from fm_storage.concurrency.shield import shielded
 from fm_storage.errors import (
     ConfigurationInvalid,
@@ -85,6 +87,7 @@ class Recorder:
         self._given = vectorizer
         self._freshness = freshness
         self._replayer = Replayer(self.spool, self._write_replayed)
+        self._batcher = Batcher(self._kept, owner="error manager")
         # Set once by open(), at the first call inside the loop.
         self._vectorizer: CatalogVectorizer | None = None
         self._store: CatalogStore | None = None
@@ -112,12 +115,12 @@ class Recorder:
 
     def open(self) -> CatalogStore:
         """Make the parts on first use; begin to replay what the spool holds."""
-        if self._store is not None:
-            return self._store
         if self._closed:
             raise StorageClosed(
                 "error manager: it is closed; make a new ErrorManager(storage)"
             )
+        if self._store is not None:
+            return self._store
         self._pool = self.storage.pool  # raises when the storage is not open
         collection: str | None = None
         if self.storage.config.qdrant is not None:
@@ -145,35 +148,43 @@ class Recorder:
             )
         return self._vectorizer, store.collection
 
-    async def store(self, row: Prepared) -> bool:
-        """Store one row in one round trip, or spool it; return whether it is durable.
+    async def store(self, *rows: Prepared) -> bool:
+        """Store rows in one round trip, or spool them; return whether durable.
+
+        They travel with what other tasks store at the same moment.
 
         Raises:
-            StorageError: Misuse, or neither place could take it.
+            StorageError: Misuse, or neither place could take them.
         """
-        return await self._kept([row], single=True)
+        self.open()
+        return await self._batcher.add(rows, [row.id for row in rows])
 
-    async def store_many(self, rows: Sequence[Prepared]) -> bool:
-        """Store rows in one statement, or spool them; return whether durable."""
-        return await self._kept(rows, single=False)
+    async def _kept(self, calls: Sequence[Sequence[Prepared]]) -> bool:
+        """Store the rows of several calls, all of them in the same place.
 
-    async def _kept(self, rows: Sequence[Prepared], *, single: bool) -> bool:
-        store = self.open()
+        Raises:
+            StorageError: Misuse, or neither place could take them, or a row of one
+                of several calls is refused.
+        """
+        store = self._store  # None when closing took too long
+        rows = calls[0] if len(calls) == 1 else list(chain.from_iterable(calls))
         failure: Exception | None = None
         # While the server is away, new errors join those in the spool: no caller
         # waits out a timeout to learn again what is known.
-        if not self._replayer.away:
+        if store is not None and not self._replayer.away:
             assert self._pool is not None
             try:
-                if single:
+                if len(rows) == 1:
                     await store.write(self._pool, rows[0], timeout=self.timeout)
                 else:
-                    await store.write_many(
-                        self._pool, rows, timeout=self.timeout * _BULK
-                    )
+                    bulk = all(len(call) > 1 for call in calls)
+                    timeout = self.timeout * (_BULK if bulk else 1)
+                    await store.write_many(self._pool, rows, timeout=timeout)
             except _MISUSE:
                 raise
             except (StorageError, OSError) as exc:
+                if len(calls) > 1 and refuses_values(exc):
+                    raise
                 failure = exc
             else:
                 self.written()
@@ -194,7 +205,8 @@ class Recorder:
             if cause is None:
                 raise
             raise cause from exc
-        self._replayer.wake(refused=cause is not None)
+        refused = cause is not None and not refuses_values(cause)
+        self._replayer.wake(refused=refused)
 
     def wake_replay(self) -> None:
         """Replay what a thread has spooled."""
@@ -263,6 +275,9 @@ class Recorder:
     async def aclose(self) -> None:
         """End the replay; what is left stays on disk for the next start."""
         self._closed = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.timeout):
+                await self._batcher.wait_empty()
         self._store = self._pool = None
         if self._announcing is not None:
             self._announcing.cancel()
