@@ -155,8 +155,9 @@ class Batcher(Generic[T, R]):
             self._timer = loop.call_later(_PATIENCE, self._hurry, context=Context())
 
     def _has_room(self) -> bool:
-        waiting = sum(len(one.keys) for one in islice(self._waiting, _FULL))
-        return not self._under_way or (self._under_way < _WIDTH and waiting >= _FULL)
+        if not 0 < self._under_way < _WIDTH:
+            return not self._under_way
+        return sum(len(one.keys) for one in islice(self._waiting, _FULL)) >= _FULL
 
     def _hurry(self) -> None:
         """Begin another batch: what is under way may wait for somebody's lock."""
