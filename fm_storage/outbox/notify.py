@@ -16,8 +16,9 @@ from fm_storage.postgres import Pool, Sql
 
 _log = logging.getLogger("fm_storage.outbox")
 
-_CHANNEL = "fm_storage_outbox"
-_NOTIFY = Sql(f"SELECT pg_notify('{_CHANNEL}', '')")
+CHANNEL = "fm_storage_outbox"
+"""On which what waits is announced, also by the triggers of tracked tables."""
+_NOTIFY = Sql(f"SELECT pg_notify('{CHANNEL}', '')")
 
 
 class Notifier:
@@ -67,7 +68,7 @@ class Notifier:
 
     async def _listen(self, wake: Callable[[], None]) -> None:
         try:
-            async for _ in self._pool.listen(_CHANNEL):
+            async for _ in self._pool.listen(CHANNEL):
                 wake()
         except ConfigurationInvalid as exc:
             _log.debug("the outbox polls only: %s", exc)

@@ -294,8 +294,8 @@ class Outbox:
         Triggers make every INSERT, UPDATE, DELETE, TRUNCATE and COPY desired state
         in the writer's own transaction; a point that the store refuses never fails
         the writer. A row whose texts are all NULL has no point. Rows from before
-        are brought by ``backfill()``. Foreign writers send no notification: their
-        rows are found within ``outbox.poll_interval``.
+        are brought by ``backfill()``. The triggers notify the drainers, unless
+        ``max_prepared_transactions`` is set; then ``outbox.poll_interval`` counts.
 
         Repeated with the same definition it changes nothing, so it can be called at
         each start; with another one it replaces that, and the backfill begins anew.

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 
-from fm_storage import ErrorManager
+from fm_storage import ErrorManager, StorageConfig, StorageManager
 from fm_storage.config import OutboxConfig
 from fm_storage.errors import ConfigurationInvalid
 from fm_storage.outbox import Outbox, Unembedded
+from fm_storage.outbox.notify import CHANNEL
+from fm_storage.postgres.embedded.embedded import EmbeddedPostgres
 from fm_storage.repositories import Repository
 from fm_storage.vectors import LexicalVectorizer, Point, QdrantStore
 
 if TYPE_CHECKING:
-    from fm_storage.manager import StorageManager
     from fm_storage.postgres import Pool
 
 pytestmark = pytest.mark.timeout(120)  # a busy machine is slow, not wrong
@@ -112,6 +117,64 @@ async def test_rolled_back_and_unrelated_changes_are_none(
     await pool.execute("DELETE FROM articles")
     assert await outbox.pending() == 1
     assert not await outbox.untrack("docs")
+
+
+async def test_many_rows_are_changed_in_one_statement_after_a_single_one(
+    pool: Pool, outbox: Outbox
+):
+    """A session keeps the plans of its triggers: none may loop over rows times rows."""
+    await followed(outbox)
+    async with pool.acquire() as writer:
+        await writer.execute(
+            "INSERT INTO articles SELECT n, 'title ' || n, 'text', n "
+            "FROM generate_series(1, 12000) AS n"
+        )
+        await writer.execute("UPDATE articles SET title = 'one' WHERE id = 1")
+        began = time.monotonic()
+        await writer.execute("UPDATE articles SET title = title || '!'")
+        assert time.monotonic() - began < 10  # a second; 25 of them by a nested loop
+    assert await outbox.pending() == 12000
+
+
+async def test_first_row_that_waits_is_announced(tmp_path: Path):
+    """Once a statement, and not while others of the collection wait."""
+    heard = asyncio.Queue[str]()
+    async with AsyncExitStack() as stack:
+        dsn = await stack.enter_async_context(EmbeddedPostgres(tmp_path / "postgres"))
+        config = StorageConfig(
+            postgres={"dsn": dsn},
+            qdrant={"url": "embedded:"},
+            data_dir=tmp_path,
+            outbox={"drain": False},
+        )
+        storage = await stack.enter_async_context(StorageManager(config))
+        await storage.pool.execute("CREATE TABLE articles (id INT PRIMARY KEY, t TEXT)")
+        await storage.outbox.track("articles", "docs", text="t", payload=["t"])
+        foreign = await asyncpg.connect(dsn)
+        await foreign.add_listener(CHANNEL, lambda *_: heard.put_nowait("heard"))
+        for _ in range(2):
+            await foreign.execute("INSERT INTO articles VALUES (1, 'a'), (2, 'b')")
+            await foreign.execute("INSERT INTO articles VALUES (3, 'c')")
+            await foreign.execute("UPDATE articles SET t = 'd'")
+            async with asyncio.timeout(20):
+                await heard.get()
+            await foreign.execute("SELECT 1")
+            assert heard.empty()
+            await foreign.execute("DELETE FROM articles")
+            await storage.pool.execute("DELETE FROM fm_storage.vector_queue")
+        await foreign.close()
+
+
+async def test_writer_may_prepare_its_transaction(pool: Pool, outbox: Outbox):
+    """Where two-phase commit is on, no notification forbids it."""
+    await followed(outbox)
+    async with pool.acquire() as writer:
+        await writer.execute("BEGIN")
+        await writer.execute(INSERT, 1, "one", "first", 2001)
+        await writer.execute("PREPARE TRANSACTION 'of another'")
+        assert await outbox.pending() == 0
+        await writer.execute("COMMIT PREPARED 'of another'")
+    assert await outbox.pending() == 1
 
 
 async def test_rows_from_before_are_backfilled_and_newer_ones_left_alone(

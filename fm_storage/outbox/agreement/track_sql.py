@@ -11,6 +11,7 @@ from functools import cached_property
 from hashlib import blake2b
 
 from fm_storage.outbox.delivery.texts import text_sql
+from fm_storage.outbox.notify import CHANNEL
 from fm_storage.postgres import Sql, quote_ident, quote_qualified
 
 _LONGEST_KEY = 1000
@@ -18,10 +19,11 @@ _LONGEST_KEY = 1000
 
 _QUEUED = """
 INSERT INTO fm_storage.vector_queue AS q (collection, point_id, ver)
-SELECT collection, point_id, ver FROM fm_state ORDER BY point_id
+SELECT collection, point_id, ver FROM fm_state
 ON CONFLICT (collection, point_id) DO UPDATE SET
   ver = EXCLUDED.ver, attempts = 0, last_error = NULL, quarantined_at = NULL,
-  replay = FALSE, due_at = CASE WHEN q.leased THEN q.due_at ELSE now() END,
+  replay = FALSE,
+  due_at = CASE WHEN q.leased OR q.due_at < now() THEN q.due_at ELSE now() END,
   since = CASE WHEN q.replay THEN now() ELSE q.since END"""
 
 _NEXT = "nextval('fm_storage.vector_version')"
@@ -106,30 +108,43 @@ class Tracked:
   SELECT {literal(self.collection)}, {self._point("r")}, {_NEXT}, 'u',
     {self._payload("r")}, {self._source("r")}
   FROM {rows} AND {self._usable("r")} AND {self._text("r")} IS NOT NULL
-  ORDER BY 2
+  ORDER BY ({self._point("r")}) COLLATE "C"
   ON CONFLICT (collection, point_id) DO UPDATE SET
     ver = {_NEXT}, op = 'u', vectors = NULL, payload = EXCLUDED.payload,
     payload_hash = NULL, source = EXCLUDED.source{conflict}
   RETURNING s.collection, s.point_id, s.ver
 )"""
 
-    def _upsert(self, rows: str) -> str:
-        """Return the statement that makes points of *rows*, named ``r``."""
-        return f"WITH {self._desired(rows)}{_QUEUED}"
-
-    def _delete(self, rows: str) -> str:
-        """Return the statement that makes the points of *rows*, ``r``, undesired."""
-        return f"""WITH fm_state AS (
+    def _undesired(self, rows: str) -> str:
+        """Return the CTE that makes the points of *rows*, named ``r``, undesired."""
+        return f"""fm_state AS (
   INSERT INTO fm_storage.vector_state AS s (collection, point_id, ver, op)
   SELECT {literal(self.collection)}, {self._point("r")}, {_NEXT}, 'd'
   FROM {rows} AND {self._usable("r")}
-  ORDER BY 2
+  ORDER BY ({self._point("r")}) COLLATE "C"
   ON CONFLICT (collection, point_id) DO UPDATE SET
     ver = {_NEXT}, op = 'd', vectors = NULL, payload = NULL, payload_hash = NULL,
     source = NULL
   WHERE s.op <> 'd'
   RETURNING s.collection, s.point_id, s.ver
-){_QUEUED}"""
+)"""
+
+    def _notifying(self, state: str) -> str:
+        """Return the statement of a trigger that queues what the CTE *state* wrote.
+
+        It notifies only if nothing is due: what waits has announced itself, and the
+        cluster's lock of NOTIFY is taken by one in many. A prepared transaction must
+        not notify at all.
+        """
+        return f"""WITH {state}, queued AS ({_QUEUED}
+  RETURNING 1
+)
+SELECT count(pg_notify({literal(CHANNEL)}, '')) INTO notified
+FROM (SELECT FROM queued LIMIT 1) AS q
+WHERE current_setting('max_prepared_transactions') = '0' AND NOT EXISTS (
+    SELECT FROM fm_storage.vector_queue AS q
+    WHERE q.collection = {literal(self.collection)} AND q.due_at <= now()
+      AND q.quarantined_at IS NULL)"""
 
     # Triggers
 
@@ -141,15 +156,19 @@ class Tracked:
             ("(SELECT (NEW).*)", "(SELECT (OLD).*)") if per_row else ("newer", "older")
         )
         key = quote_ident(self.key)
-        # Rows whose point our own statement wrote: both have its command number.
-        foreign = f"""NOT EXISTS (
-    SELECT FROM {self.table} AS t JOIN fm_storage.vector_state AS x
-      ON x.collection = {literal(self.collection)} AND x.point_id = {self._point("t")}
-    WHERE t.{key} = r.{key} AND x.xmin = t.xmin AND x.cmin = t.cmin)"""
+        # Not a point that the writer's own statement wrote, as a repository's does:
+        # that one has the transaction and the command number of the rows.
+        stamp = (
+            f"(SELECT (SELECT t.%s FROM {self.table} AS t WHERE t.{key} = r.{key})"
+            f" FROM {newer} AS r LIMIT 1)"
+        )
+        foreign = f"""
+  WHERE s.xmin IS DISTINCT FROM {stamp % "xmin"}
+    OR s.cmin IS DISTINCT FROM {stamp % "cmin"}"""
         same = " IS NOT DISTINCT FROM ".join(
             f"({self._text(one)}, {self._payload(one)})" for one in "or"
         )
-        changed = f"""{newer} AS r WHERE {foreign} AND NOT EXISTS (
+        changed = f"""{newer} AS r WHERE NOT EXISTS (
     SELECT FROM {older} AS o WHERE o.{key} = r.{key} AND {same})"""
         lost = f"""{older} AS r WHERE NOT EXISTS (
     SELECT FROM {newer} AS n WHERE n.{key} = r.{key}
@@ -157,6 +176,7 @@ class Tracked:
         body = f"""
 DECLARE
   problem text;
+  notified integer;
 BEGIN
   IF TG_OP = 'TRUNCATE' THEN
     INSERT INTO fm_storage.vector_cleared AS k (collection, ver)
@@ -166,12 +186,12 @@ BEGIN
   END IF;
   BEGIN
     IF TG_OP = 'INSERT' THEN
-{self._upsert(f"{newer} AS r WHERE {foreign}")};
+{self._notifying(self._desired(f"{newer} AS r WHERE TRUE", conflict=foreign))};
     ELSIF TG_OP = 'DELETE' THEN
-{self._delete(f"{older} AS r WHERE TRUE")};
+{self._notifying(self._undesired(f"{older} AS r WHERE TRUE"))};
     ELSE
-{self._delete(lost)};
-{self._upsert(changed)};
+{self._notifying(self._undesired(lost))};
+{self._notifying(self._desired(changed, conflict=foreign))};
     END IF;
   EXCEPTION
     WHEN transaction_rollback OR lock_not_available OR query_canceled THEN
@@ -187,7 +207,12 @@ BEGIN
   RETURN NULL;
 END
 """
-        options = "LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog"
+        # A session keeps the first plan, whatever the sizes were: one that loops over
+        # rows times rows, or reads whole tables, must not be among them.
+        options = (
+            "LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog "
+            "SET enable_nestloop = off SET enable_seqscan = off SET jit = off"
+        )
         head = f"CREATE OR REPLACE FUNCTION {self.function}() RETURNS trigger"
         made = [f"{head} {options} AS {literal(body)}"]
         tables = {
@@ -301,7 +326,7 @@ WHERE l.reached IS NOT NULL"""
         rows = (
             f"(SELECT * FROM {self.table} AS t WHERE {where} FOR SHARE) AS r WHERE TRUE"
         )
-        return Sql(self._upsert(rows))
+        return Sql(f"WITH {self._desired(rows)}{_QUEUED}")
 
     @property
     def _rowless(self) -> str:
