@@ -46,6 +46,7 @@ __all__ = [
     "empty_dsn",
     "pgvector",
     "pool",
+    "postgis",
     "run_aside",
     "server",
     "template",
@@ -310,6 +311,23 @@ async def pool(dsn: str) -> AsyncIterator[Pool]:
 
     async with Pool(PostgresConfig(dsn=dsn)) as opened:
         yield opened
+
+
+@pytest.fixture
+async def postgis() -> AsyncIterator[Pool]:
+    """Give a pool on an installed server with PostGIS."""
+    from fm_storage.config import PostgresConfig
+    from fm_storage.postgres import Pool
+    from fm_storage.postgres.embedded.embedded import EmbeddedPostgres
+
+    base = make_base("fm-gis-")
+    try:
+        server = EmbeddedPostgres(base / "pg", bin_dir=servers.find_postgis())
+        async with server as dsn, Pool(PostgresConfig(dsn=dsn)) as opened:
+            await opened.execute("CREATE EXTENSION postgis")
+            yield opened
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
 
 
 @pytest.fixture

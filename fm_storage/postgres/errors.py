@@ -203,6 +203,11 @@ def _from_driver(exc: Exception, owner: str) -> StorageError:
         text += "; use executemany(), or register the type with format='binary'"
     if "closed" in text:
         return ConnectionFailed(f"{owner}: the connection is closed; acquire another")
+    if "composite type" in text:
+        text += (
+            "; select its fields, (value).*, or register_type() those that the driver "
+            "does not know, with format='binary'"
+        )
     return QueryFailed(f"{owner}: {text}")
 
 

@@ -80,6 +80,74 @@ async def test_registered_types_are_exchanged_by_every_way_of_writing(pool):
     assert near == 5
 
 
+@dataclass(slots=True)
+class Vectors:
+    """Each type of pgvector."""
+
+    id: int
+    half: Annotated[list[float], Column(type="halfvec(3)")]
+    sparse: Annotated[dict[int, float], Column(type="sparsevec(5)")]
+    whole: Annotated[list[float] | None, Column(type="vector")] = None
+    bits: Annotated[str, Column(type="varchar(3)")] = "101"
+
+
+@dataclass(slots=True)
+class Texts:
+    """The same as text: nothing needs to be registered."""
+
+    id: int
+    half: Annotated[str, Column(type="halfvec(3)")]
+    sparse: Annotated[str, Column(type="sparsevec(5)")]
+
+
+def to_sparse(value: dict[int, float]) -> str:
+    """Return numbers by place as pgvector reads them."""
+    return f"{{{','.join(f'{at}:{one}' for at, one in value.items())}}}/5"
+
+
+def from_sparse(text: str) -> dict[int, float]:
+    """Return the numbers by place that pgvector writes."""
+    pairs = (pair.split(":") for pair in text[1 : text.index("}")].split(","))
+    return {int(at): float(one) for at, one in pairs}
+
+
+@pytest.mark.usefixtures("pgvector")
+async def test_half_and_sparse_vectors_by_every_way_of_writing(pool):
+    """As text at once; as numbers by functions."""
+    await pool.execute(
+        "CREATE EXTENSION vector; CREATE TABLE vectors (id int PRIMARY KEY, "
+        "half halfvec(3), sparse sparsevec(5), whole vector, bits varchar(3))"
+    )
+
+    async def written(rows: Repository[Any], of: Any) -> list[Any]:
+        await rows.create(of(1))
+        await rows.create_many([of(2), of(3)])
+        await rows.upsert(of(3))
+        await rows.upsert_many([of(3), of(4)])
+        await rows.create_many([of(n) for n in range(10, 5011)])
+        await rows.update(4, {"half": of(4).half})
+        assert await rows.count(where("half") == of(4).half) == 1
+        assert await rows.count(where("sparse").in_([of(4).sparse, of(2).sparse])) == 2
+        found = await rows.find_many(where("id") <= 10, order_by="id")
+        assert found == [of(n) for n in (1, 2, 3, 4, 10)]
+        assert await rows.delete_where([], everything=True) == 5005
+        return found
+
+    await written(
+        Repository(pool, Texts, table="vectors"),
+        lambda n: Texts(n, f"[0.5,{n // 2000},{n % 2000}]", f"{{1:{n}}}/5"),
+    )
+    for name in ("vector", "halfvec"):
+        await pool.register_type(name, encoder=to_vector, decoder=from_vector)
+    await pool.register_type("sparsevec", encoder=to_sparse, decoder=from_sparse)
+
+    def numbers(n: int) -> Vectors:
+        half = [0.5, float(n // 2000), float(n % 2000)]
+        return Vectors(n, half, {1: float(n)}, [float(n)], "110")
+
+    await written(Repository(pool, Vectors), numbers)
+
+
 async def test_a_type_that_is_not_there_is_refused(pool):
     """The name is in the message; nothing is registered."""
     with pytest.raises(InvalidName, match=r"public\.nothing"):

@@ -384,6 +384,43 @@ async def test_a_suppressed_row_is_an_error_and_undoes_its_batch(pool):
         await tickets.update(made, {"name": "bad"})
 
 
+RAISING = f"""
+{KINDS["plain"]}; CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+  BEGIN IF NEW.id < -5 THEN RAISE 'not this one'; END IF; RETURN NEW; END $$;
+CREATE TRIGGER s BEFORE INSERT OR UPDATE ON thing
+  FOR EACH ROW EXECUTE FUNCTION refuse()
+"""
+
+
+@pytest.mark.parametrize(
+    "things", ["row_security", "checked_view", "partitioned"], indirect=True
+)
+@pytest.mark.parametrize("count", [3, COPY_ABOVE + 1])
+async def test_a_policy_or_view_or_partition_names_the_row_that_it_refuses(
+    things, count
+):
+    """As constraints do; so does what a trigger raises."""
+    batch = [Thing(n, "x") for n in range(count)]
+    for call in (
+        lambda: things.create_many([*batch, Thing(-20), Thing(-21)]),
+        lambda: things.upsert_many([*batch, Thing(-20)]),
+    ):
+        with pytest.raises(QueryFailed) as caught:
+            await call()
+        assert caught.value.index == count
+    assert await things.count() == 0
+
+
+async def test_a_trigger_names_the_row_that_it_refuses(pool):
+    """What it raises is about a row."""
+    await pool.execute(RAISING)
+    things = Repository(pool, Thing)
+    with pytest.raises(QueryFailed, match=r"record 1.*not this one") as caught:
+        await things.create_many([Thing(1), Thing(-6), Thing(2)])
+    assert caught.value.index == 1
+    assert await things.count() == 0
+
+
 LEFT_OUT = """
 CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
   IF NEW.name = 'bad' THEN RETURN NULL; END IF; RETURN NEW; END $$;

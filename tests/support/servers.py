@@ -53,6 +53,8 @@ class Choice:
             missing["pgvector"] = "that server may lack pgvector; the embedded has it"
         if not find_pgbouncer():
             missing["pgbouncer"] = "no pgbouncer program (apt-get install pgbouncer)"
+        if not find_postgis():
+            missing["postgis"] = "no PostGIS (apt-get install postgresql-15-postgis-3)"
         if not find_browser():
             missing["browser"] = "no chromium program (apt-get install chromium)"
         if os.geteuid() != 0:
@@ -76,6 +78,15 @@ def qdrant_image() -> str:
 def find_pgbouncer() -> str | None:
     """Return the path of the pgbouncer program, if it is installed."""
     return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+def find_postgis() -> Path | None:
+    """Return the programs of an installed PostgreSQL that has PostGIS, if there is."""
+    for control in Path("/usr/share/postgresql").glob("*/extension/postgis.control"):
+        programs = Path("/usr/lib/postgresql", control.parts[-3], "bin")
+        if (programs / "postgres").exists():
+            return programs
+    return None
 
 
 def find_browser() -> str | None:

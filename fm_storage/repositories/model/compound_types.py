@@ -257,6 +257,24 @@ class Other(ColumnType):
         return text
 
 
+class Geometry(Other):
+    """PostGIS's types: EWKT or hexadecimal EWKB as text, EWKB as bytes, alike.
+
+    What a registered codec takes and gives passes unchanged.
+    """
+
+    def __init__(self, sql: str, *, binary: bool) -> None:
+        super().__init__(sql)
+        if binary:
+            self.decode, self.decode_if = bytes.fromhex, "{0}.__class__ is str"
+
+    def encode(self, value: Any) -> Any:
+        """Return bytes as hexadecimal text, which the type reads like any other."""
+        if isinstance(value, bytes | bytearray | memoryview):
+            return bytes(value).hex().upper()
+        return value
+
+
 def _decode_array(
     container: type, inner: Callable[[Any], Any], values: Sequence[Any]
 ) -> Any:

@@ -309,6 +309,8 @@ def _typed(bare: Any, sql: str | None, length: int | None) -> scalar_types.Colum
         return scalar_types.Integer(_INTEGERS[name])
     if name in {"timestamp", "timestamp without time zone"}:
         return time_types.Timestamp(aware=False)
+    if name in {"geometry", "geography"}:
+        return compound_types.Geometry(sql, binary=bare is bytes)
     if name in {"json", "jsonb"}:
         found: scalar_types.ColumnType = json_type(bare)
     else:

@@ -23,8 +23,8 @@ _COLUMNS = Sql(
     "format_type(nullif(t.typelem, 0), -1), '') END, "
     "c.relkind IN ('r', 'p') AND NOT c.relhasrules "  # which COPY does not run
     "AND NOT row_security_active(c.oid), "
-    "c.relkind <> 'r' OR c.relhasrules OR EXISTS (SELECT FROM pg_trigger AS g "
-    "WHERE g.tgrelid = c.oid AND g.tgtype & 7 = 7) "  # before each row's INSERT
+    "row_security_active(c.oid), c.relkind <> 'r' OR c.relhasrules "
+    "OR EXISTS (SELECT FROM pg_trigger AS g WHERE g.tgrelid = c.oid AND g.tgtype & 7 = 7) "  # before each row's INSERT
     "FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid "
     "JOIN pg_type AS t ON t.oid = a.atttypid WHERE c.oid = to_regclass($1) "
     "AND a.attnum > 0 AND NOT a.attisdropped"
@@ -43,12 +43,14 @@ class Table:
             travel alone only, so that rows are written one by one.
         keys: The same of the key.
         copied: Whether COPY can write the table, as the role of now.
+        secured: Whether policies decide about its rows, as the role of now.
         suppresses: Whether a new row may be left out, by a trigger or a rule.
     """
 
     sources: Sources | None = None
     keys: Sources | None = None
     copied: bool = False
+    secured: bool = False
     suppresses: bool = False
     known: bool = False
 
@@ -70,7 +72,7 @@ class Table:
             and rows[0][4]
             and all(_binary(item, actual.get(item.column)) for item in inserted)
         )
-        self.suppresses = bool(rows) and rows[0][5]
+        self.secured, self.suppresses = rows[0][5:7] if rows else (False, False)
         self.known = True
         return before != (self.sources, self.keys)
 

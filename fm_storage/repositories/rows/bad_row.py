@@ -22,8 +22,14 @@ R = TypeVar("R")
 Trial: TypeAlias = Callable[[Executor, list[M]], Awaitable[None]]
 """Writes some of a batch."""
 
-_ROW_FAULTS = ("22", "23")
-"""SQLSTATE classes that are about a row: data exceptions, integrity violations."""
+_ROW_FAULTS = ("22", "23", "44", "P0", "XX")
+"""SQLSTATE classes that may be about a row.
+
+Data exceptions, integrity violations, check options of views, what triggers raise;
+internal errors are what PostGIS answers to text that it cannot read.
+"""
+_POLICY = "42501"
+"""What row security answers; and a missing privilege, which no row is to blame for."""
 
 _COLUMNS_OF = Sql(
     "SELECT array_agg(a.attname::text ORDER BY k.place) FROM pg_constraint AS c "
@@ -59,7 +65,7 @@ async def naming_bad_row(
         async with executor.savepoint() as savepoint:
             return await write(savepoint)
     except QueryFailed as exc:
-        if (exc.sqlstate or "")[:2] not in _ROW_FAULTS:
+        if not _is_row_fault(bound, exc):
             raise
         raise await _named(bound, batch, exc, trial) from exc
 
@@ -110,7 +116,8 @@ async def find_bad_row(
             found: QueryFailed | None = None
             while low < high:
                 middle = high if found is None else (low + high + 1) // 2
-                error = await _trial(transaction, batch[low:middle], trial)
+                part = batch[low:middle]
+                error = await _trial(bound, transaction, part, trial)
                 if error is None:
                     low = middle
                     continue
@@ -125,17 +132,22 @@ async def find_bad_row(
 
 
 async def _trial(
-    transaction: TransactionExecutor, part: list[M], trial: Trial[M]
+    bound: Bound[M], transaction: TransactionExecutor, part: list[M], trial: Trial[M]
 ) -> QueryFailed | None:
     """Write *part* in a savepoint; return what refuses a row of it."""
     try:
         async with transaction.savepoint() as savepoint:
             await trial(savepoint, part)
     except QueryFailed as exc:
-        if (exc.sqlstate or "")[:2] in _ROW_FAULTS:
+        if _is_row_fault(bound, exc):
             return exc
         raise
     return None
+
+
+def _is_row_fault(bound: Bound[M], exc: QueryFailed) -> bool:
+    state = exc.sqlstate or ""
+    return state[:2] in _ROW_FAULTS or (state == _POLICY and bound.table.secured)
 
 
 async def _column(
