@@ -24,7 +24,8 @@ _COLUMNS = Sql(
     "c.relkind IN ('r', 'p') AND NOT c.relhasrules "  # which COPY does not run
     "AND NOT row_security_active(c.oid), "
     "row_security_active(c.oid), c.relkind <> 'r' OR c.relhasrules "
-    "OR EXISTS (SELECT FROM pg_trigger AS g WHERE g.tgrelid = c.oid AND g.tgtype & 7 = 7) "  # before each row's INSERT
+    "OR EXISTS (SELECT FROM pg_trigger AS g WHERE g.tgrelid = c.oid "
+    "AND g.tgtype & 7 = 7) "  # before each row's INSERT
     "FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid "
     "JOIN pg_type AS t ON t.oid = a.atttypid WHERE c.oid = to_regclass($1) "
     "AND a.attnum > 0 AND NOT a.attisdropped"
