@@ -38,6 +38,8 @@ _STYLES = {"ok": "green", "degraded": "yellow", "down": "bold red", "off": "dim"
         "\b\nExamples:\n"
         "  fm-storage health            a table for people\n"
         "  fm-storage health --json     for probes; exit code 1 unless all are ok\n"
+        "  fm-storage health --budget --processes 8\n"
+        "                               whether 8 processes have enough connections\n"
     )
 )
 @click.option(
@@ -47,10 +49,31 @@ _STYLES = {"ok": "green", "degraded": "yellow", "down": "bold red", "off": "dim"
     show_default=True,
     help="Maximum number of seconds for each part to answer.",
 )
+@click.option(
+    "--budget",
+    is_flag=True,
+    help="Show how many connections a process needs, and what the servers allow.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    help="Number of processes for --budget.  [default: 1]",
+)
 @json_option
 @click.pass_obj
-def health(settings: Settings, timeout: float, *, as_json: bool) -> None:
+def health(
+    settings: Settings,
+    timeout: float,
+    *,
+    budget: bool,
+    processes: int | None,
+    as_json: bool,
+) -> None:
     """Show the state of every part, and how quickly it answers."""
+    if budget:
+        return _budget(settings, processes or 1, as_json=as_json)
+    if processes is not None:
+        raise click.UsageError("--processes goes with --budget")
 
     async def ask(storage: StorageManager) -> Health:
         return await storage.health(timeout=timeout)
@@ -74,6 +97,40 @@ def health(settings: Settings, timeout: float, *, as_json: bool) -> None:
             )
         console().print(table)
     if not found.ok:
+        raise click.exceptions.Exit(1)
+    return None
+
+
+def _budget(settings: Settings, processes: int, *, as_json: bool) -> None:
+    """Show the connections of one process, and of all at each server."""
+    from fm_storage.manager.budget import Budget, connection_budget
+
+    config = settings.load()
+
+    async def ask(storage: StorageManager) -> Budget:
+        return await connection_budget(config, storage.pool, storage.reads, processes)
+
+    found = with_storage(settings, ask, qdrant=None)
+    if as_json:
+        print_json(found)
+    else:
+        table = Table("server", "connections of a process", "at most", "held", box=None)
+        for need in found.needs:
+            table.add_row(need.server, need.purpose, str(need.connections), need.held)
+        console().print(table)
+        for one in found.servers:
+            allowed = "not asked"
+            if one.allowed is not None:
+                allowed = (
+                    f"{one.allowed} allowed ({one.max_connections} max_connections, "
+                    f"{one.reserved} reserved, {one.others} of other programs)"
+                )
+            click.echo(
+                f"{one.name}: {processes} process(es) need {one.needed}, {allowed}"
+            )
+            if one.remedy:
+                click.echo(f"warning: {one.name}: {one.remedy}", err=True)
+    if not found.fits:
         raise click.exceptions.Exit(1)
 
 

@@ -132,7 +132,7 @@ async def test_health_answers_people_and_probes(
     )
 
     assert code == 0, err
-    for part in ("postgres", "migrations", "qdrant", "outbox", "sessions"):
+    for part in ("postgres", "replica", "migrations", "qdrant", "outbox", "sessions"):
         assert part in out
 
 
