@@ -92,13 +92,14 @@ def new(settings: Settings, *, name: str, folder: Path | None) -> None:
     folders = [s for s in config.sources if not s.startswith("package:")]
     chosen = folder or Path(named(folders[0])[1] if folders else "migrations")
     for path in Migrator("", config).new_migration(name, chosen):
-        click.echo(path)
+        click.echo(click.format_filename(path))
     if not _is_source(chosen, tuple(config.sources)):
+        shown = click.format_filename(chosen)
         where = json.dumps([*config.sources, str(chosen)])
         click.echo(
-            f"note: {chosen} is not in migrations.sources, so it is not applied yet;\n"
+            f"note: {shown} is not in migrations.sources, so it is not applied yet;\n"
             f"  set FM_STORAGE_MIGRATIONS__SOURCES='{where}' (or the same in the TOML "
-            f"file),\n  or give --source {chosen} to migrate, status and rollback",
+            f"file),\n  or give --source {shown} to migrate, status and rollback",
             err=True,
         )
 

@@ -95,6 +95,11 @@ def normalized(dsn: str) -> str:
             "postgresql://user@host:5432/database?name=value or [::1]:5432",
         )
     after = dsn[scheme.end() + len(user) :].replace("#", "%23")
+    if "," in hosts and "[" in hosts:
+        # urlsplit() takes a bracket for the begin of the only host.
+        place, _, query = after.removeprefix("@").partition("?")
+        at = "@" if after.startswith("@") else ""
+        after = f"{at}{place.removeprefix(hosts)}?host={hosts}&{query}".rstrip("&")
     return f"{scheme[1]}://{_RAW.sub(lambda raw: quote(raw[0]), user)}{after}"
 
 

@@ -58,8 +58,11 @@ async def test_further_sessions_cost_nothing(pool: Pool):
     await service.open()
     async with service.session(), service.session():
         assert service.statistics().sessions == 2
-        before = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"
-        assert await pool.fetchval(before) == 1
+        held = """
+            SELECT count(*) FROM pg_locks JOIN pg_database ON database = oid
+            WHERE locktype = 'advisory' AND granted AND datname = current_database()
+        """
+        assert await pool.fetchval(held) == 1
     assert service.statistics().sessions == 0
     await service.open()
     await service.aclose()

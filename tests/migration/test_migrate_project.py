@@ -155,8 +155,9 @@ async def test_an_application_needs_no_rights_on_the_schema(
     """A member of fm_storage_app reads the record and changes rows, nothing more."""
     await Migrator(database).apply()
     ask(every_server.dsn, "DROP ROLE IF EXISTS t_app")
-    ask(every_server.dsn, "CREATE ROLE t_app LOGIN IN ROLE fm_storage_app")
-    theirs = database.replace("postgres@", "t_app@")
+    create = "CREATE ROLE t_app LOGIN PASSWORD 'app' IN ROLE fm_storage_app"
+    ask(every_server.dsn, create)
+    theirs = re.sub("//[^@]*@", "//t_app:app@", database)
     assert {s.state for s in await Migrator(theirs).status()} == {"applied"}
     assert await Migrator(theirs).ensure() == []
     ask(theirs, "SELECT nextval('fm_storage.vector_version')")

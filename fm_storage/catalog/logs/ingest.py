@@ -26,6 +26,7 @@ from fm_storage.catalog.logs.reading_process import (
     Task,
     worth_a_process,
 )
+from fm_storage.catalog.record.redact import repair_text
 from fm_storage.catalog.record.store import columns_of, line_of, write_each
 from fm_storage.concurrency.shield import shielded
 from fm_storage.errors import StorageError
@@ -57,8 +58,10 @@ async def ingest_log(
     progress: Progress | None = None,
 ) -> IngestReport:
     """Store the entries of a log; see ``ErrorManager.ingest()``."""
+    if source is None:
+        source = source_name(log) if isinstance(log, str | os.PathLike) else "lines"
+    name, _ = repair_text(source)
     if isinstance(log, AsyncIterable):
-        name = source or "lines"
         reader = LogReader(
             (), source=name, module=module, least=least, zone=zone, format=format
         )
@@ -67,7 +70,6 @@ async def ingest_log(
         )
     if isinstance(log, str | os.PathLike):
         opened = await asyncio.to_thread(open_log, log)
-        name = source or source_name(log)
         try:
             if worth_a_process(opened.weight, zone):
                 task = Task(
@@ -100,7 +102,7 @@ async def ingest_log(
             await asyncio.to_thread(opened.close)
     reader = LogReader(
         map(_as_bytes, log),
-        source=source or "lines",
+        source=name,
         module=module,
         least=least,
         zone=zone,

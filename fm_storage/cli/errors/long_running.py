@@ -332,7 +332,8 @@ def report(
         if not made.totals.errors:
             say_nothing(filtered=bool(since or until or severity))
         click.echo(
-            f"{page}: {made.totals.errors} errors in {made.totals.groups} groups",
+            f"{plain(page)}: {made.totals.errors} errors in "
+            f"{made.totals.groups} groups",
             err=as_json,
         )
 

@@ -48,14 +48,14 @@ class _Moment(click.ParamType[datetime]):
                 )
         try:
             moment = datetime.fromisoformat(value)
-        except ValueError:
+            moment = moment if moment.tzinfo else moment.astimezone()
+        except (ValueError, OverflowError):
             self.fail(
                 f"{value!r} is neither an age (90s, 15min, 2h, 7d, 4w) nor a time "
                 "(2024-01-31, 2024-01-31T12:00)",
                 param,
                 ctx,
             )
-        moment = moment if moment.tzinfo else moment.astimezone()
         if self._ahead and moment <= datetime.now(UTC):
             self.fail(f"{value!r} has passed; give a later time", param, ctx)
         return moment
