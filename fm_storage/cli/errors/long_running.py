@@ -133,7 +133,7 @@ def formats(*, sample: str | None, as_json: bool) -> None:
         found = {one.name: one.example for one in FORMATS}
     else:
         log = open_log(sample)
-        reader = LogReader(log.lines(), source=sample, now=log.modified)
+        reader = LogReader(log.lines(), source="sample", now=log.modified)
         for _ in reader.batches(_SAMPLE):
             pass
         log.close()
