@@ -10,16 +10,15 @@ import configparser
 import os
 import re
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from fm_storage.errors import ConfigurationInvalid
 
 _SCHEME = re.compile(r"(postgres(?:ql)?)(?:\+\w+)?://")
 _PORT = re.compile(r":([^:\]]*)$")
 _LAST = 65_535
-_RAW = re.compile(r"[^!$&-.0-;=A-Z_a-z~%]")
-"""Characters of a name or password that libpq takes as they are and the driver not."""
 
 _FOREIGN = {
     "async_fallback": "take it out",
@@ -62,18 +61,16 @@ def query_of(dsn: str) -> dict[str, str]:
     return {unquote(name): unquote(value) for name, _, value in pairs}
 
 
-def normalized(dsn: str) -> str:
-    """Return *dsn* so that every reader of URIs understands what libpq does.
+def parameters_of(dsn: str) -> dict[str, str]:
+    """Return all parameters of an address as libpq reads them, nothing encoded.
 
-    A driver's name in the scheme (``postgresql+asyncpg://``, as SQLAlchemy writes it)
-    is dropped; what stands raw in the user part is percent-encoded.
+    Its own are stronger than those of its service (else ``PGSERVICE``), and these than
+    ``PGOPTIONS``; the other variables are the driver's to read. A driver's name in the
+    scheme (``postgresql+asyncpg://``, as SQLAlchemy writes it) is passed over.
 
     Raises:
         ConfigurationInvalid: libpq would not read the address either.
     """
-    scheme = _SCHEME.match(dsn)
-    if scheme is None:
-        return dsn
     user, hosts, path, query = _split(dsn)
     problem = None
     if "@" in hosts + path:
@@ -94,13 +91,37 @@ def normalized(dsn: str) -> str:
             "has a parameter without a value, or a bracket that is not closed; write "
             "postgresql://user@host:5432/database?name=value or [::1]:5432",
         )
-    after = dsn[scheme.end() + len(user) :].replace("#", "%23")
-    if "," in hosts and "[" in hosts:
-        # urlsplit() takes a bracket for the begin of the only host.
-        place, _, query = after.removeprefix("@").partition("?")
-        at = "@" if after.startswith("@") else ""
-        after = f"{at}{place.removeprefix(hosts)}?host={hosts}&{query}".rstrip("&")
-    return f"{scheme[1]}://{_RAW.sub(lambda raw: quote(raw[0]), user)}{after}"
+    name, _, password = user.partition(":")
+    parts = {"user": name, "password": password, "dbname": path, **_hosts(hosts)}
+    found = {key: unquote(value) for key, value in parts.items() if value}
+    found |= query_of(dsn)
+    service, services = _service(found)
+    if service and not services.has_section(service):
+        raise ConfigurationInvalid(
+            "postgres.dsn",
+            f"names the service {service!r}, which no service file defines; define it "
+            "in ~/.pg_service.conf or in the file that PGSERVICEFILE names",
+        )
+    if service:
+        found = dict(services[service]) | found
+    for word in ("service", "servicefile"):
+        found.pop(word, None)
+    if options := os.environ.get("PGOPTIONS"):
+        found.setdefault("options", options)
+    return found
+
+
+def _hosts(hosts: str) -> dict[str, str]:
+    """Split ``host:port,[::1]:port`` into the parameters ``host`` and ``port``."""
+    found = [_PORT.split(host) for host in hosts.split(",")]
+    ports = [(*port, "")[0] for _, *port in found]
+    names = [host for host, *_ in found]
+    if len(names) > 1:
+        names = [host or "localhost" for host in names]
+    return {
+        "host": ",".join(names),
+        "port": ",".join(port or "5432" for port in ports) if any(ports) else "",
+    }
 
 
 def check_address(dsn: str, *, others: str = "") -> None:
@@ -118,7 +139,7 @@ def check_address(dsn: str, *, others: str = "") -> None:
     if not _SCHEME.match(dsn):
         raise ValueError(f"must start with postgresql://{others and f' or {others}'}")
     # The last @ ends the user part here, so that no part of a password is taken for
-    # a port; normalized() has the rest of libpq's rules.
+    # a port; parameters_of() has the rest of libpq's rules.
     hosts = re.split("[/?]", dsn.partition("://")[2].rpartition("@")[2], maxsplit=1)[0]
     for host in hosts.split(","):
         if found := _PORT.search(host):
@@ -209,20 +230,30 @@ def _stated(dsn: str, name: str) -> tuple[str, str]:
     query = query_of(dsn)
     if name in query:
         return query[name], ""
-    service = query.get("service", "")
-    if service and (value := _services().get(service, name, fallback="")):
+    service, services = _service(query)
+    if service and (value := services.get(service, name, fallback="")):
         return value, f" (in service {service})"
     variable = "PG" + name.upper().replace("_", "")
     return os.environ.get(variable, ""), f" (in {variable})"
 
 
-def _services() -> configparser.RawConfigParser:
-    """Read the service file that the driver reads; empty if it is missing or broken."""
+def _service(query: Mapping[str, str]) -> tuple[str, configparser.RawConfigParser]:
+    """Return the service of an address, or "", and the file that defines it.
+
+    The user's own file is asked first, then the system's; one that is missing or
+    broken defines nothing.
+    """
     found = configparser.RawConfigParser(strict=False)
-    path = os.environ.get("PGSERVICEFILE")
-    file = Path(path) if path else Path.home() / ".pg_service.conf"
-    try:
-        found.read(file)
-    except (configparser.Error, UnicodeDecodeError):
-        found.clear()
-    return found
+    service = query.get("service") or os.environ.get("PGSERVICE", "")
+    own = query.get("servicefile") or os.environ.get("PGSERVICEFILE")
+    for file in (
+        Path(own) if own else Path.home() / ".pg_service.conf",
+        Path(os.environ.get("PGSYSCONFDIR", "/etc/postgresql-common"))
+        / "pg_service.conf",
+    ):
+        if not found.has_section(service):
+            try:
+                found.read(file)
+            except (configparser.Error, UnicodeDecodeError):
+                found.clear()
+    return service, found

@@ -13,10 +13,9 @@ import re
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, Self, TypeVar
-from urllib.parse import parse_qs, urlsplit
 
 from fm_storage.config import PostgresConfig
-from fm_storage.config.addresses import normalized
+from fm_storage.config.addresses import parameters_of
 from fm_storage.errors import InvalidRecord, QueryFailed, StorageError
 from fm_storage.postgres.connect.connector import Connector
 from fm_storage.postgres.errors import translate
@@ -311,13 +310,11 @@ def for_migrations(config: PostgresConfig) -> PostgresConfig:
         # One connection, to the server itself or refused: nothing to find out.
         "pooler": "transaction",
     }
-    parts = urlsplit(normalized(config.dsn))
-    query = parse_qs(parts.query)
-    hosts = [parts.netloc.rpartition("@")[2], *query.get("host", ())]
+    found = parameters_of(config.dsn)
     if (
-        any("," in host for host in hosts)
+        "," in found.get("host", "")
         and config.target_session_attrs is None
-        and "target_session_attrs" not in query
+        and "target_session_attrs" not in found
     ):
         changes["target_session_attrs"] = "read-write"
     return config.model_copy(update=changes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import pickle
 import re
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asyncpg import connect_utils
 
 from fm_storage.config import (
     MigrationsConfig,
@@ -19,7 +17,7 @@ from fm_storage.config import (
     QdrantConfig,
     StorageConfig,
 )
-from fm_storage.config.addresses import normalized
+from fm_storage.config.addresses import parameters_of
 from fm_storage.errors import ConfigurationInvalid
 from fm_storage.manager import IntegratedManager
 from fm_storage.migrate import Migrator
@@ -194,19 +192,13 @@ def test_every_form_of_an_address_is_taken(dsn: str):
     ],
 )
 def test_a_password_is_read_as_libpq_reads_it(raw: str, read: str):
-    """Raw where libpq takes it raw; the driver's reading of the result is the same."""
-    address = normalized(
-        f"postgresql://us#er:{raw}@h:1,[::1]:2/d#b?application_name=a#"
-    )
-    driver: Any = connect_utils
-    parse = driver._parse_connect_dsn_and_args
-    arguments = dict.fromkeys(inspect.signature(parse).parameters)
-    hosts, parameters = parse(**{**arguments, "dsn": address})
-    assert parameters.password == read
-    assert parameters.user == "us#er"
-    assert parameters.database == "d#b"
-    assert parameters.server_settings == {"application_name": "a#"}
-    assert hosts == [("h", 1), ("::1", 2)]
+    """Raw where libpq takes it raw, decoded where it is encoded."""
+    found = parameters_of(f"postgresql://us#er:{raw}@h:1,[::1]:2,k/d#b?name=a#")
+    assert found["password"] == read
+    assert found["user"] == "us#er"
+    assert found["dbname"] == "d#b"
+    assert found["name"] == "a#"
+    assert (found["host"], found["port"]) == ("h,[::1],k", "1,2,5432")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +242,7 @@ def test_a_parameter_of_another_driver_is_refused(parameter: str, remedy: str):
 def test_an_address_of_sqlalchemy_is_understood(scheme: str):
     """The driver's name says nothing to us."""
     config = PostgresConfig(dsn=f"{scheme}://u@h/d")
-    assert normalized(config.dsn) == f"{scheme.partition('+')[0]}://u@h/d"
+    assert parameters_of(config.dsn) == {"user": "u", "host": "h", "dbname": "d"}
 
 
 def test_an_application_s_own_variable_is_named(

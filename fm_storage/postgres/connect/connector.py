@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import socket
 import ssl
 from pathlib import Path
@@ -24,7 +25,7 @@ from fm_storage.config.addresses import (
     check_address,
     check_security,
     is_unbound,
-    normalized,
+    parameters_of,
     query_of,
 )
 from fm_storage.errors import (
@@ -71,6 +72,7 @@ _LIBPQ_ONLY = frozenset(
     }
 )
 """Parameters libpq acts on itself; the driver would send them to the server."""
+_V6 = re.compile("[^/\\[][^:]*:.*:.*")
 _WRONG_SETTING = frozenset({"42704", "22023", "55P02"})
 """While connecting: an unknown parameter, a wrong value, one fixed at server start."""
 _KEYS = frozenset({"KEY_VALUES_MISMATCH", "NO_START_LINE", "PEM_LIB", "BAD_DECRYPT"})
@@ -107,10 +109,10 @@ class Connector:
             _log.warning(
                 "%s: channel_binding=require: the certificate is verified, but channel "
                 "binding itself is not used (the driver does not support it)",
-                mask_dsn(self._dsn),
+                mask_dsn(dsn or config.dsn),
             )
         self._settings: Mapping[str, str] = config.server_settings
-        self.server = mask_dsn(self._dsn)
+        self.server = mask_dsn(dsn or config.dsn)
         self.composites: list[Composite] = []  # by the pool's register_composite()
         self.transaction_pooler: bool | None = {
             "transaction": True,
@@ -373,10 +375,10 @@ def _application_name(config: PostgresConfig, purpose: str) -> str:
 
 
 def _for_driver(dsn: str) -> str:
-    """Take out of *dsn* what only libpq understands."""
-    base, mark, _ = normalized(dsn).partition("?")
-    if base.endswith(":///"):
-        # An empty path is a database without a name, not that of the service.
-        base = base.removesuffix("/")
-    query = {k: v for k, v in query_of(dsn).items() if k not in _LIBPQ_ONLY}
-    return f"{base}{mark}{urlencode(query, quote_via=quote)}"
+    """Write *dsn* so that the driver reads what libpq reads."""
+    found = {k: v for k, v in parameters_of(dsn).items() if k not in _LIBPQ_ONLY}
+    if "host" in found:
+        # An IPv6 address among several hosts; the driver splits at its colons.
+        hosts = found["host"].split(",")
+        found["host"] = ",".join(_V6.sub(r"[\g<0>]", host) for host in hosts)
+    return f"postgresql://?{urlencode(found, quote_via=quote)}"
