@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import inspect
 
@@ -52,6 +53,19 @@ def test_every_promised_name_is_public():
     missing = {*PROMISED, *errors.__all__} - set(fm_storage.__all__)
 
     assert missing == set()
+
+
+def test_a_name_is_at_run_time_what_type_checkers_see():
+    """The imports that only they read name the objects that are loaded."""
+    for node in ast.walk(ast.parse(inspect.getsource(fm_storage))):
+        if isinstance(node, ast.ImportFrom) and str(node.module)[:3] == "fm_":
+            room = importlib.import_module(str(node.module))
+            for name in node.names:
+                loaded = getattr(fm_storage, name.asname or name.name)
+                assert loaded is getattr(room, name.name)
+    assert fm_storage.errors is errors
+    assert {*fm_storage.__all__} <= {*dir(fm_storage)}
+    assert not hasattr(fm_storage, "Nothing")
 
 
 def test_all_is_sorted_and_true():
