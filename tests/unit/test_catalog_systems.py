@@ -11,7 +11,7 @@ from fm_storage.catalog.logs.formats import LineParser
 from fm_storage.catalog.logs.journal import is_journal_export
 from fm_storage.catalog.logs.opening import open_log
 from fm_storage.catalog.logs.reading import LogReader
-from fm_storage.catalog.record.fingerprint import exception_type, frames_of
+from fm_storage.catalog.record.frames import exception_type, frames_of
 
 NOW = datetime(2024, 5, 6, tzinfo=UTC)
 MICROSECONDS = 1_704_164_645_123_456

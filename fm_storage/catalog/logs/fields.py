@@ -10,7 +10,7 @@ import orjson
 from fm_storage.catalog.logs.entry import Header
 from fm_storage.catalog.logs.levels import guess_severity, severity_of
 from fm_storage.catalog.logs.timestamps import Clock
-from fm_storage.catalog.record.fingerprint import frames_of
+from fm_storage.catalog.record.frames import frames_of
 
 _TIMES = (
     "timestamp", "time", "@timestamp", "ts", "datetime", "date", "t.$date", "t",

@@ -7,6 +7,7 @@ severity.
 
 from __future__ import annotations
 
+from fm_storage.catalog.query.groups import COUNTED
 from fm_storage.postgres import Sql
 
 # An error stored by other means may have any time, infinity too: what is counted by
@@ -14,30 +15,28 @@ from fm_storage.postgres import Sql
 _RANGE = """timestamp >= COALESCE($1::timestamptz, '1970-01-01T00:00Z')
   AND timestamp < LEAST($2::timestamptz, '2200-01-01T00:00Z') AND severity >= $3"""
 
+_COUNTED = COUNTED.format(_RANGE)
+_MEMBER = "LEFT JOIN fm_storage.group_members AS m ON m.fingerprint = f.fingerprint"
+_GROUP = "COALESCE(m.group_id, f.fingerprint)"
 TOTALS = Sql(
-    f"""SELECT count(*) AS errors, count(DISTINCT fingerprint) AS groups,
-  min(timestamp) AS first, max(timestamp) AS last
-FROM fm_storage.error_fingerprints WHERE {_RANGE}"""
+    f"""SELECT COALESCE(sum(count), 0)::bigint AS errors, count(*) AS groups,
+  min(first_seen) AS first, max(last_seen) AS last FROM ({_COUNTED}) AS c"""
 )
-_COUNTED = f"""WITH counted AS (
-  SELECT fingerprint, count(*) AS count, max(severity) AS severity,
-    min(timestamp) AS first_seen, max(timestamp) AS last_seen
-  FROM fm_storage.error_fingerprints WHERE {_RANGE} GROUP BY fingerprint
-)"""
+# A group's text is that of its oldest member, whose name it has.
 PATTERNS = Sql(
-    _COUNTED
-    + """ SELECT c.*, g.module, g.error_code, g.template,
-  c.count / sum(c.count) OVER () AS share
-FROM counted AS c JOIN fm_storage.fingerprints AS g USING (fingerprint)
+    f"""SELECT c.*, g.module, g.error_code, g.template,
+  (c.count / sum(c.count) OVER ())::float8 AS share
+FROM ({_COUNTED}) AS c JOIN fm_storage.fingerprints AS g USING (fingerprint)
 ORDER BY c.count DESC, c.fingerprint LIMIT $4"""
 )
 # Grouped by fingerprint first: the name of a module is then looked up once a
 # group, not once an error.
 BY_NAME = {
     name: Sql(
-        _COUNTED
-        + f""" SELECT g.{name} AS key, sum(c.count)::bigint AS count
-FROM counted AS c JOIN fm_storage.fingerprints AS g USING (fingerprint)
+        f"""SELECT g.{name} AS key, sum(c.count)::bigint AS count FROM (
+  SELECT fingerprint, count(*) AS count
+  FROM fm_storage.error_fingerprints WHERE {_RANGE} GROUP BY fingerprint
+) AS c JOIN fm_storage.fingerprints AS g USING (fingerprint)
 GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT $4"""
     )
     for name in ("module", "error_code")
@@ -75,24 +74,31 @@ HEAT = Sql(
 )
 SELECT module, hour, count FROM ranked WHERE place <= $4 ORDER BY place, hour"""
 )
-# One probe of an index per group finds its first error; errors are not counted.
-_FIRST = """FROM fm_storage.fingerprints AS g
+# One probe of an index per fingerprint finds its first error; errors are not counted.
+_FIRST = f"""SELECT {_GROUP} AS fingerprint, min(first.timestamp) AS first
+FROM fm_storage.fingerprints AS f {_MEMBER}
 JOIN LATERAL (
-  SELECT timestamp FROM fm_storage.error_fingerprints AS f
-  WHERE f.fingerprint = g.fingerprint AND f.severity >= $3
+  SELECT timestamp FROM fm_storage.error_fingerprints AS e
+  WHERE e.fingerprint = f.fingerprint AND e.severity >= $3
   ORDER BY timestamp LIMIT 1
-) AS first ON first.timestamp >= $1
-  AND ($2::timestamptz IS NULL OR first.timestamp < $2)"""
-NEW = Sql(f"SELECT g.fingerprint {_FIRST} ORDER BY first.timestamp DESC LIMIT $4")
-NEW_COUNT = Sql(f"SELECT count(*) {_FIRST}")
+) AS first ON TRUE
+GROUP BY 1 HAVING min(first.timestamp) >= $1
+  AND ($2::timestamptz IS NULL OR min(first.timestamp) < $2)"""
+NEW = Sql(f"{_FIRST} ORDER BY first DESC LIMIT $4")
+NEW_COUNT = Sql(f"SELECT count(*) FROM ({_FIRST}) AS new")
 GROWTH = Sql(
-    """WITH counted AS (
-  SELECT fingerprint, max(severity) AS severity,
-    count(*) FILTER (WHERE timestamp >= $2) AS now,
-    count(*) FILTER (WHERE timestamp < $2) AS before
-  FROM fm_storage.error_fingerprints
-  WHERE timestamp >= $1 AND timestamp < $3 AND severity >= $4
-  GROUP BY fingerprint
+    f"""WITH counted AS (
+  SELECT {_GROUP} AS fingerprint, max(f.severity) AS severity,
+    sum(f.now)::bigint AS now, sum(f.before)::bigint AS before
+  FROM (
+    SELECT fingerprint, max(severity) AS severity,
+      count(*) FILTER (WHERE timestamp >= $2) AS now,
+      count(*) FILTER (WHERE timestamp < $2) AS before
+    FROM fm_storage.error_fingerprints
+    WHERE timestamp >= $1 AND timestamp < $3 AND severity >= $4
+    GROUP BY fingerprint
+  ) AS f {_MEMBER}
+  GROUP BY 1
 )
 SELECT c.*, g.module, g.error_code, g.template
 FROM counted AS c JOIN fm_storage.fingerprints AS g USING (fingerprint)
@@ -105,9 +111,11 @@ LIMIT $5"""
 # gives at most a few hundred pairs whatever its number of errors.
 CORRELATIONS = Sql(
     f"""WITH seen AS (
-  SELECT DISTINCT fingerprint,
-    floor(extract(epoch FROM timestamp) / $4::float8)::bigint AS slot
-  FROM fm_storage.error_fingerprints WHERE {_RANGE}
+  SELECT DISTINCT {_GROUP} AS fingerprint, f.slot FROM (
+    SELECT DISTINCT fingerprint,
+      floor(extract(epoch FROM timestamp) / $4::float8)::bigint AS slot
+    FROM fm_storage.error_fingerprints WHERE {_RANGE}
+  ) AS f {_MEMBER}
 ), slots AS (
   SELECT count(*)::float8 AS total FROM (SELECT slot FROM seen GROUP BY slot) AS s
 ), busiest AS (

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
+from fm_storage.catalog.query.merging import merge_groups
 from fm_storage.catalog.record.fingerprint import Fingerprint, fingerprint_of
 from fm_storage.catalog.record.row import RANKS
 from fm_storage.catalog.record.store import CLAMPED
@@ -72,7 +73,7 @@ _compared: WeakKeyDictionary[Pool, float] = WeakKeyDictionary()
 
 
 async def group_ungrouped(pool: Pool) -> int:
-    """Group the errors that have no group yet; return how many that were.
+    """Group the errors that have no group yet, and merge; return how many they were.
 
     The first call, and then one a minute, compares the whole catalogue (a third
     of a second for a million errors); those between look at the ids of these ten
@@ -87,6 +88,18 @@ async def group_ungrouped(pool: Pool) -> int:
         except ConnectionFailed as exc:
             logger.warning("errors without a group stay so: %s", exc)
             return 0
+    try:
+        done = await _group_all(pool)
+        await merge_groups(pool)
+    except QueryFailed as exc:
+        if not isinstance(exc, PermissionDenied) and exc.sqlstate != _READ_ONLY:
+            raise
+        logger.warning("errors without a group stay so: %s", exc)
+        return 0
+    return done
+
+
+async def _group_all(pool: Pool) -> int:
     now = monotonic()
     whole = now - _compared.get(pool, -WHOLE_EVERY) >= WHOLE_EVERY
     done = 0
@@ -96,13 +109,7 @@ async def group_ungrouped(pool: Pool) -> int:
     ):
         missing = [row[0] for row in rows]
         after = missing[-1]
-        try:
-            done += await _group(missing, pool)
-        except QueryFailed as exc:
-            if not isinstance(exc, PermissionDenied) and exc.sqlstate != _READ_ONLY:
-                raise
-            logger.warning("errors without a group stay so: %s", exc)
-            break
+        done += await _group(missing, pool)
     if whole:
         _compared[pool] = now
     return done

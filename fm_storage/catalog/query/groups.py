@@ -11,7 +11,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from fm_storage.catalog.query.grouping import group_ungrouped
+from fm_storage.catalog.query.siblings import common
 from fm_storage.catalog.query.states import (
+    MEMBERS,
     OPEN,
     GroupState,
     State,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 Order = Literal["count", "last_seen", "first_seen", "severity"]
 
+_SHOWN = 20  # members whose templates are looked at for the group's
 _ORDERS: dict[Order, str] = {
     "count": "count DESC, last_seen DESC",
     "last_seen": "last_seen DESC",
@@ -40,43 +43,61 @@ _ORDERS: dict[Order, str] = {
 }
 
 # Counted on an index alone; only the groups that are shown meet another table.
-# The module filter is answered by the list of groups, which is short.
-_GROUPS = """WITH counted AS (
+# The module filter is answered by the list of fingerprints, which is short.
+COUNTED = """SELECT COALESCE(m.group_id, c.fingerprint) AS fingerprint,
+  sum(c.count)::bigint AS count, min(c.first_seen) AS first_seen,
+  max(c.last_seen) AS last_seen, max(c.severity) AS severity
+FROM (
   SELECT fingerprint, count(*) AS count, min(timestamp) AS first_seen,
     max(timestamp) AS last_seen, max(severity) AS severity
-  FROM fm_storage.error_fingerprints
-  WHERE {where}
+  FROM fm_storage.error_fingerprints WHERE {}
   GROUP BY fingerprint
-  ORDER BY {order}, fingerprint
-  LIMIT ${limit}
+) AS c LEFT JOIN fm_storage.group_members AS m USING (fingerprint)
+GROUP BY 1"""
+"""Groups with their counts, of the errors for which a condition holds."""
+
+_GROUPS = f"""WITH counted AS (
+  {{counted}}
+  ORDER BY {{order}}, fingerprint
+  LIMIT ${{limit}}
 )
-SELECT {columns}, c.fingerprint, c.count, {first} AS first_seen,
-  {last} AS last_seen, c.severity AS rank, g.template
+SELECT {{columns}}, c.fingerprint, c.count, {{first}} AS first_seen,
+  {{last}} AS last_seen, c.severity AS rank,
+  ARRAY(SELECT g.template FROM fm_storage.fingerprints AS g
+    LEFT JOIN fm_storage.group_members AS m USING (fingerprint)
+    WHERE g.fingerprint IN ({MEMBERS.format("c.fingerprint")})
+    ORDER BY m.shape IS NULL, m.place LIMIT {_SHOWN}) AS templates,
+  ARRAY(SELECT DISTINCT g.module FROM fm_storage.fingerprints AS g
+    WHERE g.fingerprint IN ({MEMBERS.format("c.fingerprint")})) AS modules
 FROM counted AS c
-JOIN fm_storage.fingerprints AS g USING (fingerprint)
 JOIN LATERAL (
-  SELECT error_id FROM fm_storage.error_fingerprints AS f
-  WHERE f.fingerprint = c.fingerprint AND f.severity = c.severity
-    AND f.timestamp BETWEEN c.first_seen AND c.last_seen
-  ORDER BY f.timestamp DESC LIMIT 1
+  SELECT f.error_id FROM ({MEMBERS.format("c.fingerprint")}) AS own (fingerprint)
+  CROSS JOIN LATERAL (
+    SELECT error_id, timestamp FROM fm_storage.error_fingerprints AS f
+    WHERE f.fingerprint = own.fingerprint AND f.severity = c.severity
+      AND f.timestamp BETWEEN c.first_seen AND c.last_seen
+    ORDER BY f.timestamp DESC LIMIT 1
+  ) AS f ORDER BY f.timestamp DESC LIMIT 1
 ) AS worst ON TRUE
 JOIN project_errors AS e ON e.id = worst.error_id
-ORDER BY {outer}, c.fingerprint"""
+ORDER BY {{outer}}, c.fingerprint"""
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorGroup:
-    """Errors with one fingerprint.
+    """Errors with one fingerprint, or with several that were merged.
 
     Attributes:
-        fingerprint: Sixteen hexadecimal digits, the same on every machine.
+        fingerprint: Sixteen hexadecimal digits that name the group: the fingerprint
+            of its oldest member.
         count: How many errors there are, within the filters.
         first_seen: When the first of them happened.
         last_seen: When the last of them happened.
-        module: Module of all of them.
-        error_code: Code of all of them.
+        module: Module of the example; *modules* has those of all.
+        error_code: Code of the example.
         severity: The worst among them.
-        template: The message without its variable parts.
+        template: The message without its variable parts; ``<*>`` is a word in
+            which its members differ.
         example: The worst of them, and of those the latest.
         state: ``open``, ``resolved``, ``muted``, or ``regressed``: resolved, and
             an error has happened since.
@@ -96,11 +117,12 @@ class ErrorGroup:
     state: State = "open"
     state_since: datetime | None = None
     muted_until: datetime | None = None
+    modules: tuple[str, ...] = ()
 
     @property
-    def modules(self) -> tuple[str, ...]:
-        """The module, as a tuple."""
-        return (self.module,)
+    def group_id(self) -> int:
+        """The name as a number, as in ``fm_storage.error_groups``."""
+        return number_of(self.fingerprint)
 
 
 async def fetch_groups(
@@ -124,7 +146,7 @@ async def fetch_groups(
 
     def condition(text: str, value: object) -> None:
         values.append(value)
-        conditions.append(text.format(f"${len(values)}"))
+        conditions.append(text.replace("{}", f"${len(values)}"))
 
     if module is not None:
         condition(
@@ -133,7 +155,12 @@ async def fetch_groups(
             module,
         )
     if only is not None:
-        condition("fingerprint = ANY({}::bigint[])", list(only))
+        condition(
+            "fingerprint IN (SELECT one FROM unnest({}::bigint[]) AS one UNION ALL "
+            "SELECT fingerprint FROM fm_storage.group_members "
+            "WHERE group_id = ANY({}::bigint[]))",
+            list(only),
+        )
     if severity is not None:
         condition("severity >= {}", RANKS[severity])
     if since is not None:
@@ -141,7 +168,7 @@ async def fetch_groups(
     if until is not None:
         condition("timestamp < {}", until)
     statement = _GROUPS.format(
-        where=" AND ".join(conditions) or "TRUE",
+        counted=COUNTED.format(" AND ".join(conditions) or "TRUE"),
         order=_ORDERS[order],
         outer=", ".join(f"c.{part}" for part in _ORDERS[order].split(", ")),
         columns=ENTRY_COLUMNS,
@@ -182,9 +209,10 @@ def _group_of(row: Record, state: GroupState) -> ErrorGroup:
         module=entry.module,
         error_code=entry.error_code,
         severity=SEVERITY_OF_RANK[row["rank"]],
-        template=row["template"],
+        template=common(row["templates"]),
         example=entry,
         state=state.state,
         state_since=state.since,
         muted_until=state.until,
+        modules=tuple(row["modules"]),
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from fm_storage.catalog.query.groups import number_of
+from fm_storage.catalog.query.states import MEMBERS
 from fm_storage.catalog.record.row import RANKS
 from fm_storage.catalog.record.store import ENTRY_COLUMNS, entry_of
 from fm_storage.postgres import Sql
@@ -24,11 +25,11 @@ WHERE ($1::text IS NULL OR e.module = $1)
 ORDER BY e.timestamp DESC, e.id DESC
 LIMIT $4"""
 )
-# A group's errors are found by the index of its fingerprint, however old they are.
+# A group's errors are found by the index of its fingerprints, however old they are.
 _OF_GROUP = Sql(
     f"""SELECT {ENTRY_COLUMNS}
 FROM fm_storage.error_fingerprints AS f JOIN project_errors AS e ON e.id = f.error_id
-WHERE f.fingerprint = $5
+WHERE f.fingerprint IN ({MEMBERS.format("$5::bigint")})
   AND ($1::text IS NULL OR e.module = $1)
   AND ($2::text[] IS NULL OR e.severity = ANY($2))
   AND ($3::timestamptz IS NULL OR f.timestamp >= $3)

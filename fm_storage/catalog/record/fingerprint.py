@@ -1,7 +1,8 @@
-"""What makes two errors the same: the normalised text and its fingerprint.
+"""What makes two errors the same: the normalised text, or the place, as a number.
 
-Numbers, identifiers, addresses and paths go, words and stack frames stay. The same
-text is grouped, embedded and shown as a pattern.
+Numbers, identifiers, hosts, times and paths go, words stay. The same text is grouped,
+embedded and shown as a pattern. Two events never share a fingerprint; what is one
+event in several templates is merged above (``catalog.query.merging``).
 """
 
 from __future__ import annotations
@@ -11,40 +12,91 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 
-_MAX_MESSAGE = 2000
-_MAX_FRAMES = 40
-_TEMPLATE = 500
+from fm_storage.catalog.record.frames import exception_type, frames_of, place_of
 
-# One pass over the text: the first alternative that fits at a place wins, so the
-# more telling shapes come first.
+VERSION = 2
+"""Of the rules; errors of an older one are grouped anew, and keep their groups."""
+
+_MAX_MESSAGE = 2000
+_TEMPLATE = 500
+_MADE = "M-"  # begins codes that were made of a message
+
+# One pass over the words of a text: the first alternative that fits at a place wins,
+# so the more telling shapes come first. What is one thing in two spellings has one
+# name: hosts and addresses, hexadecimal and decimal numbers, numbers with a unit.
+_LABEL = "[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?"
+_MONTHS = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
 _VARIABLE = re.compile(
-    r"""
-    (?P<uuid>\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b)
-  | (?P<url>\b[a-z][a-z0-9+.-]{1,15}://[^\s'"<>)\],;]+)
+    rf"""
+    (?P<uuid>\b[0-9a-fA-F]{{8}}(?:-[0-9a-fA-F]{{4}}){{3}}-[0-9a-fA-F]{{12}}\b)
+  | (?P<url>\b[a-z][a-z0-9+.-]{{1,15}}://[^\s'"<>)\],;]+)
   | (?P<email>\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+\b)
-  | (?P<time>\b\d{4}-\d\d-\d\d
-        (?:T\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?\b
-      | \b\d\d:\d\d:\d\d(?:[.,]\d+)?\b)
-  | (?P<addr>(?<![\w.])/?\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?(?:/\d+)?(?![\w.]\w)
-      | (?<![\w:])(?:[0-9a-fA-F]{0,4}:){3,7}[0-9a-fA-F]{0,4}(?:%\w+)?(?![\w:])
-      | \b(?:[0-9a-fA-F]{2}[:-]){5}[0-9a-fA-F]{2}\b)
+  | (?P<time>(?<![\w/.-])\d{{4}}[-/]\d\d?[-/]\d\d?
+        (?:[T_]\d\d:?\d\d(?::?\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?(?![\w/])
+      | (?<![\w/.-])\d\d?[-/](?:\d\d?|{_MONTHS})[-/]\d{{4}}(?::\d\d:\d\d:\d\d)?(?![\w/])
+      | (?<![\w:])\d\d?:\d\d:\d\d(?:[.,:]\d+)?(?![\w:]))
+  | (?P<addr>(?<![\w.])/?\d{{1,3}}(?:\.\d{{1,3}}){{3}}(?::\d+)?(?:/\d+)?(?!\d|[\w.]\w)
+      | (?<![\w:])(?:[0-9a-fA-F]{{0,4}}:){{3,7}}[0-9a-fA-F]{{0,4}}(?:%\w+)?(?![\w:])
+      | \b(?:[0-9a-fA-F]{{2}}[:-]){{5}}[0-9a-fA-F]{{2}}\b
+      | (?<![\w@/.$-])(?!(?:com|org|net|java|javax|sun|io|edu)\.)(?:
+          (?:{_LABEL}\.)+(?:com|net|org|edu|gov|mil|test|localdomain)
+        | (?:{_LABEL}\.){{2,}}(?:arpa|cloud|corp|dev|home|info|int|internal|io|lan|local
+            |(?!at|cc|cs|do|go|i[dnst]|js|kt|m[dey]|no|py|r[bs]|s[ho]|t[os])[a-z]{{2}})
+        | (?=\S*\d)(?:{_LABEL}\.){{2,}}(?:at|i[nst]|me|no|to))
+        \.?(?::\d+)?(?![\w-]|[./$:(]\w))
   | (?P<path>(?<![\w<>])(?:[A-Za-z]:\\|\\\\)[^\s'"<>|:*?,;)]+
-      | (?<![\w<>.])(?:~|\.{1,2})?/(?:[\w.@%+=~$#-]+/)+[\w.@%+=~$#*-]*
-      | (?<![\w<>./])/[\w.@%+=~$#-]*\w
-      | \b[\w.-]+(?:/[\w.@%+=-]+){2,})
-  | (?P<hex>\b0[xX][0-9a-fA-F]+\b
-      | \b(?=[a-fA-F]*\d)(?=\d*[a-fA-F])[0-9a-fA-F]{8,}\b)
-  | (?P<id>\b(?=[A-Za-z0-9_-]{20,}\b)(?=[A-Za-z_-]*\d[A-Za-z_-]*\d)
+      | (?<![\w<>.])(?:~|\.{{1,2}})?/(?:[\w.@%+=~$\#:-]+/)+[\w.@%+=~$\#*-]*
+        (?:\?[^\s"'<>]*)?
+      | (?<![\w<>./])/[\w.@%+=~$\#-]*\w(?:\?[^\s"'<>]*)?
+      | \b[\w.-]+(?:/[\w.@%+=-]+){{2,}})
+  | (?P<id>\b(?![0-9a-fA-F]+\b)(?=[A-Za-z0-9_-]{{20,}}\b)(?=[A-Za-z_-]*\d[A-Za-z_-]*\d)
       [A-Za-z0-9]+(?:[A-Za-z0-9]|-(?=\w))*\b)
-  | (?P<n>(?<![A-Za-z])[-+]?\d+(?:[.,]\d+)*(?:[eE][-+]?\d+)?%?
-      | (?<=[A-Za-z])\d{2,}(?:[.,]\d+)*)
+  | (?P<n>(?<![A-Za-z])[-+]?0[xX][0-9a-fA-F]+\b
+      | (?<![^\W_])(?=[a-fA-F]*\d)(?=\d*[a-fA-F])[0-9a-fA-F]{{8,}}(?![^\W_])
+      | (?<![^\W_])(?=[a-f]*\d[a-f]*\d)[0-9a-f]{{4,7}}(?![^\W_])
+      | (?<![^\W_])(?:[a-f]{{8}}|[A-F]{{8}}|(?=[A-Z]*\d+[A-Z])[A-Z\d]{{4,}})(?![^\W_])
+      | (?<=[^\W_][-_])[A-Za-z]\d+(?![^\W_])
+      | (?<![A-Za-z])(?:(?<!\w)[<>~])?[-+]?(?:\d+(?:[.,]\d+)*|\.\d+)(?:[eE][-+]?\d+)?
+        (?:%|(?:min|[KMGT]i?B|[A-Za-zµ°][A-Za-z]?)(?![^\W_])
+          |(?:[hm]\d+){{1,2}}(?:\.\d+)?s?(?![A-Za-z]))?
+      | (?<=[A-Za-z])\d{{2,}}(?:[.,]\d+)*)
     """,
     re.VERBOSE,
 )
+_RUN = re.compile(
+    r"(<\w+>)(?:,\1)+|<n>(?:(?:[_.:/\#|@~-]{1,2}(?:[A-Za-z][_-])?|##)<n>)+"
+)
+# Then over several words, the placeholders among them; only where a word of those
+# stands that begin or end such a phrase.
+_DAYS = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]{0,6},?"
+_DATE = rf"(?:{_MONTHS}[a-z]{{0,6}}[ ]<n>|<n>[ ]{_MONTHS}[a-z]{{0,6}})"
+_UNITS = "(?:[kKMGTP]i?B|[Bb]|[nuµm]?s|msecs?|secs?|mins?|hrs?|h)"
+_BEFORE_USER = "|".join(
+    f"(?<={words.replace(' ', '[ ]')}[ ])"
+    for words in (
+        *("[Pp]assword for", "publickey for", "[Ff]or user", "[Bb]y user"),
+        *("[Ii]nvalid user", "[Uu]nknown user", "[Ii]llegal user"),
+    )
+)
+_PHRASE = re.compile(
+    rf"""
+    (?P<time>\b(?:{_DAYS}[ ])?{_DATE},?(?:[ ]<n>)?(?:[ ]<time>)?(?:[ ][A-Z]{{3,5}}\b)?
+        (?:[ ]<n>)?
+      | \b{_DAYS}[ ]<time> | <time>[ ][AP]M\b)
+  | (?P<user>(?:{_BEFORE_USER})
+        (?!(?:is|was|not|has|name|id|agent|with|from|in|at|by|on|to)\b)
+        ["'(\[]?[\w.@$-]+["')\]]?)
+  | (?P<n><n>[ ]{_UNITS}\b(?![./]))
+    """,
+    re.VERBOSE,
+)
+_PART_OF_PHRASE = re.compile(
+    rf"\W*(?:{_MONTHS}[a-z]{{0,6}}|{_DAYS}|[AP]M|user|[Pp]assword|publickey|{_UNITS})\b"
+)
 _UTF8 = ("utf-8", "surrogatepass")
-_LIST = re.compile(r"(<\w+>)(?:(?:, | |,)\1)+")
 _COMMON = 400  # characters of a message that is worth remembering
-_LEVELLED = bytes.maketrans(b"123456789", b"000000000")
+_LEVELLED = bytes.maketrans(b"023456789", b"111111111")
+_DIGIT = re.compile(r"\d")
 
 
 def _placeholder(match: re.Match[str]) -> str:
@@ -54,7 +106,19 @@ def _placeholder(match: re.Match[str]) -> str:
 @lru_cache(maxsize=1 << 15)
 def _word(word: str) -> str:
     # Letters alone hold nothing that varies.
-    return word if word.isalpha() else _VARIABLE.sub(_placeholder, word)
+    if word.isalpha():
+        return word
+    short = _VARIABLE.sub(_placeholder, word)
+    return _RUN.sub(_run, short) if short.count("<") > 1 else short
+
+
+def _run(match: re.Match[str]) -> str:
+    return match[1] or "<n>"
+
+
+@lru_cache(maxsize=1 << 15)
+def _is_part_of_phrase(word: str) -> bool:
+    return _PART_OF_PHRASE.match(word) is not None
 
 
 def normalise(text: str) -> str:
@@ -63,133 +127,52 @@ def normalise(text: str) -> str:
     Only the first 2000 characters count. A run of equal placeholders becomes
     one, so that lists of any length are the same.
     """
-    # Word by word, through a cache, which is ten times as fast as one pass. No
-    # shape tells one digit from another, so all numbers of a length are one word
-    # to it; but where a digit stays in the text (log4j), or a zero means a
-    # hexadecimal number (0x1f), the word is looked at as it is.
+    # Word by word, through a cache, which is ten times as fast as one pass. But for
+    # the 0 of 0x1f no shape tells one digit from another, so all numbers of a length
+    # are one text to it; where a digit stays in a word (log4j), it is put back.
     text = text[:_MAX_MESSAGE]
     # Bytes are translated in a tenth of the time of text.
-    level = text.encode(*_UTF8).translate(_LEVELLED).decode(*_UTF8)
-    short = (_levelled if len(level) < _COMMON else _by_word)(level)
-    if "0" in short or "0x" in level or "0X" in level:
-        short = _by_word(text)
+    data = text.encode(*_UTF8)
+    if b"0x" in data or b"0X" in data:
+        data = data.replace(b"0x", b"\0x").replace(b"0X", b"\0X")
+    level = data.translate(_LEVELLED).replace(b"\0", b"0").decode(*_UTF8)
+    if len(level) >= _COMMON:
+        return _by_word(text)[0]
+    short, digits = _levelled(level)
+    if digits:
+        words, ours = level.split(), text.split()
+        for at in digits:
+            words[at] = ours[at]
+        short, _ = _levelled(" ".join(words))
     return short
 
 
-def _by_word(text: str) -> str:
-    short = " ".join(map(_word, text.split()))
-    return _LIST.sub(r"\1", short) if short.count("<") > 1 else short
+def _by_word(text: str) -> tuple[str, tuple[int, ...]]:
+    """Return the template, and which words of *text* have kept a digit in it."""
+    words = list(map(_word, text.split()))
+    short = " ".join(words)
+    if "<" in short:
+        kept: list[str] = []
+        last = ""
+        for word in words:
+            bare = word.rstrip(",")
+            if bare == last and "<" in bare:
+                kept[-1] = word
+            else:
+                kept.append(word)
+            last = bare
+        short = " ".join(kept)
+    if any(map(_is_part_of_phrase, words)):
+        short = _PHRASE.sub(_placeholder, short)
+    if _DIGIT.search(short) is None:
+        return short, ()
+    return short, tuple(
+        at for at, word in enumerate(words) if _DIGIT.search(word) is not None
+    )
 
 
 # Most errors differ from an earlier one in their numbers only.
-_levelled = lru_cache(maxsize=4096)(_by_word)
-
-
-_PYTHON_FRAME = re.compile(
-    r'^[\s|]*File "([^"]+)", line \d+(?:, in (.+))?$', re.MULTILINE
-)
-_JAVA_FRAME = re.compile(
-    r"^\s*at (?:[\w.@-]+/+)?([\w.$]+(?:/0x[0-9a-f]+)?[\w.$]*(?:<\w*init>)?)"
-    r"\((?:[\w$-]+\.(?:java|kt|scala|groovy)(?::\d+)?|Native Method|Unknown Source)\)",
-    re.MULTILINE,
-)
-_GO_FRAME = re.compile(
-    r"^([\w./-]+?(?:\.\(\*?\w+\))?(?:\.[\w-]+)*)\((?!\*)[^\n]*\)\n\t(\S+\.go):\d+",
-    re.MULTILINE,
-)
-_JS_FRAME = re.compile(
-    r"^\s*at (?:async |new )?(?:([\w.$<>\[\] ]+?) \()?(?:file://)?"
-    r"([^\s()]*?):\d+:\d+\)?$",
-    re.MULTILINE,
-)
-_RUST_FRAME = re.compile(
-    r"^\s*\d+:\s+(?:0x[0-9a-f]+ - )?([\w:<>{}&*,;'.()\[\]#=$ -]+?)"
-    r"(?:::h[0-9a-f]{16})?$",
-    re.MULTILINE,
-)
-_RUST_GENERATED = re.compile(r"\{\{closure\}\}")
-_LAMBDA = re.compile(r"\$\$Lambda(?:[$/]\w+)*|\$\d+")
-
-
-@lru_cache(maxsize=256)
-def frames_of(trace: str | None) -> tuple[str, ...]:
-    """Return the frames of a trace as ``file:function``, without line numbers.
-
-    Python, Java, Go, JavaScript and Rust traces are understood; anything else
-    has no frames. Folders go (they differ between machines), and a recursion
-    counts once.
-    """
-    if not trace:
-        return ()
-    found: list[str] = []
-    if 'File "' in trace:
-        found = [
-            f"{_tail(file)}:{function or ''}"
-            for file, function in _PYTHON_FRAME.findall(trace)
-        ]
-    backtrace = trace.partition("tack backtrace:")[2]
-    if not found and backtrace:
-        found = [
-            _RUST_GENERATED.sub("", name) for name in _RUST_FRAME.findall(backtrace)
-        ]
-    if not found and "at " in trace:
-        found = found or [_LAMBDA.sub("", name) for name in _JAVA_FRAME.findall(trace)]
-        found = found or [
-            f"{_tail(file)}:{function}" for function, file in _JS_FRAME.findall(trace)
-        ]
-    if not found and ".go:" in trace:
-        found = [
-            f"{_tail(file)}:{function}" for function, file in _GO_FRAME.findall(trace)
-        ]
-    kept: list[str] = []
-    for frame in found:
-        if not kept or frame != kept[-1]:
-            kept.append(frame)
-    return tuple(kept[-_MAX_FRAMES:] if 'File "' in trace else kept[:_MAX_FRAMES])
-
-
-def _tail(path: str) -> str:
-    return path.replace("\\", "/").rsplit("/", 1)[-1]
-
-
-_PYTHON_TYPE = re.compile(
-    r"^(?:\s*\|\s*)?((?:[A-Za-z_]\w*\.)*[A-Z]\w+)(?:: |$)",
-    re.MULTILINE,
-)
-_JAVA_TYPE = re.compile(
-    r"(?:^|Exception in thread \"[^\"]*\" |Caused by: |: )"
-    r"((?:[a-z_]\w*\.)+[A-Z][\w$]*)(?::|\s*$)",
-    re.MULTILINE,
-)
-_JS_TYPE = re.compile(
-    r"^(?:Uncaught )?(?:\(in promise\) )?([A-Z]\w*Error)\b", re.MULTILINE
-)
-_GO_TYPE = re.compile(r"^(panic|fatal error): ", re.MULTILINE)
-# A chain of anyhow (or eyre): what failed, why, and perhaps where.
-_ANYHOW = re.compile(
-    r"Error: .*(?:\n(?!Caused by:|Stack backtrace:).*)*?\n+"
-    r"(?:Caused by:\n|Stack backtrace:\n)"
-)
-_RUST_TYPE = re.compile(r"^thread '.*' (?:\(\d+\) )?(panicked) at ", re.MULTILINE)
-
-
-@lru_cache(maxsize=256)
-def exception_type(trace: str | None) -> str | None:
-    """Return the type of the exception that a trace ends in, or None."""
-    if not trace:
-        return None
-    if _ANYHOW.match(trace) is not None:
-        return "anyhow::Error"
-    if 'File "' in trace or "Traceback (most recent" in trace:
-        types = _PYTHON_TYPE.findall(trace)
-        return types[-1] if types else None
-    for pattern in (_JAVA_TYPE, _JS_TYPE, _GO_TYPE, _RUST_TYPE):
-        found = pattern.search(trace)
-        if found:
-            return {"fatal error": "fatal_error", "panicked": "panic"}.get(
-                found[1], found[1]
-            )
-    return None
+_levelled = lru_cache(maxsize=8192)(_by_word)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +201,8 @@ def fingerprint_of(
 ) -> Fingerprint:
     """Return the fingerprint of an error.
 
-    Two errors share it when module, code, normalised message and frames agree.
+    Two errors share it when module, code, and the place in one's own code agree;
+    of errors without such a place, the normalised messages have to agree, too.
     """
     return fingerprint_of_template(
         normalise(message),
@@ -236,18 +220,21 @@ def fingerprint_of_template(
     stack_trace: str | None = None,
 ) -> Fingerprint:
     """Return the fingerprint of an error whose message is normalised already."""
-    frames = "" if stack_trace is None else _lines_of_frames(stack_trace)
-    return _of(template, module, error_code, frames)
+    place, enough = ("", False) if stack_trace is None else place_of(stack_trace)
+    error_code = code_that_counts(error_code)
+    return _of(template, "" if enough else template, module, error_code, place)
 
 
-@lru_cache(maxsize=256)
-def _lines_of_frames(trace: str) -> str:
-    return "\n".join(frames_of(trace))
+def code_that_counts(error_code: str) -> str:
+    """Return the code, but none that was made of the message by some release."""
+    return "" if error_code.startswith(_MADE) else error_code
 
 
 @lru_cache(maxsize=1 << 14)
-def _of(template: str, module: str, error_code: str, frames: str) -> Fingerprint:
-    text = f"{template}\x1f{module}\x1f{error_code}\x1f{frames}"
+def _of(
+    template: str, decides: str, module: str, error_code: str, place: str
+) -> Fingerprint:
+    text = f"{VERSION}\x1f{decides}\x1f{module}\x1f{error_code}\x1f{place}"
     digest = blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
     return Fingerprint(int.from_bytes(digest, "big", signed=True), template[:_TEMPLATE])
 
@@ -256,7 +243,7 @@ def _of(template: str, module: str, error_code: str, frames: str) -> Fingerprint
 def code_of_template(template: str) -> str:
     """Return the code given to a message that has none: ``M-`` and eight digits."""
     digest = blake2b(template.encode("utf-8", "replace"), digest_size=4).hexdigest()
-    return f"M-{digest}"
+    return f"{_MADE}{digest}"
 
 
 def text_for_vector(
@@ -272,7 +259,7 @@ def text_for_vector(
     have in common when they are the same fault, without what differs anyway.
     """
     parts = [normalise(message)]
-    if error_code and not error_code.startswith("M-"):
+    if error_code and not error_code.startswith(_MADE):
         parts.append(error_code)
     if module:
         parts.append(module)

@@ -17,10 +17,10 @@ import orjson
 
 from fm_storage.catalog.record.fingerprint import (
     code_of_template,
-    exception_type,
     fingerprint_of_template,
     normalise,
 )
+from fm_storage.catalog.record.frames import exception_type
 from fm_storage.catalog.record.redact import (
     MAX_TEXT,
     clean_context,
