@@ -6,12 +6,18 @@ and registers its maker when it is imported.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from asyncpg import Record
 
+from fm_storage.errors import InvalidRecord, StorageError
+
 M = TypeVar("M")
+
+_PATIENCE = 5.0
+"""Seconds that the search for an unreadable row may take, on the way to its error."""
 
 
 class RowMaker(Protocol):
@@ -28,26 +34,115 @@ class RowMaker(Protocol):
         ...
 
 
-_makers: list[RowMaker] = []
+Beyond: TypeAlias = Callable[[type[Any]], list[tuple[str, str, str]]]
+"""Gives, of a class, the fields whose columns may hold what Python cannot.
+
+For each its name, its type and column in words, and the condition in SQL.
+"""
+
+_makers: list[tuple[RowMaker, Beyond]] = []
 
 
-def use_row_maker(maker: RowMaker) -> None:
+def use_row_maker(maker: RowMaker, beyond: Beyond) -> None:
     """Register what makes records; the last one counts."""
-    _makers[:] = [maker]
+    _makers[:] = [(maker, beyond)]
 
 
-def records_of(model: type[M], rows: Sequence[Record]) -> list[M]:
-    """Return *rows* as records of *model*."""
+def records_of(model: type[M], rows: Sequence[Record], *, first: int = 0) -> list[M]:
+    """Return *rows* as records of *model*.
+
+    Args:
+        model: Their class.
+        rows: All with the same columns.
+        first: Number of the first one in the result.
+    """
     if not rows:
         return []
-    return _makers[0](model, tuple(rows[0].keys()))(rows)
+    make = _makers[0][0](model, tuple(rows[0].keys()))
+    try:
+        return make(rows)
+    except InvalidRecord:
+        for index, row in enumerate(rows, first):
+            try:
+                make([row])
+            except InvalidRecord as exc:
+                why = str(exc).removeprefix("result: a row")
+                raise _at(index, why, exc.field) from exc.__cause__
+        raise
 
 
 async def stream_of(
-    model: type[M], rows: AsyncIterator[Record]
+    executor: Any,
+    model: type[M],
+    rows: AsyncIterator[Record],
+    sql: str,
+    args: Sequence[Any],
 ) -> AsyncGenerator[M, None]:
     """Yield *rows* as records of *model*."""
     make: Any = None
-    async for row in rows:
-        make = make or _makers[0](model, tuple(row.keys()))
-        yield make([row])[0]
+    index = 0
+    try:
+        async for row in rows:
+            make = make or _makers[0][0](model, tuple(row.keys()))
+            try:
+                (record,) = make([row])
+            except InvalidRecord:
+                (record,) = records_of(model, [row], first=index)
+            yield record
+            index += 1
+    except InvalidRecord as exc:
+        raise await named_value(executor, model, sql, args, exc) from exc
+
+
+class _Undo(Exception):
+    """Leaves a transaction that changed nothing but itself."""
+
+
+async def named_value(
+    executor: Any,
+    model: type[Any],
+    sql: str,
+    args: Sequence[Any],
+    exc: InvalidRecord,
+) -> InvalidRecord:
+    """Return *exc*, about a value that Python cannot hold, with its row and column.
+
+    The statement runs once more for that, as part of another that may not write.
+
+    Args:
+        executor: The pool, connection or transaction.
+        model: The class that was asked for.
+        sql: The statement.
+        args: Its parameters.
+        exc: What reading its rows raised.
+    """
+    tests = _makers[0][1](model)
+    unread = isinstance(exc.__cause__, ValueError | ArithmeticError)
+    if exc.field is not None or not unread or not tests:
+        return exc
+    whens = " ".join(f"WHEN {test} THEN {at}" for at, (*_, test) in enumerate(tests))
+    wanted = (
+        f"SELECT fm_n, CASE {whens} END FROM (SELECT row_number() OVER () AS fm_n, q.* "
+        f"FROM ({sql.strip().rstrip(';')}\n) AS q) AS q "
+        f"WHERE {' OR '.join(test for *_, test in tests)} ORDER BY fm_n LIMIT 1"
+    )
+    row = None
+    try:
+        async with asyncio.timeout(_PATIENCE), executor.transaction() as transaction:
+            await transaction.execute("SET LOCAL transaction_read_only = on")
+            row = await transaction.fetchrow(wanted, *args)
+            raise _Undo
+    except _Undo:
+        pass
+    except (StorageError, TimeoutError):
+        return exc  # the first error is the caller's answer
+    if row is None:
+        return exc
+    number, at = row
+    field, what, _ = tests[at]
+    why = f" holds a {what} that Python cannot hold; correct the row, or leave it out"
+    return _at(number - 1, why, field)
+
+
+def _at(index: int, why: str, field: str | None) -> InvalidRecord:
+    return InvalidRecord(f"result: row {index + 1}{why}", field=field, index=index)

@@ -10,7 +10,7 @@ from fm_storage.repositories.error_entries import (
 )
 from fm_storage.repositories.identifiers import uuid7
 from fm_storage.repositories.model.declaration import Column
-from fm_storage.repositories.model.result import row_maker
+from fm_storage.repositories.model.result import row_maker, tests_beyond
 from fm_storage.repositories.query.filters import Filter, where
 from fm_storage.repositories.query.ordering import Order, asc, desc
 from fm_storage.repositories.query.paging import Page
@@ -33,4 +33,4 @@ __all__ = [
     "where",
 ]
 
-use_row_maker(row_maker)
+use_row_maker(row_maker, tests_beyond)

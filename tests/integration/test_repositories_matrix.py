@@ -27,6 +27,7 @@ from asyncpg import (
     Range,
 )
 
+from fm_storage.errors import InvalidRecord
 from fm_storage.repositories import Column, Repository, where
 from fm_storage.repositories.rows.batches import COPY_ABOVE
 
@@ -293,3 +294,51 @@ async def test_one_meaning(pool, kind: Kind):
             if (cursor := page.next_cursor) is None:
                 break
         assert seen == ordered
+
+
+LARGEST, SMALLEST = Decimal("9E+131071"), Decimal("-1E-16383")
+BOTH = Decimal(f"{10**100}.{'0' * 99}1")
+
+
+async def test_numeric_to_its_limits(pool):
+    """What it holds is kept exactly by every way; what it does not is refused."""
+
+    @dataclasses.dataclass
+    class Number:
+        id: int
+        v: Decimal
+        many: list[Decimal]
+
+    await pool.execute(
+        "CREATE TABLE number (id int PRIMARY KEY, v numeric, many numeric[])"
+    )
+    numbers = Repository(pool, Number)
+    values = [LARGEST, SMALLEST, BOTH, Decimal("Infinity"), Decimal("-Infinity")]
+    stored = [Number(n, v, [v]) for n, v in enumerate(values)]
+    await numbers.create(stored[0])
+    await numbers.create_many(stored[1:3])
+    await numbers.upsert(stored[3])
+    await numbers.upsert_many(stored[3:])
+    more = [Number(10 + n, values[2 + n % 3], []) for n in range(COPY_ABOVE)]
+    await numbers.create_many([*more, Number(9, LARGEST, [SMALLEST])])
+    assert await numbers.find_many(where("id") < 9, order_by="id") == stored
+    assert await numbers.count(where("v") == LARGEST) == 2
+    assert await numbers.count(where("v") > Decimal("1E+131070")) >= 2
+    for wrong in ("1E+131072", "1E+200000", "1E-16384", "sNaN"):
+        bad = Number(99, Decimal(wrong), [])
+        inside = Number(99, Decimal(1), [Decimal(wrong)])
+        for call in (
+            lambda bad=bad: numbers.create(bad),
+            lambda inside=inside: numbers.create(inside),
+            lambda bad=bad: numbers.create_many([stored[0], bad]),
+            lambda inside=inside: numbers.create_many([inside] * (COPY_ABOVE + 1)),
+            lambda bad=bad: numbers.upsert(bad),
+            lambda bad=bad: numbers.upsert_many([bad]),
+            lambda bad=bad: numbers.update(0, {"v": bad.v}),
+            lambda bad=bad: numbers.find_many(where("v") == bad.v),
+            lambda bad=bad: numbers.find_many(where("v").in_([bad.v])),
+            lambda bad=bad: numbers.update_where([], {"v": bad.v}, everything=True),
+        ):
+            with pytest.raises(InvalidRecord):
+                await call()
+    assert await numbers.count(where("id") < 10) == 6

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import pytest
+from asyncpg import Range
 
 from fm_storage.errors import InvalidRecord
-from fm_storage.repositories import Repository, where
+from fm_storage.repositories import Column, Repository, where
 
 FIRST = dt.datetime.min.replace(tzinfo=dt.UTC)
 LAST = dt.datetime.max.replace(tzinfo=dt.UTC)
@@ -23,6 +25,12 @@ class Event:
     day: dt.date | None = None
     hour: dt.time | None = None
     span: dt.timedelta | None = None
+
+
+async def all_of(opened):
+    """Read a stream to its end."""
+    async with opened as records:
+        return [record async for record in records]
 
 
 BEFORE_17 = "SELECT current_setting('server_version_num')::int < 170000"
@@ -61,15 +69,27 @@ async def test_the_row_and_its_column_are_named(events, field, value):
         lambda: events.find_many(order_by="id"),
         lambda: events.find_many(where("id") > 1),
         lambda: events.page(size=5),
+        lambda: all_of(events.stream(order_by="id", prefetch=1)),
     ):
         with pytest.raises(InvalidRecord, match=rf"key '7'.*in {field} ") as caught:
             await call()
         assert caught.value.field == field
     with pytest.raises(InvalidRecord):
         await pool.fetch("SELECT * FROM event")
+    sql = "SELECT * FROM event WHERE id > $1 ORDER BY id -- all\n ;"
+    for call in (
+        lambda: pool.fetch_as(Event, sql, 0),
+        lambda: all_of(pool.stream_as(Event, sql.partition(";")[0], 0, prefetch=1)),
+    ):
+        with pytest.raises(InvalidRecord, match=rf"row 2 .*in {field} ") as caught:
+            await call()
+        assert (caught.value.field, caught.value.index) == (field, 1)
     async with pool.transaction() as transaction:
         with pytest.raises(InvalidRecord, match="key '7'"):
             await events.bind(transaction).get_by_id(7)
+        with pytest.raises(InvalidRecord, match="row 1 "):
+            await transaction.fetchrow_as(Event, sql, 6)
+        await transaction.execute("UPDATE event SET id = id WHERE FALSE")
         assert await transaction.fetchval("SELECT 1") == 1
     assert [one.id for one in await events.find_many(where("id") < 7)] == [1]
     assert pool.statistics().busy == 0
@@ -100,3 +120,109 @@ async def test_infinities_are_one_pair_of_aware_values(events):
             break
     assert sorted(seen[:2]) == [2, 4]
     assert seen[2:] == [1, 3]
+
+
+@dataclass(slots=True)
+class Plan:
+    """Times inside other values."""
+
+    id: int
+    ats: list[dt.datetime]
+    days: list[dt.date]
+    plain: Annotated[list[dt.datetime], Column(type="timestamp[]")]
+    spell: Annotated[Any, Column(type="tstzrange")] = None
+    spells: Annotated[Any, Column(type="tstzmultirange")] = None
+    hour: Annotated[Any, Column(type="timetz")] = None
+
+
+PLAN = """
+CREATE TABLE plan (id int PRIMARY KEY, ats timestamptz[], days date[],
+  plain timestamp[], spell tstzrange, spells tstzmultirange, hour timetz)
+"""
+
+
+async def test_infinities_at_every_position(pool):
+    """In arrays, ranges and multiranges, by every way of writing."""
+    await pool.execute(PLAN)
+    plans = Repository(pool, Plan)
+    naive = dt.datetime.max, dt.datetime.min
+
+    def plan(n):
+        spell = Range(FIRST, LAST)
+        days = [dt.date.max, dt.date.min]
+        return Plan(n, [LAST, FIRST], days, [*naive], spell, [spell])
+
+    await plans.create(plan(1))
+    await plans.create_many([plan(2), plan(3)])
+    await plans.upsert_many([plan(3), plan(4)])
+    await plans.create_many([plan(n) for n in range(10, 5011)])
+    await plans.update(4, {"ats": [LAST, FIRST], "spell": Range(FIRST, LAST)})
+    texts = await pool.fetch(
+        "SELECT DISTINCT ats::text, days::text, plain::text, spell::text, spells::text"
+        " FROM plan"
+    )
+    assert [tuple(row) for row in texts] == [
+        (
+            "{infinity,-infinity}",
+            "{infinity,-infinity}",
+            "{infinity,-infinity}",
+            "[-infinity,infinity)",
+            "{[-infinity,infinity)}",
+        )
+    ]
+    assert await plans.find_many(where("id") < 5, order_by="id") == [
+        plan(n) for n in (1, 2, 3, 4)
+    ]
+    for condition in (
+        where("spell") == Range(FIRST, LAST),
+        where("ats").contains([LAST]),
+        where("ats").in_([[LAST, FIRST]]),
+    ):
+        assert await plans.count(condition) == 5005
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("ats", "{now,0044-03-15 BC}"),
+        ("days", "{20000-01-01}"),
+        ("plain", "{20000-01-01}"),
+        ("spell", "[0044-03-15 BC,now)"),
+        ("spells", "{[now,20000-01-01)}"),
+        ("hour", "24:00+00"),
+    ],
+)
+async def test_the_row_is_named_whatever_the_time_stands_in(pool, field, value):
+    """Arrays, ranges and times with a zone too."""
+    await pool.execute(PLAN)
+    plans = Repository(pool, Plan)
+    await plans.create(Plan(1, [], [], []))
+    await pool.execute(f"INSERT INTO plan (id, {field}) VALUES (7, '{value}')")
+    with pytest.raises(InvalidRecord, match=rf"key '7'.*in {field} "):
+        await plans.find_many(order_by="id")
+    with pytest.raises(InvalidRecord, match=rf"row 2 .*in {field} "):
+        await pool.fetch_as(Plan, "SELECT * FROM plan ORDER BY id")
+
+
+async def test_a_statement_that_writes_is_not_run_again_to_find_the_row(pool):
+    """What cannot be read is then refused without its place."""
+    await pool.execute(
+        "CREATE TABLE event (id serial, at timestamptz);"
+        "CREATE FUNCTION add() RETURNS timestamptz LANGUAGE sql AS "
+        "$$ INSERT INTO event (at) VALUES ('0044-03-15 BC') RETURNING at $$"
+    )
+
+    @dataclass
+    class At:
+        at: dt.datetime
+
+    for n, sql in enumerate(
+        (
+            "SELECT add() AS at",
+            "INSERT INTO event (at) VALUES ('0044-03-15 BC') RETURNING at",
+        ),
+        1,
+    ):
+        with pytest.raises(InvalidRecord, match="result: a value"):
+            await pool.fetch_as(At, sql)
+        assert await pool.fetchval("SELECT count(*) FROM event") == n

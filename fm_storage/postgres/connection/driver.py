@@ -198,7 +198,10 @@ async def fetch_more(
     _raw: Any, _sql: str, cursor: Any, count: int, *, timeout: float | None
 ) -> list[asyncpg.Record]:
     """Return the next *count* rows of *cursor*."""
-    rows: list[asyncpg.Record] = await cursor.fetch(count, timeout=timeout)
+    try:
+        rows: list[asyncpg.Record] = await cursor.fetch(count, timeout=timeout)
+    except (OverflowError, ValueError) as exc:
+        raise _unreadable(exc) from exc
     return rows
 
 

@@ -12,12 +12,12 @@ from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack
 
 from fm_storage._typing import Relation
-from fm_storage.errors import ConfigurationInvalid
+from fm_storage.errors import ConfigurationInvalid, InvalidRecord
 from fm_storage.postgres.arguments import of_kind
 from fm_storage.postgres.connection import driver
 from fm_storage.postgres.copy.files import FileIn, FileOut
 from fm_storage.postgres.copy.records import Copy
-from fm_storage.postgres.typed_rows import records_of, stream_of
+from fm_storage.postgres.typed_rows import named_value, records_of, stream_of
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -118,10 +118,17 @@ class Verbs:
 
         Raises:
             InvalidName: A column is no field of *model*, or a field has no column.
-            InvalidRecord: A row's values are not what *model* is annotated with.
+            InvalidRecord: A row's values are not what *model* is annotated with, or
+                nothing that Python can hold; ``.index`` is the row, from 0, and
+                ``.field`` the field. To find them in the latter case the statement is
+                run again where it may not write.
             StorageError: One of those that every verb raises; see the class.
         """
-        return records_of(model, await self.fetch(sql, *args, timeout=timeout))
+        try:
+            rows = await self.fetch(sql, *args, timeout=timeout)
+        except InvalidRecord as exc:
+            raise await named_value(self, model, sql, args, exc) from exc
+        return records_of(model, rows)
 
     async def fetchrow_as(
         self, model: type[M], sql: str, /, *args: Value, timeout: float | None = None
@@ -130,7 +137,10 @@ class Verbs:
 
         As ``fetch_as()``.
         """
-        row = await self.fetchrow(sql, *args, timeout=timeout)
+        try:
+            row = await self.fetchrow(sql, *args, timeout=timeout)
+        except InvalidRecord as exc:
+            raise await named_value(self, model, sql, args, exc) from exc
         return None if row is None else records_of(model, [row])[0]
 
     @asynccontextmanager
@@ -142,8 +152,10 @@ class Verbs:
         As ``stream()`` and ``fetch_as()``.
         """
         opened = self.stream(sql, *args, prefetch=prefetch)
-        async with opened as rows, aclosing(stream_of(model, rows)) as records:
-            yield records
+        async with opened as rows:
+            made = stream_of(self, model, rows, sql, args)
+            async with aclosing(made) as records:
+                yield records
 
     def stream(
         self, sql: str, /, *args: Value, prefetch: int = 1000

@@ -5,11 +5,14 @@ They convert, inside containers too, and travel in bulk in another shape than al
 
 from __future__ import annotations
 
+import datetime as dt
 import enum
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import re
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import NoneType
-from typing import Any
+from typing import Any, ClassVar
 
 from fm_storage.errors import InvalidRecord
 from fm_storage.postgres.connect.codecs import encode_json, is_plain_json
@@ -21,6 +24,7 @@ from fm_storage.repositories.model.scalar_types import (
     classes,
     named,
 )
+from fm_storage.repositories.model.time_types import Date, Time, Timestamp
 
 
 class _Ready(str):
@@ -239,6 +243,10 @@ class Array(ColumnType):
         """Return whether the column holds arrays."""
         return actual.element is not None
 
+    def beyond(self, name: str) -> str:
+        """Return the condition of an element that Python cannot hold."""
+        return any_of(name, self.element.beyond("e"))
+
 
 class Other(ColumnType):
     """A PostgreSQL type named by the user; the driver checks the values."""
@@ -257,6 +265,68 @@ class Other(ColumnType):
         return text
 
 
+class TimeRange(Other):
+    """Ranges and multiranges of times; their bounds are what times alone are."""
+
+    bounds: ClassVar[Mapping[str, ColumnType]] = {
+        "tstz": Timestamp(),
+        "ts": Timestamp(aware=False),
+        "date": Date(),
+    }
+    names = re.compile(r"(tstz|ts|date)(?:range(\[\])?|(multi)range)")
+
+    def __init__(self, sql: str) -> None:
+        super().__init__(sql)
+        found = self.names.fullmatch(sql)
+        assert found is not None
+        self.bound, self._nested = self.bounds[found[1]], bool(found[2] or found[3])
+        if self.bound.decode is not None:
+            self.decode = functools.partial(_bounded, self.bound.decode)
+
+    def encode(self, value: Any) -> Any:
+        """Return the driver's range with the driver's infinities."""
+        return _bounded(self.bound.encode, value)
+
+    def beyond(self, name: str) -> str:
+        """Return the condition of a bound that Python cannot hold."""
+        one = "e" if self._nested else name
+        ends = (self.bound.beyond(f"{end}({one})") for end in ("lower", "upper"))
+        either = f"({' OR '.join(ends)})"
+        return any_of(name, either) if self._nested else either
+
+
+class TimeWithZone(Other):
+    """Times of day with an offset."""
+
+    def beyond(self, name: str) -> str:
+        """Return the condition of the end of the day."""
+        return Time().beyond(name)
+
+
+def any_of(name: str, condition: str) -> str:
+    """Return whether *condition* holds of an element ``e`` of *name*; or nothing."""
+    return (
+        condition and f"EXISTS (SELECT FROM unnest({name}) AS u (e) WHERE {condition})"
+    )
+
+
+def _bounded(convert: Callable[[Any], Any], value: Any) -> Any:
+    """Return a range, or a list of some, with its bounds converted."""
+    if isinstance(value, list | tuple):
+        return [_bounded(convert, one) for one in value]
+    if getattr(value, "isempty", True):
+        return value
+    lower, upper = (
+        None if bound is None else convert(bound)
+        for bound in (value.lower, value.upper)
+    )
+    if lower is value.lower and upper is value.upper:
+        return value
+    return type(value)(
+        lower, upper, lower_inc=value.lower_inc, upper_inc=value.upper_inc
+    )
+
+
 class Geometry(Other):
     """PostGIS's types: EWKT or hexadecimal EWKB as text, EWKB as bytes, alike.
 
@@ -273,6 +343,23 @@ class Geometry(Other):
         if isinstance(value, bytes | bytearray | memoryview):
             return bytes(value).hex().upper()
         return value
+
+
+_WITHOUT_ZONE = re.compile(r"timestamp ?(\(\d\))?( without time zone)?(\[\])?")
+
+
+def named_type(sql: str, annotation: Any) -> ColumnType | None:
+    """Return the type that the name decides more than the annotation, if it does."""
+    plain = _WITHOUT_ZONE.fullmatch(sql)
+    if plain is not None and not plain[3]:
+        return Timestamp(aware=False)
+    if plain is not None and dt.datetime in typing.get_args(annotation):
+        return Array(Timestamp(aware=False), typing.get_origin(annotation))
+    if sql.partition("(")[0] in {"geometry", "geography"}:
+        return Geometry(sql, binary=annotation is bytes)
+    if TimeRange.names.fullmatch(sql):
+        return TimeRange(sql)
+    return TimeWithZone(sql) if sql in {"timetz", "time with time zone"} else None
 
 
 def _decode_array(

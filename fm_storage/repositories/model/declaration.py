@@ -307,10 +307,9 @@ def _typed(bare: Any, sql: str | None, length: int | None) -> scalar_types.Colum
         return _inferred(bare, length or int(sized[1]))
     if name in _INTEGERS and bare is int:
         return scalar_types.Integer(_INTEGERS[name])
-    if name in {"timestamp", "timestamp without time zone"}:
-        return time_types.Timestamp(aware=False)
-    if name in {"geometry", "geography"}:
-        return compound_types.Geometry(sql, binary=bare is bytes)
+    known = compound_types.named_type(sql, bare)
+    if known is not None:
+        return known
     if name in {"json", "jsonb"}:
         found: scalar_types.ColumnType = json_type(bare)
     else:

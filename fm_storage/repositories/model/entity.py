@@ -21,7 +21,7 @@ from fm_storage.postgres.sql import quote_qualified
 from fm_storage.repositories.model.declaration import Column, read_model
 from fm_storage.repositories.model.encoding import ParameterEncoder, getter
 from fm_storage.repositories.model.field import Stored
-from fm_storage.repositories.model.row_factory import RowFactory, decoder_of
+from fm_storage.repositories.model.row_factory import RowFactory, as_reason, decoder_of
 from fm_storage.repositories.model.scalar_types import Uuid
 from fm_storage.repositories.model.time_types import Timestamp
 
@@ -116,13 +116,16 @@ class Entity(Generic[M]):
                 f"{self.model.__name__}: no field {name!r}; it has {known}"
             ) from None
 
-    def _unreadable(self, row: Iterable[Any], exc: Exception) -> InvalidRecord:
+    def _unreadable(
+        self, row: Iterable[Any], exc: Exception, field: str | None
+    ) -> InvalidRecord:
         """Return the error of a stored row that is no record of the model."""
         values = dict(zip(self.by_field, row, strict=True))
         key = self.shown([values[name] for name in self.key_names])
         return InvalidRecord(
             f"{self.name}: the row with key {key!r} is no {self.model.__name__} "
-            f"({type(exc).__name__}: {exc}); correct the row or the model"
+            f"({as_reason(exc, field)}); correct the row or the model",
+            field=field,
         )
 
     def outgoing(self, columns: Sequence[Sequence[Any]]) -> Encoded:

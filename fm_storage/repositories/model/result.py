@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from fm_storage.errors import InvalidName, InvalidRecord
 from fm_storage.postgres.executor import Record
 from fm_storage.repositories.model.declaration import read_model
-from fm_storage.repositories.model.row_factory import RowFactory, decoder_of
+from fm_storage.repositories.model.row_factory import RowFactory, as_reason, decoder_of
 
 M = TypeVar("M")
 
@@ -39,10 +39,13 @@ def _factory(model: Any, columns: tuple[str, ...]) -> RowFactory[Any]:
             "named, with AS"
         )
 
-    def unreadable(_row: Iterable[Any], exc: Exception) -> InvalidRecord:
+    def unreadable(
+        _row: Iterable[Any], exc: Exception, field: str | None
+    ) -> InvalidRecord:
         return InvalidRecord(
-            f"result: a row is no {model.__name__} ({type(exc).__name__}: {exc}); "
-            "correct the row, the statement or the model"
+            f"result: a row is no {model.__name__} ({as_reason(exc, field)}); "
+            "correct the row, the statement or the model",
+            field=field,
         )
 
     fields = [by_column[name] for name in columns]
@@ -70,3 +73,12 @@ def row_maker(
     """
     known: Any = model
     return _factory(known, columns).many
+
+
+def tests_beyond(model: type[Any], /) -> list[tuple[str, str, str]]:
+    """Return the fields whose columns may hold what Python cannot, as ``Beyond``."""
+    return [
+        (item.field, f"{item.type.sql} in {item.column}", test)
+        for item in read_model(model, {}).fields
+        if (test := item.type.beyond(item.quoted))
+    ]

@@ -107,7 +107,7 @@ class RowFactory(Generic[M]):
         names: Sequence[str],
         decoders: Sequence[Decoder],
         *,
-        unreadable: Callable[[Iterable[Any], Exception], Exception],
+        unreadable: Callable[[Iterable[Any], Exception, str | None], Exception],
         order: Sequence[str] | None = None,
     ) -> None:
         """Write the code.
@@ -117,7 +117,7 @@ class RowFactory(Generic[M]):
             construct: Makes one of its values, by position.
             names: Its fields, in the order of a row.
             decoders: For each field what its stored values need, if anything.
-            unreadable: Gives the error of a row that is no record.
+            unreadable: Gives the error of a row that is no record, and of its field.
             order: The fields in the order in which *construct* takes them
                 (default: *names*).
         """
@@ -128,7 +128,7 @@ class RowFactory(Generic[M]):
             "new": object.__new__,
             "repeat": repeat,
             "converted": self._converted,
-            "unreadable": unreadable,
+            "unreadable": self._refusal,
         }
         decoded: dict[int, str] = {}
         looked_up: dict[int, str] = {}
@@ -167,17 +167,31 @@ class RowFactory(Generic[M]):
         self.one: Callable[[Iterable[Any]], M] = known["one"]
         self._many: Callable[[Sequence[Any]], list[M]] = known["many"]
         self._looked = looked
+        self._fields = tuple(zip(names, decoders, strict=True))
         self._unreadable = unreadable
+
+    def _refusal(self, row: Iterable[Any], exc: Exception) -> Exception:
+        """Return the error of a row, with the field that cannot be decoded."""
+        field = None
+        for (name, decoder), value in zip(self._fields, row, strict=True):
+            try:
+                if decoder.decode is not None and value is not None:
+                    decoder.decode(value)
+            except (ValueError, TypeError):
+                field = name
+                break
+        return self._unreadable(row, exc, field)
 
     def _converted(self, row: Iterable[Any]) -> Iterable[Any]:
         """Return the values of a row in the classes that the fields name."""
-        values = list(row)
+        values, field = list(row), None
         try:
             for at, given, convert in self._looked:
+                field = self._fields[at][0]
                 if type(values[at]) not in given:
                     values[at] = convert(values[at])
         except (ValueError, TypeError, ArithmeticError) as exc:
-            raise self._unreadable(row, exc) from exc
+            raise self._unreadable(row, exc, field) from exc
         return values
 
     def many(self, rows: Sequence[Any]) -> list[M]:
@@ -190,6 +204,12 @@ class RowFactory(Generic[M]):
                         return list(map(self.one, rows))
                     break
         return self._many(rows)
+
+
+def as_reason(exc: Exception, field: str | None) -> str:
+    """Return why a value is none of its field's, which *exc* may name already."""
+    text = f"{type(exc).__name__}: {exc}"
+    return text if field is None or str(exc).startswith(field) else f"{field}, {text}"
 
 
 def reader(name: str) -> Callable[[Sequence[Any]], list[Any]]:

@@ -152,6 +152,14 @@ class ColumnType:
         """Return the stored value of cursor *text* (ValueError if it is none)."""
         raise NotImplementedError
 
+    def beyond(self, name: str) -> str:  # noqa: ARG002 - most hold whatever comes
+        """Return the condition, in SQL, of values that Python cannot hold, if any.
+
+        Args:
+            name: The column, or another expression.
+        """
+        return ""
+
     def source(self, actual: Actual) -> Source | None:
         """Return how ``encode_many()`` travels to a column of the *actual* type.
 

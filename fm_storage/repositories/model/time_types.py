@@ -23,6 +23,13 @@ _INFINITE = (
     dt.datetime.max.replace(tzinfo=dt.UTC),
 )
 _DRIVERS_INFINITE = tuple(moment.replace(tzinfo=None) for moment in _INFINITE)
+_INFINITE_TEXTS: dict[dt.date, str] = {
+    _DRIVERS_INFINITE[0]: "-infinity",
+    _DRIVERS_INFINITE[1]: "infinity",
+    dt.date.min: "-infinity",
+    dt.date.max: "infinity",
+}
+_OF_TEXT = dict(zip(("-infinity", "infinity"), _DRIVERS_INFINITE, strict=True))
 _END_YEARS = frozenset({dt.MINYEAR, dt.MAXYEAR})
 
 
@@ -83,14 +90,24 @@ class Timestamp(Plain):
 
     def to_text(self, value: Any) -> str:
         """Return *value* to the microsecond."""
-        return str(value.isoformat())
+        infinite = None if value.tzinfo else _INFINITE_TEXTS.get(value)
+        return infinite or str(value.isoformat())
 
     def from_text(self, text: str) -> Any:
         """Return the instant."""
-        moment = dt.datetime.fromisoformat(text)
-        if self.aware and moment in _DRIVERS_INFINITE:
-            return moment
-        return self.encode(moment)
+        infinite = _OF_TEXT.get(text)
+        return infinite or self.encode(dt.datetime.fromisoformat(text))
+
+    def beyond(self, name: str) -> str:
+        """Return the condition of other years than 1 to 9999."""
+        return _beyond(name, " 00:00+00" if self.aware else "")
+
+
+def _beyond(name: str, zone: str = "") -> str:
+    return (
+        f"(isfinite({name}) AND ({name} < '0001-01-01{zone}' "
+        f"OR {name} >= '10000-01-01{zone}'))"
+    )
 
 
 def _infinite(moment: dt.datetime) -> dt.datetime:
@@ -104,9 +121,19 @@ class Date(Plain):
     sql, wanted, settled = "date", "a date", True
     exact, accepted, refused = frozenset({dt.date}), (dt.date,), (dt.datetime,)
 
+    def to_text(self, value: Any) -> str:
+        """Return the day."""
+        return _INFINITE_TEXTS.get(value) or str(value)
+
     def from_text(self, text: str) -> Any:
         """Return the day."""
+        if text in _OF_TEXT:
+            return _OF_TEXT[text].date()
         return dt.date.fromisoformat(text)
+
+    def beyond(self, name: str) -> str:
+        """Return the condition of other years than 1 to 9999."""
+        return _beyond(name)
 
 
 class Time(Plain):
@@ -118,6 +145,10 @@ class Time(Plain):
     def from_text(self, text: str) -> Any:
         """Return the time."""
         return dt.time.fromisoformat(text)
+
+    def beyond(self, name: str) -> str:
+        """Return the condition of the end of the day."""
+        return f"{name}::time = '24:00'"
 
 
 class Interval(Plain):
@@ -139,3 +170,7 @@ class Interval(Plain):
             return dt.timedelta(*map(int, found.groups()))
         except OverflowError:
             raise Refused("is too long") from None
+
+    def beyond(self, name: str) -> str:
+        """Return the condition of more than 999,999,999 days, months being 30."""
+        return f"(NOT isfinite({name}) OR abs(extract(epoch FROM {name})) > 8.64e13)"

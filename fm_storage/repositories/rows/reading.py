@@ -67,9 +67,15 @@ async def _fetch(
     try:
         return await bound.executor.fetch(sql, *values)
     except InvalidRecord as exc:
-        parameters = Parameters()
-        condition = bound.condition(filters, parameters)
-        raise await named_unreadable(bound, exc, condition, parameters.values) from exc
+        raise await _named(bound, filters, exc) from exc
+
+
+async def _named(
+    bound: Bound[M], filters: Sequence[Filter], exc: InvalidRecord
+) -> InvalidRecord:
+    parameters = Parameters()
+    condition = bound.condition(filters, parameters)
+    return await named_unreadable(bound, exc, condition, parameters.values)
 
 
 async def page(
@@ -110,24 +116,31 @@ def stream(
 ) -> AbstractAsyncContextManager[AsyncIterator[M]]:
     """Do what ``Repository.stream()`` promises; wrong arguments raise at once."""
     sql, parameters = _select(bound, filters, order_by, None)
-    return _stream(bound, sql, parameters, prefetch)
+    return _stream(bound, filters, sql, parameters, prefetch)
 
 
 @asynccontextmanager
 async def _stream(
-    bound: Bound[M], sql: Sql, parameters: Sequence[Any], prefetch: int
+    bound: Bound[M],
+    filters: Sequence[Filter],
+    sql: Sql,
+    parameters: Sequence[Any],
+    prefetch: int,
 ) -> AsyncIterator[AsyncIterator[M]]:
     opened = bound.executor.stream(sql, *parameters, prefetch=prefetch)
-    async with opened as rows, aclosing(_records(bound.entity, rows)) as records:
+    async with opened as rows, aclosing(_records(bound, filters, rows)) as records:
         yield records
 
 
 async def _records(
-    entity: Entity[M], rows: AsyncIterator[Record]
+    bound: Bound[M], filters: Sequence[Filter], rows: AsyncIterator[Record]
 ) -> AsyncGenerator[M, None]:
-    from_row = entity.from_row
-    async for row in rows:
-        yield from_row(row)
+    from_row = bound.entity.from_row
+    try:
+        async for row in rows:
+            yield from_row(row)
+    except InvalidRecord as exc:
+        raise await _named(bound, filters, exc) from exc
 
 
 async def count(bound: Bound[M], filters: Sequence[Filter]) -> int:

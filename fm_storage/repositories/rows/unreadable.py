@@ -7,8 +7,6 @@ from typing import Any, TypeVar
 
 from fm_storage.errors import InvalidRecord, StorageError
 from fm_storage.postgres.sql import Sql
-from fm_storage.repositories.model.field import Stored
-from fm_storage.repositories.model.time_types import Date, Interval, Time, Timestamp
 from fm_storage.repositories.rows.bound import Bound
 
 M = TypeVar("M")
@@ -26,7 +24,11 @@ async def named_unreadable(
         values: Its parameters.
     """
     entity = bound.entity
-    tests = [(item, test) for item in entity.stored if (test := _beyond(item))]
+    tests = [
+        (item, test)
+        for item in entity.stored
+        if (test := item.type.beyond(item.quoted))
+    ]
     if exc.field is not None or not isinstance(
         exc.__cause__, ValueError | ArithmeticError
     ):
@@ -53,20 +55,3 @@ async def named_unreadable(
         "or leave it out by a filter",
         field=item.field,
     )
-
-
-def _beyond(item: Stored) -> str:
-    """Return the condition of the values that are beyond Python's type, if any can."""
-    name = item.quoted
-    if isinstance(item.type, Timestamp | Date):
-        zone = " 00:00+00" if item.type.sql == "timestamptz" else ""
-        return (
-            f"(isfinite({name}) AND ({name} < '0001-01-01{zone}' "
-            f"OR {name} >= '10000-01-01{zone}'))"
-        )
-    if isinstance(item.type, Time):
-        return f"{name} = '24:00'"
-    if isinstance(item.type, Interval):
-        # 999,999,999 days: the driver counts a month as 30 of them.
-        return f"(NOT isfinite({name}) OR abs(extract(epoch FROM {name})) > 8.64e13)"
-    return ""
