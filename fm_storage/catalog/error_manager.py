@@ -570,7 +570,7 @@ class ErrorManager(Lifecycle):
         """Return what is new, what grows, when, with what, and for example.
 
         ``report.to_html()`` is one self-contained page, ``report.to_json()`` the
-        same as data. Without vectors the similar groups are left out.
+        same as data.
 
         Args:
             title: Title of the page.
@@ -578,7 +578,7 @@ class ErrorManager(Lifecycle):
             until: Only errors before then.
             window: What counts as lately, a span or seconds; by default a tenth
                 of the period.
-            severity: Minimum severity.
+            severity: Minimum severity, by default a warning; ``"DEBUG"`` for all.
             limit: Groups in each part.
         """
         return await self._reading().report(

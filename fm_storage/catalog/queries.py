@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -17,10 +16,8 @@ from fm_storage.catalog.query.groups import (
 )
 from fm_storage.catalog.query.similarity import (
     SimilarEntry,
-    SimilarGroup,
     payload_filter,
     question_of,
-    similar_groups,
 )
 from fm_storage.catalog.query.states import (
     State,
@@ -38,7 +35,6 @@ from fm_storage.errors import (
     CollectionNotFound,
     InvalidRecord,
     RecordNotFound,
-    StorageError,
 )
 from fm_storage.repositories import ErrorEntry, Severity
 
@@ -48,8 +44,6 @@ if TYPE_CHECKING:
 
     from fm_storage.catalog.ports import Storage
     from fm_storage.postgres import Pool
-
-logger = logging.getLogger("fm_storage.catalog")
 
 
 class CatalogQueries:
@@ -159,36 +153,20 @@ class CatalogQueries:
         limit: int,
     ) -> Report:
         """Return the report, with a function that draws it."""
+        from fm_storage.catalog.query.likeness import similar_groups
+
         refuse_unclear(limit, since=since, until=until)
-        with_vectors = self._storage.config.qdrant is not None
         return await make_report(
             self.analyzer,
-            self._similar_groups if with_vectors else None,
+            similar_groups,
             draw,
             title=title,
             since=since,
             until=until,
             window=None if window is None else span_of(window, "window"),
-            severity=severity_from(severity),
+            severity=severity_from(severity) or Severity.WARNING,
             limit=limit,
         )
-
-    async def _similar_groups(
-        self, groups: list[ErrorGroup]
-    ) -> dict[str, list[SimilarGroup]]:
-        vectorizer, collection = self._recorder.vectors()
-        await self._recorder.wait_fresh()
-        try:
-            return await similar_groups(
-                self.analyzer.pool,
-                self._storage.qdrant,
-                vectorizer,
-                collection,
-                groups,
-            )
-        except StorageError as exc:
-            logger.warning("the report goes without similar groups (%s)", exc)
-            return {}
 
     def tail(
         self, *, module: str | None, severity: Severity | str | None

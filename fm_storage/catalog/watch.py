@@ -1,6 +1,6 @@
 """Functions that are called for each group of errors that is new or came back.
 
-What is to be delivered is a row, written by whoever looks first and marked when
+What is to be delivered is a row, written by the process that looks first and marked when
 the function has returned. An advisory lock lets one process call at a time; it ends
 with the transaction that holds it, and so with its process.
 """
@@ -63,9 +63,9 @@ _NOTES: Mapping[Event, Sql] = {
         _NOTE.format(
             event="new",
             occasion="0",
-            groups="SELECT DISTINCT COALESCE(m.group_id, p.fingerprint) AS group_id "
-            "FROM fm_storage.fingerprints AS p "
-            "LEFT JOIN fm_storage.group_members AS m USING (fingerprint)",
+            # Only what merging has placed: others may be siblings of a known one.
+            groups="SELECT DISTINCT group_id FROM fm_storage.group_members "
+            "WHERE version > 0",
             members=MEMBERS.format("g.group_id"),
             later="TRUE",
         )

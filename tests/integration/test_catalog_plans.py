@@ -37,7 +37,8 @@ ONE_PASS = {
         analyzer_sql.GROWTH,
         (BEGIN, BEGIN + timedelta(hours=2), BEGIN + timedelta(hours=4), 0, 10),
     ),
-    "correlations": (analyzer_sql.CORRELATIONS, (*PERIOD, 60.0, 20)),
+    "sparks": (analyzer_sql.SPARKS, (*PERIOD, [BEGIN], [1, 2])),
+    "correlations": (analyzer_sql.CORRELATIONS, (*PERIOD, timedelta(minutes=1), 20)),
     **{
         f"by {name}": (statement, (*PERIOD, 50))
         for name, statement in {**analyzer_sql.BY_NAME, **analyzer_sql.BY_PART}.items()

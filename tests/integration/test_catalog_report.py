@@ -14,7 +14,7 @@ from fm_storage.catalog import ErrorManager
 from fm_storage.catalog.report.html import environment
 from fm_storage.config import StorageConfig
 from fm_storage.manager import StorageManager
-from fm_storage.repositories import Severity
+from fm_storage.repositories import ErrorEntry, Severity
 
 # Each starts a whole storage, which takes its time on a busy machine.
 pytestmark = pytest.mark.timeout(120)
@@ -149,7 +149,9 @@ async def test_the_page_loads_nothing_runs_nothing_and_escapes_everything(errors
         raise ValueError(hostile)
     except ValueError as exc:
         await errors.record(exc, module=hostile, error_code=hostile)
-    report = await errors.report(title=hostile, until=None, since=BEGIN)
+    report = await errors.report(
+        title=hostile, until=None, since=BEGIN, severity="DEBUG"
+    )
     page = report.to_html()
     reader = Reader()
     reader.feed(page)
@@ -169,8 +171,10 @@ async def test_the_page_loads_nothing_runs_nothing_and_escapes_everything(errors
     assert any(report.similar.values())
     assert data["new_groups"] == len(report.new)
     assert report.worst[0].severity == Severity.CRITICAL
-    assert {one.fingerprint for one in report.growing} <= set(report.examples)
-    assert {one.second for one in report.correlations} <= set(report.examples)
+    every = {one.fingerprint for one in report.every}
+    assert {one.fingerprint for one in report.growing} <= every
+    assert {one.second for one in report.correlations} <= every
+    assert set(report.sparks) == every
 
 
 async def test_a_report_of_nothing_is_a_page_too(dsn, tmp_path):
@@ -213,18 +217,90 @@ def test_a_template_escapes_every_value():
         template.render(title="a value that was forgotten is no empty text")
 
 
-async def test_the_worst_stand_apart_from_the_commonest(errors):
-    """Where the commonest are mild, a part of its own names what is worst."""
-    report = await errors.report(limit=1)
+async def test_each_group_is_shown_once_where_it_matters_most(errors):
+    """Came back, new, growing, worst, commonest: the first that fits; all in a list."""
+    await errors.record("volume 1441 is gone", module="shop.disk", severity="CRITICAL")
+    [disk] = await errors.groups(module="shop.disk")
+    await errors.resolve(disk)
+    await errors.record("volume 1442 is gone", module="shop.disk", severity="CRITICAL")
+    [pool] = await errors.groups(module="shop.db")
+    await errors.mute(pool)
+    report = await errors.report()
     page = report.to_html()
-    assert "Worst groups" in page
-    assert 'href="#worst"' in page
-    worst, common = report.worst[0].fingerprint, report.groups[0].fingerprint
-    assert page.count(f'id="g{worst}"') == 1
-    assert page.count(f'id="g{common}"') == 1
-    severe = await errors.report(severity="CRITICAL")
-    assert "Worst groups" not in severe.to_html()
-    assert severe.worst == severe.groups
+    for group in report.every:
+        name = group.fingerprint
+        assert page.count(f'id="l{name}"') == 1
+        assert page.count(f'id="g{name}"') == (group.state != "muted")
+    assert page.index("Came back") < page.index(f'id="g{disk.fingerprint}"')
+    assert page.index(f'id="g{disk.fingerprint}"') < page.index('<h2 id="h-new"')
+    assert '<span class="tag state muted">muted</span>' in page
+    assert [one.fingerprint for one in report.regressed] == [disk.fingerprint]
+    assert {one.state for one in report.every} == {"open", "muted", "regressed"}
+    quiet = await errors.report(limit=1)
+    assert 'href="#worst"' in quiet.to_html() or 'id="g' in quiet.to_html()
+
+
+async def test_what_is_mild_is_left_out_and_counted_unless_it_is_asked_for(errors):
+    """Warnings and worse by default; the page says how much that leaves out."""
+    report = await errors.report()
+    assert (report.totals.errors, report.left_out) == (78, 144)
+    assert set(report.severities) == {"WARNING", "ERROR", "CRITICAL"}
+    page = report.to_html()
+    assert "144 entries below warning are left out" in page
+    assert "took" not in page
+    whole = await errors.report(severity="DEBUG")
+    assert (whole.totals.errors, whole.left_out) == (222, 0)
+    assert "left out" not in whole.to_html()
+
+
+async def test_a_burst_is_said_once(storage):
+    """Four groups that always happen together are six pairs, and one burst."""
+    async with ErrorManager(storage) as errors:
+        lines = []
+        for minute in range(0, 600, 30):
+            for later, texts in (
+                (0, ("disk is full", "cannot write", "queue stops here", "lost")),
+                (7, ("no route to that host", "gave up")),
+            ):
+                at = f"{BEGIN + timedelta(minutes=minute + later):%Y-%m-%d %H:%M}"
+                lines += [f"{at}:01 ERROR [shop] {text}\n" for text in texts]
+        await errors.ingest(lines, source="bursts")
+        report = await errors.report()
+    assert len(report.correlations) == 7
+    page = report.to_html()
+    assert page.count('<div class="burst">') == 2
+    assert "4 groups" in page
+
+
+TRACE = """Traceback (most recent call last):
+  File "/srv/shop/cart.py", line 12, in charge
+    client.send(order)
+  File "/srv/venv/lib/python3.12/site-packages/httpx/_client.py", line 914, in send
+    raise exc from None
+httpx.ConnectError: refused"""
+
+
+async def test_a_row_names_type_message_and_culprit_and_tells_frames_apart(storage):
+    """The last frame of one's own stands in the row, its line in what opens."""
+    async with ErrorManager(storage) as errors:
+        entry = ErrorEntry(
+            message="order 17 refused",
+            module="shop",
+            error_code="httpx.ConnectError",
+            stack_trace=TRACE,
+        )
+        await errors.record(entry)
+        page = (await errors.report()).to_html()
+    row = page[page.index('<details class="group') :]
+    summary = row[: row.index("</summary>")]
+    assert '<b class="kind">ConnectError</b>' in summary
+    assert "order <i>&lt;n&gt;</i> refused" in summary
+    assert '<span class="culprit">shop/cart.py:charge</span>' in summary
+    near = row[row.index("</summary>") : row.index('<details class="trace">')]
+    assert '<span class="own">  File &#34;/srv/shop/cart.py&#34;, line 12' in near
+    assert '<span class="library">  File &#34;/srv/venv/lib' in near
+    assert "Traceback (most recent" not in near
+    assert "Traceback (most recent" in row
 
 
 async def test_parts_that_are_missing_are_left_out_of_the_page(errors):
@@ -235,6 +311,6 @@ async def test_parts_that_are_missing_are_left_out_of_the_page(errors):
     group = report.groups[0]
     example = replace(group.example, stack_trace="x" * 1_000_000)
     odd = replace(group, template="", example=example)
-    page = replace(report, groups=[odd], worst=[], examples={}).to_html()
+    page = replace(report, groups=[odd], worst=[], every=[odd]).to_html()
     assert "(empty)" in page
     assert len(page) < 200_000

@@ -27,10 +27,11 @@ from fm_storage.catalog.query.groups import (
     hex_of,
     number_of,
 )
+from fm_storage.catalog.query.states import fetch_states
 from fm_storage.catalog.record.row import RANKS
 from fm_storage.catalog.record.store import SEVERITY_OF_RANK
 from fm_storage.errors import InvalidRecord
-from fm_storage.repositories import ErrorEntry, Severity
+from fm_storage.repositories import Severity
 
 if TYPE_CHECKING:
     from fm_storage.catalog.ports import Storage
@@ -56,19 +57,27 @@ class Analyzer:
         reads: The pool to read from; ``storage.pool`` if None.
     """
 
-    def __init__(self, storage: Storage, reads: Pool | None = None) -> None:
+    def __init__(
+        self, storage: Storage, reads: Pool | None = None, *, grouped: bool = False
+    ) -> None:
         self._storage = storage
         self._reads = reads
+        self._grouped = grouped
 
     @property
     def pool(self) -> Pool:
         """The pool that is read from."""
         return self._storage.pool if self._reads is None else self._reads
 
+    def grouped(self) -> Analyzer:
+        """Return one for several questions at once, which groups nothing first."""
+        return Analyzer(self._storage, self._reads, grouped=True)
+
     async def _pool(self, limit: int = 1, **times: datetime | None) -> Pool:
         """Return the pool, once everything in the catalogue has its group."""
         refuse_unclear(limit, **times)
-        await group_ungrouped(self.pool)
+        if not self._grouped:
+            await group_ungrouped(self.pool)
         return self.pool
 
     async def totals(
@@ -158,10 +167,12 @@ class Analyzer:
             until: End; the last error's time by default.
             severity: Minimum severity.
         """
-        totals = await self.totals(since=since, until=until, severity=severity)
-        if totals.first is None or totals.last is None:
-            return []
-        width = bucket or _width(totals.last - totals.first)
+        width = bucket
+        if width is None:
+            totals = await self.totals(since=since, until=until, severity=severity)
+            if totals.first is None or totals.last is None:
+                return []
+            width = bucket_of(totals.last - totals.first)
         rows = await (await self._pool(since=since, until=until)).fetch(
             analyzer_sql.TIMELINE,
             since,
@@ -275,24 +286,70 @@ class Analyzer:
         )
         return found
 
-    async def examples(
+    async def regressed(
+        self,
+        *,
+        limit: int = 20,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        severity: Severity | None = None,
+    ) -> list[ErrorGroup]:
+        """Return groups that were resolved and came back, the latest first."""
+        pool = await self._pool(limit, since=since, until=until)
+        states = await fetch_states(pool)
+        return await fetch_groups(
+            pool,
+            limit=limit,
+            since=since,
+            until=until,
+            severity=severity,
+            only=[key for key, one in states.items() if one.state == "regressed"],
+            order="last_seen",
+        )
+
+    async def named(
         self,
         fingerprints: Collection[str],
         *,
         since: datetime | None = None,
         until: datetime | None = None,
         severity: Severity | None = None,
-    ) -> dict[str, ErrorEntry]:
-        """Return the worst error of each group that is named, by its fingerprint."""
-        groups = await fetch_groups(
+    ) -> list[ErrorGroup]:
+        """Return the groups that have these fingerprints."""
+        return await fetch_groups(
             self.pool,
-            limit=len(fingerprints),
+            limit=max(1, len(fingerprints)),
             since=since,
             until=until,
             severity=severity,
             only=[number_of(one) for one in fingerprints],
         )
-        return {group.fingerprint: group.example for group in groups}
+
+    async def sparks(
+        self,
+        groups: Collection[str],
+        begin: datetime,
+        end: datetime,
+        *,
+        parts: int = 30,
+        severity: Severity | None = None,
+    ) -> dict[str, list[int]]:
+        """Return how often each group happened in each of *parts* of a period."""
+        width = max((end - begin) / parts, timedelta(microseconds=1))
+        pool = await self._pool(parts, begin=begin, end=end)
+        rows = await pool.fetch(
+            analyzer_sql.SPARKS,
+            begin,
+            end,
+            _rank(severity),
+            [begin + width * part for part in range(parts)],
+            [number_of(one) for one in groups],
+            timeout=_SCAN_TIMEOUT,
+        )
+        found: dict[str, list[int]] = {}
+        for fingerprint, slot, count in rows:
+            found.setdefault(hex_of(fingerprint), [0] * parts)[slot - 1] = count
+        return found
 
     async def growing(
         self,
@@ -345,7 +402,7 @@ class Analyzer:
             since,
             until,
             _rank(severity),
-            span_of(window, "window").total_seconds(),
+            span_of(window, "window"),
             limit,
             timeout=_SCAN_TIMEOUT,
         )
@@ -373,7 +430,7 @@ def _name_of_rank(rank: int) -> str:
     return SEVERITY_OF_RANK[rank].value
 
 
-def _width(span: timedelta) -> timedelta:
+def bucket_of(span: timedelta) -> timedelta:
     """Return a width that people think in, giving about sixty buckets."""
     wanted = span.total_seconds() / _BUCKETS
     for seconds in _NICE:

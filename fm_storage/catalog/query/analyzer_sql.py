@@ -43,8 +43,8 @@ GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT $4"""
 }
 _PARTS = {
     "severity": "severity::int",
-    "hour": "extract(hour FROM timestamp AT TIME ZONE 'UTC')::int",
-    "weekday": "extract(isodow FROM timestamp AT TIME ZONE 'UTC')::int",
+    "hour": "date_part('hour', timestamp AT TIME ZONE 'UTC')::int",
+    "weekday": "date_part('isodow', timestamp AT TIME ZONE 'UTC')::int",
 }
 BY_PART = {
     name: Sql(
@@ -86,6 +86,7 @@ GROUP BY 1 HAVING min(first.timestamp) >= $1
   AND ($2::timestamptz IS NULL OR min(first.timestamp) < $2)"""
 NEW = Sql(f"{_FIRST} ORDER BY first DESC LIMIT $4")
 NEW_COUNT = Sql(f"SELECT count(*) FROM ({_FIRST}) AS new")
+# Twice the root of a count is what chance alone makes of it.
 GROWTH = Sql(
     f"""WITH counted AS (
   SELECT {_GROUP} AS fingerprint, max(f.severity) AS severity,
@@ -102,9 +103,18 @@ GROWTH = Sql(
 )
 SELECT c.*, g.module, g.error_code, g.template
 FROM counted AS c JOIN fm_storage.fingerprints AS g USING (fingerprint)
-WHERE c.now >= 3 AND c.now > c.before
+WHERE c.now >= 3 AND c.now > c.before + 2 * sqrt(c.before)
 ORDER BY (c.now + 1.0) / (c.before + 1.0) * ln(c.now + 1) DESC, c.now DESC
 LIMIT $5"""
+)
+# How often each group happened in equal parts of a period, for small pictures.
+SPARKS = Sql(
+    f"""SELECT {_GROUP} AS fingerprint, f.slot, sum(f.count)::bigint AS count FROM (
+  SELECT fingerprint, width_bucket(timestamp, $4::timestamptz[]) AS slot,
+    count(*) AS count
+  FROM fm_storage.error_fingerprints WHERE {_RANGE} GROUP BY 1, 2
+) AS f {_MEMBER}
+WHERE {_GROUP} = ANY($5::bigint[]) GROUP BY 1, 2"""
 )
 # Never every error with every other: time is cut into slots, a group counts once
 # in a slot, and only the groups that fill most slots are paired, so that a slot
@@ -113,7 +123,7 @@ CORRELATIONS = Sql(
     f"""WITH seen AS (
   SELECT DISTINCT {_GROUP} AS fingerprint, f.slot FROM (
     SELECT DISTINCT fingerprint,
-      floor(extract(epoch FROM timestamp) / $4::float8)::bigint AS slot
+      date_bin($4::interval, timestamp, '2000-01-01T00:00Z') AS slot
     FROM fm_storage.error_fingerprints WHERE {_RANGE}
   ) AS f {_MEMBER}
 ), slots AS (

@@ -338,3 +338,38 @@ def _place(one: Raised) -> str:
         else:
             path.append(name)
     return f"{one.kind or ''}\x1e" + "\x1e".join(path[-_DECIDE:])
+
+
+def lines_of(trace: str) -> Iterator[tuple[str, str]]:
+    """Yield the lines of a trace, and whose code each shows.
+
+    ``own`` or ``library`` for a frame and the source below it, else "".
+    """
+    language = next(
+        (
+            one
+            for one in _LANGUAGES
+            if one.hint in trace and one.frame.search(trace) is not None
+        ),
+        None,
+    )
+    if language is None:
+        yield from ((line, "") for line in trace.split("\n"))
+        return
+    starts: dict[int, bool] = {}
+    extra = 0  # lines of a frame beyond the first
+    for found in language.frame.finditer(trace):
+        groups = found.groupdict()
+        own = _is_own(groups.get("name") or "", groups.get("file") or "", language)
+        starts[trace.count("\n", 0, found.start())] = own
+        extra = found[0].count("\n")
+    whose, depth, left = "", 0, 0
+    for number, line in enumerate(trace.split("\n")):
+        indent = len(line) - len(line.lstrip(" |"))
+        if number in starts:
+            whose, depth, left = ("own" if starts[number] else "library"), indent, extra
+        elif left:
+            left -= 1
+        elif not (language.inward and indent > depth and line.strip()):
+            whose = ""
+        yield line, whose

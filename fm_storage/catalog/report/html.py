@@ -16,7 +16,7 @@ from fm_storage.catalog.report.charts import format_span, format_time
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_TRACE = 6000
+_TEXT = 6000
 _VARIABLE = re.compile(r"(<\w+>)")
 # Controls are invisible, and the direction marks make a line read as another.
 _UNSEEN = re.compile(
@@ -40,6 +40,7 @@ def environment() -> Environment:
     made.filters.update(
         cut=_cut,
         number="{:,}".format,
+        short=_short,
         span=format_span,
         time=format_time,
         variable_parts=lambda text: _VARIABLE.split(text) if text else [],
@@ -54,7 +55,12 @@ def _visible(value: object) -> object:
     return shown.encode("utf-8", "replace").decode()
 
 
+def _short(kind: str) -> str:
+    """Return the name of a type without its package."""
+    return kind if ":" in kind else kind.rpartition(".")[2] or kind
+
+
 def _cut(text: str) -> str:
-    if len(text) <= _TRACE:
+    if len(text) <= _TEXT:
         return text
-    return f"{text[: _TRACE // 2]}\n…\n{text[-_TRACE // 2 :]}"
+    return f"{text[: _TEXT // 2]}\n…\n{text[-_TEXT // 2 :]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import orjson
 
-from fm_storage.catalog.query.analyzer import Analyzer
+from fm_storage.catalog.query.analyzer import Analyzer, bucket_of
 from fm_storage.catalog.query.findings import (
     Correlation,
     Growth,
@@ -19,12 +20,13 @@ from fm_storage.catalog.query.findings import (
 )
 from fm_storage.catalog.query.groups import ErrorGroup
 from fm_storage.catalog.record.row import RANKS
-from fm_storage.repositories import ErrorEntry, Severity
+from fm_storage.repositories import Severity
 
 if TYPE_CHECKING:
-    from fm_storage.catalog.query.similarity import SimilarGroup
+    from fm_storage.catalog.query.likeness import SimilarGroup
 
-_HEAT_HOURS = 24
+_LISTED = 1000
+_AT_ONCE = 3
 Similar = Callable[[list[ErrorGroup]], Awaitable[dict[str, list["SimilarGroup"]]]]
 
 
@@ -47,12 +49,16 @@ class Report:
         growing: Groups more frequent in the last *window* than before it.
         correlations: Groups that occur together.
         draw: Draws the page for ``to_html()``.
-        similar: Groups that resemble one of *groups*, by its fingerprint.
+        similar: Groups that resemble one of *every*, by its fingerprint.
         window: What counts as lately.
         new_groups: How many groups are new, also those that *new* has no room for.
         worst: The groups that are errors or worse, the worst first.
-        examples: The worst error of each growing or correlated group, by its
-            fingerprint.
+        regressed: Groups that were resolved and came back, the latest first.
+        every: All groups, the commonest first (at most a thousand), and those of
+            the other parts.
+        sparks: How often each of *every* happened in equal parts of the period.
+        severity: Minimum severity.
+        left_out: Errors of the period below that.
     """
 
     title: str
@@ -73,7 +79,11 @@ class Report:
     similar: dict[str, list[SimilarGroup]] = field(default_factory=dict)
     new_groups: int = 0
     worst: list[ErrorGroup] = field(default_factory=list)
-    examples: dict[str, ErrorEntry] = field(default_factory=dict)
+    regressed: list[ErrorGroup] = field(default_factory=list)
+    every: list[ErrorGroup] = field(default_factory=list)
+    sparks: dict[str, list[int]] = field(default_factory=dict)
+    severity: Severity = Severity.DEBUG
+    left_out: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -100,7 +110,7 @@ class Period(TypedDict):
 
     since: datetime | None
     until: datetime | None
-    severity: Severity | None
+    severity: Severity
 
 
 def _json_of(value: object) -> object:
@@ -111,28 +121,54 @@ def _json_of(value: object) -> object:
 
 async def make_report(
     analyzer: Analyzer,
-    similar: Similar | None,
+    similar: Similar,
     draw: Callable[[Report], str],
     *,
     title: str = "Errors",
     since: datetime | None = None,
     until: datetime | None = None,
     window: timedelta | None = None,
-    severity: Severity | None = None,
+    severity: Severity = Severity.WARNING,
     limit: int = 12,
 ) -> Report:
-    """Ask all questions of the report, one after the other."""
+    """Ask all questions of the report, a few at a time."""
     now = datetime.now(UTC)
     period: Period = {"since": since, "until": until, "severity": severity}
     totals = await analyzer.totals(**period)
+    analyzer = analyzer.grouped()
     end = until or (totals.last + timedelta(microseconds=1) if totals.last else now)
     begin = since or totals.first or end
     lately = window or _lately(end - begin)
-    groups = await analyzer.groups(limit=limit, **period)
-    growing = await analyzer.growing(lately, until=end, limit=limit, severity=severity)
-    together = await analyzer.correlations(limit=limit, **period)
-    shown = {one.fingerprint for one in growing}
-    shown |= {name for pair in together for name in (pair.first, pair.second)}
+    width = bucket_of(end - begin)
+    recent, least = end - lately, RANKS[severity]
+    worse: Period = {**period, "severity": _at_least_error(severity)}
+    (
+        together, every, growing, worst, new, regressed,
+        timeline, severities, new_groups, modules, heat,
+    ) = await _answers(
+        analyzer.correlations(limit=limit * 2, **period),
+        analyzer.groups(limit=_LISTED, **period),
+        analyzer.growing(lately, until=end, limit=limit, severity=severity),
+        analyzer.groups(limit=limit, order="severity", **worse),
+        analyzer.new_since(recent, until=end, limit=limit, severity=severity),
+        analyzer.regressed(limit=limit, **period),
+        analyzer.timeline(bucket=width, **period),
+        analyzer.frequencies("severity", since=since, until=until),
+        analyzer.count_new(recent, until=end, severity=severity),
+        analyzer.frequencies("module", limit=limit, **period),
+        analyzer.heat(limit=limit, **period),
+    )  # fmt: skip
+    known = {one.fingerprint: one for one in (*every, *worst, *new, *regressed)}
+    named = {one.fingerprint for one in growing} | {
+        name for pair in together for name in (pair.first, pair.second)
+    }
+    for one in await analyzer.named(named - known.keys(), **period):
+        known[one.fingerprint] = one
+    listed = list(known.values())
+    likeness, sparks = await _answers(
+        similar(listed),
+        analyzer.sparks(list(known), begin, end, severity=severity),
+    )
     return Report(
         title=title,
         made=now,
@@ -140,34 +176,46 @@ async def make_report(
         until=end,
         window=lately,
         totals=totals,
-        severities=await analyzer.frequencies("severity", **period),
-        modules=await analyzer.frequencies("module", limit=limit, **period),
-        timeline=await analyzer.timeline(**period),
-        heat=await analyzer.heat(limit=limit, **period),
-        groups=groups,
-        new=await analyzer.new_since(
-            end - lately, until=end, limit=limit, severity=severity
-        ),
+        severities={k: n for k, n in severities.items() if RANKS[Severity(k)] >= least},
+        modules=modules,
+        timeline=timeline if totals.errors else [],
+        heat=heat,
+        groups=every[:limit],
+        new=new,
         growing=growing,
         correlations=together,
         draw=draw,
-        similar=await similar(groups) if similar is not None else {},
-        new_groups=await analyzer.count_new(end - lately, until=end, severity=severity),
-        worst=await analyzer.groups(
-            limit=limit,
-            since=since,
-            until=until,
-            severity=_at_least_error(severity),
-            order="severity",
-        ),
-        examples=await analyzer.examples(shown, **period),
+        similar=likeness,
+        new_groups=new_groups,
+        worst=worst,
+        regressed=regressed,
+        every=listed,
+        sparks=sparks,
+        severity=severity,
+        left_out=sum(n for k, n in severities.items() if RANKS[Severity(k)] < least),
     )
 
 
-def _at_least_error(severity: Severity | None) -> Severity:
-    if severity is None or RANKS[severity] < RANKS[Severity.ERROR]:
-        return Severity.ERROR
-    return severity
+async def _answers(*questions: Awaitable[Any]) -> list[Any]:
+    """Return the answers in order; a few questions are asked at a time.
+
+    All of them end here, whatever becomes of one.
+    """
+    turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def ask(question: Awaitable[Any]) -> Any:
+        async with turns:
+            return await question
+
+    answers = await asyncio.gather(*map(ask, questions), return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return answers
+
+
+def _at_least_error(severity: Severity) -> Severity:
+    return max(severity, Severity.ERROR, key=RANKS.__getitem__)
 
 
 def _lately(span: timedelta) -> timedelta:

@@ -283,7 +283,7 @@ def _print_json_line(entry: ErrorEntry) -> None:
 @click.option(
     "--severity",
     type=click.Choice(SEVERITIES, case_sensitive=False),
-    help="Minimum severity.",
+    help="Minimum severity; by default WARNING.",
 )
 @json_option
 @click.pass_obj
@@ -299,7 +299,7 @@ def report(
 ) -> None:
     """Write a report as one self-contained HTML PAGE (- is standard output).
 
-    What is new, what grows, a timeline, what happens together, similar groups.
+    What came back, is new, grows, happens together; each group once, all in a list.
     The page loads nothing and runs nothing; send it to anyone.
     """
     if page is None and not as_json:
@@ -322,7 +322,7 @@ def report(
                 title=title, since=since, until=until, severity=severity
             )
 
-    made = with_storage(settings, job)
+    made = with_storage(settings, job, qdrant=None)
     if as_json:
         click.echo(made.to_json())
     if page == _STDOUT:
@@ -330,7 +330,7 @@ def report(
     elif page is not None:
         page.write_text(made.to_html(), encoding="utf-8")
         if not made.totals.errors:
-            say_nothing(filtered=bool(since or until or severity))
+            say_nothing(filtered=bool(since or until or severity or made.left_out))
         click.echo(
             f"{plain(page)}: {made.totals.errors} errors in "
             f"{made.totals.groups} groups",
