@@ -1,8 +1,8 @@
 """Functions that are called for each group of errors that is new or came back.
 
-What is to be delivered is a row, written by the process that looks first and marked when
-the function has returned. An advisory lock lets one process call at a time; it ends
-with the transaction that holds it, and so with its process.
+What is to be delivered is a row, written by the process that looks first and marked
+when the function has returned. An advisory lock lets one process call at a time; it
+ends with the transaction that holds it, and so with its process.
 """
 
 from __future__ import annotations
