@@ -75,20 +75,25 @@ async def any_store(
     request: pytest.FixtureRequest, engine_folder: Path
 ) -> AsyncIterator[QdrantStore]:
     """Give an open store on one of the engines."""
-    from fm_storage.testing import QdrantTestServer
+    from fm_storage.testing import QdrantApp, QdrantTestServer
     from fm_storage.vectors import QdrantStore
 
     kind: str = request.param
+    home = engine_folder / "qdrant"
     async with AsyncExitStack() as stack:
         if kind == "embedded":
             config = QdrantConfig(durability="process")
         elif kind == "memory":
             config = QdrantConfig(url=":memory:")
         elif kind == "rest":
-            server = await stack.enter_async_context(QdrantTestServer())
+            server = await stack.enter_async_context(
+                QdrantTestServer(QdrantApp(folder=home))
+            )
             config = QdrantConfig(url=server.url)
         elif kind == "grpc":
-            server = await stack.enter_async_context(QdrantTestServer(grpc=True))
+            server = await stack.enter_async_context(
+                QdrantTestServer(QdrantApp(folder=home), grpc=True)
+            )
             config = QdrantConfig(
                 url=server.url, prefer_grpc=True, grpc_port=server.grpc_port
             )

@@ -11,15 +11,13 @@ import re
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import orjson
 
 from fm_storage.testing.double import Double, Refused, jsonable, refusal_for
-
-if TYPE_CHECKING:
-    from qdrant_client import AsyncQdrantClient
 
 VERSION = "1.17.0"
 _MAX_BODY = 32 * 1024 * 1024
@@ -38,25 +36,31 @@ class QdrantApp:
     Args:
         api_key: Refuse requests without this key.
         max_body: Bytes of a request at most (Qdrant's own limit by default).
+        folder: Folder of an embedded engine that several share; one of its own by
+            default.
 
     Attributes:
         double: The collections behind, which a gRPC face may share.
     """
 
     def __init__(
-        self, *, api_key: str | None = None, max_body: int = _MAX_BODY
+        self,
+        *,
+        api_key: str | None = None,
+        max_body: int = _MAX_BODY,
+        folder: Path | None = None,
     ) -> None:
         self.api_key = api_key
         self._max_body = max_body
-        self.double = Double()
+        self.double = Double(folder)
         self._routes: list[tuple[str, re.Pattern[str], Handler]] = [
             (method, re.compile(pattern), handler)
             for method, pattern, handler in self._table()
         ]
 
     @property
-    def client(self) -> AsyncQdrantClient:
-        """The local mode below, to look behind the interface."""
+    def client(self) -> Any:
+        """The engine below, to look behind the interface by the client's calls."""
         return self.double.client
 
     async def handle(
@@ -112,6 +116,10 @@ class QdrantApp:
         if scope["type"] == "lifespan":
             while True:
                 message = await receive()
+                if message["type"] == "lifespan.startup":
+                    self.double.keep()
+                else:
+                    await self.double.aclose()
                 await send({"type": f"{message['type']}.complete"})
                 if message["type"] == "lifespan.shutdown":
                     return

@@ -1,19 +1,31 @@
-"""What the test double knows: the client's local mode, and what a server adds to it.
+"""What the test double knows: an engine for points, and what a server adds to it.
 
 Its two faces, REST and gRPC, refuse and answer the same. Requests and answers are
 objects of ``qdrant_client.models``.
 
-It is a test double for the *interface*: local mode compares with every point,
-knows no shards, consistency or strict mode, and is far slower than a server.
+The engine is the embedded one where that is installed, else the client's local mode,
+which takes no texts in order and no formulas. It is a test double for the *interface*:
+it knows no shards, consistency or strict mode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fm_storage.errors import (
+    CollectionNotFound,
+    DimensionMismatch,
+    InvalidVector,
+    RecordNotFound,
+    StorageError,
+    VectorStoreUnavailable,
+)
+
 if TYPE_CHECKING:
-    from qdrant_client import AsyncQdrantClient, models
+    from qdrant_client import models
 
 _ECHOED = (
     "shard_number",
@@ -36,6 +48,19 @@ def refusal_for(exc: Exception) -> Refused:
     """Return what a server would answer where local mode raises *exc*."""
     if isinstance(exc, Refused):
         return exc
+    if isinstance(exc, CollectionNotFound):
+        return Refused(404, f"Not found: Collection doesn't exist! {exc}")
+    if isinstance(exc, RecordNotFound):
+        return Refused(404, f"Not found: No point with id {exc.key} found")
+    if isinstance(exc, DimensionMismatch):
+        sizes = f"expected dim: {exc.expected}, got {exc.got}"
+        return Refused(400, f"Wrong input: Vector dimension error: {sizes}")
+    if isinstance(exc, InvalidVector):
+        return Refused(400, f"Wrong input: Not existing vector name error: {exc}")
+    if isinstance(exc, VectorStoreUnavailable):
+        return Refused(500, f"Service internal error: {exc}")
+    if isinstance(exc, StorageError):
+        return Refused(400, f"Wrong input: {exc}")
     if isinstance(exc, ValueError):
         return Refused(_status_of(str(exc)), f"Wrong input: {exc}")
     if isinstance(exc, KeyError):  # local mode's word for a point that is not there
@@ -56,20 +81,40 @@ def _status_of(text: str) -> int:
 class Double:
     """An empty Qdrant server's collections, whatever face they are seen through."""
 
-    def __init__(self) -> None:
-        self._client: AsyncQdrantClient | None = None
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._client: Any = None
+        self._kept = False
         # What local mode forgets and a server echoes.
         self._indexes: dict[str, dict[str, Any]] = {}
         self._options: dict[str, Any] = {}
 
     @property
-    def client(self) -> AsyncQdrantClient:
-        """The local mode below."""
+    def client(self) -> Any:
+        """The engine below, with the calls of ``AsyncQdrantClient``."""
         if self._client is None:
-            from qdrant_client import AsyncQdrantClient
+            if find_spec("qdrant_edge") is None:
+                from qdrant_client import AsyncQdrantClient
 
-            self._client = AsyncQdrantClient(":memory:")
+                self._client = AsyncQdrantClient(":memory:")
+            else:
+                from fm_storage.testing.engine import EngineClient
+
+                self._client = EngineClient(self._folder)
+        if self._kept:
+            self._kept = False
+            self._client.keep()
         return self._client
+
+    def keep(self) -> None:
+        """Stay connected to the engine until ``aclose()``."""
+        self._kept = find_spec("qdrant_edge") is not None
+
+    async def aclose(self) -> None:
+        """Leave the engine; the collections stay."""
+        self._kept = False
+        if self._client is not None and find_spec("qdrant_edge") is not None:
+            await self._client.aclose()
 
     # Collections
 
@@ -88,7 +133,7 @@ class Double:
         """Return the collection that a name or an alias stands for."""
         aliases = await self.client.get_aliases()
         targets = {a.alias_name: a.collection_name for a in aliases.aliases}
-        return targets.get(name, name)
+        return str(targets.get(name, name))
 
     async def create(self, name: str, given: models.CreateCollection) -> bool:
         """Create a collection."""
@@ -112,12 +157,13 @@ class Double:
     async def create_index(self, name: str, field: str, schema: Any) -> None:
         """Remember a payload index."""
         await self.client.get_collection(name)
+        await self.client.create_payload_index(name, field, field_schema=schema)
         indexes = self._indexes.setdefault(await self.resolve(name), {})
         indexes[field] = jsonable(schema)
 
     async def delete_index(self, name: str, field: str) -> None:
         """Forget a payload index."""
-        await self.client.get_collection(name)
+        await self.client.delete_payload_index(name, field)
         self._indexes.get(await self.resolve(name), {}).pop(field, None)
 
     # Points
@@ -209,7 +255,7 @@ class Double:
             raise Refused(
                 400, f"Bad request: No range index for `order_by` key: `{key}`."
             )
-        return await self.client.scroll(
+        page: tuple[Any, Any] = await self.client.scroll(
             name,
             scroll_filter=given.filter,
             limit=10 if given.limit is None else given.limit,
@@ -218,6 +264,7 @@ class Double:
             with_payload=True if given.with_payload is None else given.with_payload,
             with_vectors=given.with_vector or False,
         )
+        return page
 
     async def _check_query(self, name: str, query: Any, using: str | None) -> None:
         from qdrant_client import models

@@ -78,6 +78,7 @@ class QdrantTestServer:
     async def open(self) -> None:
         """Start to listen."""
         self._closing.clear()
+        self.app.double.keep()
         if self._with_grpc:
             if self._grpc is None:
                 from fm_storage.testing.grpc_server import (
@@ -105,6 +106,7 @@ class QdrantTestServer:
             writer.transport.abort()
         self._closing.set()  # ends stalls
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.app.double.aclose()
         await server.wait_closed()
 
     async def __aenter__(self) -> Self:

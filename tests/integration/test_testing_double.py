@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import httpx
 import pytest
+from google.protobuf.message import DecodeError
 from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
@@ -73,6 +75,90 @@ async def test_update_mode_is_kept(client: AsyncQdrantClient) -> None:
     )
     found = await client.retrieve("docs", ids=[2, 3])
     assert [point.payload for point in found] == [{"n": 2}, {"n": "new"}]
+
+
+async def test_texts_and_formulas_are_answered_as_by_a_server(
+    client: AsyncQdrantClient,
+) -> None:
+    """A text index knows stems and stop words, phrases their order, formulas decay."""
+    texts = ["the pools are exhausted", "a pool of exhausted people", "people exhaust"]
+    for number, text in enumerate(texts):
+        await client.set_payload("docs", payload={"t": text}, points=[number])
+    options = models.TextIndexParams(
+        type=models.TextIndexType.TEXT,
+        tokenizer=models.TokenizerType.WORD,
+        stemmer=models.SnowballParams(
+            type=models.Snowball.SNOWBALL, language=models.SnowballLanguage.ENGLISH
+        ),
+        stopwords=models.Language.ENGLISH,
+        phrase_matching=True,
+    )
+    await client.create_payload_index("docs", "t", options)
+
+    async def matching(match: Any) -> list[Any]:
+        condition = models.FieldCondition(key="t", match=match)
+        found, _ = await client.scroll("docs", models.Filter(must=[condition]))
+        return [record.id for record in found]
+
+    assert await matching(models.MatchText(text="pool")) == [0, 1]
+    assert await matching(models.MatchText(text="the exhausting")) == [0, 1, 2]
+    assert await matching(models.MatchTextAny(text_any="pool nothing")) == [0, 1]
+    assert await matching(models.MatchPhrase(phrase="exhausted people")) == [1]
+    decay = models.GaussDecayExpression(
+        gauss_decay=models.DecayParamsExpression(x="n", target=1.0, scale=1.0)
+    )
+    found = await client.query_points(
+        "docs",
+        prefetch=models.Prefetch(query=[1.0, 0.0], limit=3),
+        query=models.FormulaQuery(
+            formula=models.SumExpression(sum=["$score", decay]), defaults={"n": 0}
+        ),
+    )
+    scores = {hit.id: round(hit.score, 3) for hit in found.points}
+    assert scores == {0: 1.5, 1: 2.0, 2: 1.5}
+
+
+async def test_points_outlive_the_server(tmp_path: Path) -> None:
+    """A server that is opened again has its collections, as one that restarted."""
+    server = QdrantTestServer(QdrantApp(folder=tmp_path / "engine"))
+    for round_ in range(2):
+        async with server:
+            client = AsyncQdrantClient(url=server.url, check_compatibility=False)
+            if not round_:
+                size = models.VectorParams(size=1, distance=models.Distance.DOT)
+                await client.create_collection("a", vectors_config=size)
+                point = models.PointStruct(id=1, vector=[1.0], payload={})
+                await client.upsert("a", [point])
+            assert (await client.count("a")).count == 1
+            await client.close()
+
+
+async def test_local_mode_answers_where_the_engine_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client is enough for a double, though a slower one."""
+    monkeypatch.setattr("fm_storage.testing.double.find_spec", lambda _name: None)
+    async with QdrantTestServer() as server:
+        client = AsyncQdrantClient(url=server.url, check_compatibility=False)
+        size = models.VectorParams(size=1, distance=models.Distance.DOT)
+        await client.create_collection("a", vectors_config=size)
+        await client.create_payload_index("a", "n", models.PayloadSchemaType.INTEGER)
+        await client.upsert("a", [models.PointStruct(id=1, vector=[1.0], payload={})])
+        [hit] = (await client.query_points("a", query=[1.0])).points
+        assert (hit.id, hit.score) == (1, 1.0)
+        await client.close()
+
+
+async def test_payload_too_deep_is_refused(client: AsyncQdrantClient) -> None:
+    """What the parser of a server does not take."""
+    deep: Any = 1
+    for _ in range(110):
+        deep = [deep]
+    point = models.PointStruct(id=9, vector=[1.0, 1.0], payload={"a": deep})
+    # The client itself does not write such a message of gRPC.
+    with pytest.raises((UnexpectedResponse, DecodeError)):
+        await client.upsert("docs", [point])
+    assert (await client.count("docs")).count == 3
 
 
 async def test_wrong_requests_are_refused(client: AsyncQdrantClient) -> None:

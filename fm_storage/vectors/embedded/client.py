@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -81,9 +81,15 @@ class EmbeddedEngine:
     number_bytes = 4
 
     def __init__(
-        self, folder: Path, *, durability: str, index_threshold: int = 20_000
+        self,
+        folder: Path,
+        *,
+        durability: str,
+        index_threshold: int = 20_000,
+        point: Callable[..., ScoredPoint] = point_from,
     ) -> None:
         self.folder = folder
+        self._point = point
         self._sync = durability == "fsync"
         self._index_threshold = index_threshold
         # Changed by _connected() and aclose() only.
@@ -216,7 +222,26 @@ class EmbeddedEngine:
             ) from None
         if "ok" not in answer:
             raise _refused(answer, operation, collection)
-        return _made(operation, answer["ok"], vectors)
+        return self._made(operation, answer["ok"], vectors)
+
+    def _made(self, operation: str, found: Any, vectors: memoryview) -> Any:
+        """Return an answer as the store expects it."""
+        if operation in {"query", "retrieve"}:
+            return self._points(found, vectors)
+        if operation == "scroll":
+            return self._points(found["points"], vectors), found["next"]
+        if operation == "facet":
+            return [tuple(pair) for pair in found]
+        if operation == "collections":
+            return found["names"], found["aliases"]
+        return found
+
+    def _points(self, answer: Sequence[Any], raw: memoryview) -> list[ScoredPoint]:
+        make = self._point
+        return [
+            make(number, score, payload, _vector(vector, raw))
+            for number, score, payload, vector in answer
+        ]
 
     async def _frame(self, request: Request | None) -> tuple[dict[str, Any], bytes]:
         if isinstance(request, (Upsert, UpdateVectors)):
@@ -321,27 +346,6 @@ def _vector(reference: Any, raw: memoryview) -> Any:
             raw[middle : middle + 4 * count].cast("f").tolist(),
         )
     return {name: _vector(inner, raw) for name, inner in reference["@n"].items()}
-
-
-def _points(answer: Sequence[Any], raw: memoryview) -> list[ScoredPoint]:
-    """Return the points of an answer as the application sees them."""
-    return [
-        point_from(number, score, payload, _vector(vector, raw))
-        for number, score, payload, vector in answer
-    ]
-
-
-def _made(operation: str, found: Any, vectors: memoryview) -> Any:
-    """Return an answer as the store expects it."""
-    if operation in {"query", "retrieve"}:
-        return _points(found, vectors)
-    if operation == "scroll":
-        return _points(found["points"], vectors), found["next"]
-    if operation == "facet":
-        return [tuple(pair) for pair in found]
-    if operation == "collections":
-        return found["names"], found["aliases"]
-    return found
 
 
 def _refused(
