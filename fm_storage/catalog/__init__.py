@@ -7,6 +7,7 @@ from fm_storage.catalog.logs.entry import IngestReport
 from fm_storage.catalog.query.analyzer import Analyzer
 from fm_storage.catalog.query.groups import ErrorGroup
 from fm_storage.catalog.query.similarity import SimilarEntry
+from fm_storage.catalog.query.splitting import GroupMember
 from fm_storage.catalog.record.capture import CatalogMiddleware
 from fm_storage.catalog.record.internal import spool_failed_start
 from fm_storage.catalog.report.report import Report
@@ -17,6 +18,7 @@ __all__ = [
     "CatalogMiddleware",
     "ErrorGroup",
     "ErrorManager",
+    "GroupMember",
     "GroupNotice",
     "IngestReport",
     "Recorded",

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from fm_storage.catalog.query.analyzer import Analyzer
     from fm_storage.catalog.query.groups import ErrorGroup, Order
     from fm_storage.catalog.query.similarity import SimilarEntry
+    from fm_storage.catalog.query.splitting import GroupMember
     from fm_storage.catalog.report.report import Report
     from fm_storage.postgres import Pool
     from fm_storage.vectors import Vectorizer
@@ -518,6 +519,35 @@ class ErrorManager(Lifecycle):
     async def reopen(self, group: ErrorGroup | str) -> ErrorGroup:
         """Make a group open again, whatever it was. Raises as ``resolve()``."""
         return await self._reading().set_state(group, "open")
+
+    async def group_members(self, group: ErrorGroup | str) -> list[GroupMember]:
+        """Return the fingerprints that were merged into a group, the oldest first.
+
+        Raises as ``resolve()``.
+        """
+        return await self._reading().group_members(group)
+
+    async def split_group(
+        self, group: ErrorGroup | str, members: Sequence[GroupMember | str]
+    ) -> ErrorGroup:
+        """Make members of a group one of their own, which no merging puts back.
+
+        The part with the oldest member keeps the name, and both keep the state. If
+        cancelled, it happened wholly or not at all.
+
+        Args:
+            group: The group, or its fingerprint.
+            members: Some of ``group_members()``, or their fingerprints.
+
+        Returns:
+            The group of these members.
+
+        Raises:
+            InvalidRecord: They are no members of it, or all of them.
+            RecordNotFound: There is no such group.
+            LockTimeout: Other processes have been merging for ten seconds.
+        """
+        return await self._reading().split_group(group, members)
 
     async def find_similar(
         self,

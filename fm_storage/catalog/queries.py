@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from fm_storage.catalog.query.analyzer import Analyzer
@@ -18,6 +19,11 @@ from fm_storage.catalog.query.similarity import (
     SimilarEntry,
     payload_filter,
     question_of,
+)
+from fm_storage.catalog.query.splitting import (
+    GroupMember,
+    fetch_members,
+    split_group,
 )
 from fm_storage.catalog.query.states import (
     State,
@@ -91,22 +97,33 @@ class CatalogQueries:
         until: datetime | timedelta | None = None,
     ) -> ErrorGroup:
         """Write the state of a group; return it as it is now."""
-        name = group.fingerprint if isinstance(group, ErrorGroup) else group
-        try:
-            number = number_of(name)
-        except (TypeError, ValueError):
-            raise InvalidRecord(
-                f"group is {name!r}; give an ErrorGroup, or the sixteen hexadecimal "
-                "digits of its fingerprint",
-                field="group",
-            ) from None
         pool, end = self._storage.pool, end_of_mute(until)
-        number = await group_of(pool, number)
-        if not await fetch_groups(pool, only=[number]):
-            raise RecordNotFound("fm_storage.error_groups", name)
+        number = await self._number_of(group)
         await set_state(pool, number, state, end)
         [changed] = await fetch_groups(pool, only=[number])
         return changed
+
+    async def _number_of(self, group: ErrorGroup | str) -> int:
+        """Return the number of a group that exists, named by any of its members."""
+        number = await group_of(self._storage.pool, _number(group, "group"))
+        if not await fetch_groups(self._storage.pool, only=[number]):
+            name = group.fingerprint if isinstance(group, ErrorGroup) else group
+            raise RecordNotFound("fm_storage.error_groups", name)
+        return number
+
+    async def group_members(self, group: ErrorGroup | str) -> list[GroupMember]:
+        """Return the members of a group, the oldest first."""
+        return await fetch_members(self._storage.pool, await self._number_of(group))
+
+    async def split_group(
+        self, group: ErrorGroup | str, members: Sequence[GroupMember | str]
+    ) -> ErrorGroup:
+        """Make members of a group one of their own."""
+        numbers = [_number(one, "members") for one in members]
+        pool = self._storage.pool
+        made = await split_group(pool, await self._number_of(group), numbers)
+        [found] = await fetch_groups(pool, only=[made])
+        return found
 
     async def find_similar(
         self,
@@ -175,3 +192,15 @@ class CatalogQueries:
         return tail_errors(
             self._storage.pool, module=module, severity=severity_from(severity)
         )
+
+
+def _number(named: object, field: str) -> int:
+    name: Any = getattr(named, "fingerprint", named)
+    try:
+        return number_of(name)
+    except (TypeError, ValueError):
+        raise InvalidRecord(
+            f"{field} is {name!r}; give an ErrorGroup, or the sixteen hexadecimal "
+            "digits of its fingerprint",
+            field=field,
+        ) from None

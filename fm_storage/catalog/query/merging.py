@@ -163,14 +163,17 @@ async def merge_groups(pool: Pool) -> None:
         return
     deadline = monotonic() + BUDGET
     for step in (_arrive, _place_some, _move_some, _arrive, _place_some):
-        while await _locked(pool, step):
+        while await locked(pool, step):
             if monotonic() > deadline:
                 logger.info("merging of groups goes on with the next question")
                 return
 
 
-async def _locked(pool: Pool, step: Step) -> bool:
-    """Run *step* in a transaction that holds the lock; return whether there is more."""
+async def locked(pool: Pool, step: Step) -> bool:
+    """Run *step* in a transaction that holds the lock; return what it returns.
+
+    False, too, if another process has held the lock for two seconds.
+    """
     patience, pause = monotonic() + _PATIENCE, Backoff(0.01, 0.1)
     while monotonic() < patience:
         async with pool.transaction() as tx:
@@ -262,7 +265,7 @@ def _shape(row: Record, now: Fingerprint) -> int:
     trace = row["stack_trace"]
     place, enough = ("", False) if trace is None else place_of(trace)
     signs = ("",) if enough else pieces_of(now.template)[1]
-    text = "\x1f".join((code_that_counts(row["error_code"]), place, *signs))
+    text = "\x1f".join((code_that_counts(row["error_code"], trace), place, *signs))
     digest = blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
     number = int.from_bytes(digest, "big", signed=True)
     return number | 1 if enough else number & ~1

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 
-from fm_storage.catalog.record.frames import exception_type, frames_of, place_of
+from fm_storage.catalog.record.frames import (
+    code_beside,
+    exception_type,
+    frames_of,
+    place_of,
+)
 
 VERSION = 2
 """Of the rules; errors of an older one are grouped anew, and keep their groups."""
@@ -135,7 +140,10 @@ def normalise(text: str) -> str:
     data = text.encode(*_UTF8)
     if b"0x" in data or b"0X" in data:
         data = data.replace(b"0x", b"\0x").replace(b"0X", b"\0X")
-    level = data.translate(_LEVELLED).replace(b"\0", b"0").decode(*_UTF8)
+        data = data.translate(_LEVELLED).replace(b"\0", b"0")
+    else:
+        data = data.translate(_LEVELLED)
+    level = data.decode(*_UTF8)
     if len(level) >= _COMMON:
         return _by_word(text)[0]
     short, digits = _levelled(level)
@@ -221,13 +229,16 @@ def fingerprint_of_template(
 ) -> Fingerprint:
     """Return the fingerprint of an error whose message is normalised already."""
     place, enough = ("", False) if stack_trace is None else place_of(stack_trace)
-    error_code = code_that_counts(error_code)
+    if stack_trace is not None or error_code[:2] == _MADE:
+        error_code = code_that_counts(error_code, stack_trace)
     return _of(template, "" if enough else template, module, error_code, place)
 
 
-def code_that_counts(error_code: str) -> str:
-    """Return the code, but none that was made of the message by some release."""
-    return "" if error_code.startswith(_MADE) else error_code
+def code_that_counts(error_code: str, stack_trace: str | None) -> str:
+    """Return the code, or nothing if it was made of the message or of the trace."""
+    if error_code.startswith(_MADE):
+        return ""
+    return code_beside(stack_trace, error_code) if stack_trace else error_code
 
 
 @lru_cache(maxsize=1 << 14)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -33,7 +34,8 @@ class Raised(NamedTuple):
     frames: tuple[Frame, ...]
 
 
-class _Language(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class _Language:
     """How traces of a language are read.
 
     Attributes:
@@ -67,10 +69,10 @@ _JVM_KIND = _lines(
 _LANGUAGES = (
     _Language(
         'File "',
-        _lines(r'^[\s|]*File "(?P<file>[^"]+)", line \d+(?:, in (?P<name>.+))?$'),
-        _lines(r"^[\s|+]*(?:Exception Group )?Traceback \(most recent call last\):$"),
+        _lines(r'^[ \t|]*File "(?P<file>[^"]+)", line \d+(?:, in (?P<name>.+))?$'),
+        _lines(r"^[ |+]*(?:Exception Group )?Traceback \(most recent call last\):$"),
         _lines(
-            r"^(?:\s*\| )?((?:[A-Za-z_]\w*\.)*[A-Z]\w+|(?:[A-Za-z_]\w*\.)+\w+)(?:: |$)"
+            r"^(?: *\| )?((?:[A-Za-z_]\w*\.)*[A-Z]\w+|(?:[A-Za-z_]\w*\.)+\w+)(?:: |$)"
         ),
         re.compile(
             r"[/\\](?:site|dist)-packages[/\\]|[/\\][Ll]ib[/\\]python\d|^<"
@@ -199,7 +201,7 @@ def own_code(names: Iterable[str]) -> None:
         if parts
         else None
     )
-    for cached in (raised_of, frames_of, place_of):
+    for cached in (_frame, raised_of, frames_of, place_of):
         cached.cache_clear()
 
 
@@ -217,47 +219,44 @@ def _tail(path: str) -> str:
     return f"{_VERSIONED.sub('<n>', parts[-2])}/{parts[-1]}"
 
 
-def _frames(text: str, language: _Language) -> Iterator[Frame]:
-    for found in language.frame.finditer(text):
-        groups = found.groupdict()
-        name, file = groups.get("name") or "", groups.get("file") or ""
-        if _INLINED.match(name):
-            continue
-        own = _is_own(name, file, language)
-        if not language.whole:
-            name = f"{_tail(file)}:{name}"
-        yield Frame(_LAMBDA.sub("", name), own)
+@lru_cache(maxsize=1 << 13)
+def _frame(name: str, file: str, language: _Language) -> Frame | None:
+    if _INLINED.match(name):
+        return None
+    own = _is_own(name, file, language)
+    if not language.whole:
+        name = f"{_tail(file)}:{name}"
+    return Frame(_LAMBDA.sub("", name), own)
 
 
 @lru_cache(maxsize=256)
 def raised_of(trace: str) -> tuple[Raised, ...]:
     """Return the exceptions of a trace in the order of its text."""
     for language in _LANGUAGES:
-        if language.hint not in trace or language.frame.search(trace) is None:
-            continue
-        starts = [one.start() for one in language.begin.finditer(trace)]
-        bounds = [0, *(start for start in starts if start > 0), len(trace)]
-        found: list[Raised] = []
-        for begin, end in pairwise(bounds):
-            part = trace[begin:end]
-            frames = tuple(_frames(part, language))
-            if not frames:
-                continue
-            # In Python what precedes the type are its frames.
-            at = _last_frame(part, language) if language.inward else 0
-            kind = language.kind.search(part, at)
-            if not language.inward:
-                frames = frames[::-1]
-            found.append(Raised(kind and _KINDS.get(kind[1], kind[1]), frames))
-        return tuple(found)
+        if language.hint in trace and (found := _raised(trace, language)):
+            return found
     return ()
 
 
-def _last_frame(part: str, language: _Language) -> int:
+def _raised(trace: str, language: _Language) -> tuple[Raised, ...]:
+    starts = [one.start() for one in language.begin.finditer(trace)]
+    bounds = [0, *filter(None, starts), len(trace)]
+    raised: list[Raised] = []
     end = 0
-    for found in language.frame.finditer(part):
-        end = found.end()
-    return end
+    for begin, stop in pairwise(bounds):
+        frames: list[Frame] = []
+        for found in language.frame.finditer(trace, begin, stop):
+            end = found.end()
+            groups = found.groupdict("")
+            frame = _frame(groups.get("name", ""), groups.get("file", ""), language)
+            if frame is not None:
+                frames.append(frame)
+        if frames:
+            # In Python the type stands behind the frames, elsewhere before them.
+            kind = language.kind.search(trace, end if language.inward else begin, stop)
+            order = frames if language.inward else reversed(frames)
+            raised.append(Raised(kind and _KINDS.get(kind[1], kind[1]), tuple(order)))
+    return tuple(raised)
 
 
 @lru_cache(maxsize=256)
@@ -284,7 +283,7 @@ def exception_type(trace: str | None) -> str | None:
         return "anyhow::Error"
     if 'File "' in trace or "Traceback (most recent" in trace:
         types = _LANGUAGES[0].kind.findall(trace)
-        return types[-1] if types else None
+        return types[0 if _GROUP in trace else -1] if types else None
     for language in _LANGUAGES[1:]:
         found = language.kind.search(trace)
         if found:
@@ -311,7 +310,7 @@ def place_of(trace: str) -> tuple[str, bool]:
         last, root = (own[-1], own[0]) if python else (own[0], own[-1])
         final = raised[-1] if python else raised[0]
         decide = [
-            final.kind or "",
+            _short(final.kind),
             _place(last),
             *([_place(root)] if root is not last else ()),
         ]
@@ -330,14 +329,30 @@ def _place(one: Raised) -> str:
         counts = Counter(names)
         again = sorted(name for name in counts if counts[name] >= _REPEATED)
         if again:
-            return f"{one.kind}\x1e" + "\x1e".join(again[:4])
+            return "\x1e".join([_short(one.kind), *again[:4]])
     path: list[str] = []
     for name in names:
         if name in path:
             del path[path.index(name) + 1 :]
         else:
             path.append(name)
-    return f"{one.kind or ''}\x1e" + "\x1e".join(path[-_DECIDE:])
+    return "\x1e".join([_short(one.kind), *path[-_DECIDE:]])
+
+
+def _short(kind: str | None) -> str:
+    """Return the name of a type without the module, which may bear a release."""
+    return re.split(r"[.\\:]", kind)[-1] if kind else ""
+
+
+@lru_cache(maxsize=256)
+def code_beside(trace: str, error_code: str) -> str:
+    """Return what *error_code* says beyond the types of the exceptions in a trace."""
+    for one in raised_of(trace):
+        if one.kind and error_code.startswith(one.kind):
+            rest = error_code[len(one.kind) :]
+            if not rest or rest[0] == ":":
+                return rest
+    return error_code
 
 
 def lines_of(trace: str) -> Iterator[tuple[str, str]]:
