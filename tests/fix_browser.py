@@ -98,9 +98,9 @@ class Browser:
             await self.call(f"{domain}.enable")
 
     async def open(
-        self, page: Path, *, width: int, dark: bool = False, media: str = ""
+        self, page: Path | str, *, width: int, dark: bool = False, media: str = ""
     ) -> None:
-        """Show *page* in a window of that width, as a telephone if it is narrow."""
+        """Show a file or address at that width, as a telephone if it is narrow."""
         await self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -111,7 +111,12 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.events.clear()
-        await self.call("Page.navigate", url=page.as_uri())
+        url = page if isinstance(page, str) else page.as_uri()
+        await self.call("Page.navigate", url=url)
+        await self.loaded()
+
+    async def loaded(self) -> None:
+        """Wait until a page has loaded since the events were cleared."""
         while not any(one["method"] == "Page.loadEventFired" for one in self.events):
             await self._next()
 
@@ -128,14 +133,30 @@ class Browser:
 
     async def press_enter(self) -> None:
         """Press the key Enter."""
+        await self._press("Enter", 13, "\r")
+
+    async def press_tab(self) -> str:
+        """Press the key Tab; return the tag and the text of what has the focus."""
+        await self._press("Tab", 9, "")
+        found: str = await self.evaluate(
+            "(e => e.tagName + ' ' + (e.innerText || e.name || '').slice(0, 40))"
+            "(document.activeElement)"
+        )
+        return found
+
+    async def type(self, text: str) -> None:
+        """Type into what has the focus."""
+        await self.call("Input.insertText", text=text)
+
+    async def _press(self, key: str, code: int, text: str) -> None:
         for kind in ("keyDown", "keyUp"):
             await self.call(
                 "Input.dispatchKeyEvent",
                 type=kind,
-                key="Enter",
-                code="Enter",
-                windowsVirtualKeyCode=13,
-                text="\r" if kind == "keyDown" else "",
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=code,
+                text=text if kind == "keyDown" else "",
             )
 
     async def shoot(self, file: Path) -> bytes:

@@ -27,6 +27,7 @@ from fm_storage.catalog.record.row import Prepared, Recorded
 from fm_storage.catalog.record.store import CatalogStore
 from fm_storage.catalog.record.structlog_processor import CatalogProcessor
 from fm_storage.catalog.watch import OnGroup, Watch, WatcherStatus, fetch_watchers
+from fm_storage.catalog.web import ErrorPages, Guard
 from fm_storage.concurrency.lifecycle import Home, Lifecycle
 from fm_storage.concurrency.shield import shielded
 from fm_storage.errors import ConfigurationInvalid, StorageError
@@ -618,6 +619,42 @@ class ErrorManager(Lifecycle):
             window=window,
             severity=severity,
             limit=limit,
+        )
+
+    def web(
+        self,
+        *,
+        token: str | None = None,
+        guard: Guard | None = None,
+        unguarded: bool = False,
+        title: str = "Errors",
+    ) -> ErrorPages:
+        """Return the report as an ASGI application, live, with a search.
+
+        Mount it below any path (``app.mount("/errors", errors.web(token=…))``), or
+        serve it alone. It runs no script and changes nothing. Use it in the loop of
+        the manager, as long as that is open.
+
+        Args:
+            token: What a client must show: the password of HTTP Basic (any user
+                name), or ``Authorization: Bearer``. Compared in constant time; give
+                it over TLS.
+            guard: Called with the ASGI scope of each request instead, sync or async;
+                what it returns says whether the client may look (else 403).
+            unguarded: Everybody who reaches it may look.
+            title: Title of the first page.
+
+        Raises:
+            ConfigurationInvalid: Not exactly one of the first three is given.
+            StorageClosed: The manager is not open, or closed.
+        """
+        return ErrorPages(
+            self._reading(),
+            title=title,
+            search=self.storage.config.qdrant is not None,
+            token=token,
+            guard=guard,
+            unguarded=unguarded,
         )
 
     def watch(

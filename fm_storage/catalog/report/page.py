@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fm_storage.catalog.query.findings import Correlation
     from fm_storage.catalog.query.groups import ErrorGroup
     from fm_storage.catalog.report.report import Report
+    from fm_storage.repositories import ErrorEntry
 
 _QUIET = {"resolved", "muted"}
 _CLOSE = 0.5
@@ -36,11 +37,15 @@ class Live(NamedTuple):
         base: Where the application is mounted, without a slash at the end.
         search: Whether there are vectors to search by.
         query: What was searched for.
+        since: Beginning of the period, as it was given.
+        severity: Minimum severity that was asked for.
     """
 
     base: str
     search: bool = True
     query: str = ""
+    since: str = ""
+    severity: str = ""
 
 
 class Row(NamedTuple):
@@ -126,6 +131,16 @@ def row_of(group: ErrorGroup, spark: Sequence[int] = ()) -> Row:
         max(spark, default=0),
         f"{group.count:,}×",
     )
+
+
+def entries_of(
+    entries: Sequence[ErrorEntry],
+) -> list[tuple[ErrorEntry, Trace | None]]:
+    """Return entries with their traces."""
+    return [
+        (one, read_trace(one.stack_trace) if one.stack_trace else None)
+        for one in entries
+    ]
 
 
 def _row(report: Report, group: ErrorGroup) -> Row:
