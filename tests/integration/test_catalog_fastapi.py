@@ -32,6 +32,7 @@ async def test_a_fastapi_application_catalogues_and_reports_its_errors(
     monkeypatch.setenv("FM_STORAGE_POSTGRES__DSN", dsn)
     monkeypatch.setenv("FM_STORAGE_QDRANT__URL", f"embedded:{vector_folder}")
     monkeypatch.setenv("FM_STORAGE_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("ERRORS_TOKEN", "s3cret")
     module = types.ModuleType("shop_example")
     monkeypatch.setitem(sys.modules, "shop_example", module)
     exec(compile(example(), "shop_example.py", "exec"), module.__dict__)  # noqa: S102 - our own example
@@ -48,9 +49,12 @@ async def test_a_fastapi_application_catalogues_and_reports_its_errors(
         for number in range(3):
             answer = await client.post(f"/orders/{number}/pay", timeout=20)
             assert answer.status_code == 500
-        page = await client.get("/errors", timeout=20)
+        refused = await client.get("/errors/", timeout=20)
+        auth = httpx.BasicAuth("me", "s3cret")
+        page = await client.get("/errors/", auth=auth, timeout=20)
     server.should_exit = True
     await serving
+    assert refused.status_code == 401
     assert page.status_code == 200
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src &#x27;none&#x27;" in page.text

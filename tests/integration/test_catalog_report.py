@@ -246,7 +246,7 @@ async def test_what_is_mild_is_left_out_and_counted_unless_it_is_asked_for(error
     assert (report.totals.errors, report.left_out) == (78, 144)
     assert set(report.severities) == {"WARNING", "ERROR", "CRITICAL"}
     page = report.to_html()
-    assert "144 entries below warning are left out" in page
+    assert "144 below warning left out" in page
     assert "took" not in page
     whole = await errors.report(severity="DEBUG")
     assert (whole.totals.errors, whole.left_out) == (222, 0)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fm_storage.catalog.report.charts import (
     WORST_FIRST,
+    format_span,
     hours_chart,
     timeline_chart,
 )
@@ -162,7 +163,6 @@ def _sections(report: Report, rows: dict[str, Row]) -> Iterator[Section]:
 
     What somebody muted or resolved is in the list of all groups alone.
     """
-    lately = report.window
     seen = {name for name, row in rows.items() if row.group.state in _QUIET}
 
     def kept(groups: Sequence[ErrorGroup]) -> list[Row]:
@@ -170,7 +170,7 @@ def _sections(report: Report, rows: dict[str, Row]) -> Iterator[Section]:
         seen.update(one.fingerprint for one in fresh)
         return [rows.setdefault(one.fingerprint, _row(report, one)) for one in fresh]
 
-    span = environment().filters["span"](lately)
+    span = format_span(report.window).removeprefix("1 ")
     regressed = kept(report.regressed)
     if regressed:
         note = "Somebody had called them resolved."
