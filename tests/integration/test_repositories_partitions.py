@@ -253,7 +253,10 @@ async def test_tracked_partitions_come_and_go_under_writers(
                 group.create_task(write(name))
             for number in (1, 2, 3):
                 await pool.execute((made, attached)[number % 2](number))
-                await asyncio.sleep(0.3)
+            known = "SELECT cardinality(partitions) FROM fm_storage.vector_track"
+            async with asyncio.timeout(30):  # until the drainer has looked
+                while await pool.fetchval(known) != 5:
+                    await asyncio.sleep(0.05)
             await pool.execute("ALTER TABLE event DETACH PARTITION event_1")
             await asyncio.sleep(0.2)
             await pool.execute("DROP TABLE event_2")
