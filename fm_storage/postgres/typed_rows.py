@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from typing import Any, Protocol, TypeAlias, TypeVar
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from asyncpg import Record
 
@@ -146,3 +148,31 @@ async def named_value(
 
 def _at(index: int, why: str, field: str | None) -> InvalidRecord:
     return InvalidRecord(f"result: row {index + 1}{why}", field=field, index=index)
+
+
+class Records(Generic[M]):
+    """A block with a stream, whose rows *make* makes into records."""
+
+    def __init__(
+        self,
+        stream: AbstractAsyncContextManager[AsyncIterator[Record]],
+        make: Callable[[AsyncIterator[Record]], AsyncGenerator[M, None]],
+    ) -> None:
+        self._stream = stream
+        self._make = make
+        self._records: AsyncGenerator[M, None]
+
+    async def __aenter__(self) -> AsyncIterator[M]:
+        self._records = self._make(await self._stream.__aenter__())
+        return self._records
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self._records.aclose()
+        finally:
+            await self._stream.__aexit__(exc_type, exc, traceback)

@@ -371,3 +371,131 @@ async def test_a_subscription_can_be_entered_again(pool_of_one, outside):
                 async for notification in subscription:
                     assert notification.payload == "x"
                     break
+
+
+async def in_a_transaction(pool):
+    """Write in a transaction, and go on while it is open."""
+    async with pool.transaction() as tx:
+        await tx.execute("INSERT INTO journal VALUES ('x')")
+        yield
+
+
+async def in_a_savepoint(pool):
+    """Write in a savepoint."""
+    async with (
+        pool.acquire() as held,
+        held.transaction() as tx,
+        tx.savepoint() as inner,
+    ):
+        await inner.execute("INSERT INTO journal VALUES ('x')")
+        yield
+
+
+async def in_a_stream(pool):
+    """Read through a cursor."""
+    async with pool.stream("SELECT generate_series(1, 99)", prefetch=9) as rows:
+        async for _ in rows:
+            yield
+
+
+async def in_a_stream_of_a_transaction(pool):
+    """Read through a cursor of a transaction that writes."""
+    async with pool.transaction() as tx:
+        await tx.execute("INSERT INTO journal VALUES ('x')")
+        async with tx.stream("SELECT generate_series(1, 99)", prefetch=9) as rows:
+            async for _ in rows:
+                yield
+
+
+BLOCKS = [
+    in_a_transaction,
+    in_a_savepoint,
+    in_a_stream,
+    in_a_stream_of_a_transaction,
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("how", ["left", "closed", "coroutine closed"])
+async def test_a_generator_given_up_in_its_block_is_undone(
+    pool_of_one, outside, block, how
+):
+    """Whether it may wait or not; the connection serves the next caller."""
+    generator = block(pool_of_one)
+    if how == "left":
+        async for _ in generator:
+            break
+        del generator
+        await asyncio.sleep(0.01)
+    elif how == "closed":
+        await anext(generator)
+        await generator.aclose()
+    else:
+
+        async def work() -> None:
+            async for _ in generator:
+                await asyncio.sleep(60)
+
+        body = work()
+        task = asyncio.create_task(body)
+        await until(lambda: generator.ag_frame and not generator.ag_running)
+        body.close()
+        task.cancel()
+        await asyncio.wait({task})
+        await generator.aclose()
+    assert await pool_of_one.fetchval("SELECT 1", timeout=5) == 1
+    assert await outside.fetchval("SELECT count(*) FROM journal") == 0
+    idle = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in%'"
+    assert await outside.fetchval(idle) == 0
+
+
+async def test_a_closed_block_on_a_held_connection_ends_before_what_follows(
+    pool_of_one, outside
+):
+    """Its transaction alone is undone, and its cursor closed; the connection stays."""
+
+    async def block(held):
+        async with held.transaction() as tx:
+            await tx.execute("INSERT INTO journal VALUES ('undone')")
+            yield
+
+    async def rows_of(tx):
+        async with tx.stream("SELECT generate_series(1, 99)", prefetch=9) as rows:
+            async for _ in rows:
+                yield
+
+    async with pool_of_one.acquire() as held:
+        pid = await held.fetchval("SELECT pg_backend_pid()")
+        generator = block(held)
+        await anext(generator)
+        await generator.aclose()
+        await held.execute("INSERT INTO journal VALUES ('kept')")
+        async with held.transaction() as tx:
+            generator = rows_of(tx)
+            await anext(generator)
+            await generator.aclose()
+            cursors = "SELECT count(*) FROM pg_cursors WHERE name <> ''"
+            assert await tx.fetchval(cursors) == 0
+            await tx.execute("INSERT INTO journal VALUES ('kept, too')")
+        assert await held.fetchval("SELECT pg_backend_pid()") == pid
+    kept = await outside.fetch("SELECT x FROM journal ORDER BY x")
+    assert [row["x"] for row in kept] == ["kept", "kept, too"]
+
+
+def test_a_loop_that_ends_with_generators_in_their_blocks_says_nothing(
+    empty_dsn, caplog
+):
+    """Python closes all generators at once then, in no order."""
+
+    async def main() -> None:
+        async with Pool(PostgresConfig(dsn=empty_dsn)) as pool:
+            await pool.execute("CREATE TABLE journal (x text)")
+            generators = [block(pool) for block in BLOCKS]
+            for generator in generators:
+                await anext(generator)
+            await asyncio.get_running_loop().shutdown_asyncgens()
+            assert await pool.fetchval("SELECT count(*) FROM journal") == 0
+            await until(lambda: pool.statistics().busy == 0)
+
+    asyncio.run(main())
+    assert not caplog.records

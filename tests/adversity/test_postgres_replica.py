@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -22,7 +22,7 @@ from fm_storage import (
     StorageManager,
 )
 from fm_storage.errors import StorageError
-from fm_storage.postgres import Pool, Sql
+from fm_storage.postgres import Pool, Sql, Transaction
 from fm_storage.postgres.pool.replica import ReadPool
 from tests.fix_cluster import TestCluster
 from tests.support.waiting import until
@@ -389,3 +389,45 @@ async def test_without_a_replica_reads_is_the_pool(storage: StorageManager):
     with pytest.raises(ConfigurationInvalid, match="only reads"):
         await near.delete(1)
     assert (await storage.health())["replica"].status == "off"
+
+
+@pytest.mark.parametrize("where", ["pool", "transaction"])
+async def test_a_stream_ended_by_a_conflict_with_recovery_says_so(
+    cluster: TestCluster, where: str
+):
+    """Between two fetches, where the driver drops what the server says: 40001."""
+    standby = await cluster.standby()
+    await standby.restart(max_standby_streaming_delay="0")
+    config = PostgresConfig(dsn=standby.tcp_dsn, max_size=1)
+    async with (
+        Pool(PostgresConfig(dsn=cluster.tcp_dsn)) as pool,
+        Pool(config) as there,
+    ):
+        await pool.execute("CREATE TABLE t AS SELECT generate_series(1, 5000) AS n")
+        await replayed(pool, standby)
+        with pytest.raises(SerializationFailed) as caught:
+            async with AsyncExitStack() as stack:
+                on: Pool | Transaction = there
+                if where == "transaction":
+                    block = there.transaction(isolation="repeatable_read")
+                    on = await stack.enter_async_context(block)
+                opened = on.stream("SELECT n FROM t", prefetch=10)
+                async for row in await stack.enter_async_context(opened):
+                    if row["n"] == 1:
+                        await pool.execute("DELETE FROM t")
+                        await pool.execute("VACUUM t")
+                        await until(lambda: has_ended_one(standby))
+        assert caught.value.sqlstate == "40001"
+        assert caught.value.retryable
+    async with Pool(config) as there:
+        assert await there.fetchval("SELECT count(*) FROM t") == 0
+
+
+async def has_ended_one(standby: TestCluster) -> bool:
+    """Whether the standby has ended a connection for a conflict."""
+    async with Pool(PostgresConfig(dsn=standby.tcp_dsn)) as look:
+        found = await look.fetchval(
+            "SELECT confl_snapshot FROM pg_stat_database_conflicts "
+            "WHERE datname = current_database()"
+        )
+    return bool(found)

@@ -18,7 +18,7 @@ from fm_storage.errors import (
     SerializationFailed,
 )
 from fm_storage.postgres import Executor, Pool, Transaction
-from tests.support.waiting import sleeping_on_server
+from tests.support.waiting import sleeping_on_server, until
 
 
 @pytest.fixture
@@ -182,6 +182,29 @@ async def test_a_deadlock_is_run_again(pool):
 
     await asyncio.gather(swap(1, 2), swap(2, 1))
     assert await pool.fetchval("SELECT sum(n) FROM t") == 4
+
+
+async def test_a_connection_lost_before_commit_is_sent_repeats_the_body(pool):
+    """Nothing of COMMIT was sent: the body runs again, and counts once."""
+    await pool.execute("CREATE TABLE once (attempt int)")
+    attempts = []
+
+    async def body(tx):
+        attempts.append(len(attempts))
+        await tx.execute("INSERT INTO once VALUES ($1)", attempts[-1])
+        pid = await tx.fetchval("SELECT pg_backend_pid()")
+        if len(attempts) < 3:
+            await pool.execute("SELECT pg_terminate_backend($1)", pid)
+            wait = "SELECT 1 FROM pg_stat_activity WHERE pid = $1"
+            await until(lambda: is_gone(wait, pid))
+            await asyncio.sleep(0.05)  # and its last word is here
+        return attempts[-1]
+
+    async def is_gone(sql, pid):
+        return await pool.fetchval(sql, pid) is None
+
+    assert await pool.run_in_transaction(body) == 2
+    assert await pool.fetch("SELECT attempt FROM once") == [(2,)]
 
 
 async def test_the_last_attempts_error_comes_out(pool):

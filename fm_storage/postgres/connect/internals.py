@@ -168,6 +168,44 @@ class _Callback:
     is_async: bool = False
 
 
+class EndWatch:
+    """Hears why the server ends a connection on which no statement runs.
+
+    The driver drops that message. Stands before the driver's protocol until ``stop()``.
+
+    Attributes:
+        error: What the server said; None if it said nothing.
+    """
+
+    def __init__(self, raw: Any, is_idle: Callable[[], bool]) -> None:
+        self.error: asyncpg.PostgresError | None = None
+        self._transport = raw._transport
+        self._protocol = self._transport.get_protocol()
+        self._is_idle = is_idle
+        self.pause_writing = self._protocol.pause_writing
+        self.resume_writing = self._protocol.resume_writing
+        self.connection_lost = self._protocol.connection_lost
+        self._transport.set_protocol(self)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio."""
+        if self._is_idle() and data[:1] == b"E":
+            fields = bytes(data[5:]).split(b"\0")
+            found = {chr(each[0]): each[1:].decode() for each in fields if each}
+            self.error = asyncpg.PostgresError.new(found)
+        self._protocol.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        """See asyncio."""
+        answer: bool | None = self._protocol.eof_received()
+        return answer
+
+    def stop(self) -> None:
+        """Leave the connection to the driver again."""
+        if self._transport.get_protocol() is self:
+            self._transport.set_protocol(self._protocol)
+
+
 # -- statements ---------------------------------------------------------------
 
 

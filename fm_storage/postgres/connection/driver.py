@@ -46,6 +46,8 @@ _SUSPECT = (
 """Errors whose cause may be that the table is no longer what was prepared for."""
 _CALLS = re.compile(r"\s*(call|do)\b", re.IGNORECASE)
 _RECORD = asyncpg.Record
+_CLOSED = "connection is closed"
+"""What the driver says before it sends anything."""
 _ALL = 0
 _ROWS, _STATUS = False, True
 
@@ -228,16 +230,21 @@ def was_unsent(raw: Any, exc: BaseException) -> bool:
     """
     internal = isinstance(exc, asyncpg.InternalClientError)
     driver_own = internal or isinstance(exc, asyncpg.InterfaceError)
-    if driver_own and "another operation" in str(exc):
+    if driver_own and ("another operation" in str(exc) or str(exc) == _CLOSED):
         return True
     return (
         internal and not isinstance(exc, OutdatedSchemaCacheError) and raw.is_closed()
     )
 
 
-def is_unreadable(exc: BaseException) -> bool:
-    """Whether a statement ran whose rows were of a type that was changed meanwhile."""
-    return isinstance(exc, OutdatedSchemaCacheError)
+def has_no_answer(exc: BaseException) -> bool:
+    """Whether a statement may have run, without an answer that could be read.
+
+    The connection broke, or the rows are of a type that was changed meanwhile.
+    """
+    return isinstance(
+        exc, (OutdatedSchemaCacheError, asyncpg.ConnectionDoesNotExistError)
+    )
 
 
 def is_synced(exc: BaseException) -> bool:

@@ -7,6 +7,7 @@ its cursor, and a transaction opened for it, on every way out.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from asyncio import current_task, get_running_loop
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from asyncpg.exceptions import OutdatedSchemaCacheError
 from fm_storage.concurrency.shield import consume, wait_done
 from fm_storage.errors import (
     ConnectionBusy,
+    ConnectionFailed,
     ConnectionReleased,
     ForkedProcess,
     QueryFailed,
@@ -25,7 +27,11 @@ from fm_storage.errors import (
     WrongLoop,
 )
 from fm_storage.postgres.arguments import at_least_one, seconds
-from fm_storage.postgres.connect.internals import server_of
+from fm_storage.postgres.connect.internals import (
+    EndWatch,
+    server_of,
+    wait_for_cancellation,
+)
 from fm_storage.postgres.connection import driver
 from fm_storage.postgres.connection.classifier import Classifier, Effect
 from fm_storage.postgres.connection.entry import GRACE
@@ -251,6 +257,10 @@ class Statements:
             entry.on_error(entry, error)
         return error
 
+    def translated(self, exc: BaseException) -> BaseException:
+        """Return our error for what the server said of its own accord."""
+        return translate(exc, owner=self._rules.owner)
+
     def _settle_soon(self, entry: PoolEntry) -> None:
         """End what the call may have left open, off the caller's path."""
         entry.unsynced = True
@@ -335,6 +345,43 @@ async def undo_block(statements: Statements, sql: Sql) -> None:
     entry.give_up()
 
 
+async def undo_closed(statements: Statements, sql: Sql) -> None:
+    """Roll back because the generator or coroutine of the block was closed.
+
+    That may not wait, so what follows on this connection does; only on a connection of
+    the caller's, who knows nothing of it, it is waited for.
+    """
+    entry = statements.entry
+    if entry is not None and entry.foreign:
+        await undo_block(statements, sql)
+    elif entry is not None:
+        end_later(entry, lambda: driver.execute(entry.raw, sql.text, timeout=GOODBYE))
+
+
+def end_later(entry: PoolEntry, work: Callable[[], Awaitable[object]]) -> None:
+    """Run *work* on *entry* off the caller's path; if that fails, close it."""
+    if entry.raw.is_closed() or entry.forked:
+        return
+    before = entry.settling
+
+    async def end() -> None:
+        try:
+            if before is not None:
+                await wait_done(before)
+            await wait_for_cancellation(entry.raw, GOODBYE)
+            await work()
+        except BaseException:  # what is open on it ends with it
+            entry.give_up()
+            raise
+
+    with contextlib.suppress(RuntimeError):  # no loop runs any more
+        if get_running_loop() is entry.loop:
+            entry.settling = asyncio.ensure_future(end())
+            entry.settling.add_done_callback(consume)
+            return
+    entry.doubtful = True
+
+
 class Stream:
     """Async context manager that gives an iterator over a statement's rows."""
 
@@ -351,6 +398,7 @@ class Stream:
         self._prefetch = at_least_one(prefetch, "prefetch")
         self._own_transaction = False
         self._cursor: Any = None
+        self._watch: EndWatch | None = None
 
     async def __aenter__(self) -> AsyncIterator[Record]:
         run = self._statements.run
@@ -364,6 +412,8 @@ class Stream:
         except BaseException:  # end its transaction, then pass it on
             await self._close()
             raise
+        entry = self._statements.required()
+        self._watch = EndWatch(entry.raw, lambda: entry.task is None)
         return self._rows()
 
     async def __aexit__(
@@ -372,6 +422,13 @@ class Stream:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._watch is not None:
+            self._watch.stop()
+        entry = self._statements.entry
+        if exc_type is GeneratorExit and entry is not None:
+            cursor, self._cursor = self._cursor, None
+            end_later(entry, lambda: self._end_on(entry.raw, self._sql, cursor))
+            return
         await self._close()
 
     async def _rows(self) -> AsyncIterator[Record]:
@@ -379,9 +436,17 @@ class Stream:
         while True:
             if self._cursor is None:  # the block was left
                 raise self._statements.gone()
-            rows = await run(
-                driver.fetch_more, self._sql, (self._cursor, count), math.inf
-            )
+            try:
+                rows = await run(
+                    driver.fetch_more, self._sql, (self._cursor, count), math.inf
+                )
+            except ConnectionFailed as exc:
+                said = None if self._watch is None else self._watch.error
+                if said is None:
+                    raise
+                # Why the server ended it between two calls, such as a conflict with
+                # recovery on a standby (40001).
+                raise self._statements.translated(said) from exc
             for row in rows:
                 yield row
             if len(rows) < count:
@@ -397,8 +462,13 @@ class Stream:
             entry.doubtful = True
 
     async def _end(self, cursor: Any) -> None:
-        run = self._statements.run
+        sql = _ROLLBACK if self._own_transaction else self._sql
+        await self._statements.run(self._end_on, sql, (cursor,), GOODBYE)
+
+    async def _end_on(
+        self, raw: Any, _sql: str, cursor: Any, *, timeout: float | None = GOODBYE
+    ) -> None:
         if self._own_transaction:
-            await run(driver.execute, _ROLLBACK, (), GOODBYE)
+            await driver.execute(raw, _ROLLBACK.text, timeout=timeout)
         elif cursor is not None:
-            await run(driver.close_cursor, self._sql, (cursor,), GOODBYE)
+            await driver.close_cursor(raw, _sql, cursor, timeout=timeout)

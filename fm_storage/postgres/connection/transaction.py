@@ -6,18 +6,22 @@ The end is reached on every path: an error, a cancellation, a broken connection.
 from __future__ import annotations
 
 import itertools
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from fm_storage.errors import ConfigurationInvalid, QueryFailed
 from fm_storage.postgres.arguments import of_kind
-from fm_storage.postgres.connection.statements import Stream, begin, undo_block
+from fm_storage.postgres.connection.statements import (
+    Stream,
+    begin,
+    undo_block,
+    undo_closed,
+)
 from fm_storage.postgres.connection.verbs import Verbs
 from fm_storage.postgres.sql import Sql
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
 
     from fm_storage.postgres.connection.statements import Statements
     from fm_storage.postgres.executor import Value
@@ -113,38 +117,51 @@ class Transaction(Verbs):
         return self.savepoint()
 
 
-@asynccontextmanager
-async def transaction_on(outer: Statements, sql: Sql) -> AsyncIterator[Any]:
-    """Run BEGIN, yield a transaction, and end it on every path."""
-    await begin(outer, sql, _ROLLBACK)
-    inner, transaction = outer.transaction()
-    try:
-        yield transaction
-    except BaseException:  # undo, then pass it on
-        inner.end()
-        await undo_block(outer, _ROLLBACK)
-        raise
-    inner.end()
-    if await begin(outer, _COMMIT, _ROLLBACK) == "ROLLBACK":
-        raise QueryFailed(
-            "transaction: the server rolled it back because a statement in it "
-            "had failed; let that error leave the block",
-            sqlstate="25P02",
-        )
+class Block:
+    """A transaction or a savepoint: begun on entering, ended on every path.
+
+    No generator: when a loop ends, Python closes all generators at once.
+    """
+
+    __slots__ = ("_end", "_inner", "_outer", "_start", "_undo")
+
+    def __init__(self, outer: Statements, start: Sql, end: Sql, undo: Sql) -> None:
+        self._outer = outer
+        self._start, self._end, self._undo = start, end, undo
+        self._inner: Statements
+
+    async def __aenter__(self) -> Any:
+        await begin(self._outer, self._start, self._undo)
+        self._inner, transaction = self._outer.transaction()
+        return transaction
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._inner.end()
+        if exc_type is GeneratorExit:
+            await undo_closed(self._outer, self._undo)
+        elif exc_type is not None:
+            await undo_block(self._outer, self._undo)
+        elif await begin(self._outer, self._end, self._undo) == "ROLLBACK":
+            raise QueryFailed(
+                "transaction: the server rolled it back because a statement in it "
+                "had failed; let that error leave the block",
+                sqlstate="25P02",
+            )
 
 
-@asynccontextmanager
-async def savepoint_on(outer: Statements) -> AsyncIterator[Any]:
-    """Set a savepoint, yield a transaction, and end it on every path."""
+def transaction_on(outer: Statements, sql: Sql) -> Block:
+    """Return a block from the BEGIN *sql* to COMMIT."""
+    return Block(outer, sql, _COMMIT, _ROLLBACK)
+
+
+def savepoint_on(outer: Statements) -> Block:
+    """Return a block of a savepoint."""
     name = f"fm_{next(_numbers)}"
     undo = Sql(f"ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}")
-    await begin(outer, Sql(f"SAVEPOINT {name}"), undo)
-    inner, transaction = outer.transaction()
-    try:
-        yield transaction
-    except BaseException:  # undo, then pass it on
-        inner.end()
-        await undo_block(outer, undo)
-        raise
-    inner.end()
-    await begin(outer, Sql(f"RELEASE SAVEPOINT {name}"), undo)
+    start, end = Sql(f"SAVEPOINT {name}"), Sql(f"RELEASE SAVEPOINT {name}")
+    return Block(outer, start, end, undo)

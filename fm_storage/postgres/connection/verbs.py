@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack
 
 from fm_storage._typing import Relation
@@ -17,7 +16,12 @@ from fm_storage.postgres.arguments import of_kind
 from fm_storage.postgres.connection import driver
 from fm_storage.postgres.copy.files import FileIn, FileOut
 from fm_storage.postgres.copy.records import Copy
-from fm_storage.postgres.typed_rows import named_value, records_of, stream_of
+from fm_storage.postgres.typed_rows import (
+    Records,
+    named_value,
+    records_of,
+    stream_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -143,19 +147,15 @@ class Verbs:
             raise await named_value(self, model, sql, args, exc) from exc
         return None if row is None else records_of(model, [row])[0]
 
-    @asynccontextmanager
-    async def stream_as(
+    def stream_as(
         self, model: type[M], sql: str, /, *args: Value, prefetch: int = 1000
-    ) -> AsyncIterator[AsyncIterator[M]]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[M]]:
         """Open a server cursor and yield an iterator over its rows as records.
 
         As ``stream()`` and ``fetch_as()``.
         """
         opened = self.stream(sql, *args, prefetch=prefetch)
-        async with opened as rows:
-            made = stream_of(self, model, rows, sql, args)
-            async with aclosing(made) as records:
-                yield records
+        return Records(opened, lambda rows: stream_of(self, model, rows, sql, args))
 
     def stream(
         self, sql: str, /, *args: Value, prefetch: int = 1000

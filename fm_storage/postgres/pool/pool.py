@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Coroutine
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
@@ -44,6 +43,7 @@ from fm_storage.postgres.telemetry import metrics, tracing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
     import asyncpg
@@ -267,8 +267,7 @@ class Pool(Verbs):
         limit = self.config.acquire_timeout if timeout is None else seconds(timeout)
         return Acquire(self._core, self._rules, limit, make)
 
-    @asynccontextmanager
-    async def transaction(
+    def transaction(
         self,
         *,
         isolation: str | None = None,
@@ -276,7 +275,7 @@ class Pool(Verbs):
         deferrable: bool = False,
         connection: asyncpg.Connection[Any] | None = None,
         timeout: float | None = None,
-    ) -> AsyncIterator[Transaction]:
+    ) -> AbstractAsyncContextManager[Transaction]:
         """Borrow a connection and run the block in a transaction.
 
         With *connection*, a raw asyncpg connection that the caller owns, the
@@ -285,21 +284,18 @@ class Pool(Verbs):
         """
         if connection is not None:
             owner = f"{self._core.owner} (joined connection)"
-            async with join(
+            return join(
                 connection,
                 replace(self._rules, owner=owner),
                 isolation=isolation,
                 readonly=readonly,
                 deferrable=deferrable,
-            ) as joined:
-                yield joined
-            return
+            )
         begin = self._begin_sql(isolation, readonly=readonly, deferrable=deferrable)
-        async with (
-            self._borrow(_as_they_are, timeout) as statements,
-            transaction_on(statements, begin) as transaction,
-        ):
-            yield transaction
+        return _Inside(
+            self._borrow(_as_they_are, timeout),
+            lambda statements: transaction_on(statements, begin),
+        )
 
     def _begin_sql(
         self, isolation: str | None, *, readonly: bool, deferrable: bool
@@ -314,20 +310,19 @@ class Pool(Verbs):
             isolation=isolation, readonly=readonly or replica, deferrable=deferrable
         )
 
-    @asynccontextmanager
-    async def stream(
+    def stream(
         self, sql: str, /, *args: Value, prefetch: int = 1000
-    ) -> AsyncIterator[AsyncIterator[Record]]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[Record]]:
         """Borrow a connection and open a server cursor on it.
 
         The block gets an iterator over the rows. Leaving it early, for any
         reason, leaves nothing open.
         """
-        async with (
-            self._borrow(_as_they_are) as statements,
-            Stream(statements, sql, args, prefetch) as rows,
-        ):
-            yield rows
+        at_least_one(prefetch, "prefetch")
+        return _Inside(
+            self._borrow(_as_they_are),
+            lambda statements: Stream(statements, sql, args, prefetch),
+        )
 
     async def run_in_transaction(
         self,
@@ -553,6 +548,41 @@ class Acquire(Generic[T]):
         entry = None if self._statements is None else self._statements.release()
         if entry is not None:
             self._core.give(entry)
+
+
+class _Inside(Generic[T]):
+    """A block on a connection that is borrowed for it."""
+
+    __slots__ = ("_borrow", "_inner", "_make")
+
+    def __init__(
+        self,
+        borrow: Acquire[Statements],
+        make: Callable[[Statements], AbstractAsyncContextManager[T]],
+    ) -> None:
+        self._borrow = borrow
+        self._make = make
+        self._inner: AbstractAsyncContextManager[T]
+
+    async def __aenter__(self) -> T:
+        statements = await self._borrow.__aenter__()
+        try:
+            self._inner = self._make(statements)
+            return await self._inner.__aenter__()
+        except BaseException:  # give the connection back, then pass it on
+            await self._borrow.__aexit__(None, None, None)
+            raise
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self._inner.__aexit__(exc_type, exc, traceback)
+        finally:
+            await self._borrow.__aexit__(None, None, None)
 
 
 def _as_they_are(statements: Statements) -> Statements:

@@ -131,7 +131,7 @@ class PoolStatements:
                 repeats == _REPEATS
                 or left <= 0
                 or not (
-                    isinstance(error, ConnectionFailed) or driver.is_unreadable(exc)
+                    isinstance(error, ConnectionFailed) or driver.has_no_answer(exc)
                 )
                 or is_callers(exc)
                 or not (nothing_sent or reads)

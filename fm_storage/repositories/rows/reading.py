@@ -6,12 +6,14 @@ None of it needs a transaction, a hook or a vector: one SELECT sees one snapshot
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any, TypeVar
 
 from fm_storage.errors import InvalidRecord
 from fm_storage.postgres.executor import Record
 from fm_storage.postgres.sql import Sql
+from fm_storage.postgres.typed_rows import Records
 from fm_storage.repositories.model.entity import Entity
 from fm_storage.repositories.query.filters import Filter, Parameters
 from fm_storage.repositories.query.ordering import OrderBy, order_sql, orders
@@ -116,20 +118,8 @@ def stream(
 ) -> AbstractAsyncContextManager[AsyncIterator[M]]:
     """Do what ``Repository.stream()`` promises; wrong arguments raise at once."""
     sql, parameters = _select(bound, filters, order_by, None)
-    return _stream(bound, filters, sql, parameters, prefetch)
-
-
-@asynccontextmanager
-async def _stream(
-    bound: Bound[M],
-    filters: Sequence[Filter],
-    sql: Sql,
-    parameters: Sequence[Any],
-    prefetch: int,
-) -> AsyncIterator[AsyncIterator[M]]:
     opened = bound.executor.stream(sql, *parameters, prefetch=prefetch)
-    async with opened as rows, aclosing(_records(bound, filters, rows)) as records:
-        yield records
+    return Records(opened, partial(_records, bound, filters))
 
 
 async def _records(
