@@ -26,6 +26,16 @@ DECLARE
     ours BIGINT [];
     strictest RECORD;
 BEGIN
+    IF TG_OP = 'INSERT' THEN
+        -- A regression that somebody was notified of is none again under the other name; what joins a known group is
+        -- not new.
+        INSERT INTO fm_storage.group_notices
+        SELECT n.watcher, NEW.kept, n.event, n.occasion, n.due_at, n.delivered_at, n.attempts, n.last_error
+        FROM fm_storage.group_notices AS n WHERE n.group_id = NEW.merged AND n.event = 'regressed'
+        ON CONFLICT DO NOTHING;
+        UPDATE fm_storage.group_notices SET delivered_at = now()
+        WHERE group_id = NEW.merged AND delivered_at IS NULL;
+    END IF;
     IF NOT EXISTS (SELECT FROM fm_storage.group_states WHERE group_id IN (NEW.kept, NEW.merged)) THEN
         RETURN NULL;
     END IF;
@@ -97,6 +107,8 @@ CREATE TABLE fm_storage.group_notices (
     last_error TEXT,
     PRIMARY KEY (watcher, group_id, event, occasion)
 );
+
+CREATE INDEX group_notices_group_idx ON fm_storage.group_notices (group_id);
 
 CREATE INDEX group_notices_due_idx
     ON fm_storage.group_notices (watcher, due_at) WHERE delivered_at IS NULL;

@@ -172,8 +172,8 @@ class ErrorPages:
         if page is None or (path == "/search" and not self._search):
             return _message(live, 404, "There is no such page.")
         if scope["method"] not in {"GET", "HEAD"}:
-            said = "This page can only be read."
-            return _message(live, 405, said, {"allow": "GET, HEAD"})
+            reason = "This page can only be read."
+            return _message(live, 405, reason, {"allow": "GET, HEAD"})
         try:
             request = _request(scope, path, live)
             async with self._turns:
@@ -184,8 +184,8 @@ class ErrorPages:
             if not exc.retryable:
                 raise
             logger.warning("the page of errors is not answered (%s)", exc)
-            said = "The store does not answer; try again in a moment."
-            return _message(live, 503, said, {"retry-after": "5"})
+            reason = "The store does not answer; try again in a moment."
+            return _message(live, 503, reason, {"retry-after": "5"})
 
     async def _report(self, request: _Request) -> _Answer:
         report = await self._queries.report(
@@ -205,8 +205,8 @@ class ErrorPages:
         name = hex_of(await group_of(analyzer.pool, number_of(found[1])))
         groups = await analyzer.named([name])
         if not groups:
-            said = "There is no such group, or its errors were deleted."
-            return _message(request.live, 404, said)
+            reason = "There is no such group, or its errors were deleted."
+            return _message(request.live, 404, reason)
         [group] = groups
         sparks = await analyzer.sparks(
             [name], group.first_seen, group.last_seen + timedelta(microseconds=1)

@@ -197,6 +197,45 @@ async def test_what_fails_is_visible_while_it_fails(errors):
     await ended(task)
 
 
+async def test_a_sibling_of_a_known_group_is_not_new_and_a_merge_repeats_nothing(
+    errors,
+):
+    """What joins a group is no news; a regression stays one notice in a merge."""
+    seen = []
+
+    async def note(notice):
+        seen.append((notice.event, notice.group.template))
+
+    task = asyncio.create_task(errors.watch(new=note, regressed=note))
+    await begun(errors)
+    for text in ("volume is gone", "queue stops here"):
+        await errors.record(text, module="m")
+    await until(lambda: len(seen) == 2)
+    first, second = await errors.groups(order="first_seen")
+    await errors.resolve(second)
+    await errors.record("volume is gone", module="m")
+    await until(lambda: len(seen) == 3)
+    pool = errors.storage.pool
+    kept, merged = first.group_id, second.group_id
+    async with pool.transaction() as tx:
+        await tx.execute(
+            "UPDATE fm_storage.group_members SET group_id = $1 WHERE group_id = $2",
+            kept,
+            merged,
+        )
+        await tx.execute(
+            "INSERT INTO fm_storage.group_merges (kept, merged, members) "
+            "VALUES ($1::bigint, $2::bigint, ARRAY[$2::bigint])",
+            kept,
+            merged,
+        )
+    assert [group.state for group in await errors.groups()] == ["regressed"]
+    await errors.record("no route to that host", module="m")
+    await until(lambda: len(seen) == 4)
+    assert [one[0] for one in seen] == ["new", "new", "regressed", "new"]
+    await ended(task)
+
+
 async def test_functions_that_cannot_be_awaited_are_refused(errors):
     """At the call, before anything runs."""
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import assert_type
 
 from fm_storage import (
     ErrorEntry,
     ErrorEntryRepository,
+    ErrorGroup,
     ErrorManager,
+    GroupNotice,
     Health,
     IntegratedManager,
     MappingConfigManager,
@@ -24,6 +27,7 @@ from fm_storage import (
     StorageManager,
     TempView,
     Transaction,
+    WatcherStatus,
 )
 
 
@@ -83,6 +87,20 @@ async def _catalogue(storage: StorageManager) -> None:
     assert_type(recorded.entry, ErrorEntry)
     assert_type(recorded.durable, bool)
     assert_type(await errors.find_similar(recorded.entry), list[SimilarEntry])
+    [group] = await errors.groups()
+    assert_type(await errors.resolve(group), ErrorGroup)
+    assert_type(await errors.mute(group.fingerprint, timedelta(days=7)), ErrorGroup)
+    assert_type(await errors.watchers(), list[WatcherStatus])
+
+    async def page(notice: GroupNotice) -> None:
+        assert_type(notice.key, str)
+        assert_type(notice.group, ErrorGroup)
+
+    errors.web(unguarded=True)
+    await errors.watch(new=page, regressed=page)
+
+
+async def _integrated() -> None:
     async with IntegratedManager(MappingConfigManager({})) as integrated:
         assert_type(integrated.errors, ErrorManager)
         assert_type(integrated.storage, StorageManager)
