@@ -32,6 +32,7 @@ once, in the room that imports the driver::
     ├── SessionLost                             the temporary views are gone
     ├── InvalidName (ValueError)                not a column, table or view name
     ├── InvalidRecord (ValueError)              a value that cannot be stored
+    │   └── InvalidCursor                       no cursor of this page: answer 400
     ├── CollectionNotFound (LookupError)
     ├── CollectionMismatch                      exists with another definition
     ├── CollectionDamaged                       its files cannot be read
@@ -63,6 +64,7 @@ from fm_storage.errors.queries import (
     DeadlockDetected,
     DuplicateRecord,
     ForeignKeyViolated,
+    InvalidCursor,
     InvalidName,
     InvalidRecord,
     LockTimeout,
@@ -109,6 +111,7 @@ __all__ = [
     "EmbeddedFailed",
     "ForeignKeyViolated",
     "ForkedProcess",
+    "InvalidCursor",
     "InvalidName",
     "InvalidRecord",
     "InvalidVector",

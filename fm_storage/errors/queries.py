@@ -129,3 +129,14 @@ class InvalidRecord(StorageError, ValueError):
         super().__init__(message)
         self.field = field
         self.index = index
+
+
+class InvalidCursor(InvalidRecord):
+    """A page's cursor was changed, or belongs to another query; nothing was sent.
+
+    Cursors come back from clients: to one, answer 400 Bad Request, or begin again
+    without a cursor.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, field="cursor")

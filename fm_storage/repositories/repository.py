@@ -265,7 +265,7 @@ class Repository(Generic[M]):
 
         Raises:
             InvalidName: A field is not the model's, or cannot order pages.
-            InvalidRecord: *cursor* was changed or belongs to another query.
+            InvalidCursor: *cursor* was changed or belongs to another query.
         """
         return await reading.page(
             self._bound, filters, order_by, size, cursor, total=total

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from fm_storage.errors import InvalidName, InvalidRecord
+from fm_storage.errors import InvalidCursor, InvalidName, InvalidRecord
 from fm_storage.repositories import (
     ErrorEntry,
     ErrorEntryRepository,
@@ -157,17 +157,17 @@ async def test_cursor_is_opaque_and_validated(errors, tables):
     changed = base64.urlsafe_b64encode(bytes(data)).decode().rstrip("=")
 
     for wrong in (changed, cursor[:-4], "x", "é", "", "!" * 20, 7, b"x"):
-        with pytest.raises(InvalidRecord) as caught:
+        with pytest.raises(InvalidCursor) as caught:
             await errors.page(order_by="timestamp", size=2, cursor=wrong)
         assert caught.value.field == "cursor"
     for filters, order_by in (
         ((), "-timestamp"),
         ((where("module") == "m",), "timestamp"),
     ):
-        with pytest.raises(InvalidRecord, match="another"):
+        with pytest.raises(InvalidCursor, match="another"):
             await errors.page(*filters, order_by=order_by, size=2, cursor=cursor)
     products = Repository(tables, Product, key="sku")
-    with pytest.raises(InvalidRecord, match="another"):
+    with pytest.raises(InvalidCursor, match="another"):
         await products.page(cursor=cursor)
     with pytest.raises(InvalidName, match="cannot order pages"):
         await errors.page(order_by="manager_context")

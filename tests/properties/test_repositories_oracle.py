@@ -1,23 +1,34 @@
-"""Random rows, filters, orders and pages, against an oracle in plain Python."""
+"""Random rows, filters, orders, pages and writes, against an oracle in plain Python.
+
+On a table of every kind, for a role that is neither its owner nor a superuser.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import math
+import os
 import re
+import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fm_storage.config import PostgresConfig
+from fm_storage.errors import DuplicateRecord, RecordNotFound
+from fm_storage.postgres import Pool
 from fm_storage.repositories import Filter, Order, Repository, where
 
+MORE = int(os.environ.get("FM_STORAGE_TEST_EXAMPLES", "1"))
+"""How many times as many examples as usual."""
 # The database is made once per test and emptied for each example.
 SETTINGS = settings(
-    max_examples=40,
+    max_examples=12 * MORE,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -37,12 +48,33 @@ class Sample:
     extra: dict[str, Any] | None = None
 
 
-TABLE = """
-CREATE TABLE sample (
+COLUMNS = """
     id bigint PRIMARY KEY, text text COLLATE "C" NOT NULL, number bigint,
     weight float8, flag boolean, moment timestamptz, tags text[], extra jsonb
-)
 """
+TABLES = {
+    "plain": f"CREATE TABLE sample ({COLUMNS})",
+    "partitioned": f"CREATE TABLE sample ({COLUMNS}) PARTITION BY RANGE (id); "
+    "CREATE TABLE low PARTITION OF sample FOR VALUES FROM (MINVALUE) TO (300); "
+    "CREATE TABLE high PARTITION OF sample DEFAULT",
+    "view": f"CREATE TABLE base (own int DEFAULT 1, {COLUMNS}); CREATE VIEW sample AS "
+    "SELECT extra, id, text, number, weight, flag, moment, tags FROM base",
+    "row_security": f"CREATE TABLE sample ({COLUMNS}); "
+    "ALTER TABLE sample ENABLE ROW LEVEL SECURITY; "
+    "CREATE POLICY mine ON sample USING (id >= 0); "
+    # Rows that the role never sees, and that match what it asks for.
+    "INSERT INTO sample SELECT -n, 'a', 0 FROM generate_series(1, 5) AS n",
+    "trigger": f"CREATE TABLE sample ({COLUMNS}); "
+    "CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS "
+    "$$ BEGIN NEW.text := NEW.text || ''; RETURN NEW; END $$; "
+    "CREATE TRIGGER t BEFORE INSERT OR UPDATE ON sample "
+    "FOR EACH ROW EXECUTE FUNCTION touch()",
+    "parent": f"CREATE TABLE sample ({COLUMNS}); "
+    "CREATE TABLE child (more int) INHERITS (sample)",
+    "more_columns": f"CREATE TABLE sample (gone int, {COLUMNS}, "
+    "number_too bigint GENERATED ALWAYS AS (number) STORED, made timestamptz "
+    "DEFAULT now(), n int GENERATED ALWAYS AS IDENTITY); ALTER TABLE sample DROP gone",
+}
 
 words = st.text(alphabet="ab%_\\A", max_size=3)
 numbers = st.integers(-2, 2)
@@ -202,16 +234,23 @@ def sorted_as(rows: Sequence[Sample], steps: Sequence[Order]) -> list[Sample]:
     return found
 
 
-@pytest.fixture
-async def repository(pool):
-    """Give the samples' repository on an empty table."""
-    await pool.execute(TABLE)
-    return Repository(pool, Sample)
+@pytest.fixture(params=TABLES)
+async def repository(request, pool, dsn):
+    """Give the samples' repository on an empty table of each kind."""
+    role = f"oracle_{uuid.uuid4().hex[:8]}"
+    await pool.execute(TABLES[request.param])
+    await pool.execute(f"CREATE ROLE {role}; GRANT ALL ON sample TO {role}")
+    config = PostgresConfig(dsn=dsn, max_size=2, server_settings={"role": role})
+    try:
+        async with Pool(config) as as_role:
+            yield Repository(as_role, Sample)
+    finally:
+        await pool.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 async def filled(repository: Repository[Sample], rows: list[Sample]) -> None:
     """Put exactly *rows* into the table."""
-    await repository.executor.execute("TRUNCATE sample")
+    await repository.delete_where([], everything=True)
     await repository.create_many(rows)
 
 
@@ -287,3 +326,128 @@ async def test_pages_stay_right_while_rows_come_and_go(
 
     assert len(seen) == len(set(seen))
     assert staying <= set(seen)
+
+
+changes = st.fixed_dictionaries(
+    {"number": st.none() | numbers},
+    optional={name: VALUES[name] for name in ("text", "moment", "tags")},
+)
+keys = st.integers(0, 40)
+few = st.lists(
+    st.builds(Sample, keys, words, st.none() | numbers, tags=st.none() | tag_lists),
+    min_size=1,
+    max_size=5,
+    unique_by=lambda row: row.id,
+)
+ONE = ("create", "upsert", "get_or_create", "update", "delete")
+MANY = ("create_many", "upsert_many", "delete_many", "update_where", "delete_where")
+
+
+@st.composite
+def writes(draw: st.DrawFn) -> list[tuple[str, Any, Any, Any]]:
+    """Return some verbs and what each is given."""
+    verbs = draw(st.lists(st.sampled_from(ONE + MANY), max_size=8))
+    return [(verb, draw(few), draw(conditions), draw(changes)) for verb in verbs]
+
+
+Rows = list[Sample]
+Condition = tuple[Filter, Predicate]
+Values = dict[str, Any]
+
+
+class Oracle:
+    """What a table should hold: each verb runs on both, and the answers agree."""
+
+    def __init__(self, repository: Repository[Sample]) -> None:
+        self.repository = repository
+        self.rows: dict[int, Sample] = {}
+
+    async def create(self, rows: Rows, *_: Any) -> None:
+        """Write the first row."""
+        await self._created("create", rows[0], rows[:1])
+
+    async def create_many(self, rows: Rows, *_: Any) -> None:
+        """Write all rows or none."""
+        await self._created("create_many", rows, rows)
+
+    async def _created(self, verb: str, given: Any, rows: Rows) -> None:
+        if self.rows.keys() & {row.id for row in rows}:
+            with pytest.raises(DuplicateRecord):
+                async with self.repository.executor.transaction() as inner:
+                    await getattr(self.repository.bind(inner), verb)(given)
+        else:
+            assert await getattr(self.repository, verb)(given) == given
+            self.rows |= {row.id: row for row in rows}
+
+    async def upsert(self, rows: Rows, *_: Any) -> None:
+        """Write or change the first row."""
+        wanted = (rows[0], rows[0].id not in self.rows)
+        assert await self.repository.upsert(rows[0]) == wanted
+        self.rows[rows[0].id] = rows[0]
+
+    async def upsert_many(self, rows: Rows, *_: Any) -> None:
+        """Write or change all rows."""
+        wanted = [(row, row.id not in self.rows) for row in rows]
+        assert await self.repository.upsert_many(rows) == wanted
+        self.rows |= {row.id: row for row in rows}
+
+    async def get_or_create(self, rows: Rows, *_: Any) -> None:
+        """Write the first row unless it is there."""
+        created = rows[0].id not in self.rows
+        wanted = (self.rows.setdefault(rows[0].id, rows[0]), created)
+        assert await self.repository.get_or_create(rows[0]) == wanted
+
+    async def update(self, rows: Rows, _: Condition, values: Values) -> None:
+        """Change the row with the first one's key."""
+        key = rows[0].id
+        if key not in self.rows:
+            with pytest.raises(RecordNotFound):
+                await self.repository.update(key, values)
+            return
+        self.rows[key] = replace(self.rows[key], **values)
+        assert await self.repository.update(key, values) == self.rows[key]
+
+    async def delete(self, rows: Rows, *_: Any) -> None:
+        """Delete the row with the first one's key."""
+        there = self.rows.pop(rows[0].id, None) is not None
+        assert await self.repository.delete(rows[0].id) == there
+
+    async def delete_many(self, rows: Rows, *_: Any) -> None:
+        """Delete the rows with these keys."""
+        keys = [row.id for row in rows]
+        there = [self.rows.pop(key, None) is not None for key in keys]
+        assert await self.repository.delete_many(keys) == sum(there)
+
+    async def update_where(self, _: Rows, condition: Condition, values: Values) -> None:
+        """Change the rows that match."""
+        chosen = self._matching(condition)
+        number = await self.repository.update_where(condition[0], values)
+        assert number == len(chosen)
+        self.rows |= {key: replace(row, **values) for key, row in chosen.items()}
+
+    async def delete_where(self, _: Rows, condition: Condition, *__: Any) -> None:
+        """Delete the rows that match."""
+        chosen = self._matching(condition)
+        assert await self.repository.delete_where(condition[0]) == len(chosen)
+        self.rows = {k: row for k, row in self.rows.items() if k not in chosen}
+
+    def _matching(self, condition: Condition) -> dict[int, Sample]:
+        return {key: row for key, row in self.rows.items() if condition[1](row)}
+
+
+@settings(SETTINGS, max_examples=40 * MORE)
+@given(steps=writes(), together=st.booleans())
+async def test_any_sequence_of_writes_agrees_with_a_dictionary(
+    repository, steps, together
+):
+    """Every verb, each alone or all in one transaction."""
+    await filled(repository, [])
+    oracle = Oracle(repository)
+    async with contextlib.AsyncExitStack() as stack:
+        if together:
+            opened = repository.executor.transaction()
+            oracle.repository = repository.bind(await stack.enter_async_context(opened))
+        for verb, *step in steps:
+            await getattr(oracle, verb)(*step)
+    stored = await repository.find_many(order_by="id")
+    assert stored == [row for _, row in sorted(oracle.rows.items())]

@@ -37,6 +37,7 @@ def test_every_error_is_drawn_and_exported():
         (errors.QueryTimeout("late"), TimeoutError),
         (errors.InvalidName("x"), ValueError),
         (errors.InvalidRecord("x", field="f", index=3), ValueError),
+        (errors.InvalidCursor("x"), errors.InvalidRecord),
         (errors.CollectionNotFound("c", operation="search"), LookupError),
         (errors.DimensionMismatch("c", expected=3, got=2, index=1), ValueError),
         (errors.VectorStoreUnavailable("x", operation="o"), ConnectionError),

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import orjson
 
-from fm_storage.errors import InvalidName, InvalidRecord
+from fm_storage.errors import InvalidCursor, InvalidName
 from fm_storage.repositories.model.compound_types import Array, JsonValue
 from fm_storage.repositories.model.entity import Entity
 from fm_storage.repositories.model.field import Stored
@@ -138,7 +138,7 @@ def decode_cursor(
     """Return the values that the page begins after.
 
     Raises:
-        InvalidRecord: It is no cursor, was changed, or belongs to another table,
+        InvalidCursor: It is no cursor, was changed, or belongs to another table,
             order or set of filters.
     """
     if not isinstance(cursor, str) or len(cursor) > _LONGEST:
@@ -163,7 +163,7 @@ def decode_cursor(
             for step, text in zip(steps, texts, strict=True)
         ]
     except (ValueError, KeyError, TypeError, Refused) as exc:
-        if isinstance(exc, InvalidRecord):
+        if isinstance(exc, InvalidCursor):
             raise
         raise _refusal("its values do not fit the order") from exc
 
@@ -190,5 +190,5 @@ def _digest(
     return hashed.digest()
 
 
-def _refusal(why: str) -> InvalidRecord:
-    return InvalidRecord(f"cursor: {why}; begin again without a cursor", field="cursor")
+def _refusal(why: str) -> InvalidCursor:
+    return InvalidCursor(f"cursor: {why}; begin again without a cursor")
