@@ -126,6 +126,33 @@ def test_unused_shards_are_closed(
     engine.close()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_two_hundred_collections_take_bounded_threads_and_memory(
+    tmp_path: Path,
+) -> None:
+    """Also when all of them were opened again, one after the other."""
+
+    def used(pid: int, what: str) -> int:
+        status = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return int(next(line for line in status if line.startswith(what)).split()[1])
+
+    config = QdrantConfig(durability="process")
+    async with QdrantStore(config, folder=tmp_path) as store:
+        names = [f"c{number}" for number in range(200)]
+        for name in names:
+            await store.ensure_collection_exists(name, 64)
+            await store.upsert_points(name, [Point(1, [1.0] * 64, {"name": name})])
+        pid = store.statistics().engine_pid
+        assert pid is not None
+        for _ in range(2):
+            for name in names:
+                [hit] = await store.search(name, [1.0] * 64)
+                assert hit.payload == {"name": name}
+            assert used(pid, "Threads:") <= 3 * process.OPEN
+            assert used(pid, "VmRSS:") <= 200 * 1024  # kB; eight times with all open
+
+
 async def test_server_double_serves_on_without_an_input() -> None:
     """With standard input at /dev/null it serves until a signal ends it."""
     server = await asyncio.create_subprocess_exec(

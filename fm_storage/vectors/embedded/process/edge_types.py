@@ -19,6 +19,8 @@ class BadRequest(Exception):
     """The request names something that the engine does not have or know."""
 
 
+_THREADS = 2
+"""Of a shard: a query goes over the indexed and the new part side by side."""
 _DISTANCES = {
     "Cosine": edge.Distance.Cosine,
     "Euclid": edge.Distance.Euclid,
@@ -55,6 +57,7 @@ def edge_config(
         hnsw_config=_hnsw(spec.get("hnsw")),
         quantization_config=_quantization(spec.get("quantization")),
         optimizers=optimizers,
+        max_search_threads=_THREADS,
     )
 
 
