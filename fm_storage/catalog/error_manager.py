@@ -561,8 +561,9 @@ class ErrorManager(Lifecycle):
     ) -> list[SimilarEntry]:
         """Return stored errors like this one, the most similar first.
 
-        Words and identifiers (BM25) and the dense vector are both asked, and the
-        two answers fused by rank. The error itself is left out. What this
+        Words and identifiers (BM25) and the dense vector are both asked; what they
+        find is ordered by its score, from 0 to 1 (see ``SimilarEntry``), in which
+        the innermost frames of one's own weigh most. The error itself is left out. What this
         manager recorded before is found: the call waits (at most *freshness*
         seconds) until the outbox has delivered it; entries of other processes
         are found once their drainer has delivered them.

@@ -16,9 +16,13 @@ from fm_storage.catalog.query.groups import (
     number_of,
 )
 from fm_storage.catalog.query.similarity import (
+    MORE,
     SimilarEntry,
+    cosine_of,
+    features_of,
     payload_filter,
     question_of,
+    score_of,
 )
 from fm_storage.catalog.query.splitting import (
     GroupMember,
@@ -33,6 +37,7 @@ from fm_storage.catalog.query.states import (
 )
 from fm_storage.catalog.query.tail import tail_errors
 from fm_storage.catalog.record.drafts import severity_from
+from fm_storage.catalog.record.embedding import text_of_entry
 from fm_storage.catalog.record.recorder import Recorder
 from fm_storage.catalog.record.row import Recorded
 from fm_storage.catalog.report.page import draw
@@ -139,24 +144,30 @@ class CatalogQueries:
         refuse_unclear(limit, since=since)
         vectorizer, collection = self._recorder.vectors()
         await self._recorder.wait_fresh()
-        text, own = question_of(error.entry if isinstance(error, Recorded) else error)
-        [embedding] = await vectorizer.embed([text])
+        asked = question_of(error.entry if isinstance(error, Recorded) else error)
+        [embedding] = await vectorizer.embed([text_of_entry(asked)])
         wanted = payload_filter(
             module=module, severity=severity_from(severity), since=since
         )
         try:
             hits = await self._storage.qdrant.search_hybrid(
-                collection, embedding, limit + 1, filter=wanted, with_payload=False
+                collection, embedding, limit + MORE, filter=wanted, with_payload=False
             )
         except CollectionNotFound:
             return []  # nothing was ever delivered
-        scores = {key: hit.score for hit in hits if (key := UUID(str(hit.id))) != own}
-        found = await store.entries(self._storage.pool, list(scores))
+        ids = [key for hit in hits if (key := UUID(str(hit.id))) != asked.id]
+        found = await store.entries(self._storage.pool, ids)
+        entries = [found[key] for key in ids if key in found]
+        vectors = await vectorizer.embed([text_of_entry(one) for one in entries])
+        told = features_of(asked)
         similar = [
-            SimilarEntry(found[key], score)
-            for key, score in scores.items()
-            if key in found
+            SimilarEntry(
+                one, score_of(told, features_of(one), cosine_of(embedding, vector))
+            )
+            for one, vector in zip(entries, vectors, strict=True)
         ]
+        # Of equal ones the order of the search stays.
+        similar.sort(key=lambda hit: hit.score, reverse=True)
         return similar[:limit]
 
     async def report(

@@ -15,8 +15,8 @@ from hashlib import blake2b
 from fm_storage.catalog.record.frames import (
     code_beside,
     exception_type,
-    frames_of,
     place_of,
+    weighed_frames,
 )
 
 VERSION = 2
@@ -266,8 +266,9 @@ def text_for_vector(
 ) -> str:
     """Return the text that stands for an error in the vector store.
 
-    Code and module, the normalised message, and the frames: what two errors
-    have in common when they are the same fault, without what differs anyway.
+    Code and module, the normalised message, and the frames, the innermost of one's
+    own several times: what two errors have in common when they are the same fault,
+    without what differs anyway.
     """
     parts = [normalise(message)]
     if error_code and not error_code.startswith(_MADE):
@@ -278,5 +279,6 @@ def text_for_vector(
         kind = exception_type(stack_trace)
         if kind and kind != error_code:
             parts.append(kind)
-        parts.extend(frames_of(stack_trace)[-12:])
+        for name, weight in weighed_frames(stack_trace):
+            parts.extend([name] * max(1, round(weight)))
     return "\n".join(parts)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 _MAX_FRAMES = 40
 _DECIDE = 2  # innermost frames that decide
+_TELLING = 6  # own frames by which traces are compared
 _REPEATED = 3
 
 
@@ -353,6 +354,24 @@ def code_beside(trace: str, error_code: str) -> str:
             if not rest or rest[0] == ":":
                 return rest
     return error_code
+
+
+def weighed_frames(trace: str | None) -> list[tuple[str, float]]:
+    """Return the frames by which traces are compared, the most telling first.
+
+    The innermost of one's own weighs 4, each one further out half as much; what it
+    had called of a library weighs 1. Entry points, which all traces share, are least.
+    """
+    raised = raised_of(trace) if trace else ()
+    if not raised:
+        return []
+    one = raised[-1] if 'File "' in str(trace) else raised[0]
+    own = [frame.name for frame in one.frames if frame.own]
+    names = list(dict.fromkeys(reversed(own or [frame.name for frame in one.frames])))
+    found = [(name, 4.0 / 2**at) for at, name in enumerate(names[:_TELLING])]
+    if own and not one.frames[-1].own:
+        found.append((one.frames[-1].name, 1.0))
+    return found
 
 
 def lines_of(trace: str) -> Iterator[tuple[str, str]]:
