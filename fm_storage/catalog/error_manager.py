@@ -563,10 +563,10 @@ class ErrorManager(Lifecycle):
 
         Words and identifiers (BM25) and the dense vector are both asked; what they
         find is ordered by its score, from 0 to 1 (see ``SimilarEntry``), in which
-        the innermost frames of one's own weigh most. The error itself is left out. What this
-        manager recorded before is found: the call waits (at most *freshness*
-        seconds) until the outbox has delivered it; entries of other processes
-        are found once their drainer has delivered them.
+        the innermost frames of one's own weigh most. The error itself is left out.
+        What this manager recorded before is found: the call waits (at most
+        *freshness* seconds) until the outbox has delivered it; entries of other
+        processes are found once their drainer has delivered them.
 
         Args:
             error: A stored entry, an exception, or any text.
