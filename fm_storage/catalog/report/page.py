@@ -54,6 +54,7 @@ class Row(NamedTuple):
 
     Attributes:
         kind: Type of the exception, or the code that the application gave; or "".
+        text: The message without its variable parts, and without the type.
         spark: The bars of its small chart, as an SVG path; or "".
         most: Errors of the highest of them.
         times: How often, or from how often to how often.
@@ -61,6 +62,7 @@ class Row(NamedTuple):
 
     group: ErrorGroup
     kind: str
+    text: str
     trace: Trace | None
     spark: str
     most: int
@@ -124,9 +126,11 @@ def row_of(group: ErrorGroup, spark: Sequence[int] = ()) -> Row:
     example = group.example
     trace = read_trace(example.stack_trace) if example.stack_trace else None
     code = "" if group.error_code.startswith(_MADE_UP) else group.error_code
+    kind = (trace.kind if trace else "") or code
     return Row(
         group,
-        (trace.kind if trace else "") or code,
+        kind,
+        group.template.removeprefix(f"{kind.rpartition('.')[2]}: "),
         trace,
         _bars(spark),
         max(spark, default=0),

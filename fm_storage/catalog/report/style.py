@@ -97,6 +97,7 @@ padding:7px 0 7px 12px;align-items:center;scroll-margin-top:8px}
 .tag.resolved{color:var(--done-ink)}.tag.muted{color:var(--dim)}
 .burst{border-top:1px solid var(--line);padding:10px 0 4px}
 .note+.burst{border-top:0}.burst p{margin:0}.burst a{color:inherit}
+details.trace{border-top:0;margin-top:4px}
 dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:2px 14px;
 margin:10px 0 0;font-size:.87rem}
 dt{color:var(--dim)}dd{margin:0;overflow-wrap:anywhere}
