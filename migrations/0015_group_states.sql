@@ -1,5 +1,5 @@
 -- What people decided about groups of errors, and which groups somebody has been notified of.
--- depends: 0013_merge_groups
+-- depends: 0014_add_error_origins
 
 CREATE TABLE fm_storage.group_states (
     group_id BIGINT PRIMARY KEY,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fm_storage.catalog.error_manager import ErrorManager, Recorded
+from fm_storage.catalog.error_manager import ErrorManager, Origin, Recorded
 from fm_storage.catalog.logs.entry import IngestReport
 from fm_storage.catalog.query.analyzer import Analyzer
 from fm_storage.catalog.query.groups import ErrorGroup
@@ -21,6 +21,7 @@ __all__ = [
     "GroupMember",
     "GroupNotice",
     "IngestReport",
+    "Origin",
     "Recorded",
     "Report",
     "SimilarEntry",

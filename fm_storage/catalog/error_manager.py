@@ -6,10 +6,11 @@ import asyncio
 import logging
 import re
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
+from uuid import UUID
 
 from fm_storage.catalog.logs.formats import pattern_from
 from fm_storage.catalog.logs.ingest import Log, ingest_log
@@ -17,14 +18,20 @@ from fm_storage.catalog.queries import CatalogQueries
 from fm_storage.catalog.query.arguments import refuse_unclear
 from fm_storage.catalog.query.retention import purge_older
 from fm_storage.catalog.record.capture import Capture
-from fm_storage.catalog.record.drafts import Draft, draft_of, severity_from
+from fm_storage.catalog.record.drafts import (
+    Draft,
+    active_span,
+    draft_of,
+    severity_from,
+)
 from fm_storage.catalog.record.hooks import PostHook, PreHook, RecordHooks
 from fm_storage.catalog.record.internal import InternalFailures
+from fm_storage.catalog.record.limit import GroupLimit, fetch_counted
 from fm_storage.catalog.record.logging_handler import CatalogHandler, level_from
 from fm_storage.catalog.record.queue import Background
 from fm_storage.catalog.record.recorder import Recorder
-from fm_storage.catalog.record.row import Prepared, Recorded
-from fm_storage.catalog.record.store import CatalogStore
+from fm_storage.catalog.record.row import Origin, Prepared, Recorded
+from fm_storage.catalog.record.store import CatalogStore, fetch_origins
 from fm_storage.catalog.record.structlog_processor import CatalogProcessor
 from fm_storage.catalog.watch import OnGroup, Watch, WatcherStatus, fetch_watchers
 from fm_storage.catalog.web import ErrorPages, Guard
@@ -48,7 +55,7 @@ if TYPE_CHECKING:
     from fm_storage.postgres import Pool
     from fm_storage.vectors import Vectorizer
 
-__all__ = ["ErrorManager", "Recorded"]
+__all__ = ["ErrorManager", "Origin", "Recorded"]
 
 Pre = TypeVar("Pre", bound=PreHook)
 Post = TypeVar("Post", bound=PostHook)
@@ -96,6 +103,11 @@ class ErrorManager(Lifecycle):
         )
         self._queries = CatalogQueries(storage, self._recorder, reads)
         self._hooks = RecordHooks()
+        settings = storage.config.catalog
+        self._place = (settings.release, settings.environment)
+        self._limit: GroupLimit | None = None
+        if settings.group_limit is not None:
+            self._limit = GroupLimit(settings.group_limit, lambda: storage.pool)
         # Set at the first call inside the loop, and at first use (under _lock).
         self._home = Home("error manager")
         self._lock = threading.Lock()
@@ -153,6 +165,8 @@ class ErrorManager(Lifecycle):
         if self._background is not None:
             await asyncio.to_thread(self._background.close, patience)
         await self._recorder.flush(patience)
+        if self._limit is not None:
+            await self._limit.aclose()
         await self._recorder.aclose()
 
     # -- hooks -----------------------------------------------------------
@@ -188,8 +202,12 @@ class ErrorManager(Lifecycle):
         Never fails because of what the error holds: secrets are masked, what
         PostgreSQL cannot store is repaired (``Recorded.repairs``). If PostgreSQL
         is away or slower than the manager's timeout, the entry goes to the spool
-        and ``durable`` is False. If cancelled, the entry is stored wholly or not
-        at all.
+        and ``durable`` is False, as it is for one beyond ``catalog.group_limit``
+        that was only ``counted``. If cancelled, the entry is stored wholly or not
+        at all. What tasks record at the same moment shares a statement.
+
+        The active trace and span of OpenTelemetry, and the configured release and
+        environment, are kept beside it: ``Recorded.origin``, ``origins()``.
 
         Args:
             error: An exception (causes, groups and notes are kept), a message,
@@ -216,10 +234,14 @@ class ErrorManager(Lifecycle):
             context=context,
             timestamp=timestamp,
         )
+        draft.origin = self._origin()
         if self._hooks.before:
             draft = await self._hooks.changed(draft)
         row = draft.prepared()
-        recorded = row.recorded(durable=await self._recorder.store(row))
+        if self._limit is not None and not self._limit.admits(row.fingerprint):
+            recorded = row.recorded(durable=False, counted=True)
+        else:
+            recorded = row.recorded(durable=await self._recorder.store(row))
         if self._hooks.after:
             await self._hooks.notify(recorded)
         return recorded
@@ -332,6 +354,8 @@ class ErrorManager(Lifecycle):
 
     def _in_background(self, make: Callable[[], Draft]) -> None:
         """Hand an error in from any thread, also before the first use in the loop."""
+        if origin := self._origin():
+            make = partial(_from, origin, make)
         try:
             background = self._background or self._queue()
         except (RuntimeError, StorageError):
@@ -348,10 +372,27 @@ class ErrorManager(Lifecycle):
             else error
             for error in errors
         ]
-        durable = await self._recorder.store(*rows)
+        limit = self._limit
+        kept = (
+            rows if limit is None else [r for r in rows if limit.admits(r.fingerprint)]
+        )
+        durable = bool(kept) and await self._recorder.store(*kept)
         if self._hooks.after:
+            stored = {id(row) for row in kept}
             for row in rows:
-                await self._hooks.notify(row.recorded(durable=durable))
+                counted = id(row) not in stored
+                recorded = row.recorded(
+                    durable=durable and not counted, counted=counted
+                )
+                await self._hooks.notify(recorded)
+
+    def _origin(self) -> Origin | None:
+        """Return where an error comes from that is handed in at this moment."""
+        span = active_span()
+        if span is None and self._place == (None, None):
+            return None
+        trace_id, span_id = span or (None, None)
+        return Origin(trace_id, span_id, *self._place)
 
     # -- whole logs, and the end of old errors -----------------------------
 
@@ -452,6 +493,25 @@ class ErrorManager(Lifecycle):
         )
 
     # -- reading ---------------------------------------------------------
+
+    async def origins(self, ids: Iterable[UUID]) -> dict[UUID, Origin]:
+        """Return trace, release and environment of errors, where any is known."""
+        self._opened_store()
+        return await fetch_origins(self.storage.pool, list(ids))
+
+    async def counted(self, *, since: datetime | None = None) -> dict[str, int]:
+        """Return by group how many errors were only counted, beyond the limit.
+
+        Groups are named as in ``ErrorGroup.fingerprint``. What was counted in the
+        last second may be missing.
+
+        Args:
+            since: Only those of minutes from then on.
+        """
+        self._opened_store()
+        if self._limit is not None:
+            await self._limit.write()
+        return await fetch_counted(self.storage.pool, since)
 
     def _reading(self) -> CatalogQueries:
         """Return the queries, once the parts are open."""
@@ -719,3 +779,9 @@ class ErrorManager(Lifecycle):
         are not missed.
         """
         return self._reading().tail(module=module, severity=severity)
+
+
+def _from(origin: Origin, make: Callable[[], Draft]) -> Draft:
+    draft = make()
+    draft.origin = origin
+    return draft

@@ -8,6 +8,7 @@ was named explicitly. A ``ConfigManager`` is a source of its own.
 
 from __future__ import annotations
 
+from fm_storage.config.catalog import CatalogConfig
 from fm_storage.config.managers import (
     EnvironmentConfigManager,
     MappingConfigManager,
@@ -31,6 +32,7 @@ from fm_storage.config.sources import ConfigManager
 from fm_storage.config.storage import StorageConfig
 
 __all__ = [
+    "CatalogConfig",
     "CollectionConfig",
     "ConfigManager",
     "EmbeddedConfig",

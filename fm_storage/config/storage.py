@@ -19,6 +19,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from fm_storage.config.catalog import CatalogConfig
 from fm_storage.config.postgres import (
     EmbeddedConfig,
     MigrationsConfig,
@@ -93,6 +94,7 @@ class StorageConfig(BaseSettings):
     migrations: MigrationsConfig = Field(default_factory=MigrationsConfig)
     session: SessionConfig = Field(default_factory=SessionConfig)
     outbox: OutboxConfig = Field(default_factory=OutboxConfig)
+    catalog: CatalogConfig = Field(default_factory=CatalogConfig)
     data_dir: Path = Path(".fm_storage")
     embedded: Literal["auto", "never"] | EmbeddedConfig = "auto"
 

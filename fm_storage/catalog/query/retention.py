@@ -38,6 +38,7 @@ _PURGE_WITH_VECTORS = Sql(
     + _ANSWER
 )
 _BEGINNING = datetime(1, 1, 1, tzinfo=UTC)
+_FORGET_COUNTS = Sql("DELETE FROM fm_storage.error_counts WHERE minute < $1")
 _COUNT = Sql("SELECT count(*) FROM fm_storage.error_fingerprints WHERE timestamp < $1")
 
 
@@ -60,6 +61,7 @@ async def purge_older(
     """Delete errors from before *older_than*; see ``ErrorManager.purge()``."""
     moment = _moment(older_than)
     await group_ungrouped(pool)
+    await pool.execute(_FORGET_COUNTS, moment)
     deleted: int = 0
     reached = _BEGINNING
     while True:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from typing import Any
 from uuid import UUID
 
 from fm_storage.catalog.record.render import render, text_of
-from fm_storage.catalog.record.row import Prepared, prepare
+from fm_storage.catalog.record.row import Origin, Prepared, prepare
 from fm_storage.errors import InvalidRecord
 from fm_storage.repositories import ErrorEntry, Severity
 
@@ -44,6 +45,7 @@ class Draft:
 
     entry: ErrorEntry
     notes: list[str] = field(default_factory=list)
+    origin: Origin | None = None
     _row: Prepared | None = None
 
     def prepared(self) -> Prepared:
@@ -54,7 +56,7 @@ class Draft:
 
     def replaced(self, entry: ErrorEntry) -> Draft:
         """Return a draft with another entry, as a hook has changed it."""
-        return Draft(entry, self.notes)
+        return Draft(entry, self.notes, self.origin)
 
     def _prepare(self) -> Prepared:
         entry = self.entry
@@ -70,6 +72,7 @@ class Draft:
             timestamp=_moment(entry.timestamp, self.notes),
             entry_id=entry.id if isinstance(entry.id, UUID) else None,
             notes=self.notes,
+            origin=self.origin,
         )
 
 
@@ -160,6 +163,22 @@ def draft_of_log(
             timestamp=datetime.fromtimestamp(record.created, UTC),
         )
     )
+
+
+def active_span() -> tuple[str, str] | None:
+    """Return the ids of OpenTelemetry's active trace and span.
+
+    Without OpenTelemetry in the process this costs the look-up of a name.
+    """
+    tracing = sys.modules.get("opentelemetry.trace")
+    if tracing is None:
+        return None
+    # Nothing of the application's tracing may keep an error out.
+    with contextlib.suppress(Exception):
+        context = tracing.get_current_span().get_span_context()
+        if context.is_valid:
+            return f"{context.trace_id:032x}", f"{context.span_id:016x}"
+    return None
 
 
 def severity_of_level(level: int) -> Severity:

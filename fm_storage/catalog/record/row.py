@@ -52,6 +52,22 @@ _NO_MODULE = "unknown"
 _FIRST_YEAR, _LAST_YEAR = 1970, 2199
 
 
+class Origin(NamedTuple):
+    """Where an error came from; None for what is not known.
+
+    Attributes:
+        trace_id: Trace of OpenTelemetry, 32 hexadecimal digits.
+        span_id: The span that was active, 16 hexadecimal digits.
+        release: ``catalog.release`` of the configuration.
+        environment: ``catalog.environment`` of the configuration.
+    """
+
+    trace_id: str | None = None
+    span_id: str | None = None
+    release: str | None = None
+    environment: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Recorded:
     """What became of an error.
@@ -61,11 +77,16 @@ class Recorded:
         durable: True only if PostgreSQL has committed it. False means that it
             lies in the spool on this machine and will be replayed by id.
         repairs: What had to be changed so that it could be stored.
+        origin: Its trace, release and environment, where any is known.
+        counted: Whether it was only counted, and not stored, because its group had
+            reached ``catalog.group_limit`` in this minute; never durable.
     """
 
     entry: ErrorEntry
     durable: bool
     repairs: tuple[str, ...] = ()
+    origin: Origin | None = None
+    counted: bool = False
 
     @property
     def id(self) -> UUID:
@@ -90,6 +111,7 @@ class Prepared(NamedTuple):
     severity: Severity
     fingerprint: int
     template: str
+    origin: Origin | None = None
 
     @property
     def entry(self) -> ErrorEntry:
@@ -111,9 +133,9 @@ class Prepared(NamedTuple):
         found = (self.context or {}).get(REPAIRED)
         return tuple(map(str, found)) if isinstance(found, list) else ()
 
-    def recorded(self, *, durable: bool) -> Recorded:
+    def recorded(self, *, durable: bool, counted: bool = False) -> Recorded:
         """Return what became of the row."""
-        return Recorded(self.entry, durable, self.repairs)
+        return Recorded(self.entry, durable, self.repairs, self.origin, counted)
 
     def to_json(self) -> bytes:
         """Return one line of JSON that ``from_json()`` reads back."""
@@ -129,6 +151,7 @@ class Prepared(NamedTuple):
                 self.severity,
                 self.fingerprint,
                 self.template,
+                self.origin and tuple(self.origin),
             )
         )
 
@@ -140,8 +163,11 @@ class Prepared(NamedTuple):
             ValueError: The line is torn or was not written by ``to_json()``.
         """
         fields = orjson.loads(line)
-        if not isinstance(fields, list) or len(fields) != len(cls._fields):
+        known = range(len(cls._fields) - 1, len(cls._fields) + 1)
+        if not isinstance(fields, list) or len(fields) not in known:
             raise ValueError("not an entry of the spool")
+        if len(fields) == len(cls._fields) and fields[-1] is not None:
+            fields[-1] = Origin(*fields[-1])
         fields[0] = UUID(fields[0])
         fields[1] = datetime.fromisoformat(fields[1])
         fields[7] = Severity(fields[7])
@@ -168,6 +194,7 @@ def prepare(
     timestamp: datetime | None = None,
     entry_id: UUID | None = None,
     notes: Sequence[str] = (),
+    origin: Origin | None = None,
 ) -> Prepared:
     """Return the row for an error, whatever its parts hold; never raises.
 
@@ -203,6 +230,7 @@ def prepare(
         severity,
         found.value,
         found.template,
+        origin,
     )
 
 

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import orjson
 
-from fm_storage.catalog.record.row import RANKS, REPAIRED, Prepared
+from fm_storage.catalog.record.row import RANKS, REPAIRED, Origin, Prepared
 from fm_storage.concurrency.batcher import refuses_values
 from fm_storage.errors import InvalidRecord, QueryFailed, StorageError
 from fm_storage.postgres import Record, Sql
@@ -37,9 +37,10 @@ ENTRY_COLUMNS = (
 )
 _CONTEXT = Prepared._fields.index("context")
 _SEVERITY = Prepared._fields.index("severity")
+_RANK = Prepared._fields.index("origin")  # where columns have it
 _PAYLOAD = [
     *map(Prepared._fields.index, ("module", "fingerprint", "timestamp")),
-    len(Prepared._fields),  # the rank
+    _RANK,
 ]
 SEVERITY_OF_RANK = {rank: severity for severity, rank in RANKS.items()}
 
@@ -95,32 +96,52 @@ _MANY = f"""WITH src AS MATERIALIZED (
 _ANSWER = " SELECT count(*) FROM rec"
 
 
+def _origins(first: int, *, many: bool) -> str:
+    """Return the CTE that keeps origins, whose parameters begin with *first*."""
+    kinds = ("uuid[]", *["text[]"] * 4) if many else ["text"] * 4
+    given = ", ".join(f"${nr}::{kind}" for nr, kind in enumerate(kinds, first))
+    rows = "made.* FROM rec JOIN unnest({}) AS made (id, a, b, c, d) USING (id)"
+    chosen = rows.format(given) if many else f"id, {given} FROM rec"
+    return f", org AS (INSERT INTO fm_storage.error_origins SELECT {chosen})"
+
+
 # Payloads are made here: putting one together there costs a third of the statement.
-_RECORD = Sql(_ONE + _ONE_MARK)
-_RECORD_WITH_VECTOR = Sql(
-    _ONE
-    + f", mark AS ({_ONE_MARK}), "
-    + upsert_ctes(
-        collection="$12::text",
-        point_id="rec.id::text",
-        payload="$13::text",
-        source="rec",
-        durable=False,
-        last=True,
-    )
+_VECTOR = upsert_ctes(
+    collection="$12::text",
+    point_id="rec.id::text",
+    payload="$13::text",
+    source="rec",
+    durable=False,
+    last=True,
 )
-_RECORD_MANY = Sql(_MANY + _ANSWER)
-_RECORD_MANY_WITH_VECTORS = Sql(
-    _MANY + ", wanted AS (SELECT id, payload FROM rec JOIN "
+_VECTORS = (
+    ", wanted AS (SELECT id, payload FROM rec JOIN "
     "unnest($1::uuid[], $13::text[]) AS made (id, payload) USING (id)), "
-    + upsert_ctes(
-        collection="$12::text",
-        point_id="wanted.id::text",
-        payload="wanted.payload",
-        source="wanted",
-        durable=False,
-    )
-    + _ANSWER
+) + upsert_ctes(
+    collection="$12::text",
+    point_id="wanted.id::text",
+    payload="wanted.payload",
+    source="wanted",
+    durable=False,
+)
+# By whether there are vectors, and origins.
+_RECORD = {
+    (False, False): Sql(_ONE + _ONE_MARK),
+    (False, True): Sql(_ONE + _origins(12, many=False) + _ONE_MARK),
+    (True, False): Sql(f"{_ONE}, mark AS ({_ONE_MARK}), {_VECTOR}"),
+    (True, True): Sql(
+        f"{_ONE}{_origins(14, many=False)}, mark AS ({_ONE_MARK}), {_VECTOR}"
+    ),
+}
+_RECORD_MANY = {
+    (False, False): Sql(_MANY + _ANSWER),
+    (False, True): Sql(_MANY + _origins(12, many=True) + _ANSWER),
+    (True, False): Sql(_MANY + _VECTORS + _ANSWER),
+    (True, True): Sql(_MANY + _origins(14, many=True) + _VECTORS + _ANSWER),
+}
+_ORIGINS = Sql(
+    "SELECT error_id, trace_id, span_id, release, environment "
+    "FROM fm_storage.error_origins WHERE error_id = ANY($1::uuid[])"
 )
 _ENTRIES = Sql(
     f"SELECT {ENTRY_COLUMNS} FROM project_errors AS e WHERE e.id = ANY($1::uuid[])"
@@ -186,7 +207,8 @@ class CatalogStore:
         One statement, durable when it returns. If cancelled, it happened wholly
         or not at all; writing it again is harmless.
         """
-        values = (
+        rank = RANKS[row.severity]
+        values: tuple[object, ...] = (
             row.id,
             row.timestamp,
             row.message,
@@ -197,22 +219,16 @@ class CatalogStore:
             row.severity.value,
             row.fingerprint,
             row.template,
-            RANKS[row.severity],
+            rank,
         )
+        if self.collection is not None:
+            payload = _payload(row.module, row.fingerprint, row.timestamp, rank)
+            values += (self.collection, payload)
+        statement = _RECORD[self.collection is not None, row.origin is not None]
         try:
-            if self.collection is None:
-                tag = await executor.execute(_RECORD, *values, timeout=timeout)
-            else:
-                payload = _payload(
-                    row.module, row.fingerprint, row.timestamp, RANKS[row.severity]
-                )
-                tag = await executor.execute(
-                    _RECORD_WITH_VECTOR,
-                    *values,
-                    self.collection,
-                    payload,
-                    timeout=timeout,
-                )
+            tag = await executor.execute(
+                statement, *values, *(row.origin or ()), timeout=timeout
+            )
         except QueryFailed as exc:
             if exc.sqlstate != _UNTRANSLATABLE:
                 raise
@@ -255,19 +271,22 @@ class CatalogStore:
     async def _write_columns(
         self,
         executor: Executor,
-        columns: Sequence[Sequence[object]],
+        columns: Sequence[Sequence[Any]],
         timeout: float | None,
     ) -> int:
-        if self.collection is None:
-            added = await executor.fetchval(_RECORD_MANY, *columns, timeout=timeout)
-        else:
-            added = await executor.fetchval(
-                _RECORD_MANY_WITH_VECTORS,
-                *columns,
-                self.collection,
-                list(map(_payload, *(columns[at] for at in _PAYLOAD))),
-                timeout=timeout,
-            )
+        values: list[Any]
+        *values, origins = columns
+        if self.collection is not None:
+            payloads = list(map(_payload, *(columns[at] for at in _PAYLOAD)))
+            values += [self.collection, payloads]
+        known = [
+            (key, *origin)
+            for key, origin in zip(columns[0], origins, strict=True)
+            if origin is not None
+        ]
+        values += map(list, zip(*known, strict=True))
+        statement = _RECORD_MANY[self.collection is not None, bool(known)]
+        added = await executor.fetchval(statement, *values, timeout=timeout)
         return int(added)
 
     async def watermark(self, executor: Executor) -> int:
@@ -287,6 +306,12 @@ class CatalogStore:
         return {row["id"]: entry_of(row) for row in rows}
 
 
+async def fetch_origins(executor: Executor, ids: Sequence[UUID]) -> dict[UUID, Origin]:
+    """Return the origins that are known of errors."""
+    rows = await executor.fetch(_ORIGINS, list(ids))
+    return {row[0]: Origin(*row[1:]) for row in rows}
+
+
 def columns_of(rows: Sequence[Prepared]) -> list[list[Any]]:
     """Return the parameters of the bulk statement: columns, in order of id.
 
@@ -303,7 +328,7 @@ def columns_of(rows: Sequence[Prepared]) -> list[list[Any]]:
     ]
     severities = columns[_SEVERITY]
     columns[_SEVERITY] = [severity.value for severity in severities]
-    columns.append([RANKS[severity] for severity in severities])
+    columns.insert(_RANK, [RANKS[severity] for severity in severities])
     return columns
 
 
@@ -325,8 +350,9 @@ def _encodable(
     def fit(value: Any) -> Any:
         if isinstance(value, str):
             return value.encode(codec, "backslashreplace").decode(codec)
-        if isinstance(value, list):
-            return [fit(one) for one in value]
+        if isinstance(value, list | tuple):
+            fitted = map(fit, value)
+            return tuple(fitted) if isinstance(value, tuple) else list(fitted)
         if isinstance(value, dict):
             return {fit(key): fit(one) for key, one in value.items()}
         return value

@@ -38,12 +38,14 @@ from fm_storage.cli.errors.tables import (
 )
 
 if TYPE_CHECKING:
-    from fm_storage.catalog import ErrorGroup, SimilarEntry
+    from fm_storage.catalog import ErrorGroup, Origin, SimilarEntry
     from fm_storage.catalog.query.states import GroupState
     from fm_storage.manager import StorageManager
     from fm_storage.repositories import ErrorEntry
 
 __all__ = ["errors"]
+
+_ORIGIN = ("trace_id", "span_id", "release", "environment")
 
 _EQUAL = 500
 """Hits asked for where one of a group is shown: equal errors come together."""
@@ -107,7 +109,7 @@ def list_errors(
 
     async def job(
         storage: StorageManager,
-    ) -> tuple[list[ErrorEntry], list[GroupState | None]]:
+    ) -> tuple[list[ErrorEntry], list[GroupState | None], dict[UUID, Origin]]:
         from fm_storage.catalog.query.latest import fetch_latest
         from fm_storage.catalog.query.states import fetch_states, groups_of
 
@@ -119,15 +121,23 @@ def list_errors(
             since=since,
             group=group,
         )
-        groups = await groups_of(storage.pool, [entry.id for entry in found])
+        ids = [entry.id for entry in found]
+        groups = await groups_of(storage.pool, ids)
         states = await fetch_states(storage.pool, list(groups.values()))
-        return found, [states.get(groups.get(entry.id, 0)) for entry in found]
+        return (
+            found,
+            [states.get(groups.get(one, 0)) for one in ids],
+            await _origins(storage, ids),
+        )
 
-    found, states = with_storage(settings, job, qdrant=None)
+    found, states, origins = with_storage(settings, job, qdrant=None)
     if as_json:
         print_json(
             [
-                {**dataclasses.asdict(entry), "state": state.state if state else "open"}
+                {
+                    **_as_json(entry, origins),
+                    "state": state.state if state else "open",
+                }
                 for entry, state in zip(found, states, strict=True)
             ]
         )
@@ -154,7 +164,9 @@ def show(
     is shown.
     """
 
-    async def job(storage: StorageManager) -> list[ErrorEntry]:
+    async def job(
+        storage: StorageManager,
+    ) -> tuple[list[ErrorEntry], dict[UUID, Origin]]:
         from fm_storage.catalog.query.groups import fetch_groups, number_of
         from fm_storage.catalog.query.latest import fetch_by_prefix
 
@@ -163,10 +175,10 @@ def show(
             only = [number_of(error_id)]
             groups = await fetch_groups(storage.pool, only=only)
             found = [group.example for group in groups]
-        return found
+        return found, await _origins(storage, [entry.id for entry in found])
 
     try:
-        found = with_storage(settings, job, qdrant=None)
+        found, origins = with_storage(settings, job, qdrant=None)
     except ValueError:
         raise click.BadParameter(
             f"{error_id!r} is no id, nor four digits or more of its beginning; "
@@ -183,9 +195,9 @@ def show(
             f"the id {error_id} is not clear, give more of it: {ids}, …"
         )
     if as_json:
-        print_json(dataclasses.asdict(found[0]))
+        print_json(_as_json(found[0], origins))
         return
-    print_entry(found[0])
+    print_entry(found[0], origins.get(found[0].id))
 
 
 @errors.command()
@@ -329,6 +341,21 @@ def _one_a_group(hits: list[SimilarEntry]) -> list[SimilarEntry]:
         )
         found.setdefault(group.value, hit)
     return list(found.values())
+
+
+async def _origins(storage: StorageManager, ids: list[UUID]) -> dict[UUID, Origin]:
+    from fm_storage.catalog.record.store import fetch_origins
+
+    return await fetch_origins(storage.pool, ids)
+
+
+def _as_json(entry: ErrorEntry, origins: dict[UUID, Origin]) -> dict[str, Any]:
+    origin = origins.get(entry.id)
+    known = {} if origin is None else origin._asdict()
+    return {
+        **dataclasses.asdict(entry),
+        **{name: known.get(name) for name in _ORIGIN},
+    }
 
 
 def _filtered(*filters: object) -> bool:

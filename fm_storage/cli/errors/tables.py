@@ -20,7 +20,7 @@ from fm_storage.cli.errors.options import severity_text
 from fm_storage.repositories import ErrorEntry
 
 if TYPE_CHECKING:
-    from fm_storage.catalog import ErrorGroup
+    from fm_storage.catalog import ErrorGroup, Origin
     from fm_storage.catalog.query.states import GroupState
 
 _WIDE = 100
@@ -82,14 +82,15 @@ def latest_row(entry: ErrorEntry, state: GroupState | None = None) -> Row:
     )
 
 
-def print_entry(entry: ErrorEntry) -> None:
-    """Print one error with its context and trace."""
+def print_entry(entry: ErrorEntry, origin: Origin | None = None) -> None:
+    """Print one error with where it came from, its context and trace."""
     out = console()
-    for name in ("id", "timestamp", "severity", "module", "error_code"):
-        out.print(
-            Text(f"{name:<11}", style="dim") + plain(getattr(entry, name)),
-            soft_wrap=True,
-        )
+    names = ("id", "timestamp", "severity", "module", "error_code")
+    known = {} if origin is None else origin._asdict()
+    for name, value in {**{one: getattr(entry, one) for one in names}, **known}.items():
+        if value is not None:
+            line = Text(f"{name:<12}", style="dim") + plain(value)
+            out.print(line, soft_wrap=True)
     out.print()
     out.print(plain(entry.message), soft_wrap=True)
     for key, value in (entry.manager_context or {}).items():
