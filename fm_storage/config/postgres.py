@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from fm_storage.config.addresses import check_address, check_security
@@ -22,6 +22,15 @@ else:  # a mapping is kept as texts
 _SOURCE_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 Password = SecretStr | Callable[[], str | Awaitable[str]]
+
+
+def _checked(dsn: str) -> str:
+    check_address(dsn)
+    return dsn
+
+
+Address = Annotated[str, AfterValidator(_checked)]
+"""Address of a server, and never an embedded one."""
 
 
 class PostgresConfig(Section):
@@ -72,7 +81,7 @@ class PostgresConfig(Section):
         ]
         | None
     ) = None
-    read_dsn: str | None = Field(default=None, repr=False)
+    read_dsn: Address | None = Field(default=None, repr=False)
     read_wait: PositiveSeconds = 1.0
     read_max_lag: PositiveSeconds | None = None
     application_name: str = Field(default="fm_storage", max_length=63)
@@ -104,13 +113,6 @@ class PostgresConfig(Section):
             check_address(dsn, others=EMBEDDED)
         return dsn
 
-    @field_validator("read_dsn")
-    @classmethod
-    def _of_a_server(cls, dsn: str | None) -> str | None:
-        if dsn is not None:
-            check_address(dsn)
-        return dsn
-
     @model_validator(mode="after")
     def _demands_are_met(self) -> Self:
         if not self.embedded:
@@ -137,12 +139,6 @@ class PostgresConfig(Section):
     def safe_dsn(self) -> str:
         """The DSN with its password masked, for messages."""
         return mask_dsn(self.dsn)
-
-    def __repr_args__(self) -> list[tuple[str | None, Any]]:
-        return [
-            (name, mask_dsn(value) if name == "dsn" else value)
-            for name, value in super().__repr_args__()
-        ]
 
 
 class EmbeddedConfig(Section):
@@ -172,19 +168,11 @@ class MigrationsConfig(Section):
     """
 
     section = "migrations"
-    dsn: str | None = None
+    dsn: Address | None = None
     auto_apply: bool = True
     sources: Sources = ()
     lock_timeout: PositiveSeconds = 1.0
     wait_timeout: PositiveSeconds = 600.0
-
-    @field_validator("dsn")
-    @classmethod
-    def _known_scheme(cls, dsn: str | None) -> str | None:
-        if dsn is None:
-            return None
-        check_address(dsn)
-        return dsn
 
     @field_validator("sources", mode="before")
     @classmethod
@@ -198,12 +186,6 @@ class MigrationsConfig(Section):
                     "than letters, digits, _ and -; give another"
                 )
         return tuple(f"{name}={folder}" for name, folder in given.items())
-
-    def __repr_args__(self) -> list[tuple[str | None, Any]]:
-        return [
-            (name, mask_dsn(value) if name == "dsn" and value else value)
-            for name, value in super().__repr_args__()
-        ]
 
 
 class SessionConfig(Section):
@@ -225,18 +207,10 @@ class SessionConfig(Section):
     section = "session"
     schema_name: str = Field(default="filtermate_temp", min_length=1)
     prefix: str = Field(default="fm_view_", max_length=24)
-    dsn: str | None = Field(default=None, repr=False)
+    dsn: Address | None = Field(default=None, repr=False)
     grace: PositiveSeconds = 2.0
     restart_grace: PositiveSeconds = 60.0
     reap_interval: float = Field(default=1.0, ge=0)
     lock_timeout: PositiveSeconds = 2.0
     cleanup_timeout: PositiveSeconds = 30.0
     batch_size: int = Field(default=200, ge=1, le=200)
-
-    @field_validator("dsn")
-    @classmethod
-    def _known_scheme(cls, dsn: str | None) -> str | None:
-        if dsn is None:
-            return None
-        check_address(dsn)
-        return dsn

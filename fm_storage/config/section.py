@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from fm_storage.config.masking import mask_dsn
 from fm_storage.config.messages import broken_json, placed, refused
 from fm_storage.errors import ConfigurationInvalid
 
@@ -42,6 +43,12 @@ class Section(BaseModel):
             raised = explained(exc, type(self), self.section)
             raised.section = self.section
             raise raised from None
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        return [
+            (name, mask_dsn(value) if name == "dsn" and value else value)
+            for name, value in super().__repr_args__()
+        ]
 
 
 def section_of(annotation: object) -> type[Section] | None:

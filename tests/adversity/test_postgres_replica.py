@@ -198,6 +198,54 @@ async def test_a_manager_opens_without_its_replica(cluster: TestCluster):
         assert await reads.fetchval(PORT) == standby.port
 
 
+async def test_opening_and_closing_are_bounded_beside_a_frozen_replica(
+    cluster: TestCluster,
+):
+    """A few seconds each; a read that was cancelled leaves no connection taken."""
+    standby = await cluster.standby()
+    async with pools(cluster, standby.tcp_dsn, read_wait=30) as (pool, reads):
+        assert await reads.fetchval(PORT) == standby.port
+        ahead = reads.after("FFFFFFFF/0")  # never there
+        waiting = [asyncio.create_task(ahead.fetchval(PORT)) for _ in range(5)]
+        await until(lambda: reads.statistics().busy == 5)
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await until(lambda: reads.statistics().busy == 0)
+        assert await reads.fetchval(PORT) == standby.port
+        standby.freeze()
+        started = time.monotonic()
+    assert time.monotonic() - started < 5
+    started = time.monotonic()
+    async with pools(cluster, standby.tcp_dsn, command_timeout=60) as (pool, reads):
+        assert time.monotonic() - started < 6
+        started = time.monotonic()
+        assert await reads.fetchval(PORT) == cluster.port
+        assert await reads.after(await pool.position()).fetchval(PORT) == cluster.port
+        assert time.monotonic() - started < 2
+    standby.thaw()
+
+
+async def test_files_are_written_by_the_replica(cluster: TestCluster, tmp_path):
+    """COPY TO is a read; COPY FROM and executemany() are not."""
+    standby = await cluster.standby()
+    async with pools(cluster, standby.tcp_dsn, read_wait=10) as (pool, reads):
+        await pool.execute("CREATE TABLE t AS SELECT generate_series(1, 50) AS n")
+        view = reads.after(await pool.position())
+        target = tmp_path / "out.csv"
+        assert await view.copy_to(target, query=PORT + ", n FROM t") == 50
+        assert str(standby.port) in target.read_text()
+        for write in (
+            view.copy_from("t", target, columns=["n"]),
+            view.copy_records("t", columns=["n"], records=[(1,)]),
+            view.executemany("INSERT INTO t VALUES ($1)", [(1,)]),
+        ):
+            with pytest.raises(QueryFailed) as caught:
+                await write
+            assert caught.value.sqlstate == "25006"
+        assert await pool.fetchval("SELECT count(*) FROM t") == 50
+
+
 async def test_a_promoted_replica_is_left_for_another_one(cluster: TestCluster):
     """Of two hosts the one that is a standby answers, also after a promotion."""
     standby = await cluster.standby()

@@ -303,7 +303,9 @@ def test_no_secret_is_printed(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.DEBUG)
     config = StorageConfig(
         postgres=PostgresConfig(
-            dsn=f"postgresql://app:{SECRET}@h/db", password="pa55word"
+            dsn=f"postgresql://app:{SECRET}@h/db",
+            read_dsn=f"postgresql://app:{SECRET}@h2/db",
+            password="pa55word",
         ),
         qdrant=QdrantConfig(
             url="https://q", api_key="k3y", headers={"authorization": "t0ken"}
@@ -322,6 +324,8 @@ def test_no_secret_is_printed(caplog: pytest.LogCaptureFixture):
         {"qdrant": {"headers": {"authorization": ["t0ken"]}}},
         {"qdrant": {"url": ["k3y"]}},
         {"postgres": {"dsn": [SECRET]}},
+        {"postgres": {"read_dsn": [SECRET]}},
+        {"postgres": {"read_dsn": f"mysql://u:{SECRET}@h/d"}},
         {"postgres": {"dsn": "postgresql://app:pa55word"}},
         {"postgres": {"dsn": "postgresql://app:t0ken/h:5432?x=1"}},
         {"postgres": f"postgresql://app:{SECRET}@h/db"},
