@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from fm_storage.config import PostgresConfig
 from fm_storage.errors import PoolTimeout, QueryFailed, QueryTimeout
 from fm_storage.postgres import Pool, Sql
+from fm_storage.postgres.pool.replica import ReadPool
 from fm_storage.postgres.telemetry import metrics, tracing
 from fm_storage.postgres.telemetry.text import described
 from fm_storage.sessions import SessionService
@@ -204,6 +205,21 @@ async def test_a_pool_is_measured_by_the_conventions(empty_dsn, meter):
             assert point.count >= 2
             assert 0 < point.sum < 60
     assert "db.client.connection.count" not in meter()
+
+
+async def test_the_lag_of_a_replica_is_measured(empty_dsn, meter):
+    """The worst of the pools with one name, and how often the primary answered."""
+    config = PostgresConfig(dsn=empty_dsn, read_dsn=empty_dsn)
+    async with Pool(config, name="shop") as pool, ReadPool(pool) as reads:
+        await until(lambda: reads.statistics().lag == 0.0)
+        # Nothing is there yet, so the primary answers.
+        assert await reads.after("FFFFFFFF/0").fetchval("SELECT 1", timeout=0.2) == 1
+        seen = meter()
+        own = (("db.client.connection.pool.name", "shop-reads"),)
+        assert values(seen["fm_storage.pool.lag"]) == {own: 0.0}
+        assert seen["fm_storage.pool.lag"].unit == "s"
+        assert values(seen["fm_storage.pool.fallbacks"])[own] == 1
+    assert "fm_storage.pool.lag" not in meter()
 
 
 async def test_statements_are_timed_by_the_conventions(empty_dsn, meter):
