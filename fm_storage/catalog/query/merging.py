@@ -19,7 +19,7 @@ from hashlib import blake2b
 from time import monotonic
 from typing import TYPE_CHECKING, TypeAlias
 
-from fm_storage.catalog.query.siblings import pieces_of, siblings
+from fm_storage.catalog.query.siblings import pieces_of, shape_of, siblings
 from fm_storage.catalog.record.fingerprint import (
     VERSION,
     Fingerprint,
@@ -37,10 +37,10 @@ Step: TypeAlias = "Callable[[Executor], Awaitable[bool]]"
 
 logger = logging.getLogger("fm_storage.catalog")
 
-BUDGET = 5.0
+BUDGET = 2.0
 """Seconds that one question spends on merging; the next one goes on."""
 
-_BATCH = 500
+_BATCH = 2000
 _PATIENCE = 2.0  # for another process that is at it
 _MOST = 5000  # templates of one structure that are compared
 _SCAN_TIMEOUT = 300.0
@@ -74,13 +74,20 @@ ON CONFLICT (fingerprint) DO NOTHING"""
 _EXAMPLES = Sql(
     f"""SELECT m.fingerprint, m.group_id, m.version, e.message, e.module, e.error_code,
   e.stack_trace
-FROM fm_storage.group_members AS m
-JOIN LATERAL (
+FROM (
+  SELECT fingerprint, group_id, version, place FROM fm_storage.group_members
+  WHERE version >= {_NEW} AND version < {VERSION} ORDER BY place LIMIT $1
+) AS m
+LEFT JOIN LATERAL (
   SELECT error_id FROM fm_storage.error_fingerprints AS f
   WHERE f.fingerprint = m.fingerprint ORDER BY timestamp LIMIT 1
 ) AS f ON TRUE
-JOIN project_errors AS e ON e.id = f.error_id
-WHERE m.version >= {_NEW} AND m.version < {VERSION} ORDER BY m.place LIMIT $1"""
+LEFT JOIN project_errors AS e ON e.id = f.error_id
+ORDER BY m.place"""
+)
+# What lost its errors meanwhile arrives again when it has some.
+_GONE = Sql(
+    "DELETE FROM fm_storage.group_members WHERE fingerprint = ANY($1::bigint[])"
 )
 _FOLLOW = Sql(
     f"""WITH src AS MATERIALIZED (
@@ -190,9 +197,12 @@ async def _arrive(tx: Executor) -> bool:
 
 async def _place_some(tx: Executor) -> bool:
     """Place the members of one batch; return whether there may be more."""
-    rows = await tx.fetch(_EXAMPLES, _BATCH)
+    every = await tx.fetch(_EXAMPLES, _BATCH)
+    rows = [row for row in every if row["message"] is not None]
+    if len(rows) < len(every):
+        await tx.execute(_GONE, [row[0] for row in every if row["message"] is None])
     if not rows:
-        return False
+        return bool(every)
     found = await asyncio.to_thread(_fingerprints, rows)
     now = {row["fingerprint"]: one for row, one in zip(rows, found, strict=True)}
     pairs: list[tuple[int, int]] = []
@@ -212,7 +222,7 @@ async def _place_some(tx: Executor) -> bool:
     pairs += await asyncio.to_thread(_same, members)
     new = {row["group_id"] for row in rows if row["version"] == _NEW}
     await _unite(tx, pairs, new)
-    return bool(older) or len(rows) == _BATCH
+    return bool(older) or len(every) == _BATCH
 
 
 async def _move_some(tx: Executor) -> bool:
@@ -264,7 +274,7 @@ def _shape(row: Record, now: Fingerprint) -> int:
     """
     trace = row["stack_trace"]
     place, enough = ("", False) if trace is None else place_of(trace)
-    signs = ("",) if enough else pieces_of(now.template)[1]
+    signs = ("",) if enough else shape_of(now.template)
     text = "\x1f".join((code_that_counts(row["error_code"], trace), place, *signs))
     digest = blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
     number = int.from_bytes(digest, "big", signed=True)

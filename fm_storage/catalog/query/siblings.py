@@ -39,6 +39,16 @@ def pieces_of(template: str) -> tuple[Row, Row]:
     return tuple(parts[0::2]), tuple(parts[1::2])
 
 
+def shape_of(template: str) -> Row:
+    """Return what templates that may be the same event have in common.
+
+    Their structure, and the word in the first place, which varies only if it is
+    surely a name.
+    """
+    words, signs = pieces_of(template)
+    return (_ANY if _SURE.search(words[0]) else words[0], *signs)
+
+
 def siblings(rows: Sequence[Row]) -> list[int]:
     """Return for each row of words the position of the first that is the same event.
 
