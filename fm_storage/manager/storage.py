@@ -292,6 +292,7 @@ class StorageManager(Lifecycle, Hosted):
         version: str | None = None,
         deleted: str | None = None,
         collection: str | None = None,
+        durable: bool = True,
     ) -> Repository[Model]:
         """Return the repository of *model*; declared once, known afterwards.
 
@@ -308,13 +309,14 @@ class StorageManager(Lifecycle, Hosted):
             version: Whole-number field that turns the optimistic lock on.
             deleted: Field, a ``datetime | None``, that turns soft deletion on.
             collection: Collection that has a point for each record.
+            durable: Pin ``synchronous_commit = on`` in writes of points.
 
         Raises:
             ConfigurationInvalid: The model cannot be stored as declared.
         """
         options = (table, key, columns, version, deleted, collection)
         known = self._repositories.get(model)
-        if known is None or any(option is not None for option in options):
+        if known is None or not durable or any(each is not None for each in options):
             known = Repository(
                 self.pool,
                 model,
@@ -326,6 +328,7 @@ class StorageManager(Lifecycle, Hosted):
                 collection=collection,
                 wake=None if collection is None else self.outbox.wake,
                 shapes=None if collection is None else self.outbox.shapes,
+                durable=durable,
                 reads=self.reads,
             )
             if not isinstance(table, Relation):  # a view is one session's only

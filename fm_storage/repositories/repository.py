@@ -70,6 +70,7 @@ class Repository(Generic[M]):
         collection: str | None = None,
         wake: Callable[[], object] | None = None,
         shapes: Shapes | None = None,
+        durable: bool = True,
         reads: Pool | None = None,
     ) -> None:
         """Declare a repository; nothing is sent.
@@ -92,6 +93,8 @@ class Repository(Generic[M]):
             wake: Called after such a write (``storage.outbox.wake``).
             shapes: Sizes of the collections' vectors (``storage.outbox.shapes``): a
                 vector that cannot fit is refused at once.
+            durable: Pin ``synchronous_commit = on`` in writes of points; False leaves
+                the server's setting, as in ``outbox.upsert()``.
             reads: Pool of ``on_replica()`` (``storage.reads``).
 
         Raises:
@@ -109,7 +112,7 @@ class Repository(Generic[M]):
             )
         points = None
         if collection is not None:
-            points = Points(model, collection, wake, shapes)
+            points = Points(model, collection, wake, shapes, durable=durable)
         self.executor, self.entity = executor, model
         self._reads = reads
         self._on_replica = False

@@ -100,18 +100,23 @@ def delete_ctes(
 ){_QUEUE if last else _FM_QUEUE}"""
 
 
-def retire_ctes(*, collection: str, point_id: str, source: str) -> str:
+def retire_ctes(
+    *, collection: str, point_id: str, source: str, durable: bool = True
+) -> str:
     """Return the CTEs that make points undesired and keep what they were.
 
     As ``delete_ctes()``, for a record that may come back. A point that was never
     written, or is deleted already, stays as it is.
     """
-    return _turned(collection, point_id, source, to="d", when="s.op = 'u'")
+    pin = _PIN if durable else "TRUE"
+    return _turned(collection, point_id, source, to="d", when=f"s.op = 'u' AND {pin}")
 
 
-def restore_ctes(*, collection: str, point_id: str, source: str) -> str:
+def restore_ctes(
+    *, collection: str, point_id: str, source: str, durable: bool = True
+) -> str:
     """Return the CTEs that make points desired again which ``retire_ctes()`` kept."""
-    when = "s.op = 'd' AND s.payload IS NOT NULL"
+    when = f"s.op = 'd' AND s.payload IS NOT NULL AND {_PIN if durable else 'TRUE'}"
     return _turned(collection, point_id, source, to="u", when=when)
 
 
@@ -122,7 +127,6 @@ def _turned(collection: str, point_id: str, source: str, *, to: str, when: str) 
   SET ver = nextval('fm_storage.vector_version'), op = '{to}'
   FROM {source}
   WHERE s.collection = {collection}::text AND s.point_id = {point_id} AND {when}
-    AND {_PIN}
   RETURNING s.collection, s.point_id, s.ver
 ){_FM_QUEUE}"""
 

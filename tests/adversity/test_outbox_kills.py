@@ -8,6 +8,8 @@ import random
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ import pytest
 from fm_storage.config import OutboxConfig, PostgresConfig
 from fm_storage.outbox import Outbox
 from fm_storage.postgres import Pool, Sql
+from fm_storage.repositories import Repository, where
 from fm_storage.vector_state import state_row, upsert_ctes
 from fm_storage.vectors import Point, QdrantStore
 from tests.support.inside import queue_of
@@ -134,6 +137,51 @@ async def test_acknowledged_writes_are_pinned_unless_asked_not_to(
         await outbox.delete("things", [1], durable=False)
         assert {r[0] for r in await fresh.fetch("SELECT setting FROM seen")} == {"off"}
         await outbox.aclose()
+
+
+@dataclass(slots=True)
+class Note:
+    """A record with a point, which may be deleted softly."""
+
+    id: int
+    text: str
+    gone: datetime | None = None
+
+
+@pytest.mark.parametrize("durable", [True, False])
+async def test_repository_pins_writes_of_points_unless_asked_not_to(
+    dsn: str, pool: Pool, *, durable: bool
+):
+    """Every verb that writes a point, one record or many."""
+    await pool.execute("CREATE TABLE seen (setting TEXT)")
+    await pool.execute(
+        "CREATE TABLE note (id INT PRIMARY KEY, text TEXT, gone TIMESTAMPTZ)"
+    )
+    await pool.execute("""CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN INSERT INTO seen VALUES (current_setting('synchronous_commit'));
+        RETURN NEW; END $$""")
+    await pool.execute(
+        "CREATE TRIGGER watch AFTER INSERT OR UPDATE ON fm_storage.vector_state "
+        "FOR EACH ROW EXECUTE FUNCTION watch()"
+    )
+    database = await pool.fetchval("SELECT current_database()")
+    await pool.execute(f'ALTER DATABASE "{database}" SET synchronous_commit = off')
+    async with Pool(PostgresConfig(dsn=dsn)) as fresh:
+        notes = Repository(
+            fresh, Note, collection="notes", deleted="gone", durable=durable
+        )
+        first = Note(1, "one")
+        await notes.create(first, vector=[1.0, 2.0])
+        many = [Note(n, "some") for n in (2, 3)]
+        await notes.create_many(many, vectors=[[1.0, 2.0]] * 2)
+        await notes.upsert(first, vector=[2.0, 1.0])
+        await notes.update(first, vector=[2.0, 1.0])
+        await notes.delete(1)
+        await notes.restore(1)
+        await notes.erase(1)
+        await notes.delete_where(where("text") == "some")
+        found = [r[0] for r in await fresh.fetch("SELECT setting FROM seen")]
+        assert found == ["on" if durable else "off"] * 10
 
 
 async def test_claiming_makes_what_it_delivers_durable(pool: Pool, qdrant: QdrantStore):

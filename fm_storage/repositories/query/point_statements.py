@@ -54,6 +54,7 @@ class Points(Texts):
     Attributes:
         collection: The collection of the vector store.
         wake: Called after each write, so that the drainer looks at once.
+        durable: Whether each write pins ``synchronous_commit = on``.
     """
 
     def __init__(
@@ -62,6 +63,8 @@ class Points(Texts):
         collection: str,
         wake: Callable[[], object] | None,
         shapes: Shapes | None = None,
+        *,
+        durable: bool = True,
     ) -> None:
         super().__init__()
         known = _IDS.get(type(entity.key[0].type)) if len(entity.key) == 1 else None
@@ -72,6 +75,7 @@ class Points(Texts):
             )
         self.collection = collection
         self.wake = wake or _no_drainer
+        self.durable = durable
         self._shapes = shapes
         self._entity = entity
         self._key = entity.key[0]
@@ -169,6 +173,7 @@ class Points(Texts):
             payload=f"${parameters + 2}",
             payload_hash=f"${parameters + 3}",
             source="rec",
+            durable=self.durable,
             last=not wanted,
         )
         answer = f" SELECT {', '.join(wanted)} FROM rec" if wanted else ""
@@ -214,6 +219,7 @@ class Points(Texts):
             payload="rec.payload",
             payload_hash="rec.hash",
             source=source,
+            durable=self.durable,
         )
         return (
             f"WITH rec AS ({statement} RETURNING {', '.join(returning)}), {state} "
@@ -239,6 +245,7 @@ class Points(Texts):
             collection=f"${2 + versioned}",
             point_id=self._point_id,
             source="rec",
+            durable=self.durable,
         )
         return self._counted(
             removal_sql(entity, many=many, versioned=versioned, erase=erase), state
@@ -249,7 +256,10 @@ class Points(Texts):
         """Return ``Statements.restore()`` with the point; the collection is last."""
         entity = self._entity
         state = restore_ctes(
-            collection=f"${2 + versioned}", point_id=self._point_id, source="rec"
+            collection=f"${2 + versioned}",
+            point_id=self._point_id,
+            source="rec",
+            durable=self.durable,
         )
         return (
             f"WITH rec AS ({restoration_sql(entity, versioned=versioned)} "
@@ -260,7 +270,12 @@ class Points(Texts):
     @made_once
     def purge(self) -> str:
         """Return ``Statements.purge`` with the points; it gives their number."""
-        state = delete_ctes(collection="$2", point_id=self._point_id, source="rec")
+        state = delete_ctes(
+            collection="$2",
+            point_id=self._point_id,
+            source="rec",
+            durable=self.durable,
+        )
         return self._counted(purge_sql(self._entity), state)
 
     def removal(self, statement: str, collection: str) -> Sql:
@@ -273,7 +288,10 @@ class Points(Texts):
             collection: Placeholder of the collection.
         """
         state = (retire_ctes if self._entity.deleted else delete_ctes)(
-            collection=collection, point_id=self._point_id, source="rec"
+            collection=collection,
+            point_id=self._point_id,
+            source="rec",
+            durable=self.durable,
         )
         return Sql(self._counted(statement, state))
 
