@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from fm_storage.catalog.query.groups import ErrorGroup, Order
     from fm_storage.catalog.query.similarity import SimilarEntry
     from fm_storage.catalog.query.splitting import GroupMember
+    from fm_storage.catalog.query.states import State
     from fm_storage.catalog.report.report import Report
     from fm_storage.postgres import Pool
     from fm_storage.vectors import Vectorizer
@@ -527,6 +528,7 @@ class ErrorManager(Lifecycle):
         since: datetime | None = None,
         until: datetime | None = None,
         order: Order = "count",
+        state: State | None = None,
     ) -> list[ErrorGroup]:
         """Return groups of equal errors, by default the commonest first.
 
@@ -537,6 +539,8 @@ class ErrorManager(Lifecycle):
             since: Only errors from then on.
             until: Only errors before then.
             order: ``count``, ``last_seen`` or ``first_seen`` (newest first).
+            state: Only groups that are ``open``, ``resolved``, ``muted`` or
+                ``regressed``.
         """
         return await self._reading().groups(
             limit=limit,
@@ -545,6 +549,7 @@ class ErrorManager(Lifecycle):
             since=since,
             until=until,
             order=order,
+            state=state,
         )
 
     async def resolve(self, group: ErrorGroup | str) -> ErrorGroup:

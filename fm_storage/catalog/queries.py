@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 from uuid import UUID
 
 from fm_storage.catalog.query.analyzer import Analyzer
@@ -82,9 +82,15 @@ class CatalogQueries:
         since: datetime | None,
         until: datetime | None,
         order: Order,
+        state: State | None,
     ) -> list[ErrorGroup]:
         """Return groups of equal errors."""
         refuse_unclear(limit, since=since, until=until)
+        if state is not None and state not in get_args(State):
+            names = ", ".join(get_args(State))
+            raise InvalidRecord(
+                f"state is {state!r}; give one of {names}", field="state"
+            )
         return await fetch_groups(
             self.analyzer.pool,
             limit=limit,
@@ -93,6 +99,7 @@ class CatalogQueries:
             since=since,
             until=until,
             order=order,
+            state=state,
         )
 
     async def set_state(

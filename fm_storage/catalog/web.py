@@ -211,6 +211,7 @@ class ErrorPages:
         sparks = await analyzer.sparks(
             [name], group.first_seen, group.last_seen + timedelta(microseconds=1)
         )
+        releases = await analyzer.releases([name])
         latest = await fetch_latest(analyzer.pool, limit=_LATEST, group=name)
         return _Answer(
             await asyncio.to_thread(
@@ -218,7 +219,7 @@ class ErrorPages:
                 "group",
                 title=f"{group.module}: {group.template}"[:200],
                 live=request.live,
-                row=row_of(group, sparks.get(name, ())),
+                row=row_of(group, sparks.get(name, ()), releases.get(name, ())),
                 latest=entries_of(latest),
             )
         )

@@ -303,6 +303,24 @@ async def test_a_row_names_type_message_and_culprit_and_tells_frames_apart(stora
     assert "Traceback (most recent" in row
 
 
+async def test_a_row_names_the_releases_between_which_it_happened(storage):
+    """From the first error's to the last one's; nothing where none is known."""
+    async with ErrorManager(storage) as errors:
+        for n in range(3):
+            done = await errors.record(f"order {n} refused", module="shop")
+            await storage.pool.execute(
+                "INSERT INTO fm_storage.error_origins (error_id, release) "
+                "VALUES ($1, $2) ON CONFLICT (error_id) DO UPDATE "
+                "SET release = EXCLUDED.release",
+                done.id,
+                f"2.{n}",
+            )
+        await errors.record("disk is full", module="store")
+        report = await errors.report()
+    assert list(report.releases.values()) == [("2.0", "2.2")]
+    assert report.to_html().count("<span>release 2.0 → 2.2</span>") == 1
+
+
 async def test_parts_that_are_missing_are_left_out_of_the_page(errors):
     """No example, no template, a trace of a megabyte: the page stands."""
     from dataclasses import replace

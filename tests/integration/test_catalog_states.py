@@ -95,6 +95,25 @@ async def test_a_mute_ends_by_itself(errors, storage):
     assert (await only(errors)).state == "open"
 
 
+async def test_groups_are_listed_by_their_state(errors):
+    """Each of the four; any other word is refused."""
+    for name in ("alpha stops", "beta is lost", "gamma: no route", "delta, at last"):
+        await errors.record(name, module="m")
+    ours = {one.template[0]: one for one in await errors.groups()}
+    await errors.resolve(ours["a"])
+    await errors.mute(ours["b"])
+    await errors.resolve(ours["g"])
+    await errors.record("gamma: no route", module="m")
+    for state, first in (
+        *(("resolved", "a"), ("muted", "b")),
+        *(("regressed", "g"), ("open", "d")),
+    ):
+        [group] = await errors.groups(state=state)
+        assert (group.state, group.template[0]) == (state, first)
+    with pytest.raises(InvalidRecord, match="open, resolved, muted, regressed"):
+        await errors.groups(state="closed")
+
+
 async def test_what_no_group_is_named_by_is_refused(errors):
     """Typed errors, with what to give instead."""
     with pytest.raises(InvalidRecord, match="sixteen hexadecimal"):
@@ -193,6 +212,7 @@ def test_states_are_set_and_shown_on_the_command_line(run, tmp_path):
     disk, cart = json.loads(run("groups", "--json", "--order", "last_seen"))
     assert "is resolved: shop.cart: item" in run("resolve", cart["fingerprint"])
     assert "resolved" in run("groups", "--severity", "error")
+    assert "shop.disk" not in run("groups", "--state", "resolved")
     [found] = json.loads(run("list", "--json", "--module", "shop.disk"))
     assert found["state"] == "open"
     assert "is muted until" in run("mute", found["id"][:13], "--until", "7d")

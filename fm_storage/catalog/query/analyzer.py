@@ -351,6 +351,18 @@ class Analyzer:
             found.setdefault(hex_of(fingerprint), [0] * parts)[slot - 1] = count
         return found
 
+    async def releases(
+        self, groups: Collection[str]
+    ) -> dict[str, tuple[str | None, str | None]]:
+        """Return the releases in which each group was first and last seen.
+
+        None for an error whose release is not known; groups without any are left out.
+        """
+        pool = await self._pool()
+        numbers = [number_of(one) for one in groups]
+        rows = await pool.fetch(analyzer_sql.RELEASES, numbers, timeout=_SCAN_TIMEOUT)
+        return {hex_of(row[0]): (row[1], row[2]) for row in rows}
+
     async def growing(
         self,
         window: timedelta | float,

@@ -8,6 +8,7 @@ severity.
 from __future__ import annotations
 
 from fm_storage.catalog.query.groups import COUNTED
+from fm_storage.catalog.query.states import MEMBERS
 from fm_storage.postgres import Sql
 
 # An error stored by other means may have any time, infinity too: what is counted by
@@ -115,6 +116,20 @@ SPARKS = Sql(
   FROM fm_storage.error_fingerprints WHERE {_RANGE} GROUP BY 1, 2
 ) AS f {_MEMBER}
 WHERE {_GROUP} = ANY($5::bigint[]) GROUP BY 1, 2"""
+)
+_RELEASE = f"""LEFT JOIN LATERAL (
+  SELECT o.release FROM ({MEMBERS.format("g.fingerprint")}) AS own (fingerprint)
+  CROSS JOIN LATERAL (
+    SELECT f.error_id, f.timestamp FROM fm_storage.error_fingerprints AS f
+    WHERE f.fingerprint = own.fingerprint ORDER BY f.timestamp {{0}} LIMIT 1
+  ) AS f LEFT JOIN fm_storage.error_origins AS o USING (error_id)
+  ORDER BY f.timestamp {{0}} LIMIT 1
+) AS {{1}} ON TRUE"""
+RELEASES = Sql(
+    f"""SELECT g.fingerprint, first.release, last.release
+FROM unnest($1::bigint[]) AS g (fingerprint)
+{_RELEASE.format("ASC", "first")} {_RELEASE.format("DESC", "last")}
+WHERE COALESCE(first.release, last.release) IS NOT NULL"""
 )
 # Never every error with every other: time is cut into slots, a group counts once
 # in a slot, and only the groups that fill most slots are paired, so that a slot

@@ -56,6 +56,8 @@ FROM (
 GROUP BY 1"""
 """Groups with their counts, of the errors for which a condition holds."""
 
+_MEMBERS_OF = """SELECT one FROM unnest({}::bigint[]) AS one UNION ALL
+  SELECT fingerprint FROM fm_storage.group_members WHERE group_id = ANY({}::bigint[])"""
 _GROUPS = f"""WITH counted AS (
   {{counted}}
   ORDER BY {{order}}, fingerprint
@@ -135,12 +137,14 @@ async def fetch_groups(
     until: datetime | None = None,
     order: Order = "count",
     only: Sequence[int] | None = None,
+    state: State | None = None,
 ) -> list[ErrorGroup]:
     """Return the groups of the errors that match, the foremost first.
 
     *only* names the groups that may be returned; the rest is as in
     ``ErrorManager.groups()``.
     """
+    await group_ungrouped(pool)
     conditions: list[str] = []
     values: list[object] = []
 
@@ -155,12 +159,12 @@ async def fetch_groups(
             module,
         )
     if only is not None:
-        condition(
-            "fingerprint IN (SELECT one FROM unnest({}::bigint[]) AS one UNION ALL "
-            "SELECT fingerprint FROM fm_storage.group_members "
-            "WHERE group_id = ANY({}::bigint[]))",
-            list(only),
-        )
+        condition(f"fingerprint IN ({_MEMBERS_OF})", list(only))
+    if state is not None:
+        known = await fetch_states(pool)
+        wanted = [key for key, one in known.items() if state in {"open", one.state}]
+        without = "NOT " if state == "open" else ""
+        condition(f"fingerprint {without}IN ({_MEMBERS_OF})", wanted)
     if severity is not None:
         condition("severity >= {}", RANKS[severity])
     if since is not None:
@@ -176,7 +180,6 @@ async def fetch_groups(
         last=CLAMPED.format("c.last_seen"),
         limit=len(values) + 1,
     )
-    await group_ungrouped(pool)
     rows = await pool.fetch(Sql(statement), *values, limit)
     states = await fetch_states(pool, [row["fingerprint"] for row in rows])
     return [_group_of(row, states.get(row["fingerprint"], OPEN)) for row in rows]

@@ -58,6 +58,7 @@ class Row(NamedTuple):
         spark: The bars of its small chart, as an SVG path; or "".
         most: Errors of the highest of them.
         times: How often, or from how often to how often.
+        release: The release, or from which to which; "" if unknown.
     """
 
     group: ErrorGroup
@@ -67,6 +68,7 @@ class Row(NamedTuple):
     spark: str
     most: int
     times: str
+    release: str = ""
 
 
 class Section(NamedTuple):
@@ -121,7 +123,11 @@ def render(template: str, *, title: str, live: Live | None, **values: object) ->
     return found.render(title=title, live=live, digest=DIGEST, style=STYLE, **values)
 
 
-def row_of(group: ErrorGroup, spark: Sequence[int] = ()) -> Row:
+def row_of(
+    group: ErrorGroup,
+    spark: Sequence[int] = (),
+    releases: Sequence[str | None] = (),
+) -> Row:
     """Return the row of one group."""
     example = group.example
     trace = read_trace(example.stack_trace) if example.stack_trace else None
@@ -135,6 +141,7 @@ def row_of(group: ErrorGroup, spark: Sequence[int] = ()) -> Row:
         _bars(spark),
         max(spark, default=0),
         f"{group.count:,}×",
+        " → ".join(dict.fromkeys(filter(None, releases))),
     )
 
 
@@ -149,7 +156,8 @@ def entries_of(
 
 
 def _row(report: Report, group: ErrorGroup) -> Row:
-    return row_of(group, report.sparks.get(group.fingerprint, ()))
+    name = group.fingerprint
+    return row_of(group, report.sparks.get(name, ()), report.releases.get(name, ()))
 
 
 def _bars(counts: Sequence[int]) -> str:

@@ -57,6 +57,8 @@ class Report:
         every: All groups, the commonest first (at most a thousand), and those of
             the other parts.
         sparks: How often each of *every* happened in equal parts of the period.
+        releases: In which release each of *every* was first and last seen, where
+            that is known.
         severity: Minimum severity.
         left_out: Errors of the period below that.
     """
@@ -82,6 +84,7 @@ class Report:
     regressed: list[ErrorGroup] = field(default_factory=list)
     every: list[ErrorGroup] = field(default_factory=list)
     sparks: dict[str, list[int]] = field(default_factory=dict)
+    releases: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
     severity: Severity = Severity.DEBUG
     left_out: int = 0
 
@@ -165,8 +168,9 @@ async def make_report(
     for one in await analyzer.named(named - known.keys(), **period):
         known[one.fingerprint] = one
     listed = list(known.values())
-    likeness, sparks = await _answers(
+    likeness, releases, sparks = await _answers(
         similar(listed),
+        analyzer.releases(list(known)),
         analyzer.sparks(list(known), begin, end, severity=severity),
     )
     return Report(
@@ -191,6 +195,7 @@ async def make_report(
         regressed=regressed,
         every=listed,
         sparks=sparks,
+        releases=releases,
         severity=severity,
         left_out=sum(n for k, n in severities.items() if RANKS[Severity(k)] < least),
     )

@@ -209,6 +209,11 @@ def show(
     show_default=True,
     help="Most frequent, most severe, or newest first.",
 )
+@click.option(
+    "--state",
+    type=click.Choice(("open", "resolved", "muted", "regressed")),
+    help="Only groups in this state.",
+)
 @json_option
 @click.pass_obj
 def groups(
@@ -219,6 +224,7 @@ def groups(
     since: datetime | None,
     limit: int,
     order: Any,
+    state: Any,
     as_json: bool,
 ) -> None:
     """List groups of equal errors, the commonest first.
@@ -232,7 +238,12 @@ def groups(
 
         async with ErrorManager(storage, reads=storage.reads) as manager:
             return await manager.groups(
-                module=module, severity=severity, since=since, limit=limit, order=order
+                module=module,
+                severity=severity,
+                since=since,
+                limit=limit,
+                order=order,
+                state=state,
             )
 
     found = with_storage(settings, job, qdrant=None)
@@ -240,7 +251,7 @@ def groups(
         print_json([dataclasses.asdict(group) for group in found])
         return
     if not found:
-        say_nothing(filtered=_filtered(module, severity, since))
+        say_nothing(filtered=_filtered(module, severity, since, state))
         return
     widest = max(len(f"{group.count}") for group in found)
     rows: list[Row] = [
