@@ -302,6 +302,31 @@ async def test_a_conflict_with_recovery_is_no_error(cluster: TestCluster):
         assert reads.statistics().fallbacks > 0
 
 
+async def test_a_replica_behind_a_pooler(cluster: TestCluster, pgbouncer):
+    """In transaction mode, for it and for the primary: reads, positions, a kill."""
+    standby = await cluster.standby()
+    through = pgbouncer(standby.tcp_dsn)
+    config = PostgresConfig(
+        dsn=pgbouncer(cluster.tcp_dsn), read_dsn=through, read_wait=10
+    )
+    async with Pool(config) as pool, ReadPool(pool) as reads:
+        assert pool.transaction_pooler
+        assert reads.transaction_pooler
+        await pool.execute("CREATE TABLE t AS SELECT 7 AS n")
+        view = reads.after(await pool.position())
+        assert await view.fetch("SELECT n FROM t") == [(7,)]
+        assert await view.fetchval(PORT) == standby.port
+        async with view.transaction() as tx:
+            assert await tx.fetchval(PORT) == standby.port
+        with pytest.raises(QueryFailed) as caught:
+            await reads.execute("INSERT INTO t VALUES (8)")
+        assert caught.value.sqlstate == "25006"
+        await standby.kill()
+        assert await reads.fetchval(PORT) == cluster.port
+        async with reads.acquire() as connection:
+            assert await connection.fetchval(PORT) == cluster.port
+
+
 async def test_another_database_system_is_refused(cluster: TestCluster, empty_dsn: str):
     """The primary itself is fine; a stranger is not, nor another database."""
     async with pools(cluster, cluster.tcp_dsn) as (pool, reads):
