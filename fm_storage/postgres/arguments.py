@@ -25,6 +25,18 @@ def of_kind(
         raise ConfigurationInvalid(name, f"is a {type(value).__name__}; {remedy}")
 
 
+def function(value: object, name: str) -> None:
+    """Refuse *value* unless it can be called.
+
+    Raises:
+        ConfigurationInvalid: It cannot.
+    """
+    if not callable(value):
+        raise ConfigurationInvalid(
+            name, f"is a {type(value).__name__}; give a function"
+        )
+
+
 def names_of(columns: object) -> None:
     """Refuse what is no list of names; one name is none.
 
@@ -49,9 +61,9 @@ def seconds(value: float, name: str = "timeout") -> float:
             f"is a {type(value).__name__}; give seconds as a number, math.inf for "
             "ever, or None for the default",
         )
-    if math.isnan(value):
+    if value != value:  # noqa: PLR0124 - math.isnan() has no room for a long int
         raise ConfigurationInvalid(name, "is not a number (NaN); give seconds")
-    return math.inf if value > _LONGEST else max(float(value), -_LONGEST)
+    return math.inf if value > _LONGEST else float(max(value, -_LONGEST))
 
 
 def at_least_one(value: int, name: str) -> int:
@@ -65,7 +77,7 @@ def at_least_one(value: int, name: str) -> int:
             name, f"is a {type(value).__name__}; give a whole number"
         )
     if value < 1:
-        raise ConfigurationInvalid(name, f"{value} is below 1")
+        raise ConfigurationInvalid(name, f"{value} is below 1; give at least 1")
     return value
 
 

@@ -230,7 +230,9 @@ def _wrong_type(exc: BaseException) -> InvalidRecord:
     cause = exc.__cause__
     why = type(cause).__name__ if cause is not None else "wrong number of parameters"
     if place is None:
-        return InvalidRecord(f"parameters: {text.splitlines()[0]}")
+        return InvalidRecord(
+            f"parameters: {text.splitlines()[0]}; give one value for each $n"
+        )
     return InvalidRecord(
         f"parameter {field}: the value does not fit the column's type ({why}); "
         "convert it",

@@ -12,7 +12,7 @@ import asyncio
 import math
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,7 @@ from fm_storage.errors import (
     StorageError,
 )
 from fm_storage.postgres import Connection, Record, Sql, Transaction, quote_qualified
+from fm_storage.postgres.arguments import seconds
 from fm_storage.postgres.errors import translate
 from fm_storage.postgres.sql import sendable
 from fm_storage.postgres.tokens import tokens
@@ -82,6 +83,8 @@ class ViewPlan:
 
     def __post_init__(self) -> None:
         quote_qualified(self.schema, self.name)
+        if not isinstance(self.sql, str):
+            sendable(self.sql)  # which says what it is
         if self.kind == "view" and self.indexes:
             raise ConfigurationInvalid(
                 "indexes",
@@ -125,7 +128,11 @@ def as_indexes(indexes: Sequence[str]) -> tuple[str, ...]:
         ConfigurationInvalid: One text, whose letters would be taken for indexes,
             or something that is no text.
     """
-    if isinstance(indexes, str) or not all(isinstance(each, str) for each in indexes):
+    if (
+        isinstance(indexes, str)
+        or not isinstance(indexes, Iterable)
+        or not all(isinstance(each, str) for each in indexes)
+    ):
         raise ConfigurationInvalid(
             "indexes", f"{indexes!r} is no list of texts; say indexes=('UNIQUE (id)',)"
         )
@@ -139,8 +146,9 @@ async def in_time(timeout: float | None, what: str) -> AsyncIterator[None]:
     Raises:
         QueryTimeout: It took longer.
     """
+    limit = math.inf if timeout is None else seconds(timeout)
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(None if limit == math.inf else limit):
             yield
     except TimeoutError as exc:
         if isinstance(exc, StorageError):

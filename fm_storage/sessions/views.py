@@ -26,6 +26,7 @@ from fm_storage.errors import (
     StorageError,
 )
 from fm_storage.postgres import quote_ident, quote_qualified
+from fm_storage.postgres.arguments import of_kind
 from fm_storage.sessions import registry
 from fm_storage.sessions.creating import CreateProgress, ViewPlan, create, refresh
 from fm_storage.sessions.dropping import Claim, drop_all, drop_known
@@ -184,6 +185,8 @@ class ViewSet:
         """Return schema and name of what the caller means."""
         if isinstance(view, TempView):
             return view.schema, view.name
+        if not isinstance(view, str):
+            quote_ident(view)  # which names what it is
         for key, known in self.views.items():
             if view in {known.name, str(known), known.sql}:
                 return key
@@ -208,11 +211,13 @@ class ViewSet:
 
     def add_holder(self, view: TempView | str, holder: Hashable) -> None:
         """Note that *holder* uses the view."""
+        of_kind(holder, Hashable, "holder", "give what can be in a set")
         target = self.own(view)
         self._holders.setdefault((target.schema, target.name), set()).add(holder)
 
     def last_left(self, view: TempView | str, holder: Hashable) -> TempView | None:
         """Note that *holder* is done; return the view if it was the last one."""
+        of_kind(holder, Hashable, "holder", "give what can be in a set")
         key = self.key(view)
         holders = self._holders.get(key, set())
         if holder not in holders:

@@ -213,6 +213,7 @@ async def describe(
     raw: Any, sql: str, timeout: float | None, *, ignore_custom_codec: bool = False
 ) -> Any:
     """Prepare *sql* anew, to learn its types as they are now."""
+    _protocol(raw)
     return await raw._get_statement(
         sql, timeout, use_cache=False, ignore_custom_codec=ignore_custom_codec
     )
@@ -233,7 +234,7 @@ def parameter_types(described: Any) -> list[Any]:
 
 def _protocol(raw: Any) -> Any:
     if raw.is_closed():
-        raise asyncpg.InterfaceError("the connection is closed")
+        raise asyncpg.InterfaceError("connection is closed")
     return raw._protocol
 
 

@@ -7,7 +7,7 @@ to ``Verbs``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack
 
 from fm_storage._typing import Relation
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from fm_storage.postgres.executor import CopyOptions, Source, Target, Value
 
 M = TypeVar("M")
+_CLASS = "give a dataclass, or another class of records"
 
 
 class Run(Protocol):
@@ -128,6 +129,7 @@ class Verbs:
                 run again where it may not write.
             StorageError: One of those that every verb raises; see the class.
         """
+        of_kind(model, Hashable, "model", _CLASS)
         try:
             rows = await self.fetch(sql, *args, timeout=timeout)
         except InvalidRecord as exc:
@@ -141,6 +143,7 @@ class Verbs:
 
         As ``fetch_as()``.
         """
+        of_kind(model, Hashable, "model", _CLASS)
         try:
             row = await self.fetchrow(sql, *args, timeout=timeout)
         except InvalidRecord as exc:
@@ -154,6 +157,7 @@ class Verbs:
 
         As ``stream()`` and ``fetch_as()``.
         """
+        of_kind(model, Hashable, "model", _CLASS)
         opened = self.stream(sql, *args, prefetch=prefetch)
         return Records(opened, lambda rows: stream_of(self, model, rows, sql, args))
 

@@ -23,7 +23,7 @@ import asyncpg
 
 from fm_storage._typing import Relation
 from fm_storage.errors import ConfigurationInvalid, InvalidRecord
-from fm_storage.postgres.arguments import names_of, of_kind
+from fm_storage.postgres.arguments import function, names_of, of_kind
 from fm_storage.postgres.connect.internals import (
     copy_in,
     copy_out,
@@ -89,6 +89,8 @@ class _FileJob(ABC):
         if unknown:
             raise TypeError(f"unexpected keyword argument {min(unknown)!r}")
         self._progress = options.get("progress")
+        if self._progress is not None:
+            function(self._progress, "progress")
         self._timeout = options.get("timeout")
         self._with = _with(options)
         self._file: BinaryIO | None = None  # by _open()
@@ -178,7 +180,7 @@ class FileIn(_FileJob):
             try:
                 self._file = await asyncio.to_thread(Path(self._source).open, "rb")
             except ValueError as exc:  # a NUL, a lone surrogate
-                raise ConfigurationInvalid("source", f"is no path ({exc})") from exc
+                raise _no_path("source", exc) from exc
             self._total = os.fstat(self._file.fileno()).st_size
 
     async def _blocks(self) -> AsyncIterator[bytes]:
@@ -215,6 +217,8 @@ class FileOut(_FileJob):
             raise ConfigurationInvalid(
                 "copy_to", "takes either a table or a query; give one of them"
             )
+        if query is not None:
+            of_kind(query, str, "query", "give the text of a statement")
         self._target = target
         self._part: Path | None = None
         self._args = tuple(args)
@@ -245,7 +249,10 @@ class FileOut(_FileJob):
 
     async def _open(self) -> None:
         if isinstance(self._target, str | os.PathLike):
-            self._file = await asyncio.to_thread(self._make, Path(self._target))
+            try:
+                self._file = await asyncio.to_thread(self._make, Path(self._target))
+            except ValueError as exc:
+                raise _no_path("target", exc) from exc
 
     def _make(self, path: Path) -> BinaryIO:
         if path.exists() and not path.is_file():
@@ -261,6 +268,10 @@ class FileOut(_FileJob):
             self._part.replace(Path(str(self._target)))
         else:
             self._part.unlink(missing_ok=True)
+
+
+def _no_path(name: str, exc: ValueError) -> ConfigurationInvalid:
+    return ConfigurationInvalid(name, f"is no path ({exc}); {_FILES}")
 
 
 async def _with_literals(raw: Any, sql: str, args: Sequence[Value]) -> str:
@@ -295,7 +306,7 @@ def _table(table: str | Relation, options: CopyOptions) -> str:
 def _with(options: CopyOptions) -> str:
     """Return what stands behind a COPY, quoted."""
     form = options.get("format", "csv")
-    if form not in {"csv", "text", "binary"}:
+    if form not in ("csv", "text", "binary"):  # of any type, hashable or not
         raise ConfigurationInvalid(
             "format", f"{form!r} is unknown; use csv, text or binary"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
@@ -17,7 +17,13 @@ from fm_storage.errors import (
     PoolClosed,
     StorageError,
 )
-from fm_storage.postgres.arguments import at_least_one, check_position, seconds
+from fm_storage.postgres.arguments import (
+    at_least_one,
+    check_position,
+    function,
+    of_kind,
+    seconds,
+)
 from fm_storage.postgres.connect import composites
 from fm_storage.postgres.connect.connector import Connector
 from fm_storage.postgres.connection.connection import Connection
@@ -38,7 +44,7 @@ from fm_storage.postgres.pool.maintenance import Maintenance
 from fm_storage.postgres.pool.retry import is_worth_repeating
 from fm_storage.postgres.pool.statements import PoolStatements
 from fm_storage.postgres.pool.timeouts import Ticker, timeout_interval
-from fm_storage.postgres.sql import Sql
+from fm_storage.postgres.sql import Sql, quote_qualified
 from fm_storage.postgres.telemetry import metrics, tracing
 
 if TYPE_CHECKING:
@@ -346,10 +352,7 @@ class Pool(Verbs):
             DeadlockDetected: The same.
         """
         at_least_one(attempts, "attempts")
-        if not callable(fn):
-            raise ConfigurationInvalid(
-                "fn", f"is a {type(fn).__name__}; give an async function"
-            )
+        function(fn, "fn")
         pauses = Backoff(_SHORTEST_PAUSE, _LONGEST_PAUSE, jitter=1.0)
         begin = self._begin_sql(isolation, readonly=readonly, deferrable=deferrable)
         for attempt in range(1, attempts + 1):
@@ -391,6 +394,11 @@ class Pool(Verbs):
         Raises:
             ConnectionFailed: No server answered as it should.
         """
+        of_kind(purpose, str, "purpose", "give a word or two")
+        of_kind(settings or {}, Mapping, "settings", "give names and their values")
+        for name, value in (settings or {}).items():
+            of_kind(name, str, "settings", "give names as text")
+            of_kind(value, str, f"settings[{name!r}]", "give its value as text")
         raw = await self._connector.connect(purpose, dsn=dsn, settings=settings)
         rules = replace(self._rules, owner=f"{self._core.owner} ({purpose})")
         return Connection(Statements(PoolEntry(raw), rules), dedicated=True)
@@ -462,6 +470,9 @@ class Pool(Verbs):
             InvalidName: There is no such type.
             ConfigurationInvalid: The driver cannot exchange it so.
         """
+        quote_qualified(schema, name)
+        function(encoder, "encoder")
+        function(decoder, "decoder")
         found = composites.Composite(schema, name, encoder, decoder, format)
         try:
             await self._register(found)
