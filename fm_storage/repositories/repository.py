@@ -493,6 +493,7 @@ class Repository(Generic[M]):
         Raises:
             StaleRecord: The row is at another version than the record, or gone.
             ForeignKeyViolated: Other rows refer to it.
+            QueryFailed: A trigger, rule or policy kept the row, among others.
         """
         return await deletes.delete(self._writing, record_or_key, erase=False)
 

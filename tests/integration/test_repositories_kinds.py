@@ -384,6 +384,42 @@ async def test_a_suppressed_row_is_an_error_and_undoes_its_batch(pool):
         await tickets.update(made, {"name": "bad"})
 
 
+KEEPING = f"""
+{KINDS["plain"]}; CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$
+  BEGIN RETURN NULL; END $$
+"""
+KEPT = "CREATE TRIGGER k BEFORE {} ON thing FOR EACH ROW EXECUTE FUNCTION keep()"
+
+
+async def test_a_row_that_a_trigger_keeps_was_not_deleted(pool):
+    """Neither True, nor False as for a row that is not there."""
+    await pool.execute(f"{KEEPING}; {KEPT.format('DELETE')}")
+    plain, soft = (
+        Repository(pool, Thing, version="version", deleted=mark)
+        for mark in (None, "gone")
+    )
+    one = await plain.create(Thing(1, "a"))
+    for call in (lambda: plain.delete(1), lambda: plain.delete(one)):
+        with pytest.raises(QueryFailed, match="suppressed"):
+            await call()
+    with pytest.raises(QueryFailed, match="suppressed"):
+        await soft.erase(1)
+    assert await plain.delete_many([1]) == 0
+    assert not await plain.delete(2)
+    assert await plain.count() == 1
+    assert await soft.delete(1)
+    assert not await soft.delete(1)
+    await pool.execute(KEPT.replace("k BEFORE", "u BEFORE").format("UPDATE"))
+    with pytest.raises(QueryFailed, match="suppressed"):
+        await soft.restore(1)
+    with pytest.raises(QueryFailed, match="suppressed"):
+        await soft.with_deleted().update(1, {"name": "b"})
+    await soft.create(Thing(3))
+    with pytest.raises(QueryFailed, match="suppressed"):
+        await soft.delete(3)
+    assert await soft.count() == 1
+
+
 RAISING = f"""
 {KINDS["plain"]}; CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
   BEGIN IF NEW.id < -5 THEN RAISE 'not this one'; END IF; RETURN NEW; END $$;

@@ -244,6 +244,11 @@ async def invalid_name(shop: Shop) -> None:
     await shop.products.find_many(where("colour") == "red")
 
 
+async def invalid_cursor(shop: Shop) -> None:
+    """What a client sent back changed."""
+    await shop.products.page(cursor="changed")
+
+
 async def invalid_record(shop: Shop) -> None:
     """What PostgreSQL cannot store."""
     await shop.products.create(TEA.model_copy(update={"sku": "\0"}))
@@ -270,6 +275,7 @@ RECIPES: dict[type[errors.StorageError], Callable[[Shop], Awaitable[None]]] = {
     errors.DuplicateRecord: duplicate_record,
     errors.ForeignKeyViolated: foreign_key_violated,
     errors.ForkedProcess: forked_process,
+    errors.InvalidCursor: invalid_cursor,
     errors.InvalidName: invalid_name,
     errors.InvalidRecord: invalid_record,
     errors.InvalidVector: invalid_vector,

@@ -22,7 +22,7 @@ from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.query.filters import Filter
 from fm_storage.repositories.query.point_statements import Points
 from fm_storage.repositories.query.statements import statements_of
-from fm_storage.repositories.rows.bound import Bound, hooked, only
+from fm_storage.repositories.rows.bound import Bound, hooked, only, suppressed
 from fm_storage.repositories.rows.hooks import Change
 
 M = TypeVar("M")
@@ -41,15 +41,28 @@ async def delete(bound: Bound[M], record_or_key: object, *, erase: bool) -> bool
         )
     versioned = expected is not None
     arguments = (*key, expected) if versioned else key
-    found = await _removed(
-        bound,
-        bound.statements.remove(versioned=versioned, erase=erase),
-        lambda points: points.delete(versioned=versioned, erase=erase),
-        arguments,
-    )
-    if versioned and not found:
+    get = (statements_of(entity, every=True) if erase else bound.statements).get
+    for _ in range(2):  # another task may write the row after the first look
+        if await _removed(
+            bound,
+            bound.statements.remove(versioned=versioned, erase=erase),
+            lambda points: points.delete(versioned=versioned, erase=erase),
+            arguments,
+        ):
+            return True
+        row = await bound.executor.fetchrow(get, *key)
+        if row is None:
+            break
+        there = entity.from_row(row)
+        if (entity.is_deleted(there) and not erase) or (
+            versioned and entity.version_of(there) != expected
+        ):
+            break
+    else:
+        raise suppressed(entity)
+    if versioned:
         raise StaleRecord(entity.name, entity.shown(key), version=expected or 0)
-    return bool(found)
+    return False
 
 
 async def delete_many(bound: Bound[M], keys: Iterable[Any]) -> int:
@@ -115,6 +128,8 @@ async def restore(bound: Bound[M], record_or_key: object) -> M:
     found = entity.from_row(row)
     if versioned and entity.version_of(found) != expected:
         raise StaleRecord(entity.name, entity.shown(key), version=expected or 0)
+    if entity.is_deleted(found):
+        raise suppressed(entity)
     return found
 
 
