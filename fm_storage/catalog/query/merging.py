@@ -215,9 +215,8 @@ async def _place_some(tx: Executor) -> bool:
             map(tuple, await tx.fetch(_GROUPS_OF, sorted(names)))
         )
         pairs = [(group_of[row[0]], group_of[now[row[0]].value]) for row in older]
-    placed = [row for row in rows if now[row[0]].value == row[0]]
-    shapes = [_shape(row, now[row[0]]) for row in placed]
-    await tx.execute(_PLACE, [row[0] for row in placed], shapes)
+    shapes = [_shape(row, now[row[0]]) for row in rows]
+    await tx.execute(_PLACE, [now[row[0]].value for row in rows], shapes)
     members = await tx.fetch(_OF_SHAPES, sorted(set(shapes)))
     pairs += await asyncio.to_thread(_same, members)
     new = {row["group_id"] for row in rows if row["version"] == _NEW}
