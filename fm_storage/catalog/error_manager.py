@@ -24,6 +24,7 @@ from fm_storage.catalog.record.drafts import (
     draft_of,
     severity_from,
 )
+from fm_storage.catalog.record.frames import own_code
 from fm_storage.catalog.record.hooks import PostHook, PreHook, RecordHooks
 from fm_storage.catalog.record.internal import InternalFailures
 from fm_storage.catalog.record.limit import GroupLimit, fetch_counted
@@ -105,6 +106,8 @@ class ErrorManager(Lifecycle):
         self._queries = CatalogQueries(storage, self._recorder, reads)
         self._hooks = RecordHooks()
         settings = storage.config.catalog
+        if settings.own_code:
+            own_code(settings.own_code)
         self._place = (settings.release, settings.environment)
         self._limit: GroupLimit | None = None
         if settings.group_limit is not None:

@@ -17,9 +17,14 @@ class CatalogConfig(Section):
         environment: Where it runs (``production``), kept beside each error.
         group_limit: Errors of one group that a process stores in a minute; those
             beyond it are only counted. None stores all.
+        own_code: Packages or folders whose frames are the application's own
+            (``["shop", "/srv/jobs"]``) and decide which fault an error is; by
+            default all but those of libraries, the language and servers. It holds
+            for the process, and should be equal in all that share a catalogue.
     """
 
     section = "catalog"
     release: str | None = Field(default=None, max_length=200, pattern=_PLAIN)
     environment: str | None = Field(default=None, max_length=200, pattern=_PLAIN)
     group_limit: int | None = Field(default=None, ge=1)
+    own_code: tuple[str, ...] = ()

@@ -10,7 +10,10 @@ import pytest
 from fm_storage.catalog import ErrorManager
 from fm_storage.catalog.query import merging
 from fm_storage.catalog.record.fingerprint import VERSION
+from fm_storage.catalog.record.frames import own_code
+from fm_storage.config import StorageConfig
 from fm_storage.errors import InvalidRecord, RecordNotFound
+from fm_storage.manager import StorageManager
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -192,3 +195,29 @@ async def test_an_upgrade_goes_on_where_its_budget_ended(errors, storage, monkey
     assert await storage.pool.fetchval(left) == 0
     kinds = "SELECT count(DISTINCT fingerprint) FROM fm_storage.error_fingerprints"
     assert await storage.pool.fetchval(kinds) == 1
+
+
+async def test_the_setting_names_code_of_ones_own(dsn, tmp_path):
+    """In this process, and in the one that reads large logs."""
+    trace = (
+        "Traceback (most recent call last):\n"
+        '  File "/srv/shop/views.py", line 1, in {}\n    x()\n'
+        '  File "/venv/lib/python3.12/site-packages/acme/core.py", line 1, in run\n'
+        "    y()\nValueError: no money\n"
+    )
+    log = tmp_path / "shop.log"
+    line = "2026-01-02 03:04:05,000 ERROR shop - failed\n"
+    log.write_text("".join(line + trace.format(f"f{at}") for at in range(2)) * 12_000)
+    config = StorageConfig(
+        postgres={"dsn": dsn},
+        qdrant=None,
+        data_dir=tmp_path,
+        catalog={"own_code": ["acme"]},
+    )
+    try:
+        async with StorageManager(config) as storage, ErrorManager(storage) as errors:
+            await errors.ingest(log)
+            [group] = await errors.groups()
+            assert group.count == 24_000
+    finally:
+        own_code([])

@@ -8,6 +8,7 @@ from fm_storage.catalog.record.fingerprint import fingerprint_of
 from fm_storage.catalog.record.frames import (
     frames_of,
     own_code,
+    own_names,
     place_of,
     raised_of,
     weighed_frames,
@@ -233,6 +234,7 @@ def test_an_application_may_name_its_own_code():
     assert "billing/views.py:post" in place_of(text)[0]
     own_code(["acme"])
     try:
+        assert own_names() == ("acme",)
         assert place_of(text) == ("ValueError\nValueError\x1eacme/core.py:run", True)
     finally:
         own_code([])

@@ -26,6 +26,7 @@ from fm_storage.catalog.logs.reading_process import (
     Task,
     worth_a_process,
 )
+from fm_storage.catalog.record.frames import own_names
 from fm_storage.catalog.record.redact import repair_text
 from fm_storage.catalog.record.store import columns_of, line_of, write_each
 from fm_storage.concurrency.shield import shielded
@@ -81,6 +82,7 @@ async def ingest_log(
                     opened.modified,
                     batch_size,
                     format,
+                    own_names(),
                 )
                 return await _pump_process(task, write, progress, opened.size)
             reader = LogReader(

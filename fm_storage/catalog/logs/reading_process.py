@@ -23,6 +23,7 @@ from zoneinfo import ZoneInfo
 from fm_storage.catalog.logs.entry import IngestReport
 from fm_storage.catalog.logs.opening import open_log
 from fm_storage.catalog.logs.reading import LogReader
+from fm_storage.catalog.record.frames import own_code
 from fm_storage.catalog.record.store import columns_of
 from fm_storage.repositories import Severity
 
@@ -52,6 +53,7 @@ class Task(NamedTuple):
     now: datetime
     size: int
     format: re.Pattern[str] | None = None
+    own_code: tuple[str, ...] = ()
 
 
 def worth_a_process(size: int, zone: tzinfo) -> bool:
@@ -150,6 +152,7 @@ def serve(task: Task, out: IO[bytes]) -> None:
 
 
 def _batches(task: Task) -> Iterator[tuple[list[list[Any]] | None, IngestReport]]:
+    own_code(task.own_code)
     os.lseek(task.descriptor, 0, os.SEEK_SET)  # shared with the parent's
     log = open_log(task.descriptor)
     try:

@@ -186,7 +186,13 @@ _GROUP = "Exception Group Traceback"
 class _Own:
     """What an application has named as its own code; mutable, one for the process."""
 
+    names: tuple[str, ...] = ()
     named: re.Pattern[str] | None = None
+
+
+def own_names() -> tuple[str, ...]:
+    """Return what ``own_code()`` was given."""
+    return _Own.names
 
 
 def own_code(names: Iterable[str]) -> None:
@@ -196,7 +202,8 @@ def own_code(names: Iterable[str]) -> None:
         names: Folders or packages (``shop``, ``com.acme``, ``/srv/app``). None of
             them: everything that is not a library's, the language's or a server's.
     """
-    parts = [re.escape(one.strip("/.")).replace(r"\.", r"[./\\]") for one in names]
+    _Own.names = tuple(names)
+    parts = [re.escape(one.strip("/.")).replace(r"\.", r"[./\\]") for one in _Own.names]
     _Own.named = (
         re.compile(rf"(?:^|[/\\.:])(?:{'|'.join(parts)})(?:[/\\.:]|$)")
         if parts
