@@ -394,14 +394,8 @@ async def rendered(connection: Connection, sql: str, args: Sequence[Any]) -> str
             its parameter's type, or *sql* is not one statement.
         QueryFailed: The server cannot parse *sql*, or infer a type.
     """
-    raw = connection.raw
-    statement = scan(
-        sql,
-        standard_strings=getattr(
-            raw.get_settings(), "standard_conforming_strings", "on"
-        )
-        != "off",
-    )
+    standard = connection.reported("standard_conforming_strings") != "off"
+    statement = scan(sql, standard_strings=standard)
     wanted = max(statement.parameters, default=0)
     if 0 in statement.parameters or wanted != len(args):
         raise InvalidRecord(
@@ -413,7 +407,7 @@ async def rendered(connection: Connection, sql: str, args: Sequence[Any]) -> str
         return statement.text
     try:
         sendable(statement.text)
-        prepared = await raw.prepare(statement.text)
+        prepared = await connection.raw.prepare(statement.text)
     except Exception as exc:  # the driver's errors become ours
         error = translate(exc, owner="session")
         if error is exc:

@@ -100,6 +100,18 @@ async def test_the_connection_of_a_block_has_the_same_verbs(empty_dsn):
             connection.add_termination_listener(lambda: None)
 
 
+async def test_a_reported_setting_costs_neither_io_nor_a_reset(empty_dsn):
+    """As it is now; None for what the server does not report."""
+    async with Pool(PostgresConfig(dsn=empty_dsn, max_size=1)) as pool:
+        async with pool.acquire() as connection:
+            assert connection.reported("standard_conforming_strings") == "on"
+            assert connection.reported("work_mem") is None
+        assert pool.statistics().resets == 0
+        async with pool.acquire() as connection:
+            await connection.execute("SET standard_conforming_strings = off")
+            assert connection.reported("standard_conforming_strings") == "off"
+
+
 async def test_waiters_are_served_first_come_first_served(empty_dsn):
     """40 tasks on 4 connections: the order of asking is the order of getting."""
     async with pool_on(empty_dsn, max_size=4) as pool:

@@ -47,6 +47,10 @@ class Connection(Verbs):
         entry.dirty = True
         return entry.raw
 
+    def reported(self, name: str) -> str | None:
+        """Return a setting that the server reports by itself (``TimeZone``); no I/O."""
+        return getattr(self._statements.required().raw.get_settings(), name, None)
+
     @property
     def is_closed(self) -> bool:
         """Whether the connection was given back, closed or lost."""
@@ -83,7 +87,8 @@ class Connection(Verbs):
         """
         entry = self._statements.required()
         begin = begin_sql(isolation=isolation, readonly=readonly, deferrable=deferrable)
-        if entry.in_transaction:
+        raw = entry.raw
+        if not raw.is_closed() and raw.is_in_transaction():
             if not entry.blocks:
                 raise ConfigurationInvalid(
                     "transaction",

@@ -137,7 +137,7 @@ class Statements:
         timeout: float | None = None,
     ) -> Any:
         """Run one call of the driver."""
-        if timeout is not None:
+        if timeout is not None and timeout != math.inf:
             timeout = seconds(timeout)
         if self.entry is not None and self.entry.settling is not None:
             await self._settled(self.entry)
