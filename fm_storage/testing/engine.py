@@ -207,16 +207,13 @@ class EngineClient:
             vectors = point.vector
             if not isinstance(vectors, Mapping):
                 vectors = {"": vectors}
-            payload = getattr(point, "payload", None) or {}
-            if _levels(payload) > JSON_DEPTH:
-                message = "Format error in JSON body: recursion limit exceeded"
-                raise InvalidRecord(message)
+            payload = _payload(getattr(point, "payload", None) or {})
             encoded = {
                 key: encode_vector(vector, spec, name, name=key, index=index)
                 for key, vector in vectors.items()
             }
             number = to_wire_id(point.id)[0]
-            made.append(Encoded(number, encoded, orjson.dumps(payload), index))
+            made.append(Encoded(number, encoded, payload, index))
         return made
 
     async def update_vectors(
@@ -240,13 +237,14 @@ class EngineClient:
         self, name: str, payload: Any, points: Any, *, key: str | None = None
     ) -> None:
         """See the client."""
-        request = SetPayload(orjson.dumps(payload), *_chosen(points), key)
+        text = _payload(payload, 0 if key is None else key.count(".") + 1)
+        request = SetPayload(text, *_chosen(points), key)
         await self._call("set_payload", name, request)
 
     async def overwrite_payload(self, name: str, payload: Any, points: Any) -> None:
         """See the client."""
         chosen = _chosen(points)
-        request = SetPayload(orjson.dumps(payload), *chosen, overwrite=True)
+        request = SetPayload(_payload(payload), *chosen, overwrite=True)
         await self._call("set_payload", name, request)
 
     async def clear_payload(self, name: str, points_selector: Any) -> None:
@@ -388,6 +386,13 @@ def _leave(kept: socket.socket | None, folder: Path, own: bool) -> None:
             kept.recv(1)  # the engine closes its side when all is on the disk
     if own:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _payload(given: Any, above: int = 0) -> bytes:
+    """Return a payload as JSON, of which the engine could not read each depth again."""
+    if above + _levels(given) > JSON_DEPTH:
+        raise InvalidRecord("Format error in JSON body: recursion limit exceeded")
+    return orjson.dumps(given)
 
 
 def _levels(value: Any) -> int:
