@@ -39,6 +39,13 @@ def groups_of(*messages):
         (3, [f"{verb} the door failed" for verb in ("opening", "closing", "locking")]),
         (4, [f'"{verb} /a" gave 404 today' for verb in ("GET", "PUT", "POST", "HEAD")]),
         (3, [f"task went from NEW to {s}" for s in ("DONE", "FAILED", "KILLED")]),
+        (
+            7,
+            [
+                f"failed to {v} the file"
+                for v in ["open", "read", "write", "link", "stat", "sync", "lock"]
+            ],
+        ),
         (2, ["connection lost to peer", "connection made by peer"]),
         (
             1,
@@ -51,7 +58,7 @@ def groups_of(*messages):
     ],
 )
 def test_names_vary_and_words_do_not(count, messages):
-    """Two or three names show a variable place, six words do, fewer are events."""
+    """Two or three names show a variable place, many words do, few are events."""
     assert groups_of(*messages) == count
 
 

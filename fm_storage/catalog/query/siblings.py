@@ -24,6 +24,27 @@ _PLAIN = re.compile(r"[A-Za-z]{2,}[.!]?")
 _ANY = "*"
 _NAMES = 3
 _WORDS = 6
+_ANY_WORDS = 12  # elsewhere verbs may stand: failed to open, to read, to close, …
+_BEFORE_NAMES = frozenset(
+    [
+        "for",
+        "of",
+        "from",
+        "by",
+        "with",
+        "on",
+        "in",
+        "at",
+        "as",
+        "via",
+        "user",
+        "named",
+        "called",
+        "host",
+        "node",
+        "device",
+    ]
+)
 
 Row = tuple[str, ...]
 
@@ -116,7 +137,9 @@ def _equal_but_for_words(rows: Sequence[Row], place: int) -> list[list[int]]:
     return [
         ats
         for rest, ats in by_rest.items()
-        if len({rows[at][place] for at in ats}) >= _WORDS and _tells(rest)
+        if len({rows[at][place] for at in ats})
+        >= (_WORDS if rest[place - 1].lower() in _BEFORE_NAMES else _ANY_WORDS)
+        and _tells(rest)
     ]
 
 
