@@ -196,7 +196,7 @@ async def test_reading(things):
         if (cursor := page.next_cursor) is None:
             break
     known = sorted((one for one in batch if one.name), key=lambda one: -one.id)
-    known.sort(key=lambda one: one.name)
+    known.sort(key=lambda one: one.name or "")
     assert [one for one in seen if one.name] == known
     assert sorted(one.id for one in seen) == list(range(150))
     async with things.stream(named, order_by="id", prefetch=4) as records:

@@ -42,6 +42,7 @@ async def test_text_and_bytes_alike_by_every_way_of_writing(postgis: Pool):
     row = await postgis.fetchrow(
         "SELECT ST_AsEWKB($1::geometry) AS b, $1::geometry::text AS h", ewkt
     )
+    assert row is not None
     ewkb, hexadecimal = row["b"], row["h"]
 
     def given(n: int) -> Place:
