@@ -117,7 +117,7 @@ imports: $(VENV)/.dev  ## imports point down, clients stay in their rooms
 test: $(VENV)/.dev  ## all tests, on containers where they can be had, else embedded (≤ 15 min)
 	$(BIN)/pytest -n $(WORKERS) -m "$(NOT_LONG)" $(ARGS)
 
-fast: $(VENV)/.dev  ## the quick tests (two or three minutes)
+fast: $(VENV)/.dev  ## the quick tests (a minute or two)
 	$(BIN)/pytest -q -n $(WORKERS) --quick -m "$(NOT_LONG) and not slow and not cluster" tests/unit tests/integration $(ARGS)
 
 cover: $(VENV)/.dev  ## all tests, with the coverage of branches
@@ -155,10 +155,13 @@ smoke: build  ## the wheel, installed into an environment of its own, does its w
 	wheel=$$(ls "$$PWD"/dist/*.whl); here=$$PWD; \
 	if [ -x $(BIN)/uv ]; then \
 	  $(BIN)/uv venv -q --python $(BIN)/python "$$folder/venv"; \
-	  $(BIN)/uv pip install -q --python "$$folder/venv/bin/python" -c requirements.lock "$$wheel[embedded]"; \
+	  install="$(BIN)/uv pip install -q --python $$folder/venv/bin/python"; \
 	else \
-	  $(BIN)/python -m venv "$$folder/venv"; \
-	  "$$folder/venv/bin/python" -m pip install -q -c requirements.lock "$$wheel[embedded]"; fi; \
+	  $(BIN)/python -m venv --without-pip "$$folder/venv"; \
+	  install="$(BIN)/python -m pip --python $$folder/venv/bin/python install -q --no-compile"; fi; \
+	$$install -c requirements.lock "$$wheel"; \
+	"$$folder/venv/bin/python" -I tests/smoke.py --size; \
+	$$install -c requirements.lock "$$wheel[embedded]"; \
 	cd "$$folder"; "$$folder/venv/bin/python" -I "$$here/tests/smoke.py"
 
 check: lint types imports docs cover smoke  ## what CI runs

@@ -29,7 +29,10 @@ GUIDES = {
         *("manager", "config", "catalog", "sessions", "hooks", "repositories"),
         *("postgres", "vectors", "outbox", "migrate", "cli", "testing"),
     )
-} | {"fm_storage/postgres/POOLERS.md": "poolers"}
+} | {
+    "fm_storage/manager/DEPLOYING.md": "deploying",
+    "fm_storage/postgres/POOLERS.md": "poolers",
+}
 PROJECT = {
     "tests/README.md": "tests",
     "tests/bench/README.md": "figures",

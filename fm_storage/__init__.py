@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     from fm_storage.outbox import Outbox, Unembedded
     from fm_storage.postgres import (
         Connection,
+        Executor,
         Notification,
         Pool,
         PoolStatistics,
@@ -153,6 +154,7 @@ __all__ = [
     "ErrorEntryRepository",
     "ErrorGroup",
     "ErrorManager",
+    "Executor",
     "ForeignKeyViolated",
     "ForkedProcess",
     "GroupMember",

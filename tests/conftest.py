@@ -13,6 +13,7 @@ import signal
 from collections.abc import Generator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support import servers
@@ -40,7 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--quick",
         action="store_true",
-        help="of every parametrised test, run only the first case",
+        help="of every parametrised test, run only the first case, and a fifth of "
+        "the examples of a property",
     )
     group.addoption(
         "--containers",
@@ -54,6 +56,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # A job in the background of a shell ignores SIGINT, and so would every child.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if config.getoption("--quick"):
+        hypothesis.settings.register_profile("quick", max_examples=20)
+        hypothesis.settings.load_profile("quick")
     config.stash[servers.CHOICE] = servers.choose(
         dsn=config.getoption("--dsn"),
         qdrant_url=config.getoption("--qdrant-url"),

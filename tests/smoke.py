@@ -16,6 +16,9 @@ import fm_storage
 from fm_storage import ErrorManager, StorageConfig, StorageManager
 from fm_storage.migrate import Migrator
 
+MOST_PACKAGES = 40
+MOST_MEGABYTES = 112
+
 
 async def use(folder: Path) -> None:
     """Open a manager on embedded engines, record an error and find it again."""
@@ -39,8 +42,22 @@ async def use(folder: Path) -> None:
         assert applied >= 5, f"only {applied} migrations came with the wheel"
 
 
+def size() -> None:
+    """Hold what an installation without extras brings to its bounds."""
+    folder = Path(fm_storage.__file__).parents[1]
+    packages = len([*folder.glob("*.dist-info")])
+    files = [path for path in folder.rglob("*") if path.suffix != ".pyc"]
+    megabytes = sum(path.stat().st_size for path in files if path.is_file()) / 1e6
+    print(f"without extras: {packages} packages, {megabytes:.0f} MB")
+    assert packages <= MOST_PACKAGES, "more packages: make what is new an extra"
+    assert megabytes <= MOST_MEGABYTES, "larger: make what is new an extra"
+
+
 def main() -> int:
     """Run every part of the smoke test."""
+    if "--size" in sys.argv:
+        size()
+        return 0
     package = Path(fm_storage.__file__).parent
     assert "site-packages" in package.parts, f"not the installed wheel: {package}"
     assert (package / "py.typed").exists(), "py.typed is missing"

@@ -6,6 +6,7 @@ drainers that may be killed at any instant.
 
 from __future__ import annotations
 
+from fm_storage.outbox.delivery.texts import TextOf
 from fm_storage.outbox.outbox import Outbox
 from fm_storage.outbox.results import (
     CollectionBacklog,
@@ -20,6 +21,7 @@ from fm_storage.outbox.results import (
     Verification,
 )
 from fm_storage.outbox.writer import BoundOutbox
+from fm_storage.postgres import Executor
 from fm_storage.vector_state import Unembedded
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "CollectionBacklog",
     "Difference",
     "DrainReport",
+    "Executor",
     "Outbox",
     "OutboxStatistics",
     "OutboxStatus",
@@ -34,6 +37,7 @@ __all__ = [
     "RebuildReport",
     "Rebuilding",
     "RepairReport",
+    "TextOf",
     "Unembedded",
     "Verification",
 ]

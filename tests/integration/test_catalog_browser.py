@@ -15,7 +15,7 @@ from fm_storage.catalog import ErrorManager
 from fm_storage.catalog.report.style import STYLE
 
 # Each starts a browser, and some a whole storage.
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
 HOSTILE = (
@@ -67,6 +67,7 @@ async def page(storage, tmp_path):
     return file
 
 
+@pytest.mark.slow
 async def test_the_page_fits_a_telephone_and_a_desk_in_light_and_dark(
     browser, page, artefacts
 ):

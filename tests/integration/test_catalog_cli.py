@@ -85,6 +85,7 @@ def test_a_log_is_ingested_listed_shown_grouped_and_compared(run, tmp_path):
     assert tail.index("item 19") < tail.index("volume is gone")
 
 
+@pytest.mark.slow
 def test_the_report_is_written_and_old_errors_purged(run, tmp_path):
     """A page for a colleague, JSON for a program, and an end to old errors."""
     log, page = tmp_path / "shop.log", tmp_path / "page.html"
@@ -161,6 +162,7 @@ def test_a_log_may_be_piped_in_and_errors_out(run):
     assert len(lines) == 3
 
 
+@pytest.mark.slow
 async def test_a_pipe_that_never_ends_is_left_by_ctrl_c(child, dsn, tmp_path):
     """Reading a pipe does not keep Ctrl-C waiting for the next line."""
     ingest = await child(
@@ -234,6 +236,7 @@ def test_ages_and_times_are_understood():
         MOMENT.convert("soon", None, None)
 
 
+@pytest.mark.slow
 async def test_tail_follows_until_it_is_interrupted(child, dsn, tmp_path, pool):
     """With -f new errors appear as they are committed; Ctrl-C ends it quietly."""
     from fm_storage.catalog.record.row import prepare

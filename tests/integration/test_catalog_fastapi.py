@@ -25,6 +25,7 @@ def example():
     return found
 
 
+@pytest.mark.slow
 async def test_a_fastapi_application_catalogues_and_reports_its_errors(
     monkeypatch, dsn, vector_folder, tmp_path
 ):

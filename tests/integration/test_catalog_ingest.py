@@ -60,6 +60,7 @@ async def test_the_same_log_again_adds_nothing_and_a_grown_one_only_the_rest(
     assert groups[0].example.manager_context["source"] in {"shop.log", "other host"}
 
 
+@pytest.mark.slow
 async def test_a_large_file_is_read_by_another_process_with_the_same_result(
     errors, storage, tmp_path, monkeypatch
 ):
@@ -78,6 +79,7 @@ async def test_a_large_file_is_read_by_another_process_with_the_same_result(
     assert await storage.error_entries.count() == 833
 
 
+@pytest.mark.slow
 async def test_a_cancelled_ingest_ends_its_process(errors, tmp_path, monkeypatch):
     """What was stored stays, and no child is left."""
     monkeypatch.setattr(reading_process, "WORTH", 0)

@@ -74,6 +74,7 @@ async def test_the_demo_tells_the_whole_story_twice(
         assert "Traceback" not in out + err
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 async def test_the_demo_takes_a_log_of_yours(
     environment: dict[str, str], tmp_path: Path
@@ -136,6 +137,7 @@ async def test_health_answers_people_and_probes(
         assert part in out
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_health_names_what_is_down_and_asks_the_rest(
     environment: dict[str, str], tmp_path: Path
@@ -160,6 +162,7 @@ async def test_health_names_what_is_down_and_asks_the_rest(
     assert "s3cret" not in out
 
 
+@pytest.mark.slow
 async def test_health_shows_a_part_s_remedy_whole(
     environment: dict[str, str], tmp_path: Path
 ):
@@ -178,6 +181,7 @@ async def test_health_shows_a_part_s_remedy_whole(
     assert "…" not in out
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_a_vector_store_that_is_away_is_named_within_seconds(
     environment: dict[str, str], tmp_path: Path

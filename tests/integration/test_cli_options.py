@@ -79,7 +79,7 @@ def _line(path: tuple[str, ...], wrong: str | None, value: str) -> list[str]:
         if parameter.name == wrong:
             given = value
         elif parameter.required:
-            given = _RIGHT[str(parameter.name)]
+            given = _RIGHT.get(str(parameter.name), "f" * 16)
         else:
             if parameter.name == "yes":
                 options.append("--yes")

@@ -42,7 +42,7 @@ for words in json.loads(sys.argv[1]):
 print(codes)
 """
 
-LANGUAGES = {"python", "console", "toml", "sql", "text"}
+LANGUAGES = {"python", "console", "toml", "sql", "text", "yaml"}
 
 
 def _cases(*languages: str) -> list[Any]:

@@ -34,6 +34,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_a_forgotten_manager_closes_at_the_loops_end(
     child: Start, storage_config: StorageConfig, storage: StorageManager
 ):
@@ -117,6 +118,7 @@ async def test_session_and_repository_come_from_the_manager(storage: StorageMana
         assert await tx.error_entries.count() == 0
 
 
+@pytest.mark.slow
 async def test_health_tells_a_store_that_cannot_be_reached(dsn: str, tmp_path: Path):
     """PostgreSQL is fine, Qdrant is down: said part by part, quickly."""
     config = StorageConfig(

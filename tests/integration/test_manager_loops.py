@@ -46,6 +46,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", LOOPS)
 async def test_every_part_works_and_leaves_nothing_open(
     child: Start, storage_config: StorageConfig, storage: StorageManager, loop: str

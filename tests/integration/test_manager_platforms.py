@@ -75,6 +75,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", ["modules", "bare"])
 async def test_servers_are_used_without_posix_and_engines_say_so(
     dsn: str, system: str, tmp_path: Path

@@ -73,6 +73,7 @@ async def test_a_server_that_is_away_is_not_ready(
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 async def test_vectors_count_when_asked_for(dsn: str, tmp_path: Path):
     """A store that is away delays deliveries; that stops no traffic by itself."""
     config = StorageConfig(

@@ -133,6 +133,7 @@ def test_schema_prints_the_page(command: Command):
     assert any(one["constraints"] for one in found.values())
 
 
+@pytest.mark.slow
 def test_what_takes_long_is_reported(
     command: Command,
     migrations: MigrationFolder,
@@ -159,6 +160,7 @@ def test_what_takes_long_is_reported(
     assert "0002_more: a table is in use" in result.stderr
 
 
+@pytest.mark.slow
 async def test_ctrl_c_leaves_nothing_half_done(
     empty_dsn: str,
     migrations: MigrationFolder,
@@ -256,6 +258,7 @@ def _yoyo(dsn: str, command: str, *arguments: str) -> None:
     main([command, *options, *arguments])
 
 
+@pytest.mark.slow
 def test_yoyos_program_finds_the_backend(empty_dsn: str, migrations: MigrationFolder):
     """By its entry point, as ``postgresql+fm``."""
     migrations.table("0001_shop", "t_a")
@@ -273,6 +276,7 @@ def test_yoyos_program_finds_the_backend(empty_dsn: str, migrations: MigrationFo
     assert ask(empty_dsn, recorded) == [("0001_shop",)]
 
 
+@pytest.mark.slow
 def test_yoyos_own_command_is_as_safe(
     empty_dsn: str, migrations: MigrationFolder, capsys: pytest.CaptureFixture[str]
 ):

@@ -93,6 +93,7 @@ async def _fill(outbox: Outbox, store: QdrantStore) -> None:
     await outbox.upsert("things", [*points, Point(6, [1.0], {"[bold]": "\x1b[31m"})])
 
 
+@pytest.mark.slow
 def test_backlog_is_shown_delivered_and_compared(outbox: Commands):
     """status, drain, quarantine, verify: one after the other, on real stores."""
     assert "up to date" in outbox("status").output

@@ -64,6 +64,7 @@ async def things(qdrant: QdrantStore) -> QdrantStore:
     return qdrant
 
 
+@pytest.mark.slow
 async def test_hundred_failed_attempts_drop_nothing(pool: Pool, things: QdrantStore):
     """Whatever number of attempts fails, the first that may succeeds."""
     left = 100

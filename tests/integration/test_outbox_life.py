@@ -177,6 +177,7 @@ async def test_one_rebuild_at_a_time(pool: Pool, qdrant: QdrantStore):
             await outbox.rebuild("things")
 
 
+@pytest.mark.slow
 async def test_drain_does_not_sit_out_the_lease_of_a_killed_drainer(
     pool: Pool, qdrant: QdrantStore, monkeypatch: pytest.MonkeyPatch
 ):

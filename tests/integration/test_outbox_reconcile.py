@@ -235,6 +235,7 @@ async def test_interrupted_rebuild_goes_on_where_it_was(
     assert (await outbox.verify()).agrees
 
 
+@pytest.mark.slow
 async def test_rebuild_loses_no_write_made_meanwhile(
     pool: Pool, qdrant: QdrantStore, outbox: Outbox
 ):

@@ -61,6 +61,7 @@ async def delivered(outbox: Outbox, qdrant: QdrantStore) -> dict[Any, dict[str, 
 INSERT = "INSERT INTO articles (id, title, body, year) VALUES ($1, $2, $3, $4)"
 
 
+@pytest.mark.slow
 async def test_plain_sql_reaches_the_vector_store(
     pool: Pool, qdrant: QdrantStore, outbox: Outbox
 ):
@@ -177,6 +178,7 @@ async def test_writer_may_prepare_its_transaction(pool: Pool, outbox: Outbox):
     assert await outbox.pending() == 1
 
 
+@pytest.mark.slow
 async def test_rows_from_before_are_backfilled_and_newer_ones_left_alone(
     pool: Pool, qdrant: QdrantStore, outbox: Outbox
 ):
@@ -283,6 +285,7 @@ async def test_rows_of_our_own_statement_are_delivered_once(
     assert await delivered(outbox, qdrant) == {}
 
 
+@pytest.mark.slow
 async def test_writer_does_not_fail_because_of_a_point(
     pool: Pool, qdrant: QdrantStore, outbox: Outbox
 ):
@@ -312,6 +315,7 @@ async def test_writer_does_not_fail_because_of_a_point(
     }
 
 
+@pytest.mark.slow
 async def test_partitions_are_followed_as_they_come_and_go(
     pool: Pool, qdrant: QdrantStore
 ):
@@ -432,6 +436,7 @@ async def test_points_of_other_origin_beside_it_are_left_alone(
     assert await qdrant.count("other") == 1
 
 
+@pytest.mark.slow
 async def test_errors_changed_by_plain_sql_are_followed(
     storage: StorageManager, pool: Pool
 ):

@@ -55,6 +55,7 @@ async def until(holds: Callable[[], bool], within: float) -> None:
         await asyncio.sleep(0.02)
 
 
+@pytest.mark.slow
 async def test_both_clients_reach_it_and_it_is_durable_and_private(
     tmp_path: Path,
 ) -> None:
@@ -236,6 +237,7 @@ async def test_cancelled_opening_leaves_nothing_behind(
         await (await asyncpg.connect(dsn)).close()
 
 
+@pytest.mark.slow
 async def test_opening_leaves_the_event_loop_free(tmp_path: Path) -> None:
     """Others run on while a cluster is made and started."""
     stalled = 0.0
@@ -366,6 +368,7 @@ FOLDERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS, ids=str)
 @pytest.mark.parametrize("named", [True, False], ids=["bin_dir", "without the wheel"])
 async def test_an_installed_postgresql_serves_as_the_embedded_one(

@@ -28,6 +28,7 @@ async def answers(dsn: str) -> None:
     await connection.close()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("as_root")
 async def test_private_home_stays_private(tmp_path: Path) -> None:
     """Root's data goes elsewhere; no permission of an existing folder changes."""
@@ -47,6 +48,7 @@ async def test_private_home_stays_private(tmp_path: Path) -> None:
         assert again.home == first.home
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("as_root")
 async def test_server_in_a_private_home_is_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

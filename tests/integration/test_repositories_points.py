@@ -127,6 +127,7 @@ async def test_batches_carry_their_points(tables, invoices):
     assert {op for op, _, _ in (await states(tables)).values()} == {"u", "d"}
 
 
+@pytest.mark.slow
 async def test_large_batches_carry_their_points(tables):
     """More rows than one statement takes, all or none."""
     notes = Repository(tables, Note, collection="notes")

@@ -376,6 +376,7 @@ async def test_a_function_may_give_the_connections(dsn: str, pool: Pool):
             pass
 
 
+@pytest.mark.slow
 async def test_a_long_creation_tells_that_it_goes_on(pool: Pool):
     """Progress is reported when a stage begins, and every second while it lasts."""
     seen: list[CreateProgress] = []

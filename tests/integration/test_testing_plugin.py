@@ -136,6 +136,7 @@ async def test_a_project_uses_the_fixtures_on_the_embedded_server(project: Path)
     assert folders() <= before
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_a_project_uses_the_fixtures_on_a_given_server(
     project: Path, server: TestServer

@@ -54,6 +54,7 @@ def lines(count: int) -> bytes:
     return b"\n".join(json.dumps(line).encode() for line in [head, *points])
 
 
+@pytest.mark.slow
 def test_import_list_info_search_export(command: Command, tmp_path: Path) -> None:
     """The whole round: what was imported is listed, found and exported again."""
     file = tmp_path / "docs.jsonl"
@@ -98,6 +99,7 @@ def test_mistakes_are_reported(command: Command, tmp_path: Path) -> None:
     assert command("import", str(bad)).exit_code != 0
 
 
+@pytest.mark.slow
 def test_mistakes_name_what_to_type(command: Command, tmp_path: Path) -> None:
     """At the command line a message names commands and options, not calls."""
     file = tmp_path / "docs.jsonl"
@@ -154,6 +156,7 @@ async def _lexical(folder: Path) -> None:
             )
 
 
+@pytest.mark.slow
 def test_words_are_searched_whoever_made_the_dense_part(
     command: Command, vector_folder: Path
 ) -> None:

@@ -42,6 +42,7 @@ async def contents(store: QdrantStore, name: str) -> list[tuple[Any, Any, Any]]:
     ]
 
 
+@pytest.mark.slow
 async def test_unnamed_vectors_go_out_and_in(
     qdrant: QdrantStore, tmp_path: Path
 ) -> None:
@@ -128,6 +129,7 @@ async def test_failed_export_leaves_no_file(
     assert files_in(tmp_path) == []
 
 
+@pytest.mark.slow
 async def test_damaged_file_is_refused(qdrant: QdrantStore, tmp_path: Path) -> None:
     """What is no export of ours, or torn, is reported; a differing collection too."""
     file = tmp_path / "a.parquet"

@@ -131,6 +131,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_killed_reindex_goes_on_where_it_was(
     vector_folder: Path, child: Callable[..., Awaitable[Child]]
 ) -> None:

@@ -468,6 +468,7 @@ def test_the_parser_counts_formats():
     assert parser.parse("") is None
 
 
+@pytest.mark.slow
 def test_a_batch_of_long_entries_ends_before_it_is_large():
     """Whatever size of batch was asked for."""
     frames = "".join(f'  File "a{n}.py", line {n}, in f\n' for n in range(1500))

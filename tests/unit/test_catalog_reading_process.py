@@ -94,6 +94,7 @@ def test_a_child_that_nobody_reads_from_ends(log):
     assert child.child.wait(20) == 1
 
 
+@pytest.mark.slow
 def test_what_reading_raises_there_is_raised_here(tmp_path):
     """A file that is no log, though the parent took it for one."""
     path = tmp_path / "a.log"
@@ -108,6 +109,7 @@ def test_what_reading_raises_there_is_raised_here(tmp_path):
         os.close(descriptor)
 
 
+@pytest.mark.slow
 def test_of_an_archive_that_breaks_off_the_readable_part_is_read_there(tmp_path):
     """The report has come over the pipe, and says that the end is missing."""
     path = tmp_path / "a.log.gz"

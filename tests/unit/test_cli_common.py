@@ -212,6 +212,7 @@ def test_sigterm_cancels_and_ends_with_143():
     assert closed == [True]
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_is_no_error():
     """``fm-storage … | head -1`` prints no traceback."""
     script = (

@@ -5,8 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 import pytest
+import yaml
 
+from fm_storage.cli import cli
+from fm_storage.config import StorageConfig
+from fm_storage.config.section import section_of
 from tests.support.pages import ROOT, pages, without_comments
 
 PAGES = pages()
@@ -93,6 +98,36 @@ def test_make_targets_exist(page: Path):
     named = set(re.findall(r"(?:`|\$ )make ([a-z][a-z-]*)", page.read_text("utf-8")))
 
     assert named <= targets
+
+
+def test_a_manifest_names_what_exists():
+    """Commands parse, settings are settings, the probes' paths are the probes'."""
+    page = ROOT / "fm_storage" / "manager" / "DEPLOYING.md"
+    [manifests] = re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    containers = [
+        container
+        for manifest in yaml.safe_load_all(manifests)
+        for kind in ("initContainers", "containers")
+        for container in manifest["spec"]["template"]["spec"].get(kind, ())
+    ]
+    assert len(containers) == 3
+    for container in containers:
+        program, name, *arguments = container["command"]
+        if program == "fm-storage":
+            command = cli.get_command(click.Context(cli), name)
+            assert command is not None
+            command.make_context(name, arguments)
+        known = StorageConfig.model_fields
+        for variable in container["env"]:
+            section, setting = (
+                variable["name"].removeprefix("FM_STORAGE_").lower().split("__")
+            )
+            model = section_of(known[section].annotation)
+            assert model is not None
+            assert setting in model.model_fields
+        for probe in ("livenessProbe", "readinessProbe"):
+            path = container.get(probe, {"httpGet": {"path": "/livez"}})
+            assert path["httpGet"]["path"].rsplit("/", 1)[1] in {"livez", "readyz"}
 
 
 def test_the_picture_of_the_rooms_is_complete():
