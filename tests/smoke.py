@@ -47,8 +47,8 @@ def size() -> None:
     folder = Path(fm_storage.__file__).parents[1]
     packages = len([*folder.glob("*.dist-info")])
     files = [path for path in folder.rglob("*") if path.suffix != ".pyc"]
-    megabytes = sum(path.stat().st_size for path in files if path.is_file()) / 1e6
-    print(f"without extras: {packages} packages, {megabytes:.0f} MB")
+    megabytes = sum(path.stat().st_size for path in files if path.is_file()) / 2**20
+    print(f"without extras: {packages} packages, {megabytes:.0f} MiB")
     assert packages <= MOST_PACKAGES, "more packages: make what is new an extra"
     assert megabytes <= MOST_MEGABYTES, "larger: make what is new an extra"
 
