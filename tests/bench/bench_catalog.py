@@ -275,7 +275,7 @@ async def answers(base: Path) -> list[str]:
         )
         analyzer = errors.analyzer
         await timed("groups()", errors.groups, " (bar 0.3 s)")
-        await timed("report()", errors.report, " (bar 3 s)")
+        await timed("report()", errors.report, " (bar 1 s)")
         await timed("patterns()", analyzer.patterns, "")
         await timed("frequencies()", analyzer.frequencies, "")
         await timed("timeline()", analyzer.timeline, "")

@@ -215,6 +215,7 @@ class Analyzer:
             until=until,
             severity=severity,
             order=order,
+            grouped=self._grouped,
         )
 
     async def heat(
@@ -267,6 +268,7 @@ class Analyzer:
             until=until,
             only=[row[0] for row in rows],
             order="first_seen",
+            grouped=True,
         )
 
     async def count_new(
@@ -305,6 +307,7 @@ class Analyzer:
             severity=severity,
             only=[key for key, one in states.items() if one.state == "regressed"],
             order="last_seen",
+            grouped=True,
         )
 
     async def named(
@@ -323,6 +326,7 @@ class Analyzer:
             until=until,
             severity=severity,
             only=[number_of(one) for one in fingerprints],
+            grouped=self._grouped,
         )
 
     async def sparks(

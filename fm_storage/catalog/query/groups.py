@@ -138,13 +138,15 @@ async def fetch_groups(
     order: Order = "count",
     only: Sequence[int] | None = None,
     state: State | None = None,
+    grouped: bool = False,
 ) -> list[ErrorGroup]:
     """Return the groups of the errors that match, the foremost first.
 
-    *only* names the groups that may be returned; the rest is as in
-    ``ErrorManager.groups()``.
+    *only* names the groups that may be returned; *grouped*: everything has its group
+    already. The rest is as in ``ErrorManager.groups()``.
     """
-    await group_ungrouped(pool)
+    if not grouped:
+        await group_ungrouped(pool)
     conditions: list[str] = []
     values: list[object] = []
 
