@@ -126,6 +126,62 @@ async def test_loop_never_waits_for_a_large_upsert(
         await server.communicate(b"")
 
 
+PAYLOAD = {
+    "trace": [f"frame {j}" for j in range(600)],
+    "context": {str(k): k for k in range(200)},
+}
+"""15 kB of JSON in 800 values."""
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("engine", ["embedded", "rest", "grpc"])
+async def test_loop_never_waits_at_full_size(tmp_path: Path, engine: str) -> None:
+    """2,000 points of 15 kB a page; 1,000 × 1536 both ways; 20,000 points written."""
+    server = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "fm_storage.testing", "--grpc"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert server.stdout is not None
+    url = (await server.stdout.readline()).decode().strip()
+    port = int(await server.stdout.readline())
+    config = {
+        "embedded": QdrantConfig(durability="process", timeout=200),
+        "rest": QdrantConfig(url=url, timeout=200),
+        "grpc": QdrantConfig(url=url, prefer_grpc=True, grpc_port=port, timeout=200),
+    }[engine]
+    rng = np.random.default_rng(1)
+    long = rng.normal(size=(1000, 1536)).astype("f4").tolist()
+    many = rng.normal(size=(20_000, 384)).astype("f4")
+    try:
+        async with QdrantStore(config, folder=tmp_path) as store:
+            for name, size in (("payloads", 8), ("long", 1536), ("many", 384)):
+                await store.ensure_collection_exists(name, size)
+            for start in range(0, 2000, 100):
+                some = range(start, start + 100)
+                points = [Point(i, [1.0] * 8, PAYLOAD) for i in some]
+                await store.upsert_points("payloads", points)
+            vectors = [Point(i, row, {"n": i}) for i, row in enumerate(long)]
+            rows = [Point(i, row, {"n": i}) for i, row in enumerate(many)]
+
+            async def page(name: str, count: int, **options: bool) -> None:
+                found, _ = await store.scroll(name, limit=count, **options)
+                assert len(found) == count
+
+            works: dict[str, Callable[[], Awaitable[object]]] = {
+                "payloads": lambda: page("payloads", 2000),
+                "vectors in": lambda: store.upsert_points("long", vectors),
+                "vectors out": lambda: page("long", 1000, with_vectors=True),
+                "hits": lambda: store.search("long", long[0], 1000, with_vectors=True),
+                "points": lambda: store.upsert_points("many", rows),
+            }
+            longest = {name: await smooth(work) for name, work in works.items()}
+            assert max(longest.values()) <= LIMIT, longest
+    finally:
+        await server.communicate(b"")
+
+
 async def _searches(store: QdrantStore, rows: list[list[float]]) -> None:
     for row in rows:
         await store.search("a", row, 100, with_vectors=True)
