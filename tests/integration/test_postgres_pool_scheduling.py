@@ -150,7 +150,9 @@ async def test_a_caller_without_a_connection_in_time_gets_the_numbers(empty_dsn)
     async with pool_on(empty_dsn, max_size=1) as pool, pool.acquire():
         started = time.monotonic()
         with pytest.raises(PoolTimeout, match="1 of 1 in use") as caught:
-            await asyncio.create_task(pool.fetchval("SELECT 1", timeout=0.1))
+            waiting = asyncio.create_task(pool.fetchval("SELECT 1", timeout=0.1))
+            await asyncio.wait({waiting})
+            await waiting
         assert 0.09 < time.monotonic() - started < 10  # not the default, 30 s
         assert caught.value.retryable
         assert isinstance(caught.value, TimeoutError)
@@ -164,6 +166,43 @@ async def test_a_nested_acquire_that_cannot_succeed_is_refused_at_once(empty_dsn
         with pytest.raises(PoolTimeout, match="already holds 1"):
             await pool.fetchval("SELECT 1")
         assert time.monotonic() - started < 10  # not the 30 s of the default
+
+
+async def in_a_group(child):
+    """Wait for the end of a group."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(child)
+
+
+async def in_a_gathering(child):
+    """Wait for several."""
+    await asyncio.gather(child, asyncio.sleep(0))
+
+
+async def in_a_grandchild(child):
+    """Wait for a task that waits for one."""
+    await asyncio.create_task(in_a_gathering(child))
+
+
+@pytest.mark.parametrize("wait", [in_a_group, in_a_gathering, in_a_grandchild])
+async def test_a_child_of_the_task_that_holds_the_last_connection_is_refused(
+    empty_dsn, wait
+):
+    """Its parent cannot give the connection back before the child has ended."""
+    async with pool_on(empty_dsn, max_size=1) as pool:
+        started = time.monotonic()
+        async with pool.transaction() as tx:
+            with pytest.raises((PoolTimeout, ExceptionGroup)) as caught:
+                await wait(pool.fetchval("SELECT 1"))
+            errors = getattr(caught.value, "exceptions", [caught.value])
+            assert "waits for this task" in str(errors[0])
+            assert await tx.fetchval("SELECT 1") == 1
+        assert time.monotonic() - started < 10  # not the 30 s of the default
+        # One that the holder does not wait for is served when it gives it back.
+        async with pool.acquire():
+            later = asyncio.create_task(pool.fetchval("SELECT 2"))
+            await asyncio.sleep(0.05)
+        assert await later == 2
 
 
 async def test_tasks_that_wait_for_each_other_are_refused(empty_dsn):

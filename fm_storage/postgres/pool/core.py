@@ -19,6 +19,7 @@ from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from fm_storage.concurrency.awaiting import awaited_by
 from fm_storage.concurrency.lifecycle import Life
 from fm_storage.errors import (
     ConnectionFailed,
@@ -293,19 +294,27 @@ class PoolCore:
         """Refuse to let *task* wait if that can only end at the deadline.
 
         So it is when every connection is in use, and each borrower is a task that
-        waits here itself, the caller among them: nobody can give one back.
+        waits here itself, the caller among them, or that waits for one that does: a
+        child that it has started. Then nobody can give one back.
         """
-        if len(self.in_use) < self._config.max_size:
+        holders = [borrower.task for borrower in self._borrowers.values()]
+        if not len(holders) == len(self.in_use) == self._config.max_size:
             return
         stuck = {task, *self._waiting.values()}
-        holders = [borrower.task for borrower in self._borrowers.values()]
-        if len(holders) == len(self.in_use) and task in holders and stuck >= {*holders}:
-            raise self._timeout(
-                0.0,
-                f"this task already holds {holders.count(task)} of them and everyone "
-                "else waits too, so waiting cannot succeed: hand the connection or "
-                "transaction on instead of acquiring again",
-            )
+        waited_for = [{each, *awaited_by(each)} for each in holders]
+        if any(map(stuck.isdisjoint, waited_for)):
+            return
+        if task in holders:
+            why = f"this task already holds {holders.count(task)} of them"
+        elif any(task in tasks for tasks in waited_for):
+            why = "a task that holds one of them waits for this task"
+        else:
+            return
+        raise self._timeout(
+            0.0,
+            f"{why} and everyone else waits too, so waiting cannot succeed: hand the "
+            "connection or transaction on instead of acquiring again",
+        )
 
     def _timeout(self, waited: float, detail: str = "") -> PoolTimeout:
         return PoolTimeout(
