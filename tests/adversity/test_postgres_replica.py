@@ -99,7 +99,10 @@ async def test_one_reads_ones_own_writes_on_request(cluster: TestCluster):
             after = reads.after(await pool.position())
             assert await after.fetchval("SELECT max(n) FROM t") == n
         assert reads.statistics().fallbacks == 0
-        after = reads.after(pool.position())  # asked at the first read
+        after = reads.after(pool.position())  # awaited by the reads, and by all
+        given_up = asyncio.create_task(after.fetchval(PORT))
+        await asyncio.sleep(0)
+        given_up.cancel()
         assert (
             await asyncio.gather(*(after.fetchval(PORT) for _ in range(5)))
             == [standby.port] * 5
@@ -120,8 +123,10 @@ async def test_one_reads_ones_own_writes_on_request(cluster: TestCluster):
                 await held.execute("INSERT INTO t VALUES (101)")
         async with view.stream("SELECT max(n) AS n FROM t") as rows:
             assert [row["n"] async for row in rows] == [100]
-        with pytest.raises(ConfigurationInvalid, match="position"):
-            reads.after("yesterday")
+        for wrong in ("yesterday", 5, None):
+            for one in (pool, reads):
+                with pytest.raises(ConfigurationInvalid, match="position"):
+                    one.after(wrong)
         # What the primary answered cannot have written either.
         with pytest.raises(QueryFailed) as caught:
             await view.execute("INSERT INTO t VALUES (101)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
@@ -48,7 +48,7 @@ from fm_storage.postgres.sql import Sql, quote_qualified
 from fm_storage.postgres.telemetry import metrics, tracing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -512,10 +512,10 @@ class Pool(Verbs):
         Raises:
             ConfigurationInvalid: It is no position.
         """
-        if isinstance(position, str):
-            check_position(position)
-        elif isinstance(position, Coroutine):
+        if isinstance(position, Coroutine):
             position.close()  # nobody has to ask
+        elif not isinstance(position, Awaitable):
+            check_position(position)
         return self
 
     # -- numbers ---------------------------------------------------------

@@ -11,7 +11,7 @@ import asyncio
 import copy
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -104,12 +104,7 @@ class _Watch:
         self.wake = asyncio.Event()
         self.askers: list[asyncio.Future[None]] = []
 
-    def note(
-        self,
-        written: int | None,
-        asked: float,
-        *state: Any,
-    ) -> None:
+    def note(self, written: int | None, asked: float, *state: Any) -> None:
         """Work out the lag.
 
         Args:
@@ -325,10 +320,10 @@ class ReadPool(Pool):
         Each read waits for the replica, at most ``read_wait`` seconds; then the
         primary answers.
         """
-        if isinstance(position, str):
-            check_position(position)
-        elif isinstance(position, Coroutine):  # awaited by every read
+        if isinstance(position, Awaitable):  # by every read
             position = asyncio.ensure_future(position)
+        else:
+            check_position(position)
         view = copy.copy(self)
         vars(view).update(_position=position, _run=partial(ReadPool._read, view))
         return view
@@ -363,7 +358,7 @@ class ReadPool(Pool):
                 if (begun and call not in _REPEATED) or not (conflict or lost):
                     raise
                 if lost:
-                    self.look_soon()
+                    self.look_after(error)
                     break
                 if first:
                     await asyncio.sleep(_CONFLICT_PAUSE * random.random())
@@ -377,9 +372,10 @@ class ReadPool(Pool):
         """Whether reads go to the replica now."""
         return self._core.suspended is None
 
-    def look_soon(self) -> None:
-        """Look at the replica now: something was wrong with it."""
-        self._watch.wake.set()
+    def look_after(self, error: StorageError) -> None:
+        """Look at the replica now if it may be away."""
+        if not isinstance(error, _Behind):
+            self._watch.wake.set()
 
     async def _wait(self, ask: Callable[..., Any], timeout: float | None) -> None:
         """Wait until a server has what this view is to see.
@@ -395,7 +391,7 @@ class ReadPool(Pool):
         if self._watch.lag is not None and self._watch.lag > 2 * wait:
             raise _Behind  # it would not be in time
         if isinstance(self._position, Awaitable):
-            self._position = await self._position
+            self._position = await asyncio.shield(self._position)
         until = monotonic() + (wait if timeout is None else min(wait, timeout / 2))
         pauses = Backoff(0.002, 0.05)
         try:
@@ -496,8 +492,8 @@ class _Routed(Acquire[T]):
                     await self._pool.enter(statements)
                     self._leave = stack.pop_all()
                     return self._make(statements)
-            except (ConnectionFailed, _Behind):
-                self._pool.look_soon()
+            except (ConnectionFailed, _Behind) as error:
+                self._pool.look_after(error)
         self._pool.count_fallback()
         async with AsyncExitStack() as stack:
             statements = await stack.enter_async_context(self._primary)
