@@ -48,8 +48,8 @@ def logger_of(processor, written, *before, **context):
 async def stored(errors):
     """Return what is stored, by message."""
     assert await errors.flush()
-    groups = await errors.groups(limit=100)
-    return {group.example.message: group.example for group in groups}
+    entries = await errors.storage.error_entries.get_recent_errors(limit=100)
+    return {entry.message: entry for entry in entries}
 
 
 async def test_events_are_stored_with_their_context_and_go_on_unchanged(
