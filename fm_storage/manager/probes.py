@@ -66,7 +66,7 @@ class Probes:
             return
         if scope["type"] != "http":
             return
-        name = scope["path"].rsplit("/", 1)[-1]
+        name = scope["path"].rstrip("/").rsplit("/", 1)[-1]
         if scope["method"] not in {"GET", "HEAD"}:
             status, found = 405, {}
         elif name == "livez":
