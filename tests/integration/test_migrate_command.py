@@ -345,7 +345,7 @@ def test_a_rollback_asks_with_what_would_go(
 
 
 @pytest.mark.parametrize(
-    "words", [["health"], ["errors", "list"], ["outbox", "status"]]
+    "words", [["health", "--json"], ["errors", "list"], ["outbox", "status"]]
 )
 @pytest.mark.parametrize("embedded", [False, True])
 def test_a_command_that_reads_makes_nothing(
