@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -19,6 +20,12 @@ _DECODE_IN_THREAD = 256 * 1024
 
 class Gone(Exception):
     """The connection ended before the answer came."""
+
+
+_LINES_PAUSE = not (
+    (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <= sys.version_info < (3, 13, 2)
+)
+"""Whether ``writelines()`` calls ``pause_writing()`` (CVE-2024-12254 of CPython)."""
 
 
 class EngineConnection(asyncio.Protocol):
@@ -109,7 +116,11 @@ class EngineConnection(asyncio.Protocol):
                 raise Gone
             text = orjson.dumps(request)
             header = HEADER.pack(MAGIC, number, len(text), len(raw))
-            self.transport.writelines((header, text, raw))
+            if _LINES_PAUSE:
+                self.transport.writelines((header, text, raw))
+            else:
+                for part in (header, text, raw):
+                    self.transport.write(part)
             body, meta = await waiter
         finally:
             self.waiting.pop(number, None)
