@@ -15,10 +15,12 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
   if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
   then command -v "$$p"; break; fi; done)
 
-# uv where it could be had, else pip; the lock file pins what either chooses.
+# uv where it could be had, else pip; the lock file pins what either chooses. Where
+# the machine has a certificate authority of its own, uv asks the system for it.
 RUNTIME := --editable ".[embedded]"
 INSTALL = if [ -x $(BIN)/uv ]; \
-  then $(BIN)/uv pip install -q --python $(BIN)/python -c requirements.lock $(1); \
+  then $(BIN)/uv pip install -q --python $(BIN)/python -c requirements.lock $(1) 2>/dev/null || \
+    $(BIN)/uv pip install -q --system-certs --python $(BIN)/python -c requirements.lock $(1); \
   else $(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock $(1); fi
 
 SOURCES := fm_storage tests
