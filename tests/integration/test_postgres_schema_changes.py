@@ -461,3 +461,15 @@ async def test_the_check_needs_no_record_and_no_right_to_read_it(empty_dsn, migr
         await checked()
         assert pool.statistics().checks_failed == 0
         assert pool.statistics().connects == 1
+
+
+async def test_a_type_made_anew_is_known_behind_a_pooler(empty_dsn, pgbouncer):
+    """Without a statement cache, on a server connection that others use as well."""
+    change = CHANGES["registered composite made anew"]
+    raw = await asyncpg.connect(empty_dsn)
+    await raw.execute(change.setup)
+    async with Pool(PostgresConfig(dsn=pgbouncer(empty_dsn), max_size=1)) as pool:
+        await pool.register_composite("spot", Spot)
+        for verb in (fetchval, execute, executemany, select_all, stream, copy_records):
+            await survives(pool, alone, raw, verb, change)
+    await raw.close()
