@@ -158,7 +158,7 @@ async def test_what_is_replayed_after_an_outage_is_shown_with_its_old_time(
 async def test_what_waiting_does_not_mend_ends_the_following(storage):
     """A table that is gone is an error, not a reason to wait for ever."""
     async with ErrorManager(storage) as errors, errors.tail() as entries:
-        await storage.pool.execute("DROP TABLE fm_storage.error_fingerprints")
+        await storage.pool.execute("DROP TABLE fm_storage.error_fingerprints CASCADE")
         with pytest.raises(QueryFailed):
             await asyncio.wait_for(anext(entries), 60)
 
