@@ -12,6 +12,7 @@ import pytest
 
 from fm_storage.catalog import ErrorManager
 from fm_storage.catalog.query import tail
+from fm_storage.concurrency.backoff import Backoff
 from fm_storage.config import StorageConfig
 from fm_storage.errors import InvalidRecord
 from fm_storage.manager import StorageManager
@@ -142,7 +143,7 @@ async def test_a_function_that_fails_is_called_again_and_holds_up_nothing(
     """Others go on; the failure is logged and shown, without its secrets."""
     from fm_storage.catalog import watch
 
-    monkeypatch.setattr(watch, "_RETRY", watch.Backoff(0.05, 0.1))
+    monkeypatch.setattr(watch, "_RETRY", Backoff(0.05, 0.1))
     calls = []
 
     async def fail_twice(notice):

@@ -59,7 +59,7 @@ async def test_reads_come_from_the_replica_and_refuse_to_write(cluster: TestClus
         await replayed(pool, standby)
         assert await pool.fetchval(PORT) == cluster.port
         assert await reads.fetchval(PORT) == standby.port
-        assert await reads.fetch("SELECT n FROM t") == [(7,)]
+        assert [row["n"] for row in await reads.fetch("SELECT n FROM t")] == [7]
         async with reads.acquire() as connection:
             assert await connection.fetchval(PORT) == standby.port
         async with reads.transaction(isolation="repeatable_read") as tx:
@@ -319,7 +319,7 @@ async def test_a_replica_behind_a_pooler(cluster: TestCluster, pgbouncer):
         assert reads.transaction_pooler
         await pool.execute("CREATE TABLE t AS SELECT 7 AS n")
         view = reads.after(await pool.position())
-        assert await view.fetch("SELECT n FROM t") == [(7,)]
+        assert [row["n"] for row in await view.fetch("SELECT n FROM t")] == [7]
         assert await view.fetchval(PORT) == standby.port
         async with view.transaction() as tx:
             assert await tx.fetchval(PORT) == standby.port
