@@ -166,10 +166,10 @@ class CatalogQueries:
         found = await store.entries(self._storage.pool, ids)
         entries = [found[key] for key in ids if key in found]
         vectors = await vectorizer.embed([text_of_entry(one) for one in entries])
-        told = features_of(asked)
+        known = features_of(asked)
         similar = [
             SimilarEntry(
-                one, score_of(told, features_of(one), cosine_of(embedding, vector))
+                one, score_of(known, features_of(one), cosine_of(embedding, vector))
             )
             for one, vector in zip(entries, vectors, strict=True)
         ]

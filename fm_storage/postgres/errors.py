@@ -117,11 +117,11 @@ def translate(
     if isinstance(exc, StorageError):
         return _located(exc)
     if isinstance(exc, asyncpg.PostgresError):
-        said = exc.__cause__
-        if isinstance(said, asyncpg.SerializationError):  # a standby has ended it
-            return _from_server(said, args, owner)
-        if isinstance(exc.__cause__, FromCaller):  # a codec's, by the driver's encoder
-            return exc.__cause__.error
+        cause = exc.__cause__
+        if isinstance(cause, asyncpg.SerializationError):  # a standby has ended it
+            return _from_server(cause, args, owner)
+        if isinstance(cause, FromCaller):  # a codec's, by the driver's encoder
+            return cause.error
         if isinstance(exc, asyncpg.DataError) and exc.severity is None:
             return _from_encoder(exc, args)  # raised by the driver itself
         return _from_server(exc, args, owner)

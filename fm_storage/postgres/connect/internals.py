@@ -174,7 +174,7 @@ class EndWatch:
     The driver drops that message. Stands before the driver's protocol until ``stop()``.
 
     Attributes:
-        error: What the server said; None if it said nothing.
+        error: What the server reported; None if nothing.
     """
 
     def __init__(self, raw: Any, is_idle: Callable[[], bool]) -> None:

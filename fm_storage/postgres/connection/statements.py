@@ -258,7 +258,7 @@ class Statements:
         return error
 
     def translated(self, exc: BaseException) -> BaseException:
-        """Return our error for what the server said of its own accord."""
+        """Return our error for what the server reported of its own accord."""
         return translate(exc, owner=self._rules.owner)
 
     def _settle_soon(self, entry: PoolEntry) -> None:
@@ -441,12 +441,12 @@ class Stream:
                     driver.fetch_more, self._sql, (self._cursor, count), math.inf
                 )
             except ConnectionFailed as exc:
-                said = None if self._watch is None else self._watch.error
-                if said is None:
+                reported = None if self._watch is None else self._watch.error
+                if reported is None:
                     raise
                 # Why the server ended it between two calls, such as a conflict with
                 # recovery on a standby (40001).
-                raise self._statements.translated(said) from exc
+                raise self._statements.translated(reported) from exc
             for row in rows:
                 yield row
             if len(rows) < count:
