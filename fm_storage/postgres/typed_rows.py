@@ -7,7 +7,7 @@ and registers its maker when it is imported.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
@@ -74,13 +74,11 @@ def records_of(model: type[M], rows: Sequence[Record], *, first: int = 0) -> lis
 
 
 async def stream_of(
-    executor: Any,
     model: type[M],
     rows: AsyncIterator[Record],
-    sql: str,
-    args: Sequence[Any],
+    name: Callable[[InvalidRecord], Awaitable[InvalidRecord]],
 ) -> AsyncGenerator[M, None]:
-    """Yield *rows* as records of *model*."""
+    """Yield *rows* as records of *model*; *name* finds an unreadable value's place."""
     make: Any = None
     index = 0
     try:
@@ -93,7 +91,7 @@ async def stream_of(
             yield record
             index += 1
     except InvalidRecord as exc:
-        raise await named_value(executor, model, sql, args, exc) from exc
+        raise await name(exc) from exc
 
 
 class _Undo(Exception):
@@ -109,7 +107,8 @@ async def named_value(
 ) -> InvalidRecord:
     """Return *exc*, about a value that Python cannot hold, with its row and column.
 
-    The statement runs once more for that, as part of another that may not write.
+    The statement, which only reads, runs once more for that, as part of another that
+    may not write.
 
     Args:
         executor: The pool, connection or transaction.

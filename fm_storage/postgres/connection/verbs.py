@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack
 
 from fm_storage._typing import Relation
 from fm_storage.errors import ConfigurationInvalid, InvalidRecord
 from fm_storage.postgres.arguments import of_kind
 from fm_storage.postgres.connection import driver
+from fm_storage.postgres.connection.classifier import Effect, classify
 from fm_storage.postgres.copy.files import FileIn, FileOut
 from fm_storage.postgres.copy.records import Copy
 from fm_storage.postgres.typed_rows import (
@@ -125,15 +127,15 @@ class Verbs:
             InvalidName: A column is no field of *model*, or a field has no column.
             InvalidRecord: A row's values are not what *model* is annotated with, or
                 nothing that Python can hold; ``.index`` is the row, from 0, and
-                ``.field`` the field. To find them in the latter case the statement is
-                run again where it may not write.
+                ``.field`` the field. To find them in the latter case a statement that
+                only reads is run again, in a transaction that may not write.
             StorageError: One of those that every verb raises; see the class.
         """
         of_kind(model, Hashable, "model", _CLASS)
         try:
             rows = await self.fetch(sql, *args, timeout=timeout)
         except InvalidRecord as exc:
-            raise await named_value(self, model, sql, args, exc) from exc
+            raise await self._named(model, sql, args, exc) from exc
         return records_of(model, rows)
 
     async def fetchrow_as(
@@ -147,7 +149,7 @@ class Verbs:
         try:
             row = await self.fetchrow(sql, *args, timeout=timeout)
         except InvalidRecord as exc:
-            raise await named_value(self, model, sql, args, exc) from exc
+            raise await self._named(model, sql, args, exc) from exc
         return None if row is None else records_of(model, [row])[0]
 
     def stream_as(
@@ -159,7 +161,16 @@ class Verbs:
         """
         of_kind(model, Hashable, "model", _CLASS)
         opened = self.stream(sql, *args, prefetch=prefetch)
-        return Records(opened, lambda rows: stream_of(self, model, rows, sql, args))
+        name = partial(self._named, model, sql, args)
+        return Records(opened, lambda rows: stream_of(model, rows, name))
+
+    async def _named(
+        self, model: type[Any], sql: str, args: Sequence[Value], exc: InvalidRecord
+    ) -> InvalidRecord:
+        """Return *exc* with row and column, if *sql* may be run again to find them."""
+        if classify(sql) is not Effect.READS:
+            return exc
+        return await named_value(self, model, sql, args, exc)
 
     def stream(
         self, sql: str, /, *args: Value, prefetch: int = 1000
