@@ -57,14 +57,15 @@ _UTF8 = ("utf-8", "surrogatepass")
 # Names whose value is a secret, as they occur as keys and in ``name=value``. The
 # short ones are parts of common words (compass) and must begin one themselves.
 _LONG = (
-    r"password|passphrase|passwd|passwort|secret|token|credentials?|authorization"
+    r"password|passphrase|passwd|passwort|kennwort|mot[ _-]de[ _-]passe"
+    r"|contrase(?:n|\u00f1)a|secret|token|credentials?|authorization"
     r"|cookie|csrf|xsrf|signature|session[_-]?id"
 )
 _KEYS = (
     r"(?:api|app|access|private|signing|encryption|session|account|shared|storage"
     r"|master|auth|secret|license|webhook|consumer|hmac|subscription|deploy)[_-]?key"
 )
-_SHORT = r"pass|passcode|pwd|otp|cvv|cvc|ssn|sig"
+_SHORT = r"pass|passcode|pwd|mdp|otp|cvv|cvc|ssn|sig"
 _NAMES = rf"(?:{_LONG}|{_KEYS}|(?<![A-Za-z])(?:{_SHORT}))"
 _SECRET_KEY = re.compile(
     rf"(?i:{_NAMES}|(?<![A-Za-z])auth)(?:$|[^A-Za-z]|(?<=[a-z])(?=[A-Z]))"
@@ -170,7 +171,7 @@ def _rule(
     return Rule(re.compile(hint), re.compile(pattern, flags), replace)
 
 
-_NAMED = f"{_LONG}|{_KEYS}|(?:{_SHORT})(?![a-z])"
+_NAMED = f"{_LONG}|passe(?![a-z])|{_KEYS}|(?:{_SHORT})(?![a-z])"
 _QUOTED = r"""(?:"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')"""
 _RULES = (
     _rule(
@@ -312,7 +313,7 @@ _RULES = (
     _rule(
         _NAMED,
         rf"""(?P<kept>(?P<name>{_NAMES}(?:[_-][A-Za-z0-9]+)*)(?P<key>\\*["'])?
-                (?:\s*(?P<sign>=>|->|[:=])|\s+(?P<verb>(?:is|was):?(?=\s)))
+                (?:\s*(?P<sign>=>|->|[:=])|\s+(?P<verb>(?:is|was|est|lautet):?(?=\s)))
                 \s*(?:b(?=["']))?)
             (?P<value>(?P<quote>\\+["']).*?(?P=quote)
             |(?:Bearer|Basic|Token|Digest|Negotiate|SSWS|ApiKey|GenieKey|OAuth|Key|Splunk)\s+(?=[^\s,;"']*(?:[\d=_.-]|(?-i:[A-Z])))[^\s,;"']+
