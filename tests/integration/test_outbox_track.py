@@ -16,10 +16,12 @@ from fm_storage import ErrorManager, StorageConfig, StorageManager
 from fm_storage.config import OutboxConfig
 from fm_storage.errors import ConfigurationInvalid
 from fm_storage.outbox import Outbox, Unembedded
+from fm_storage.outbox.agreement.tracking import Tracker
 from fm_storage.outbox.notify import CHANNEL
 from fm_storage.postgres.embedded.embedded import EmbeddedPostgres
 from fm_storage.repositories import Repository
 from fm_storage.vectors import LexicalVectorizer, Point, QdrantStore
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from fm_storage.postgres import Pool
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(120)  # a busy machine is slow, not wrong
 
 QUIET = OutboxConfig(drain=False, max_backoff=0.02)
+WAITS = (
+    "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    " AND datname = current_database()"
+)
 
 
 @pytest.fixture
@@ -319,6 +325,25 @@ async def test_writer_does_not_fail_because_of_a_point(
         "b",
         "00000000-0000-0000-0000-0000000000af",
     }
+
+
+async def test_doubt_that_arises_during_a_comparison_stays(pool: Pool, outbox: Outbox):
+    """Whoever compares takes back only the doubts from before."""
+    await followed(outbox)
+    await pool.execute(INSERT, 1, "one", None, 2001)
+    doubtful = "SELECT doubtful FROM fm_storage.vector_track"
+    await pool.execute("UPDATE fm_storage.vector_track SET doubtful = TRUE")
+    await pool.execute("UPDATE fm_storage.vector_state SET payload = '{}'")
+    tracker = Tracker(pool)
+    async with pool.transaction() as tx:
+        await tx.execute("SELECT FROM fm_storage.vector_state FOR UPDATE")
+        compared = asyncio.create_task(tracker.tick())
+        await until(lambda: pool.fetchval(WAITS))
+        await pool.execute("UPDATE fm_storage.vector_track SET doubtful = TRUE")
+    await compared
+    assert await pool.fetchval(doubtful)
+    await tracker.tick()
+    assert not await pool.fetchval(doubtful)
 
 
 @pytest.mark.slow

@@ -202,7 +202,7 @@ BEGIN
       RAISE WARNING 'fm_storage: rows of % are not followed: %',
         TG_RELID::regclass, problem;
       UPDATE fm_storage.vector_track SET doubtful = TRUE
-      WHERE collection = {literal(self.collection)} AND NOT doubtful;
+      WHERE collection = {literal(self.collection)};
   END;
   RETURN NULL;
 END

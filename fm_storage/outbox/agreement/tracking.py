@@ -120,8 +120,11 @@ _CLEARING = Sql("SELECT ver FROM fm_storage.vector_cleared WHERE collection = $1
 _FILLED = Sql("""
 UPDATE fm_storage.vector_track SET filled_at = now()
 WHERE collection = $1 AND filled_at IS NULL""")
+# A doubt that arises during the comparison makes a new version of its row, and stays.
+_DOUBT = Sql("SELECT xmin::text FROM fm_storage.vector_track WHERE collection = $1")
 _TRUSTED = Sql(
-    "UPDATE fm_storage.vector_track SET doubtful = FALSE WHERE collection = $1"
+    "UPDATE fm_storage.vector_track SET doubtful = FALSE "
+    "WHERE collection = $1 AND xmin::text = $2"
 )
 _ROWS = Sql(
     "SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = $1::regclass"
@@ -267,9 +270,10 @@ class Tracker:
         met = await self._pool.fetch(_LOOK)
         for collection, doubtful in {(r["collection"], r["doubtful"]) for r in met}:
             if doubtful:
+                doubt = await self._pool.fetchval(_DOUBT, collection)
                 async for _ in self.differences(collection, repair=True):
                     pass
-                await self._pool.execute(_TRUSTED, collection)
+                await self._pool.execute(_TRUSTED, collection, doubt)
             else:
                 await self._clear(collection)
         return bool(met)
