@@ -6,6 +6,7 @@ server; definitions and aliases are in the client's local mode.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import tempfile
@@ -70,6 +71,7 @@ class EngineClient:
         self._kept: socket.socket | None = None
         # Changed by keep(), aclose() and _call().
         self._keeping, self._running = False, 0
+        self._defining = asyncio.Lock()
 
     def keep(self) -> None:
         """Stay connected between calls until ``aclose()``, which must be called."""
@@ -137,14 +139,17 @@ class EngineClient:
         self, name: str, *, vectors_config: Any, sparse_vectors_config: Any
     ) -> bool:
         """See the client."""
-        done = await self._local.create_collection(
-            name,
-            vectors_config=vectors_config,
-            sparse_vectors_config=sparse_vectors_config,
-        )
-        spec = {**await self._spec(name), "payload_indexes": {}}
-        await self._asked("create", self._prefix + name, Create(spec))
-        return bool(done)
+        spec = _spec_of(vectors_config, sparse_vectors_config) | {"payload_indexes": {}}
+        async with self._defining:  # of two callers one creates, and both find it whole
+            if not await self._local.collection_exists(name):
+                await self._asked("create", self._prefix + name, Create(spec))
+            return bool(
+                await self._local.create_collection(
+                    name,
+                    vectors_config=vectors_config,
+                    sparse_vectors_config=sparse_vectors_config,
+                )
+            )
 
     async def delete_collection(self, name: str) -> bool:
         """See the client."""
@@ -165,18 +170,7 @@ class EngineClient:
 
     async def _spec(self, name: str) -> dict[str, Any]:
         params = (await self._local.get_collection(name)).config.params
-        dense = params.vectors or {}
-        named = dense if isinstance(dense, dict) else {"": dense}
-        return {
-            "vectors": {
-                key: {"size": one.size, "distance": one.distance.value}
-                for key, one in named.items()
-            },
-            "sparse_vectors": {
-                key: {"modifier": one.modifier.value if one.modifier else "none"}
-                for key, one in (params.sparse_vectors or {}).items()
-            },
-        }
+        return _spec_of(params.vectors, params.sparse_vectors)
 
     # Writing
 
@@ -451,3 +445,18 @@ def _hit(point: ScoredPoint) -> models.ScoredPoint:
         payload=point.payload,
         vector=_vector(point.vector),
     )
+
+
+def _spec_of(dense: Any, sparse: Any) -> dict[str, Any]:
+    """Return what the engine keeps of a collection's vectors."""
+    named = dense if isinstance(dense, Mapping) else {"": dense} if dense else {}
+    return {
+        "vectors": {
+            key: {"size": one.size, "distance": one.distance.value}
+            for key, one in named.items()
+        },
+        "sparse_vectors": {
+            key: {"modifier": one.modifier.value if one.modifier else "none"}
+            for key, one in (sparse or {}).items()
+        },
+    }
