@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterable
 
 import orjson
 import pytest
@@ -53,6 +54,33 @@ async def test_answer_may_come_in_pieces(
         await loop.sock_sendall(theirs, bytes([byte]))
     answer, raw = await call
     assert (answer, bytes(raw)) == ({"ok": 7}, b"raw")
+
+
+async def test_loop_rests_once_a_request_is_sent(
+    ends: tuple[EngineConnection, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket is not watched for writing, and no empty part is written."""
+    connection, theirs = ends
+    written: list[int] = []
+
+    def writelines(parts: Iterable[bytes]) -> None:
+        given = list(parts)
+        written.extend(map(len, given))
+        connection.transport.write(b"".join(given))
+
+    begun = time.process_time()
+    call = asyncio.create_task(connection.call({"op": "count"}))
+    number, _ = await asked(theirs)
+    await asyncio.sleep(0.5)
+    assert time.process_time() - begun < 0.25
+    await asyncio.get_running_loop().sock_sendall(theirs, pack(number, {"ok": 1}))
+    await call
+    monkeypatch.setattr(connection.transport, "writelines", writelines)
+    again = asyncio.create_task(connection.call({"op": "count"}))
+    number, _ = await asked(theirs)
+    assert all(written)
+    await asyncio.get_running_loop().sock_sendall(theirs, pack(number, {"ok": 1}))
+    await again
 
 
 async def test_large_answer_is_read_beside_the_loop(

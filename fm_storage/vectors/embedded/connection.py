@@ -116,10 +116,13 @@ class EngineConnection(asyncio.Protocol):
                 raise Gone
             text = orjson.dumps(request)
             header = HEADER.pack(MAGIC, number, len(text), len(raw))
+            # Nothing empty: since 3.12 asyncio keeps an empty part that comes last, and
+            # calls itself for it, without an end and at full speed.
+            parts = (header, text, raw) if raw else (header, text)
             if _LINES_PAUSE:
-                self.transport.writelines((header, text, raw))
+                self.transport.writelines(parts)
             else:
-                for part in (header, text, raw):
+                for part in parts:
                     self.transport.write(part)
             body, meta = await waiter
         finally:
