@@ -20,7 +20,7 @@ from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(240)
 
-# Prints what it is called with; waits for a line before it returns, if told to.
+# Prints what it is called with; on request waits for a line before it returns.
 WATCHING = """
 import asyncio, os, sys
 from fm_storage import ErrorManager, StorageConfig, StorageManager

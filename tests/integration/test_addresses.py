@@ -220,7 +220,7 @@ def test_everything_reads_an_address_as_libpq_does(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    """The same database, role and search path, whoever connects."""
+    """The same database, role and search path for each that connects."""
     form = FORMS[name]
     tcp, local = urlsplit(server.tcp_dsn), urlsplit(server.dsn)
     host = str(tcp.hostname)

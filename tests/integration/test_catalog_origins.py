@@ -84,7 +84,7 @@ async def test_the_active_span_the_release_and_the_environment_are_kept(
         found = await errors.origins([key, bare.id])
         assert found[key][:2] == logged
         assert found[bare.id] == bare.origin
-        # The side table follows its errors, whoever deletes them.
+        # The side table follows its errors, however they are deleted.
         await storage.pool.execute("DELETE FROM project_errors WHERE id = $1", key)
         assert await errors.origins([key]) == {}
         await storage.pool.execute("TRUNCATE project_errors")

@@ -1,7 +1,7 @@
 """Partitions that come and go while their table is in use.
 
-Writers and readers go on through warm connections; whatever they were told is stored
-is there afterwards, unless it was in a partition that was dropped or detached.
+Writers and readers go on through warm connections; what was acknowledged is there
+afterwards, unless it was in a partition that was dropped or detached.
 """
 
 from __future__ import annotations

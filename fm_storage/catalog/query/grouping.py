@@ -17,7 +17,7 @@ from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from fm_storage.catalog.query.merging import merge_groups
-from fm_storage.catalog.record.fingerprint import Fingerprint, fingerprint_of
+from fm_storage.catalog.record.fingerprint import fingerprints_of
 from fm_storage.catalog.record.row import RANKS
 from fm_storage.catalog.record.store import CLAMPED
 from fm_storage.errors import ConnectionFailed, PermissionDenied, QueryFailed
@@ -134,15 +134,7 @@ async def _group(ids: list[UUID], pool: Pool) -> int:
 
 
 def _columns(rows: Sequence[Record]) -> list[list[object]]:
-    found: list[Fingerprint] = [
-        fingerprint_of(
-            row["message"],
-            module=row["module"],
-            error_code=row["error_code"],
-            stack_trace=row["stack_trace"],
-        )
-        for row in rows
-    ]
+    found = fingerprints_of(rows)
     return [
         [row["id"] for row in rows],
         [row["timestamp"] for row in rows],

@@ -24,7 +24,7 @@ from fm_storage.catalog.record.fingerprint import (
     VERSION,
     Fingerprint,
     code_that_counts,
-    fingerprint_of,
+    fingerprints_of,
 )
 from fm_storage.catalog.record.frames import place_of
 from fm_storage.concurrency.backoff import Backoff
@@ -203,7 +203,7 @@ async def _place_some(tx: Executor) -> bool:
         await tx.execute(_GONE, [row[0] for row in every if row["message"] is None])
     if not rows:
         return bool(every)
-    found = await asyncio.to_thread(_fingerprints, rows)
+    found = await asyncio.to_thread(fingerprints_of, rows)
     now = {row["fingerprint"]: one for row, one in zip(rows, found, strict=True)}
     pairs: list[tuple[int, int]] = []
     if older := [row for row in rows if now[row[0]].value != row[0]]:
@@ -233,24 +233,12 @@ async def _move_some(tx: Executor) -> bool:
     found = dict(
         zip(
             [row["error_id"] for row in rows],
-            await asyncio.to_thread(_fingerprints, rows),
+            await asyncio.to_thread(fingerprints_of, rows),
             strict=True,
         )
     )
     await tx.execute(_MOVE, list(found), *_columns(rows, found.__getitem__))
     return True
-
-
-def _fingerprints(rows: Sequence[Record]) -> list[Fingerprint]:
-    return [
-        fingerprint_of(
-            row["message"],
-            module=row["module"],
-            error_code=row["error_code"],
-            stack_trace=row["stack_trace"],
-        )
-        for row in rows
-    ]
 
 
 def _columns(

@@ -8,9 +8,11 @@ event in several templates is merged above (``catalog.query.merging``).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 from fm_storage.catalog.record.frames import (
     code_beside,
@@ -18,6 +20,9 @@ from fm_storage.catalog.record.frames import (
     place_of,
     weighed_frames,
 )
+
+if TYPE_CHECKING:
+    from fm_storage.postgres import Record
 
 VERSION = 2
 """Of the rules; errors of an older one are grouped anew, and keep their groups."""
@@ -218,6 +223,19 @@ def fingerprint_of(
         error_code=error_code,
         stack_trace=stack_trace,
     )
+
+
+def fingerprints_of(rows: Iterable[Record]) -> list[Fingerprint]:
+    """Return the fingerprints of errors as they are stored, by column."""
+    return [
+        fingerprint_of(
+            row["message"],
+            module=row["module"],
+            error_code=row["error_code"],
+            stack_trace=row["stack_trace"],
+        )
+        for row in rows
+    ]
 
 
 def fingerprint_of_template(

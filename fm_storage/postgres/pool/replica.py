@@ -159,10 +159,11 @@ class ReadPool(Pool):
         self._connector.verify = self._verify
         # It is a pool itself, and may use what is its kind's own.
         self._replica_run, self._run = self._run, self._read
-        self._primary_run, self._primary_borrow = primary._run, primary._borrow  # noqa: SLF001
-        self._connector.composites = primary._connector.composites  # noqa: SLF001
-        primary._renewals += self._renewals  # noqa: SLF001
-        self._renewals = primary._renewals  # noqa: SLF001
+        self._primary_run = primary._run  # noqa: SLF001 - of its own kind
+        self._primary_borrow = primary._borrow  # noqa: SLF001 - the same
+        self._connector.composites = primary._connector.composites  # noqa: SLF001 - the same
+        primary._renewals += self._renewals  # noqa: SLF001 - the same
+        self._renewals = primary._renewals  # noqa: SLF001 - the same
 
     @property
     def primary(self) -> Pool:
