@@ -152,10 +152,13 @@ FORMS = {
         "channel_binding=prefer&fallback_application_name=x"
     ),
     "empty query": Form(PLAIN + "?"),
-    "socket parameter": Form("postgresql://{user}@/{db}?host={socket}&port={port}"),
-    "socket, encoded": Form("postgresql://{user}@{socket}:{port}/{db}"),
+    # A server without a socket of its own is reached by its host, with a password.
+    "socket parameter": Form(
+        f"postgresql://{USER}/{{db}}?host={{socket}}&port={{port}}"
+    ),
+    "socket, encoded": Form(f"postgresql://{USER}{{socket}}:{{port}}/{{db}}"),
     "socket, PGHOST": Form(
-        "postgresql://{user}@/{db}", {"PGHOST": "{folder}", "PGPORT": "{port}"}
+        f"postgresql://{USER}/{{db}}", {"PGHOST": "{folder}", "PGPORT": "{port}"}
     ),
 }
 
