@@ -263,8 +263,9 @@ async def wrong_ones(
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("on", ["pool", "connection"])
-async def test_wrong_arguments_of_verbs(empty_dsn, on):
+async def test_wrong_arguments_of_verbs(empty_dsn, on, tmp_path, monkeypatch):
     """Of pool and connection."""
+    monkeypatch.chdir(tmp_path)  # copy_to() writes files of the names it is given
     async with Pool(PostgresConfig(dsn=empty_dsn, max_size=2)) as pool:
         await pool.execute(
             "CREATE TABLE t (a int); CREATE TYPE point2 AS (x int, y int); "
