@@ -14,6 +14,7 @@ import pytest
 from fm_storage.config import QdrantConfig
 from fm_storage.vectors import Point, QdrantStore
 from fm_storage.vectors.embedded.process import engine as process
+from tests.support import servers
 
 PAYLOAD = {
     "trace": [f"frame {j}" for j in range(600)],
@@ -47,20 +48,14 @@ async def longest_gap(work: Any) -> float:
 @pytest.mark.parametrize("engine", ["embedded", "rest", "grpc"])
 async def test_long_answers_keep_the_loop_free(tmp_path: Path, engine: str) -> None:
     """Pages of large payloads and of long vectors: no gap above 50 ms of computing."""
-    server = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fm_storage.testing", "--grpc"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert server.stdout is not None
-    url = (await server.stdout.readline()).decode().strip()
-    port = int(await server.stdout.readline())
-    config = {
-        "embedded": QdrantConfig(durability="process"),
-        "rest": QdrantConfig(url=url, timeout=120),
-        "grpc": QdrantConfig(url=url, prefer_grpc=True, grpc_port=port, timeout=120),
-    }[engine]
-    try:
+    async with servers.shipped() as (url, port):
+        config = {
+            "embedded": QdrantConfig(durability="process"),
+            "rest": QdrantConfig(url=url, timeout=120),
+            "grpc": QdrantConfig(
+                url=url, prefer_grpc=True, grpc_port=port, timeout=120
+            ),
+        }[engine]
         async with QdrantStore(config, folder=tmp_path) as store:
             await store.ensure_collection_exists("payloads", 2)
             await store.ensure_collection_exists("vectors", 1536)
@@ -83,11 +78,11 @@ async def test_long_answers_keep_the_loop_free(tmp_path: Path, engine: str) -> N
 
             gc.collect()
             gc.freeze()
-            gaps = [await longest_gap(read()) for _ in range(2)]
+            try:
+                gaps = [await longest_gap(read()) for _ in range(2)]
+            finally:
+                gc.unfreeze()
             assert min(gaps) <= 0.05
-    finally:
-        gc.unfreeze()
-        await server.communicate(b"")
 
 
 def test_unused_shards_are_closed(

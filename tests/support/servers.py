@@ -7,16 +7,20 @@ answers and has (or can pull) the image, else the embedded engine.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import shutil
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-__all__ = ["CHOICE", "Choice", "choose"]
+__all__ = ["CHOICE", "Choice", "choose", "shipped"]
 
 Kind = Literal["given", "container", "embedded"]
 _POSTGRES_IMAGE = "postgres:18"
@@ -127,6 +131,25 @@ def choose(*, dsn: str | None, qdrant_url: str | None, insist: bool) -> Choice:
     else:
         qdrant = "embedded", "qdrant-edge"
     return Choice(postgres[0], postgres[1], qdrant[0], qdrant[1], said)
+
+
+@asynccontextmanager
+async def shipped() -> AsyncIterator[tuple[str, int]]:
+    """Run ``python -m fm_storage.testing``: give its address and its gRPC port.
+
+    A process of its own, where what is measured must not be the server's computing.
+    """
+    server = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "fm_storage.testing", "--grpc"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert server.stdout is not None
+    try:
+        url = (await server.stdout.readline()).decode().strip()
+        yield url, int(await server.stdout.readline())
+    finally:
+        await server.communicate(b"")
 
 
 def _docker() -> tuple[Any, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,6 +14,7 @@ import pytest
 
 from fm_storage.config import QdrantConfig
 from fm_storage.vectors import LexicalVectorizer, Point, QdrantStore
+from tests.support import servers
 
 LIMIT = 0.050
 
@@ -102,16 +102,8 @@ async def test_loop_never_waits_for_a_large_upsert(
     by_grpc: bool,
 ) -> None:
     """1000 × 1536 floats as lists: encoded and sent without a long pause."""
-    server = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fm_storage.testing", "--grpc"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert server.stdout is not None
-    url = (await server.stdout.readline()).decode().strip()
-    port = int(await server.stdout.readline())
-    config = QdrantConfig(url=url, prefer_grpc=by_grpc, grpc_port=port, timeout=200)
-    try:
+    async with servers.shipped() as (url, port):
+        config = QdrantConfig(url=url, prefer_grpc=by_grpc, grpc_port=port, timeout=200)
         async with QdrantStore(config) as store:
             await store.ensure_collection_exists("a", 1536)
             await store.upsert_points("a", [Point(0, [0.5] * 1536)])
@@ -122,8 +114,6 @@ async def test_loop_never_waits_for_a_large_upsert(
             assert await store.count("a") == 1000
             longest = await smooth(lambda: _searches(store, rows[:50]))
             assert longest <= LIMIT
-    finally:
-        await server.communicate(b"")
 
 
 PAYLOAD = {
@@ -138,23 +128,17 @@ PAYLOAD = {
 @pytest.mark.parametrize("engine", ["embedded", "rest", "grpc"])
 async def test_loop_never_waits_at_full_size(tmp_path: Path, engine: str) -> None:
     """2,000 points of 15 kB a page; 1,000 × 1536 both ways; 20,000 points written."""
-    server = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fm_storage.testing", "--grpc"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert server.stdout is not None
-    url = (await server.stdout.readline()).decode().strip()
-    port = int(await server.stdout.readline())
-    config = {
-        "embedded": QdrantConfig(durability="process", timeout=200),
-        "rest": QdrantConfig(url=url, timeout=200),
-        "grpc": QdrantConfig(url=url, prefer_grpc=True, grpc_port=port, timeout=200),
-    }[engine]
     rng = np.random.default_rng(1)
     long = rng.normal(size=(1000, 1536)).astype("f4").tolist()
     many = rng.normal(size=(20_000, 384)).astype("f4")
-    try:
+    async with servers.shipped() as (url, port):
+        config = {
+            "embedded": QdrantConfig(durability="process", timeout=200),
+            "rest": QdrantConfig(url=url, timeout=200),
+            "grpc": QdrantConfig(
+                url=url, prefer_grpc=True, grpc_port=port, timeout=200
+            ),
+        }[engine]
         async with QdrantStore(config, folder=tmp_path) as store:
             for name, size in (("payloads", 8), ("long", 1536), ("many", 384)):
                 await store.ensure_collection_exists(name, size)
@@ -178,8 +162,6 @@ async def test_loop_never_waits_at_full_size(tmp_path: Path, engine: str) -> Non
             }
             longest = {name: await smooth(work) for name, work in works.items()}
             assert max(longest.values()) <= LIMIT, longest
-    finally:
-        await server.communicate(b"")
 
 
 async def _searches(store: QdrantStore, rows: list[list[float]]) -> None:
