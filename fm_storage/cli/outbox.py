@@ -1,6 +1,6 @@
 """``fm-storage outbox``: delivery of vectors to Qdrant, and agreement of both stores.
 
-Lifecycle without the background drainer, so that ``status`` shows the queue as it
+Opened without the background drainer, so that ``status`` shows the queue as it
 is and only ``drain`` delivers.
 """
 

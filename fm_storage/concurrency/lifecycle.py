@@ -16,7 +16,6 @@ from fm_storage.errors import ForkedProcess, StorageClosed, WrongLoop
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from types import TracebackType
 
 
 class Life(enum.Enum):
@@ -115,12 +114,7 @@ class Lifecycle(abc.ABC):
         """Open it for the block."""
         return await self._opened()
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Close it, whatever ended the block."""
         await self.aclose()
 

@@ -14,8 +14,6 @@ from fm_storage.errors import StorageClosed
 from fm_storage.manager.storage import StorageManager
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from fm_storage.config import ConfigManager
     from fm_storage.vectors import Vectorizer
 
@@ -60,17 +58,12 @@ class IntegratedManager(Lifecycle):
             raise
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         """Close both; what fails is logged, and hides nothing that ended the block."""
         try:
             await self.errors.aclose()
         finally:
-            await self.storage.__aexit__(exc_type, exc, traceback)
+            await self.storage.__aexit__(*exc)
 
     async def aclose(self) -> None:
         """Close the error manager, then the storage manager; twice is fine.

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
         Sequence,
     )
     from contextlib import AbstractAsyncContextManager
-    from types import TracebackType
 
     from fm_storage.config import ConfigManager
     from fm_storage.outbox import OutboxStatistics
@@ -170,12 +169,7 @@ class StorageManager(Lifecycle, Hosted):
         self._home.require_open()
         return self._parts
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Close it; what fails is logged, and hides nothing that ended the block."""
         try:
             await self.aclose()

@@ -13,8 +13,6 @@ from anyio.from_thread import start_blocking_portal
 from fm_storage.manager.storage import StorageManager
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from anyio.from_thread import BlockingPortal
 
     from fm_storage.config import StorageConfig
@@ -83,14 +81,9 @@ class Blocking:
         entered = self._context.__enter__()
         return self if entered is self._inner else self._given(entered)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
+    def __exit__(self, *exc: object) -> bool | None:
         """Leave the object's own block."""
-        ended: bool | None = self._context.__exit__(kind, exc, traceback)
+        ended: bool | None = self._context.__exit__(*exc)
         return ended
 
     def __iter__(self) -> Iterator[Any]:

@@ -63,7 +63,7 @@ def spool_of(config: StorageConfig) -> Spool:
 class Recorder:
     """Stores rows of the catalogue, durably or in the spool.
 
-    Lifecycle at its first use inside the loop; every method is for that loop, but
+    Opened at its first use inside the loop; every method is for that loop, but
     for ``spool``, whose methods block and are for threads.
 
     Args:

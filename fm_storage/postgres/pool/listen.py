@@ -20,7 +20,6 @@ from fm_storage.postgres.sql import Sql, quote_ident
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
-    from types import TracebackType
 
     from fm_storage.postgres.connection.connection import Connection
 
@@ -83,12 +82,7 @@ class Subscription:
         if not self._blocks:
             self._listener.leave(self)
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._leave()
 
     async def __aiter__(self) -> AsyncIterator[Notification]:

@@ -236,12 +236,7 @@ class Pool(Verbs):
         await self.open()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def drain(self) -> None:
@@ -550,12 +545,7 @@ class Acquire(Generic[T]):
         self._statements = Statements(entry, self._rules)
         return self._make(self._statements)
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         entry = None if self._statements is None else self._statements.release()
         if entry is not None:
             self._core.give(entry)

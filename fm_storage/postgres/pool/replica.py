@@ -35,8 +35,6 @@ from fm_storage.postgres.pool.pool import Acquire, Pool
 from fm_storage.postgres.sql import Sql
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from fm_storage.config import PostgresConfig
     from fm_storage.postgres.connection.statements import Statements
     from fm_storage.postgres.pool.listen import Subscription
@@ -504,12 +502,7 @@ class _Routed(Acquire[T]):
             self._leave = stack.pop_all()
             return self._make(statements)
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._leave.aclose()
 
 
