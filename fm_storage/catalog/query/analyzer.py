@@ -35,7 +35,8 @@ from fm_storage.repositories import Severity
 
 if TYPE_CHECKING:
     from fm_storage.catalog.ports import Storage
-    from fm_storage.postgres import Pool
+    from fm_storage.postgres import Pool, Sql
+    from fm_storage.postgres.executor import Record
 
 By = Literal["module", "error_code", "severity", "hour", "weekday"]
 
@@ -80,6 +81,21 @@ class Analyzer:
             await group_ungrouped(self.pool)
         return self.pool
 
+    async def _fetch(
+        self,
+        statement: Sql,
+        since: datetime | None,
+        until: datetime | None,
+        severity: Severity | None,
+        *more: object,
+        limit: int | None = None,
+    ) -> list[Record]:
+        """Run one of the statements that take a span, a severity and what is more."""
+        pool = await self._pool(1 if limit is None else limit, since=since, until=until)
+        last = () if limit is None else (limit,)
+        given = (since, until, _rank(severity), *more, *last)
+        return await pool.fetch(statement, *given, timeout=_SCAN_TIMEOUT)
+
     async def totals(
         self,
         *,
@@ -88,10 +104,7 @@ class Analyzer:
         severity: Severity | None = None,
     ) -> Totals:
         """Return how many errors and groups there are, and their period."""
-        row = await (await self._pool(since=since, until=until)).fetchrow(
-            analyzer_sql.TOTALS, since, until, _rank(severity), timeout=_SCAN_TIMEOUT
-        )
-        assert row is not None
+        [row] = await self._fetch(analyzer_sql.TOTALS, since, until, severity)
         return Totals(*row)
 
     async def patterns(
@@ -103,13 +116,8 @@ class Analyzer:
         severity: Severity | None = None,
     ) -> list[Pattern]:
         """Return the commonest messages, without their variable parts."""
-        rows = await (await self._pool(limit, since=since, until=until)).fetch(
-            analyzer_sql.PATTERNS,
-            since,
-            until,
-            _rank(severity),
-            limit,
-            timeout=_SCAN_TIMEOUT,
+        rows = await self._fetch(
+            analyzer_sql.PATTERNS, since, until, severity, limit=limit
         )
         return [
             Pattern(
@@ -145,9 +153,7 @@ class Analyzer:
         if statement is None:
             names = ", ".join([*analyzer_sql.BY_NAME, *analyzer_sql.BY_PART])
             raise InvalidRecord(f"by is {by!r}; give one of {names}", field="by")
-        rows = await (await self._pool(limit, since=since, until=until)).fetch(
-            statement, since, until, _rank(severity), limit, timeout=_SCAN_TIMEOUT
-        )
+        rows = await self._fetch(statement, since, until, severity, limit=limit)
         name = {"severity": _name_of_rank, "hour": "{:02}".format}.get(by, str)
         return {name(row["key"]): row["count"] for row in rows}
 
@@ -173,14 +179,7 @@ class Analyzer:
             if totals.first is None or totals.last is None:
                 return []
             width = bucket_of(totals.last - totals.first)
-        rows = await (await self._pool(since=since, until=until)).fetch(
-            analyzer_sql.TIMELINE,
-            since,
-            until,
-            _rank(severity),
-            width,
-            timeout=_SCAN_TIMEOUT,
-        )
+        rows = await self._fetch(analyzer_sql.TIMELINE, since, until, severity, width)
         found: dict[datetime, dict[Severity, int]] = {}
         for row in rows:
             counts = found.setdefault(row["start"], {})
@@ -227,14 +226,7 @@ class Analyzer:
         severity: Severity | None = None,
     ) -> dict[str, list[int]]:
         """Return the errors of each hour of the day (UTC), of the commonest modules."""
-        rows = await (await self._pool(limit, since=since, until=until)).fetch(
-            analyzer_sql.HEAT,
-            since,
-            until,
-            _rank(severity),
-            limit,
-            timeout=_SCAN_TIMEOUT,
-        )
+        rows = await self._fetch(analyzer_sql.HEAT, since, until, severity, limit=limit)
         found: dict[str, list[int]] = {}
         for module, hour, count in rows:
             found.setdefault(module, [0] * 24)[hour] = count
@@ -413,14 +405,9 @@ class Analyzer:
         Time is cut into slots of *window*; the forty groups that occur in most
         slots are compared, however many errors they have.
         """
-        rows = await (await self._pool(limit, since=since, until=until)).fetch(
-            analyzer_sql.CORRELATIONS,
-            since,
-            until,
-            _rank(severity),
-            span_of(window, "window"),
-            limit,
-            timeout=_SCAN_TIMEOUT,
+        slot = span_of(window, "window")
+        rows = await self._fetch(
+            analyzer_sql.CORRELATIONS, since, until, severity, slot, limit=limit
         )
         return [
             Correlation(
