@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from fm_storage.catalog import ErrorManager
-from fm_storage.catalog.query.siblings import pieces_of, siblings
+from fm_storage.catalog.query.siblings import pieces_of, shape_of, siblings
 from fm_storage.catalog.record.fingerprint import normalise
 from fm_storage.config import StorageConfig
 from fm_storage.manager import StorageManager
@@ -61,16 +61,17 @@ def judge(true: Sequence[str], found: Sequence[Hashable]) -> tuple[float, float,
 def by_text(messages: Sequence[str]) -> list[Hashable]:
     """Return the group of each message, by both stages."""
     templates = list(map(normalise, messages))
-    by_signs: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    by_shape: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     for template in dict.fromkeys(templates):
-        by_signs[pieces_of(template)[1]].append(template)
-    group = {
-        template: (signs, first)
-        for signs, ours in by_signs.items()
-        for template, first in zip(
-            ours, siblings([pieces_of(one)[0] for one in ours]), strict=True
-        )
-    }
+        by_shape[shape_of(template)].append(template)
+    group: dict[str, Hashable] = {}
+    for shape, ours in by_shape.items():
+        pieces = [pieces_of(one) for one in ours]
+        firsts = siblings([words for words, _ in pieces], pieces[0][1])
+        group |= {
+            template: (shape, first)
+            for template, first in zip(ours, firsts, strict=True)
+        }
     return [group[template] for template in templates]
 
 

@@ -275,13 +275,12 @@ def _same(members: Sequence[Record]) -> list[tuple[int, int]]:
         by_shape[member["shape"]].append(member)
     pairs: list[tuple[int, int]] = []
     for shape, ours in by_shape.items():
+        if shape & 1:
+            pairs += [(ours[0]["group_id"], one["group_id"]) for one in ours]
+            continue
         some = ours[-_MOST:]
-        firsts: Sequence[int] = (
-            [0] * len(ours)
-            if shape & 1
-            else siblings([pieces_of(one["template"])[0] for one in some])
-        )
-        some = ours if shape & 1 else some
+        pieces = [pieces_of(one["template"]) for one in some]
+        firsts = siblings([words for words, _ in pieces], pieces[0][1])
         pairs += [
             (some[first]["group_id"], one["group_id"])
             for one, first in zip(some, firsts, strict=True)

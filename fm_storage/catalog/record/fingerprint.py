@@ -24,7 +24,7 @@ from fm_storage.catalog.record.frames import (
 if TYPE_CHECKING:
     from fm_storage.postgres import Record
 
-VERSION = 2
+VERSION = 3
 """Of the rules; errors of an older one are grouped anew, and keep their groups."""
 
 _MAX_MESSAGE = 2000
@@ -59,8 +59,9 @@ _VARIABLE = re.compile(
         (?:\?[^\s"'<>]*)?
       | (?<![\w<>./])/[\w.@%+=~$\#-]*\w(?:\?[^\s"'<>]*)?
       | \b[\w.-]+(?:/[\w.@%+=-]+){{2,}})
-  | (?P<id>\b(?![0-9a-fA-F]+\b)(?=[A-Za-z0-9_-]{{20,}}\b)(?=[A-Za-z_-]*\d[A-Za-z_-]*\d)
-      [A-Za-z0-9]+(?:[A-Za-z0-9]|-(?=\w))*\b)
+  | (?P<id>\b(?![0-9a-fA-F]+\b|0[xX])
+      (?:(?=[A-Za-z-]*\d[A-Za-z-]*\d)[A-Za-z0-9](?:[A-Za-z0-9]|-(?=\w)){{19,}}
+        |(?=[A-Za-z]*\d+[A-Za-z]+\d)[A-Za-z0-9]{{10,}})(?![^\W_]))
   | (?P<n>(?<![A-Za-z])[-+]?0[xX][0-9a-fA-F]+\b
       | (?<![^\W_])(?=[a-fA-F]*\d)(?=\d*[a-fA-F])[0-9a-fA-F]{{8,}}(?![^\W_])
       | (?<![^\W_])(?=[a-f]*\d[a-f]*\d)[0-9a-f]{{4,7}}(?![^\W_])
@@ -69,7 +70,8 @@ _VARIABLE = re.compile(
       | (?<![A-Za-z])(?:(?<!\w)[<>~])?[-+]?(?:\d+(?:[.,]\d+)*|\.\d+)(?:[eE][-+]?\d+)?
         (?:%|(?:min|[KMGT]i?B|[A-Za-zµ°][A-Za-z]?)(?![^\W_])
           |(?:[hm]\d+){{1,2}}(?:\.\d+)?s?(?![A-Za-z]))?
-      | (?<=[A-Za-z])\d{{2,}}(?:[.,]\d+)*)
+      | (?<=[A-Za-z])\d{{2,}}(?:[.,]\d+)*
+      | (?<!\S)\*{{4,}}(?!\S))
     """,
     re.VERBOSE,
 )
