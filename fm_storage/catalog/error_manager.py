@@ -444,10 +444,18 @@ class ErrorManager(Lifecycle):
         """
         store = self._opened_store()
 
+        fresh = True
+
         async def write(columns: list[list[Any]]) -> int:
-            return await store.write_columns(
-                self.storage.pool, columns, timeout=self._recorder.timeout * 12
+            nonlocal fresh
+            added = await store.write_columns(
+                self.storage.pool,
+                columns,
+                fresh=fresh,
+                timeout=self._recorder.timeout * 12,
             )
+            fresh = added == len(columns[0])
+            return added
 
         try:
             return await ingest_log(

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from fm_storage.postgres import Sql
 
-_QUEUE = """
+_QUEUE_FRESH = """
   INSERT INTO fm_storage.vector_queue AS q (collection, point_id, ver)
-  SELECT collection, point_id, ver FROM fm_state
+  SELECT collection, point_id, ver FROM fm_state"""
+
+_QUEUE = f"""{_QUEUE_FRESH}
   ON CONFLICT (collection, point_id) DO UPDATE SET
     ver = EXCLUDED.ver, attempts = 0, last_error = NULL, quarantined_at = NULL,
     replay = FALSE,
@@ -39,6 +41,7 @@ def upsert_ctes(
     payload_hash: str = "NULL",
     source: str | None = None,
     durable: bool = True,
+    fresh: bool = False,
     last: bool = False,
 ) -> str:
     """Return the CTEs ``fm_state`` and ``fm_queue`` that make points desired.
@@ -59,22 +62,28 @@ def upsert_ctes(
         durable: Pin ``synchronous_commit = on`` for this transaction, inside the
             statement, so that it also holds behind a transaction pooler. False for
             a statement that pins it elsewhere, or need not survive a crash.
+        fresh: The points were never written before: less work, but the server
+            answers 23505, and nothing is written, if one was.
         last: End with the main statement instead of ``fm_queue``, where nothing is
             to be read: an unread CTE costs a twentieth of an insert. The
             statement's tag counts the points.
     """
+    queue = _QUEUE_FRESH if fresh else _QUEUE
+    conflict = """
+  ON CONFLICT (collection, point_id) DO UPDATE SET
+    ver = nextval('fm_storage.vector_version'), op = 'u',
+    vectors = EXCLUDED.vectors, payload = EXCLUDED.payload,
+    payload_hash = EXCLUDED.payload_hash, source = NULL"""
     return f"""fm_state AS (
   INSERT INTO fm_storage.vector_state AS s
     (collection, point_id, ver, op, vectors, payload, payload_hash)
   SELECT {collection}::text, {point_id}, nextval('fm_storage.vector_version'), 'u',
     {vectors}::bytea, {payload}::jsonb, {payload_hash}::bytea
-  {f"FROM {source}" if source else ""}{f" WHERE {_PIN}" if durable else ""}
-  ON CONFLICT (collection, point_id) DO UPDATE SET
-    ver = nextval('fm_storage.vector_version'), op = 'u',
-    vectors = EXCLUDED.vectors, payload = EXCLUDED.payload,
-    payload_hash = EXCLUDED.payload_hash, source = NULL
+  {f"FROM {source}" if source else ""}{f" WHERE {_PIN}" if durable else ""}{
+        "" if fresh else conflict
+    }
   RETURNING s.collection, s.point_id, s.ver
-){_QUEUE if last else _FM_QUEUE}"""
+){queue if last else f", fm_queue AS ({queue})"}"""
 
 
 def delete_ctes(

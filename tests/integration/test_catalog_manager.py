@@ -306,6 +306,26 @@ async def test_purge_takes_rows_groups_and_vectors(errors, storage):
     )
 
 
+async def test_rows_that_were_written_before_hold_up_no_others(errors, storage):
+    """Of a batch one is known, one deleted: each is stored once, and the others too."""
+    store, pool = recorder_of(errors).open(), storage.pool
+    rows = [prepare(f"order {n} refused", module="shop") for n in range(5)]
+    assert await store.write_many(pool, rows[:2]) == 2
+    assert await store.write_many(pool, rows[1:3], fresh=False) == 1
+    assert await store.write_many(pool, rows[:4]) == 1
+    await pool.execute("DELETE FROM project_errors WHERE id = $1", rows[0].id)
+    assert await store.write_many(pool, rows) == 2
+    found = await pool.fetch(
+        "SELECT e.id, s.op, q.ver = s.ver AS queued, f.fingerprint "
+        "FROM project_errors AS e "
+        "JOIN fm_storage.error_fingerprints AS f ON f.error_id = e.id "
+        "JOIN fm_storage.vector_state AS s ON s.point_id = e.id::text "
+        "JOIN fm_storage.vector_queue AS q USING (collection, point_id)"
+    )
+    assert {row["id"] for row in found} == {row.id for row in rows}
+    assert {(row["op"], row["queued"]) for row in found} == {("u", True)}
+
+
 async def test_tail_shows_new_errors_of_other_managers(errors, storage):
     """Woken by LISTEN: what is recorded elsewhere appears, filtered."""
     # Inside the block it listens already, and looks back to its beginning.

@@ -285,6 +285,8 @@ def test_fragments_take_expressions_and_pin_the_commit_unless_asked_not_to():
         assert text.count("FROM rec") == 1
         pinned = make(collection="$1", point_id="$2")
         assert "set_config('synchronous_commit'" in pinned
+    fresh = upsert_ctes(collection="$1", point_id="$2", fresh=True, last=True)
+    assert "ON CONFLICT" not in fresh
 
 
 def test_keys_are_encoded_in_sql_by_their_kind():

@@ -245,7 +245,7 @@ class Recorder:
 
     async def _write_replayed(self, rows: Sequence[Prepared]) -> int:
         added = await self.open().write_many(
-            self.storage.pool, rows, timeout=self.timeout * _BULK
+            self.storage.pool, rows, fresh=False, timeout=self.timeout * _BULK
         )
         self.written()
         return added

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
+from itertools import product
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -48,96 +49,76 @@ SEVERITY_OF_RANK = {rank: severity for severity, rank in RANKS.items()}
 # referenced, or the server would never evaluate it.
 _PINNED = "(SELECT pg_catalog.set_config('synchronous_commit', 'on', TRUE)) IS NOT NULL"
 
-_ONE = f"""WITH rec AS (
-  INSERT INTO project_errors
-    (id, timestamp, message, stack_trace, module, error_code, manager_context,
-     severity)
-  SELECT $1::uuid, $2::timestamptz, $3::text, $4::text, $5::text, $6::text,
-    $7::text::jsonb,
-    $8::text
-  WHERE {_PINNED}
-  ON CONFLICT (id) DO NOTHING
-  RETURNING id
-), grp AS (
-  INSERT INTO fm_storage.fingerprints (fingerprint, module, error_code, template)
-  SELECT $9::bigint, $5::text, $6::text, $10::text FROM rec
-  ON CONFLICT (fingerprint) DO NOTHING
-)"""
-_ONE_MARK = """
-  INSERT INTO fm_storage.error_fingerprints
-    (error_id, fingerprint, timestamp, severity)
-  SELECT id, $9::bigint, $2::timestamptz, $11::smallint FROM rec"""
+_KINDS = {
+    "id": "uuid", "at": "timestamptz", "message": "text", "trace": "text",
+    "module": "text", "code": "text", "context": "text", "severity": "text",
+    "fingerprint": "bigint", "template": "text", "rank": "smallint",
+}  # fmt: skip
 
-_MANY = f"""WITH src AS MATERIALIZED (
-  SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[],
-    $5::text[], $6::text[], $7::text[], $8::text[], $9::bigint[], $10::text[],
-    $11::smallint[])
-    AS src (id, at, message, trace, module, code, context, severity, fingerprint,
-      template, rank)
-), rec AS (
+
+def _record(*, many: bool, fresh: bool, vectors: bool, origins: bool) -> Sql:
+    """Return the statement that writes rows; its tag counts those that were new.
+
+    A *fresh* one has no ON CONFLICT, which costs a row a sixth: of a row that is
+    there already it answers 23505, and has written nothing.
+    """
+    numbers = {name: nr for nr, name in enumerate(_KINDS, 1)}
+    kinds = dict(_KINDS)
+    if vectors:  # made here: putting one together there costs a third more
+        numbers["payload"], kinds["payload"] = len(_KINDS) + 2, "text"
+    array = "[]" if many else ""
+    given = ", ".join(f"${nr}::{kinds[name]}{array}" for name, nr in numbers.items())
+    rows = f"unnest({given})" if many else f"(VALUES ({given}))"
+    new = "src" if fresh else "rec JOIN src USING (id)"
+    ctes = [
+        f"""src AS {"" if many else "NOT "}MATERIALIZED (
+  SELECT * FROM {rows} AS src ({", ".join(numbers)})
+)""",
+        f"""rec AS (
   INSERT INTO project_errors
     (id, timestamp, message, stack_trace, module, error_code, manager_context,
      severity)
   SELECT id, at, message, trace, module, code, context::jsonb, severity FROM src
-  WHERE {_PINNED}
-  ON CONFLICT (id) DO NOTHING
-  RETURNING id
-), grp AS (
+  WHERE {_PINNED}{"" if fresh else " ON CONFLICT (id) DO NOTHING RETURNING id"}
+)""",
+        f"""grp AS (
   INSERT INTO fm_storage.fingerprints (fingerprint, module, error_code, template)
-  SELECT DISTINCT ON (fingerprint) fingerprint, module, code, template FROM src
-  ORDER BY fingerprint
+  SELECT {"DISTINCT ON (fingerprint)" if many else ""}
+    fingerprint, module, code, template FROM src
+  {"ORDER BY fingerprint" if many else ""}
   ON CONFLICT (fingerprint) DO NOTHING
-), mark AS (
+)""",
+    ]
+    if origins:
+        first = len(numbers) + (2 if vectors else 1)
+        own = ("uuid[]", *["text[]"] * 4) if many else ["text"] * 4
+        values = ", ".join(f"${nr}::{kind}" for nr, kind in enumerate(own, first))
+        made = f"unnest({values}) AS made (id, a, b, c, d)"
+        known = "" if fresh else " JOIN rec USING (id)"
+        chosen = f"made.* FROM {made}{known}" if many else f"id, {values} FROM {new}"
+        ctes.append(f"org AS (INSERT INTO fm_storage.error_origins SELECT {chosen})")
+    mark = f"""
   INSERT INTO fm_storage.error_fingerprints
     (error_id, fingerprint, timestamp, severity)
-  SELECT id, fingerprint, at, rank FROM src JOIN rec USING (id)
-)"""
+  SELECT id, fingerprint, at, rank FROM {new}"""
+    if vectors:
+        mark = f", mark AS ({mark}\n), " + upsert_ctes(
+            collection=f"${len(_KINDS) + 1}::text",
+            point_id="id::text",
+            payload="payload",
+            source=new,
+            durable=False,
+            fresh=fresh,
+            last=True,
+        )
+    return Sql("WITH " + ", ".join(ctes) + mark)
 
-_ANSWER = " SELECT count(*) FROM rec"
 
-
-def _origins(first: int, *, many: bool) -> str:
-    """Return the CTE that keeps origins, whose parameters begin with *first*."""
-    kinds = ("uuid[]", *["text[]"] * 4) if many else ["text"] * 4
-    given = ", ".join(f"${nr}::{kind}" for nr, kind in enumerate(kinds, first))
-    rows = "made.* FROM rec JOIN unnest({}) AS made (id, a, b, c, d) USING (id)"
-    chosen = rows.format(given) if many else f"id, {given} FROM rec"
-    return f", org AS (INSERT INTO fm_storage.error_origins SELECT {chosen})"
-
-
-# Payloads are made here: putting one together there costs a third of the statement.
-_VECTOR = upsert_ctes(
-    collection="$12::text",
-    point_id="rec.id::text",
-    payload="$13::text",
-    source="rec",
-    durable=False,
-    last=True,
-)
-_VECTORS = (
-    ", wanted AS (SELECT id, payload FROM rec JOIN "
-    "unnest($1::uuid[], $13::text[]) AS made (id, payload) USING (id)), "
-) + upsert_ctes(
-    collection="$12::text",
-    point_id="wanted.id::text",
-    payload="wanted.payload",
-    source="wanted",
-    durable=False,
-)
-# By whether there are vectors, and origins.
 _RECORD = {
-    (False, False): Sql(_ONE + _ONE_MARK),
-    (False, True): Sql(_ONE + _origins(12, many=False) + _ONE_MARK),
-    (True, False): Sql(f"{_ONE}, mark AS ({_ONE_MARK}), {_VECTOR}"),
-    (True, True): Sql(
-        f"{_ONE}{_origins(14, many=False)}, mark AS ({_ONE_MARK}), {_VECTOR}"
-    ),
-}
-_RECORD_MANY = {
-    (False, False): Sql(_MANY + _ANSWER),
-    (False, True): Sql(_MANY + _origins(12, many=True) + _ANSWER),
-    (True, False): Sql(_MANY + _VECTORS + _ANSWER),
-    (True, True): Sql(_MANY + _origins(14, many=True) + _VECTORS + _ANSWER),
+    (many, fresh, vectors, origins): _record(
+        many=many, fresh=fresh, vectors=vectors, origins=origins
+    )
+    for many, fresh, vectors, origins in product((False, True), repeat=4)
 }
 _ORIGINS = Sql(
     "SELECT error_id, trace_id, span_id, release, environment "
@@ -153,7 +134,7 @@ _WAITING = Sql(
 )
 
 
-_UNTRANSLATABLE = "22P05"
+_KNOWN, _UNTRANSLATABLE = "23505", "22P05"
 
 
 async def write_each(
@@ -204,8 +185,9 @@ class CatalogStore:
     ) -> bool:
         """Store one row with its group and desired vector; return whether it is new.
 
-        One statement, durable when it returns. If cancelled, it happened wholly
-        or not at all; writing it again is harmless.
+        One statement, durable when it returns (two, if the row was there already;
+        so not inside of a transaction). If cancelled, it happened wholly or not at
+        all; writing it again is harmless.
         """
         rank = RANKS[row.severity]
         values: tuple[object, ...] = (
@@ -224,54 +206,56 @@ class CatalogStore:
         if self.collection is not None:
             payload = _payload(row.module, row.fingerprint, row.timestamp, rank)
             values += (self.collection, payload)
-        statement = _RECORD[self.collection is not None, row.origin is not None]
+        values += row.origin or ()
+        case = (self.collection is not None, row.origin is not None)
         try:
-            tag = await executor.execute(
-                statement, *values, *(row.origin or ()), timeout=timeout
-            )
+            return bool(await _run(executor, (False, True, *case), values, timeout))
         except QueryFailed as exc:
             if exc.sqlstate != _UNTRANSLATABLE:
                 raise
-            return bool(await self.write_many(executor, [row], timeout=timeout))
-        return tag.endswith(" 1")
+        return bool(await self.write_many(executor, [row], timeout=timeout))
 
     async def write_many(
         self,
         executor: Executor,
         rows: Sequence[Prepared],
         *,
+        fresh: bool = True,
         timeout: float | None = None,
     ) -> int:
         """Store rows as ``write()`` does, in one statement; count the new ones."""
         columns = columns_of(rows)
         if not columns[0]:
             return 0
-        return await self.write_columns(executor, columns, timeout=timeout)
+        return await self.write_columns(executor, columns, fresh=fresh, timeout=timeout)
 
     async def write_columns(
         self,
         executor: Executor,
         columns: Sequence[Sequence[object]],
         *,
+        fresh: bool = True,
         timeout: float | None = None,
     ) -> int:
         """Store what ``columns_of()`` made, perhaps in another thread.
 
-        Characters that the database's encoding lacks are escaped.
+        Characters that the database's encoding lacks are escaped. Where rows are
+        likely to be there already, *fresh* = False saves the server a refusal.
         """
         try:
-            return await self._write_columns(executor, columns, timeout)
+            return await self._write_columns(executor, columns, fresh, timeout)
         except QueryFailed as exc:
             if exc.sqlstate != _UNTRANSLATABLE:
                 raise
         encoding = await executor.fetchval("SHOW server_encoding")
         encodable = _encodable(columns, str(encoding))
-        return await self._write_columns(executor, encodable, timeout)
+        return await self._write_columns(executor, encodable, fresh, timeout)
 
     async def _write_columns(
         self,
         executor: Executor,
         columns: Sequence[Sequence[Any]],
+        fresh: bool,
         timeout: float | None,
     ) -> int:
         values: list[Any]
@@ -285,9 +269,8 @@ class CatalogStore:
             if origin is not None
         ]
         values += map(list, zip(*known, strict=True))
-        statement = _RECORD_MANY[self.collection is not None, bool(known)]
-        added = await executor.fetchval(statement, *values, timeout=timeout)
-        return int(added)
+        case = (True, fresh, self.collection is not None, bool(known))
+        return await _run(executor, case, values, timeout)
 
     async def watermark(self, executor: Executor) -> int:
         """Return the greatest version of desired state that anyone has taken."""
@@ -304,6 +287,24 @@ class CatalogStore:
         """Return the entries that exist among *ids*."""
         rows = await executor.fetch(_ENTRIES, list(ids))
         return {row["id"]: entry_of(row) for row in rows}
+
+
+async def _run(
+    executor: Executor,
+    case: tuple[bool, bool, bool, bool],
+    values: Sequence[object],
+    timeout: float | None,
+) -> int:
+    """Write rows, again if some were there already; return how many were new."""
+    try:
+        tag = await executor.execute(_RECORD[case], *values, timeout=timeout)
+    except QueryFailed as exc:
+        many, fresh, vectors, origins = case
+        if exc.sqlstate != _KNOWN or not fresh:
+            raise
+        known = _RECORD[many, False, vectors, origins]
+        tag = await executor.execute(known, *values, timeout=timeout)
+    return int(tag.rpartition(" ")[2])
 
 
 async def fetch_origins(executor: Executor, ids: Sequence[UUID]) -> dict[UUID, Origin]:
