@@ -6,7 +6,6 @@ migration and its indexes by the fifth.
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -26,16 +25,7 @@ from fm_storage.repositories.query.filters import (
 )
 from fm_storage.repositories.query.ordering import Order
 from fm_storage.repositories.repository import Repository
-
-
-class Severity(enum.StrEnum):
-    """How bad an error is, from least to most."""
-
-    DEBUG = "DEBUG"
-    INFO = "INFO"
-    WARNING = "WARNING"
-    ERROR = "ERROR"
-    CRITICAL = "CRITICAL"
+from fm_storage.repositories.severity import Severity
 
 
 def _now() -> datetime:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import pickle
 import signal
+import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from zoneinfo import ZoneInfo
@@ -21,7 +23,7 @@ from fm_storage.catalog.logs.reading_process import (
     serve,
     worth_a_process,
 )
-from fm_storage.catalog.record.store import columns_of
+from fm_storage.catalog.record.row import columns_of
 from fm_storage.errors import InvalidRecord
 from fm_storage.repositories import Severity
 
@@ -64,6 +66,24 @@ def test_the_child_sends_what_a_thread_would_have_read(log):
     expected, report = here(log)
     assert batches == expected
     assert child.report == report
+
+
+def test_the_child_loads_only_what_reads(log):
+    """Half a second for driver, models and pages would be longer than 4 MB take."""
+    assert reading_process.BOOT.rstrip().endswith("main()")
+    code = reading_process.BOOT.rstrip().removesuffix("main()") + (
+        "print(*sys.modules.keys() & {'asyncio', 'asyncpg', 'jinja2', 'pydantic'})"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(sys.path)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout.strip() == ""
+    child = ReadingProcess(log._replace(least=Severity.ERROR, zone=ZoneInfo("UTC")))
+    assert sum(len(columns[0]) for columns in iter(child.next, None)) == 125
+    child.close()
 
 
 def test_a_killed_child_is_an_error_that_says_what_to_do(log):

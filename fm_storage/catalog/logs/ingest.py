@@ -28,7 +28,8 @@ from fm_storage.catalog.logs.reading_process import (
 )
 from fm_storage.catalog.record.frames import own_names
 from fm_storage.catalog.record.redact import repair_text
-from fm_storage.catalog.record.store import columns_of, line_of, write_each
+from fm_storage.catalog.record.row import columns_of, line_of
+from fm_storage.catalog.record.store import write_each
 from fm_storage.concurrency.shield import shielded
 from fm_storage.errors import StorageError
 from fm_storage.repositories import Severity

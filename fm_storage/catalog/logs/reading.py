@@ -21,7 +21,7 @@ from fm_storage.catalog.logs.levels import guess_severity
 from fm_storage.catalog.logs.opening import MAX_LINE
 from fm_storage.catalog.record.redact import mask_text
 from fm_storage.catalog.record.row import Prepared, is_plausible, prepare
-from fm_storage.repositories import Severity
+from fm_storage.repositories.severity import Severity
 
 _MAX_LINES = 2000
 _SAMPLES = 5

@@ -28,10 +28,12 @@ from fm_storage.catalog.record.redact import (
     mask_text,
     repair_text,
 )
-from fm_storage.repositories import ErrorEntry, Severity, uuid7
+from fm_storage.repositories.identifiers import uuid7
+from fm_storage.repositories.severity import Severity
 
 if TYPE_CHECKING:
     from fm_storage._typing import JsonObject
+    from fm_storage.repositories import ErrorEntry
 
 RANKS = {
     Severity.DEBUG: 10,
@@ -116,6 +118,8 @@ class Prepared(NamedTuple):
     @property
     def entry(self) -> ErrorEntry:
         """The row as the repository's entity."""
+        from fm_storage.repositories import ErrorEntry
+
         return ErrorEntry(
             message=self.message,
             module=self.module,
@@ -172,6 +176,41 @@ class Prepared(NamedTuple):
         fields[1] = datetime.fromisoformat(fields[1])
         fields[7] = Severity(fields[7])
         return cls(*fields)
+
+
+CONTEXT = Prepared._fields.index("context")
+_SEVERITY = Prepared._fields.index("severity")
+RANK = Prepared._fields.index("origin")  # where columns have it
+
+
+def columns_of(rows: Sequence[Prepared]) -> list[list[Any]]:
+    """Return the parameters of the bulk statement: columns, in order of id.
+
+    In one order everywhere, so that two batches with common rows cannot
+    deadlock; a row that occurs twice counts once.
+    """
+    distinct = {row.id.int: row for row in rows}  # numbers compare at once
+    if not distinct:
+        return [[] for _ in range(len(Prepared._fields) + 1)]
+    ordered = [distinct[key] for key in sorted(distinct)]
+    columns: list[list[Any]] = [list(column) for column in zip(*ordered, strict=True)]
+    columns[CONTEXT] = [
+        None if context is None else json_text(context) for context in columns[CONTEXT]
+    ]
+    severities = columns[_SEVERITY]
+    columns[_SEVERITY] = [severity.value for severity in severities]
+    columns.insert(RANK, [RANKS[severity] for severity in severities])
+    return columns
+
+
+def line_of(columns: Sequence[Sequence[Any]], at: int) -> str:
+    """Return the line of a log at which the entry of a row begins."""
+    return str(orjson.loads(columns[CONTEXT][at] or "{}").get("line", "?"))
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """Return *value* as JSON."""
+    return orjson.dumps(value).decode()
 
 
 def is_plausible(timestamp: datetime) -> bool:

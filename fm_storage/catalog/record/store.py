@@ -7,7 +7,7 @@ trip, all or nothing.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,16 @@ from uuid import UUID
 
 import orjson
 
-from fm_storage.catalog.record.row import RANKS, REPAIRED, Origin, Prepared
+from fm_storage.catalog.record.row import (
+    CONTEXT,
+    RANK,
+    RANKS,
+    REPAIRED,
+    Origin,
+    Prepared,
+    columns_of,
+    json_text,
+)
 from fm_storage.concurrency.batcher import refuses_values
 from fm_storage.errors import InvalidRecord, QueryFailed, StorageError
 from fm_storage.postgres import Record, Sql
@@ -36,12 +45,9 @@ ENTRY_COLUMNS = (
     "e.message, e.module, e.error_code, e.severity, e.stack_trace, "
     f"e.manager_context, {CLAMPED.format('e.timestamp')} AS timestamp, e.id"
 )
-_CONTEXT = Prepared._fields.index("context")
-_SEVERITY = Prepared._fields.index("severity")
-_RANK = Prepared._fields.index("origin")  # where columns have it
 _PAYLOAD = [
     *map(Prepared._fields.index, ("module", "fingerprint", "timestamp")),
-    _RANK,
+    RANK,
 ]
 SEVERITY_OF_RANK = {rank: severity for severity, rank in RANKS.items()}
 
@@ -197,7 +203,7 @@ class CatalogStore:
             row.stack_trace,
             row.module,
             row.error_code,
-            None if row.context is None else _json(row.context),
+            None if row.context is None else json_text(row.context),
             row.severity.value,
             row.fingerprint,
             row.template,
@@ -313,31 +319,6 @@ async def fetch_origins(executor: Executor, ids: Sequence[UUID]) -> dict[UUID, O
     return {row[0]: Origin(*row[1:]) for row in rows}
 
 
-def columns_of(rows: Sequence[Prepared]) -> list[list[Any]]:
-    """Return the parameters of the bulk statement: columns, in order of id.
-
-    In one order everywhere, so that two batches with common rows cannot
-    deadlock; a row that occurs twice counts once.
-    """
-    distinct = {row.id.int: row for row in rows}  # numbers compare at once
-    if not distinct:
-        return [[] for _ in range(len(Prepared._fields) + 1)]
-    ordered = [distinct[key] for key in sorted(distinct)]
-    columns: list[list[Any]] = [list(column) for column in zip(*ordered, strict=True)]
-    columns[_CONTEXT] = [
-        None if context is None else _json(context) for context in columns[_CONTEXT]
-    ]
-    severities = columns[_SEVERITY]
-    columns[_SEVERITY] = [severity.value for severity in severities]
-    columns.insert(_RANK, [RANKS[severity] for severity in severities])
-    return columns
-
-
-def line_of(columns: Sequence[Sequence[Any]], at: int) -> str:
-    """Return the line of a log at which the entry of a row begins."""
-    return str(orjson.loads(columns[_CONTEXT][at] or "{}").get("line", "?"))
-
-
 def _encodable(
     columns: Sequence[Sequence[object]], encoding: str
 ) -> list[Sequence[object]]:
@@ -359,23 +340,23 @@ def _encodable(
         return value
 
     made: list[Sequence[object]] = [
-        column if at == _CONTEXT else [fit(value) for value in column]
+        column if at == CONTEXT else [fit(value) for value in column]
         for at, column in enumerate(columns)
     ]
     contexts: list[str] = []
-    for at, text in enumerate(columns[_CONTEXT]):
+    for at, text in enumerate(columns[CONTEXT]):
         context = fit(orjson.loads(str(text))) if text else {}
         pairs = zip(columns, made, strict=True)
-        if any(old[at] != new[at] for old, new in pairs) or _json(context) != text:
+        if any(old[at] != new[at] for old, new in pairs) or json_text(context) != text:
             context[REPAIRED] = [*context.get(REPAIRED, ()), note]
-        contexts.append(_json(context))
-    made[_CONTEXT] = contexts
+        contexts.append(json_text(context))
+    made[CONTEXT] = contexts
     return made
 
 
 def _payload(module: str, fingerprint: int, timestamp: datetime, rank: int) -> str:
     """Return the payload of an error's point, as text."""
-    return _json(
+    return json_text(
         {
             "module": module,
             "severity": rank,
@@ -383,10 +364,6 @@ def _payload(module: str, fingerprint: int, timestamp: datetime, rank: int) -> s
             "fingerprint": str(fingerprint),
         }
     )
-
-
-def _json(value: Mapping[str, Any]) -> str:
-    return orjson.dumps(value).decode()
 
 
 def entry_of(row: Record) -> ErrorEntry:
