@@ -120,7 +120,9 @@ class CatalogQueries:
         number = await group_of(self._storage.pool, _number(group, "group"))
         if not await fetch_groups(self._storage.pool, only=[number]):
             name = group.fingerprint if isinstance(group, ErrorGroup) else group
-            raise RecordNotFound("fm_storage.error_groups", name)
+            raise RecordNotFound(
+                "fm_storage.error_groups", name, "groups() names those there are"
+            )
         return number
 
     async def group_members(self, group: ErrorGroup | str) -> list[GroupMember]:

@@ -8,13 +8,15 @@ from fm_storage.errors.root import StorageError
 
 
 class RecordNotFound(StorageError, LookupError):
-    """No row has the key that was asked for."""
+    """No row, group or point has the key that was asked for."""
 
-    def __init__(self, table: str, key: object) -> None:
-        super().__init__(
-            f"{table}: no record with key {key!r}; use find_by_id() where "
-            "absence is normal"
-        )
+    def __init__(
+        self,
+        table: str,
+        key: object,
+        remedy: str = "use find_by_id() where absence is normal",
+    ) -> None:
+        super().__init__(f"{table}: no record with key {key!r}; {remedy}")
         self.table = table
         self.key = key
 

@@ -12,6 +12,7 @@ from typing import TypeAlias
 from uuid import UUID
 
 from fm_storage._typing import Json, JsonObject
+from fm_storage.errors import RecordNotFound
 
 PointId: TypeAlias = "int | str | UUID"
 """Integers and UUIDs are native to Qdrant; any other string is mapped."""
@@ -115,3 +116,8 @@ class VectorStatistics:
     restarts: int
     engine: str
     engine_pid: int | None = None
+
+
+def no_point(collection: str, key: object) -> RecordNotFound:
+    """Return the error for a point that is not there."""
+    return RecordNotFound(collection, key, "retrieve() leaves absent points out")

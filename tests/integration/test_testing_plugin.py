@@ -14,9 +14,19 @@ import pytest
 from fm_storage.config import PostgresConfig
 from fm_storage.postgres import Pool
 from tests.fix_postgres import TestServer
+from tests.support.pages import ROOT, examples
 
-TESTS = """
+CONFTEST = """
 import os
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def fm_storage_migrations():
+    return (os.path.join(os.path.dirname(__file__), "migrations"),)
+"""
+TESTS = """
 import time
 
 import pytest
@@ -25,11 +35,6 @@ from fm_storage import ErrorEntry, Point
 from fm_storage.testing import Fault
 
 ENTRY = ErrorEntry(message="m", module="a", error_code="E1")
-
-
-@pytest.fixture(scope="session")
-def fm_storage_migrations():
-    return (os.path.join(os.path.dirname(__file__), "migrations"),)
 
 
 @pytest.mark.parametrize("turn", range(4))
@@ -100,7 +105,10 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "migrations" / "0001_shop.sql").write_text(
         "CREATE TABLE shop_item (id int PRIMARY KEY);\n"
     )
+    (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_shop.py").write_text(TESTS)
+    first = examples(ROOT / "fm_storage/testing/README.md")[0]
+    (tmp_path / "test_page.py").write_text(first.code)
     (tmp_path / "pytest.ini").write_text(
         "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n"
     )
@@ -132,7 +140,7 @@ async def test_a_project_uses_the_fixtures_on_the_embedded_server(project: Path)
     """Two workers share one server; nothing of it stays."""
     before = folders()
     out = await run(project, "-n", "2")
-    assert re.search(r"^12 passed", out, re.MULTILINE), out
+    assert re.search(r"^14 passed", out, re.MULTILINE), out
     assert folders() <= before
 
 
@@ -143,7 +151,7 @@ async def test_a_project_uses_the_fixtures_on_a_given_server(
 ):
     """Template and copies are gone afterwards."""
     out = await run(project, "--fm-storage-dsn", server.dsn, "-rP")
-    assert re.search(r"12 passed", out), out
+    assert re.search(r"14 passed", out), out
     assert float(re.findall(r"copy ([\d.]+)", out)[0]) < 5.0  # 0.1 s when idle
     async with Pool(PostgresConfig(dsn=server.dsn)) as pool:
         left = await pool.fetch(

@@ -22,14 +22,13 @@ from fm_storage.errors import (
     InvalidName,
     InvalidRecord,
     InvalidVector,
-    RecordNotFound,
     VectorStoreUnavailable,
 )
 from fm_storage.vectors.embedded.connection import EngineConnection, Gone
 from fm_storage.vectors.embedded.frames import PROTOCOL
 from fm_storage.vectors.embedded.groups import grouped
 from fm_storage.vectors.embedded.launch import connect, prepare_folder
-from fm_storage.vectors.points import ScoredPoint, SparseVector
+from fm_storage.vectors.points import ScoredPoint, SparseVector, no_point
 from fm_storage.vectors.request.operations import (
     Query,
     QueryBatch,
@@ -361,7 +360,7 @@ def _refused(
             f"alias {text!r} is the name of a collection; choose another"
         )
     if kind == "no_point":
-        return RecordNotFound(name, text)
+        return no_point(name, text)
     if kind == "vector":
         return InvalidVector(f"collection {name!r}: {text}", collection=name)
     if kind == "damaged":

@@ -28,10 +28,10 @@ from fm_storage.errors import (
     InvalidRecord,
     InvalidVector,
     RateLimited,
-    RecordNotFound,
     StorageError,
     VectorStoreUnavailable,
 )
+from fm_storage.vectors.points import no_point
 
 _DIMENSIONS = re.compile(r"expected dim: (\d+), got (\d+)")
 _DATE = re.compile(r"not a valid integer: (.*)", re.DOTALL)
@@ -219,7 +219,7 @@ def _from_code(
 def _missing(text: str, operation: str, collection: str | None) -> Exception:
     point = _NO_POINT.search(text)
     if point is not None:
-        return RecordNotFound(collection or "", point[1])
+        return no_point(collection or "", point[1])
     if "route" in text.lower() or not text:
         what = "the server does not know this call; is it Qdrant 1.16 or newer?"
         return _unavailable(what, operation, collection, retryable=False)

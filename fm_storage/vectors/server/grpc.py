@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from qdrant_client import models
 
-from fm_storage.errors import InvalidRecord, RecordNotFound
-from fm_storage.vectors.points import PointGroup, ScoredPoint
+from fm_storage.errors import InvalidRecord
+from fm_storage.vectors.points import PointGroup, ScoredPoint, no_point
 from fm_storage.vectors.request.operations import (
     Count,
     Delete,
@@ -157,7 +157,7 @@ class GrpcPoints:
                 return await self._calls[operation](collection, request)
         except _UNREADABLE as exc:  # by the client's conversions, or local mode
             if isinstance(request, UpdateVectors) and isinstance(exc, KeyError):
-                raise RecordNotFound(collection, exc.args[0]) from exc  # local mode
+                raise no_point(collection, exc.args[0]) from exc  # local mode
             raise InvalidRecord(
                 f"collection {collection!r}: {operation} refused: "
                 f"{type(exc).__name__}: {exc}"

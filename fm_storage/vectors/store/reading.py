@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from fm_storage.errors import InvalidVector, RecordNotFound
-from fm_storage.vectors.points import PointGroup, ScoredPoint, SparseVector
+from fm_storage.vectors.points import PointGroup, ScoredPoint, SparseVector, no_point
 from fm_storage.vectors.request.operations import (
     Query,
     QueryBatch,
@@ -54,7 +54,7 @@ async def find(calls: Calls, collection: str, asked: Asked) -> list[ScoredPoint]
     except RecordNotFound as exc:
         # The engine knows the id that it was given, not the caller's.
         key = ids_in(asked.query, asked.prefetch).get(str(exc.key), exc.key)
-        raise RecordNotFound(collection, key) from exc
+        raise no_point(collection, key) from exc
 
 
 async def find_many(

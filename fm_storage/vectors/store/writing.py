@@ -16,7 +16,7 @@ from uuid import UUID
 from fm_storage._typing import Progress
 from fm_storage.concurrency.pacing import yielding_gil
 from fm_storage.errors import InvalidRecord, InvalidVector, RecordNotFound
-from fm_storage.vectors.points import PointId
+from fm_storage.vectors.points import PointId, no_point
 from fm_storage.vectors.request.filters import Filter, normal_filter
 from fm_storage.vectors.request.operations import Delete, UpdateVectors, Upsert
 from fm_storage.vectors.request.points import (
@@ -107,7 +107,7 @@ async def update_vectors(
             await calls.ask("update_vectors", collection, request)
         except RecordNotFound as exc:  # the others were written
             names = {str(to_wire_id(point.id)[0]): point.id for point in points}
-            absent = RecordNotFound(collection, names.get(str(exc.key), exc.key))
+            absent = no_point(collection, names.get(str(exc.key), exc.key))
     if absent is not None:
         raise absent
 
