@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from asyncio import _get_running_loop  # get_running_loop() that returns None
+from collections.abc import Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from fm_storage.manager.transaction import StorageTransaction
 from fm_storage.migrate import Progress as MigrationProgress
 from fm_storage.outbox import Outbox
 from fm_storage.postgres import Pool
+from fm_storage.postgres.arguments import of_kind
 from fm_storage.repositories import Column, ErrorEntryRepository, Repository
 from fm_storage.sessions import PostgresSessionManager, SessionService
 from fm_storage.vectors import QdrantStore
@@ -308,6 +310,7 @@ class StorageManager(Lifecycle, Hosted):
         Raises:
             ConfigurationInvalid: The model cannot be stored as declared.
         """
+        of_kind(model, Hashable, "model", "give a class of records")
         options = (table, key, columns, version, deleted, collection)
         known = self._repositories.get(model)
         if known is None or not durable or any(each is not None for each in options):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import time
 
 import pytest
 
@@ -194,3 +195,100 @@ async def test_a_copy_cancelled_in_the_middle_writes_nothing(pool):
         await task
     assert await pool.fetchval("SELECT count(*) FROM u", timeout=10) == 0
     await until(lambda: not pool.statistics().resetting)
+
+
+def wrong(_: object) -> None:
+    """Fail as a progress callback."""
+    raise LookupError
+
+
+class Stuck(io.RawIOBase):
+    """A file whose reader or writer is late."""
+
+    def write(self, _: object) -> int:
+        """Block for a while."""
+        time.sleep(0.2)
+        return 1
+
+
+async def first_wrong_then(end):
+    """Yield a line that the server refuses; *end* when it has done so."""
+    yield b"not a number\n"
+    await asyncio.sleep(0.1)
+    await end()
+    yield b"1\n"
+
+
+async def no_record_behind_a_wrong_one():
+    """Yield more than the driver keeps back, twice the same key; then no record."""
+    for _ in range(2):
+        yield 1, "x" * 600_000
+    await asyncio.sleep(0.2)
+    yield "no number", "x"
+
+
+async def fail():
+    """Fail as a source."""
+    raise LookupError
+
+
+COPIES = {
+    "target fails": lambda on: on.copy_to(
+        io.BytesIO(), query="SELECT 1", progress=wrong
+    ),
+    "large target fails": lambda on: on.copy_to(
+        io.BytesIO(), query="SELECT generate_series(1, 300000)", progress=wrong
+    ),
+    "target is cancelled": lambda on: cancelled(on.copy_to(Stuck(), query="SELECT 1")),
+    "target is late": lambda on: on.copy_to(Stuck(), query="SELECT 1", timeout=0.1),
+    "source fails": lambda on: on.copy_from("u", first_wrong_then(fail), header=False),
+    "source is cancelled": lambda on: cancelled(
+        on.copy_from("u", first_wrong_then(asyncio.Event().wait), header=False)
+    ),
+    "source is late": lambda on: on.copy_from(
+        "u", first_wrong_then(asyncio.Event().wait), header=False, timeout=0.15
+    ),
+    "records fail": lambda on: on.copy_records(
+        "u", columns=["id", "na me"], records=no_record_behind_a_wrong_one()
+    ),
+}
+
+
+async def cancelled(copy):
+    """Cancel *copy* in its middle."""
+    async with asyncio.timeout(0.15):
+        await copy
+
+
+@pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
+async def test_a_copy_that_fails_when_the_server_is_done_leaves_a_sound_connection(
+    pool, copy
+):
+    """Nothing is left to wait for: what follows in the block runs at once."""
+    async with pool.transaction() as transaction:
+        pid = await transaction.fetchval("SELECT pg_backend_pid()")
+        with pytest.raises((LookupError, TimeoutError, InvalidRecord)):
+            async with transaction.savepoint() as inner:
+                await copy(inner)
+        async with asyncio.timeout(1):
+            assert await transaction.fetchval("SELECT pg_backend_pid()") == pid
+    async with pool.acquire() as held:
+        pid = await held.fetchval("SELECT pg_backend_pid()")
+        with pytest.raises((LookupError, TimeoutError, InvalidRecord)):
+            await copy(held)
+        async with asyncio.timeout(1):
+            assert await held.fetchval("SELECT pg_backend_pid()") == pid
+
+
+async def test_a_source_is_read_no_further_than_the_server_takes_it(pool):
+    """An endless one, whose first line is wrong: the error comes at once."""
+
+    async def endless():
+        yield b"not a number\n"
+        while True:
+            await asyncio.sleep(0.01)
+            yield b"1,x\n"
+
+    with pytest.raises(InvalidRecord) as wrong_line:
+        await pool.copy_from("u", endless(), header=False, timeout=5)
+    assert wrong_line.value.index == 1

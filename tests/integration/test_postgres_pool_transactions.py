@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import asyncpg
 import pytest
@@ -102,6 +103,20 @@ async def test_a_savepoint_undoes_only_itself(pool):
             await deepest.execute("INSERT INTO t VALUES (3)")
         with pytest.raises(ConfigurationInvalid, match="outermost"):
             tx.transaction(isolation="serializable")
+    assert await ids(pool) == [1, 3]
+
+
+async def test_a_savepoint_with_a_failure_that_its_block_kept_is_undone(pool):
+    """The block's end says so, and the outer transaction can go on."""
+    async with pool.transaction() as tx:
+        await tx.execute("INSERT INTO t VALUES (1)")
+        with pytest.raises(QueryFailed) as found:
+            async with tx.savepoint() as inner:
+                await inner.execute("INSERT INTO t VALUES (2)")
+                with suppress(DuplicateRecord):
+                    await inner.execute("INSERT INTO t VALUES (1)")
+        assert found.value.sqlstate == "25P02"
+        await tx.execute("INSERT INTO t VALUES (3)")
     assert await ids(pool) == [1, 3]
 
 

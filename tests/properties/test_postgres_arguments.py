@@ -10,19 +10,27 @@ import asyncio
 import inspect
 import io
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
 import pytest
 
 from fm_storage import PostgresConfig, StorageConfig, StorageManager
-from fm_storage.errors import StorageError
-from fm_storage.postgres import Pool
+from fm_storage.errors import QueryFailed, StorageError
+from fm_storage.manager.transaction import StorageTransaction
+from fm_storage.postgres import Connection, Pool
+from fm_storage.sessions import PostgresSessionManager
 
 
 class Point(NamedTuple):
@@ -108,7 +116,10 @@ VALUES: tuple[Any, ...] = (
 )
 
 
-def pool_calls() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+Calls: TypeAlias = dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+def pool_calls() -> Calls:
     """Return a right call of each verb."""
     return {
         "fetch": (("SELECT $1::int", 1), {"timeout": 9}),
@@ -161,12 +172,13 @@ async def nothing(_: Any) -> None:
     """Be the body of a transaction."""
 
 
-POOL_ONLY: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+POOL_ONLY: Calls = {
     "acquire": ((9,), {}),
     "run_in_transaction": (
         (nothing,),
         {"isolation": None, "readonly": False, "deferrable": False, "attempts": 2},
     ),
+    "after": (("0/0",), {}),
     "connect": (("test",), {"dsn": None, "settings": {"work_mem": "4MB"}}),
     "listen": (("some channel",), {}),
     "register_composite": (("point2", Point), {"schema": "public"}),
@@ -175,7 +187,13 @@ POOL_ONLY: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
         {"encoder": str, "decoder": str, "schema": "public", "format": "text"},
     ),
 }
-SESSION: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+CONNECTION_ONLY: Calls = {
+    "reported": (("TimeZone",), {}),
+    "add_termination_listener": ((takes_nothing,), {}),
+}
+CLOSING: Calls = {"aclose": ((), {"timeout": 1})}
+TRANSACTION_ONLY: Calls = {"repository": ((Point,), {})}
+SESSION: Calls = {
     "create_view": (
         ("SELECT a FROM t WHERE a = $1", 1),
         {
@@ -188,6 +206,14 @@ SESSION: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
         },
     ),
     "create_table": (("SELECT 1 AS id",), {"name": "w", "indexes": ["(id)"]}),
+    "refresh_view": (("shared",), {"concurrently": None, "timeout": 9}),
+    "drop_view": (("nothing",), {"cascade": False}),
+    "add_reference": (("shared", "layer"), {}),
+    "release_reference": (("shared", "layer"), {}),
+    "register_temp_view": (("shared",), {}),
+    "unregister_temp_view": (("nothing",), {}),
+    "toggle_auto_cleanup": ((True,), {}),
+    "cleanup_schema_if_empty": ((None,), {}),
 }
 
 
@@ -246,25 +272,39 @@ async def fault_of(owner: Any, name: str, args: Any, options: Any) -> str | None
     return None
 
 
+@asynccontextmanager
+async def savepoint_of(transaction: Any) -> AsyncIterator[Any]:
+    """Open a savepoint; what its block did is undone, even if it failed unseen."""
+    with suppress(QueryFailed):
+        async with transaction.savepoint() as inner:
+            yield inner
+
+
 async def wrong_ones(
-    owner: Any, calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]], pool: Pool
+    inside: Callable[[], AbstractAsyncContextManager[Any]], calls: Calls, pool: Pool
 ) -> list[str]:
     """Make every call with every replacement; return what is not as it should be."""
     bad = []
     for name, (args, options) in calls.items():
         for what, given, named in variants(args, options):
-            fault = await fault_of(owner, name, given, named)
-            if fault is None and owner is pool and pool.statistics().busy:
-                fault = "a slot is lost"
+            before = pool.statistics()
+            async with inside() as owner:
+                fault = await fault_of(owner, name, given, named)
+            after = pool.statistics()
+            if fault is None and (after.busy, after.reconnects) != (
+                before.busy,
+                before.reconnects,
+            ):
+                fault = "a connection is lost"
             if fault is not None:
                 bad.append(f"{name}({what}): {fault}")
     return bad
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("on", ["pool", "connection"])
+@pytest.mark.parametrize("on", ["pool", "connection", "transaction"])
 async def test_wrong_arguments_of_verbs(empty_dsn, on, tmp_path, monkeypatch):
-    """Of pool and connection."""
+    """Of pool, connection and transaction: an error, and nothing else is lost."""
     monkeypatch.chdir(tmp_path)  # copy_to() writes files of the names it is given
     async with Pool(PostgresConfig(dsn=empty_dsn, max_size=2)) as pool:
         await pool.execute(
@@ -272,16 +312,46 @@ async def test_wrong_arguments_of_verbs(empty_dsn, on, tmp_path, monkeypatch):
             "CREATE TYPE mood AS ENUM ('ok')"
         )
         calls = pool_calls()
+        bad = []
+        inside: Callable[[], AbstractAsyncContextManager[Any]]
         if on == "pool":
-            bad = await wrong_ones(pool, calls | POOL_ONLY, pool)
-        else:
-            bad = []
-            for name, call in calls.items():
+            bad = await wrong_ones(lambda: nullcontext(pool), calls | POOL_ONLY, pool)
+        elif on == "connection":
+            for name, call in (calls | CONNECTION_ONLY).items():
                 async with pool.acquire() as held:
-                    bad += await wrong_ones(held, {name: call}, pool)
-        assert not bad, "\n".join(bad)
+                    inside = partial(nullcontext, held)
+                    bad += await wrong_ones(inside, {name: call}, pool)
+        else:
+            for name, call in calls.items():
+                async with pool.transaction() as transaction:
+                    inside = partial(savepoint_of, transaction)
+                    bad += await wrong_ones(inside, {name: call}, pool)
         async with pool.acquire(), pool.acquire():
             pass
+        # Last: a number closes it.
+        connection = await pool.connect("test")
+        for owner in (connection, pool):
+            bad += await wrong_ones(partial(nullcontext, owner), CLOSING, pool)
+        assert not bad, "\n".join(bad)
+
+
+@pytest.mark.parametrize(
+    ("kind", "calls"),
+    [
+        (Pool, pool_calls() | POOL_ONLY | CLOSING),
+        (Connection, pool_calls() | CONNECTION_ONLY | CLOSING),
+        (StorageTransaction, pool_calls() | TRANSACTION_ONLY),
+        (PostgresSessionManager, SESSION),
+    ],
+)
+def test_no_method_is_left_out(kind, calls):
+    """Each public method that takes arguments is called with wrong ones."""
+    taking = {
+        name
+        for name, method in inspect.getmembers(kind, callable)
+        if not name.startswith("_") and len(inspect.signature(method).parameters) > 1
+    }
+    assert taking <= calls.keys()
 
 
 @pytest.mark.timeout(300)
@@ -293,18 +363,10 @@ async def test_wrong_arguments_of_a_session(dsn, tmp_path):
     async with StorageManager(config) as storage:
         await storage.pool.execute("CREATE TABLE t (a int)")
         async with storage.session() as session:
-            view = await session.create_view("SELECT 1 AS one", name="shared")
-            calls = SESSION | {
-                "refresh_view": ((view,), {"concurrently": None, "timeout": 9}),
-                "drop_view": (("nothing",), {"cascade": False}),
-                "add_reference": ((view, "layer"), {}),
-                "release_reference": ((view, "layer"), {}),
-                "register_temp_view": (("mine",), {}),
-                "toggle_auto_cleanup": ((True,), {}),
-            }
-            calls = {
-                name: each for name, each in calls.items() if hasattr(session, name)
-            }
-            bad = await wrong_ones(session, calls, storage.pool)
+            await session.create_view("SELECT 1 AS one", name="shared")
+            bad = await wrong_ones(lambda: nullcontext(session), SESSION, storage.pool)
+        async with storage.transaction() as transaction:
+            inside = partial(savepoint_of, transaction)
+            bad += await wrong_ones(inside, TRANSACTION_ONLY, storage.pool)
         assert not bad, "\n".join(bad)
         assert storage.pool.statistics().busy == 0

@@ -6,13 +6,18 @@ the only ones that use its private members; ``test_postgres_driver.py`` holds bo
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
+from asyncpg.protocol import NO_TIMEOUT
+
+from fm_storage.concurrency.shield import wait_done
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from fm_storage.postgres.connect.composites import Composite
 
@@ -22,6 +27,8 @@ else:
 
 FIRST_OWN_OID = 16_384
 """Numbers of types below are the server's own."""
+_SYNC = b"S\0\0\0\4"
+_CANCELLED_WITHIN = 0.4
 
 
 class DriverConnection(_Base):
@@ -168,31 +175,23 @@ class _Callback:
     is_async: bool = False
 
 
-class EndWatch:
-    """Hears why the server ends a connection on which no statement runs.
+class _Tap:
+    """Stands before the driver's protocol until ``stop()``, and sees what arrives."""
 
-    The driver drops that message. Stands before the driver's protocol until ``stop()``.
-
-    Attributes:
-        error: What the server reported; None if nothing.
-    """
-
-    def __init__(self, raw: Any, is_idle: Callable[[], bool]) -> None:
-        self.error: asyncpg.PostgresError | None = None
+    def __init__(self, raw: Any) -> None:
         self._transport = raw._transport
         self._protocol = self._transport.get_protocol()
-        self._is_idle = is_idle
         self.pause_writing = self._protocol.pause_writing
         self.resume_writing = self._protocol.resume_writing
         self.connection_lost = self._protocol.connection_lost
         self._transport.set_protocol(self)
 
+    def look(self, data: bytes) -> None:
+        """Look at what arrived, before the driver does."""
+
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
-        if self._is_idle() and data[:1] == b"E":
-            fields = bytes(data[5:]).split(b"\0")
-            found = {chr(each[0]): each[1:].decode() for each in fields if each}
-            self.error = asyncpg.PostgresError.new(found)
+        self.look(data)
         self._protocol.data_received(data)
 
     def eof_received(self) -> bool | None:
@@ -204,6 +203,52 @@ class EndWatch:
         """Leave the connection to the driver again."""
         if self._transport.get_protocol() is self:
             self._transport.set_protocol(self._protocol)
+
+
+class EndWatch(_Tap):
+    """Hears why the server ends a connection on which no statement runs.
+
+    The driver drops that message.
+
+    Attributes:
+        error: What the server reported; None if nothing.
+    """
+
+    def __init__(self, raw: Any, is_idle: Callable[[], bool]) -> None:
+        self.error: asyncpg.PostgresError | None = None
+        self._is_idle = is_idle
+        super().__init__(raw)
+
+    def look(self, data: bytes) -> None:
+        """Note an error that arrives between two statements."""
+        if self._is_idle() and data[:1] == b"E":
+            fields = bytes(data[5:]).split(b"\0")
+            found = {chr(each[0]): each[1:].decode() for each in fields if each}
+            self.error = asyncpg.PostgresError.new(found)
+
+
+class _Refusal(_Tap):
+    """Sees whether the server has refused what is still being sent.
+
+    Attributes:
+        whole: Whether it has, and is ready for the next statement.
+    """
+
+    def __init__(self, raw: Any) -> None:
+        self.whole = self._begun = False
+        self._rest = b""
+        super().__init__(raw)
+
+    def look(self, data: bytes) -> None:
+        """Note an error, and the end of the exchange behind it."""
+        self._rest += data
+        while len(self._rest) > 4:
+            kind, size = self._rest[:1], 1 + int.from_bytes(self._rest[1:5])
+            if len(self._rest) < size:
+                return
+            self._begun = self._begun or kind == b"E"
+            self.whole = self.whole or (self._begun and kind == b"Z")
+            self._rest = self._rest[size:]
 
 
 # -- statements ---------------------------------------------------------------
@@ -248,9 +293,30 @@ async def copy_in(
     timeout: float | None,
 ) -> int:
     """Send *blocks*, or *records* as *described*; return the number of rows."""
-    tag: str = await _protocol(raw).copy_in(
-        sql, blocks, None, records, described, timeout
-    )
+    protocol = _protocol(raw)
+    async with asyncio.timeout(timeout):
+        await protocol._wait_for_cancellation()
+        refusal = _Refusal(raw)
+
+        async def wanted(items: AsyncIterable[Any]) -> AsyncIterator[Any]:
+            async for item in items:
+                if refusal.whole:  # the driver would read all of them first
+                    return
+                yield item
+
+        if isinstance(records, AsyncIterable):
+            records = wanted(records)
+        try:
+            tag: str = await protocol.copy_in(
+                sql, blocks and wanted(blocks), None, records, described, NO_TIMEOUT
+            )
+        except BaseException:
+            if refusal.whole and protocol._is_cancelling():
+                # The driver waits for the end of an exchange that has ended.
+                raw._transport.write(_SYNC)
+            raise
+        finally:
+            refusal.stop()
     return int(tag.rpartition(" ")[2])
 
 
@@ -260,8 +326,36 @@ async def copy_out(
     sink: Callable[[bytes], Awaitable[None]],
     timeout: float | None,
 ) -> int:
-    """Give what the server sends to *sink*; return the number of rows."""
-    tag: str = await _protocol(raw).copy_out(sql, sink, timeout)
+    """Give what the server sends to *sink*; return the number of rows.
+
+    If the server has sent everything, the driver waits for ever for the end of what
+    *sink* interrupts. So that is kept from it: the server is asked to stop, and read
+    to its end, or for a moment.
+    """
+    failed: BaseException | None = None
+    tag = ""
+
+    async def guarded(block: bytes) -> None:
+        nonlocal failed
+        if failed is not None:
+            return
+        try:
+            await sink(block)
+        except BaseException as exc:  # raised below
+            loop = asyncio.get_running_loop()
+            cancelling = loop.create_future()
+            raw._cancel_current_command(cancelling)
+            failed = await wait_done(cancelling, _CANCELLED_WITHIN) or exc
+            rest.reschedule(loop.time() + _CANCELLED_WITHIN)
+
+    async with asyncio.timeout(timeout), asyncio.timeout(None) as rest:
+        try:
+            tag = await _protocol(raw).copy_out(sql, guarded, NO_TIMEOUT)
+        except BaseException:
+            if failed is None:
+                raise
+        if failed is not None:
+            raise failed
     return int(tag.rpartition(" ")[2])
 
 

@@ -7,7 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from fm_storage.errors import ConfigurationInvalid
-from fm_storage.postgres.arguments import seconds
+from fm_storage.postgres.arguments import function, of_kind, seconds
 from fm_storage.postgres.connection.statements import Stream
 from fm_storage.postgres.connection.transaction import (
     Transaction,
@@ -49,6 +49,7 @@ class Connection(Verbs):
 
     def reported(self, name: str) -> str | None:
         """Return a setting that the server reports by itself (``TimeZone``); no I/O."""
+        of_kind(name, str, "name", "give the name of a setting")
         return getattr(self._statements.required().raw.get_settings(), name, None)
 
     @property
@@ -101,6 +102,7 @@ class Connection(Verbs):
 
     def add_termination_listener(self, callback: Callable[[], None]) -> None:
         """Call *callback* once, on the loop, when the connection ends."""
+        function(callback, "callback")
         raw = self._statements.required().raw
         raw.add_termination_listener(lambda _raw: callback())
 

@@ -456,7 +456,8 @@ class Stream:
         """End what was begun; if that fails, never use the connection again."""
         entry = self._statements.entry
         cursor, self._cursor = self._cursor, None
-        if entry is None or entry.raw.is_closed():
+        nothing = cursor is None and not self._own_transaction
+        if nothing or entry is None or entry.raw.is_closed():
             return
         if not await finish(entry, self._end(cursor)):
             entry.doubtful = True

@@ -34,6 +34,7 @@ _ISOLATION = {
 _BEGIN = Sql("BEGIN")
 _COMMIT = Sql("COMMIT")
 _ROLLBACK = Sql("ROLLBACK")
+_FAILED = "25P02"  # an earlier statement failed
 _numbers = itertools.count(1)
 
 
@@ -146,11 +147,21 @@ class Block:
             await undo_closed(self._outer, self._undo)
         elif exc_type is not None:
             await undo_block(self._outer, self._undo)
-        elif await begin(self._outer, self._end, self._undo) == "ROLLBACK":
+        else:
+            await self._finish()
+
+    async def _finish(self) -> None:
+        try:
+            tag = await begin(self._outer, self._end, self._undo)
+        except QueryFailed as exc:
+            if exc.sqlstate == _FAILED:  # a savepoint's: the outer block can go on
+                await undo_block(self._outer, self._undo)
+            raise
+        if tag == "ROLLBACK":
             raise QueryFailed(
                 "transaction: the server rolled it back because a statement in it "
                 "had failed; let that error leave the block",
-                sqlstate="25P02",
+                sqlstate=_FAILED,
             )
 
 
