@@ -7,6 +7,7 @@ and registers its maker when it is imported.
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -50,6 +51,13 @@ def use_row_maker(maker: RowMaker, beyond: Beyond) -> None:
     _makers[:] = [(maker, beyond)]
 
 
+def _registered() -> tuple[RowMaker, Beyond]:
+    """Return what makes records; a pool alone has not loaded it yet."""
+    if not _makers:
+        importlib.import_module("fm_storage.repositories")
+    return _makers[0]
+
+
 def records_of(model: type[M], rows: Sequence[Record], *, first: int = 0) -> list[M]:
     """Return *rows* as records of *model*.
 
@@ -60,7 +68,7 @@ def records_of(model: type[M], rows: Sequence[Record], *, first: int = 0) -> lis
     """
     if not rows:
         return []
-    make = _makers[0][0](model, tuple(rows[0].keys()))
+    make = _registered()[0](model, tuple(rows[0].keys()))
     try:
         return make(rows)
     except InvalidRecord:
@@ -83,7 +91,7 @@ async def stream_of(
     index = 0
     try:
         async for row in rows:
-            make = make or _makers[0][0](model, tuple(row.keys()))
+            make = make or _registered()[0](model, tuple(row.keys()))
             try:
                 (record,) = make([row])
             except InvalidRecord:
@@ -117,7 +125,7 @@ async def named_value(
         args: Its parameters.
         exc: What reading its rows raised.
     """
-    tests = _makers[0][1](model)
+    tests = _registered()[1](model)
     unread = isinstance(exc.__cause__, ValueError | ArithmeticError)
     if exc.field is not None or not unread or not tests:
         return exc

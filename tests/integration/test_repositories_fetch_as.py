@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import enum
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -112,6 +114,31 @@ async def test_rows_are_records_by_the_names_of_their_columns(pool, kind):
                 assert record == wanted[0]
                 break
         assert await executor.fetchval("SELECT 1") == 1
+
+
+ALONE = """
+import asyncio, sys
+from typing import NamedTuple
+from fm_storage import Pool, PostgresConfig
+
+class One(NamedTuple):
+    a: int
+
+async def main():
+    async with Pool(PostgresConfig(dsn=sys.argv[1])) as pool:
+        assert "fm_storage.repositories" not in sys.modules
+        assert await pool.fetch_as(One, "SELECT 1 AS a") == [One(1)]
+
+asyncio.run(main())
+"""
+
+
+async def test_a_pool_alone_makes_records(dsn):
+    """In a process that has loaded nothing else of the package."""
+    arguments = (sys.executable, "-c", ALONE, dsn)
+    process = await asyncio.create_subprocess_exec(*arguments)
+
+    assert await process.wait() == 0
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+import gc
+import pickle
+from dataclasses import FrozenInstanceError, dataclass, field, replace
 from typing import Annotated, Any
 
 import pytest
@@ -44,6 +46,11 @@ class Frozen:
     id: int
     colour: Colour
     other: Colour | None = None
+
+
+@dataclass(frozen=True)
+class Fixed(Frozen):
+    """Whose fields cannot be set, in a dictionary, and its parent's in slots."""
 
 
 @dataclass(kw_only=True)
@@ -116,7 +123,9 @@ class Ward(Guarded):
     other: Colour | None = None
 
 
-MODELS: list[type[Any]] = [Slotted, Open, Frozen, Named, Child, Own, Heir, Ward]
+MODELS: list[type[Any]] = [
+    *(Slotted, Open, Frozen, Fixed, Named, Child, Own, Heir, Ward)
+]
 PLAIN = (1, "red", None)
 
 
@@ -135,6 +144,35 @@ def test_a_row_becomes_what_the_constructor_makes(model):
         assert type(made) is model
         assert getattr(made, "made", None) == getattr(expected, "made", None)
         assert getattr(made, "marked", None) == getattr(expected, "marked", None)
+
+
+@pytest.mark.parametrize("model", [Frozen, Fixed])
+def test_a_frozen_record_stays_frozen(model):
+    """Also when it was made without its constructor."""
+    (made,) = Entity(model, table="t").from_rows([PLAIN])
+
+    with pytest.raises(FrozenInstanceError):
+        made.id = 2
+    with pytest.raises(FrozenInstanceError):
+        del made.id
+    assert replace(made, id=2).id == 2
+    assert pickle.loads(pickle.dumps(made)) == made
+    assert hash(made) == hash(model(1, Colour.RED, None))
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_collecting_garbage_goes_on_as_it_was(wanted):
+    """Making many records pauses it, also where a row is none."""
+    entity: Entity[Any] = Entity(Slotted, table="t")
+    before = gc.isenabled()
+    (gc.enable if wanted else gc.disable)()
+    try:
+        entity.from_rows([PLAIN])
+        with pytest.raises(InvalidRecord):
+            entity.from_rows([(7, "blue", None)])
+        assert gc.isenabled() is wanted
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_a_record_that_looks_at_itself_still_does():

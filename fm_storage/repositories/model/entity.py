@@ -131,8 +131,7 @@ class Entity(Generic[M]):
     def outgoing(self, columns: Sequence[Sequence[Any]]) -> Encoded:
         """Return the rows of ``insert_columns(…, copy=True)`` as COPY sends them."""
         sources = [iter(values) for values in columns]
-        parts = zip(self.inserted, sources, strict=True)
-        rows = zip(*(item.type.outgoing(source) for item, source in parts), strict=True)
+        rows = zip(*sources, strict=True)
         # What is left of a list's iterator tells how far the driver has come,
         # and costs nothing on the way.
         return Encoded(rows, lambda: len(columns[0]) - 1 - length_hint(sources[0]))

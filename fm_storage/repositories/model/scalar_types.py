@@ -8,7 +8,7 @@ would refuse, or worse, would silently change, before anything is sent.
 from __future__ import annotations
 
 import ipaddress as ip
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from types import NoneType
 from typing import Any, ClassVar, NamedTuple
@@ -129,20 +129,12 @@ class ColumnType:
     def copy_many(
         self, values: Sequence[Any], *, nullable: bool = True
     ) -> Sequence[Any]:
-        """Return *values*, all looked at, as ``outgoing()`` takes them.
+        """Return *values*, all looked at, as COPY sends them.
 
         Raises:
             Refused: See ``encode_many()``.
         """
         return self.encode_many(values, nullable=nullable)
-
-    def outgoing(self, values: Iterator[Any]) -> Iterator[Any]:
-        """Return what ``copy_many()`` gave as COPY sends it, made when it is sent.
-
-        Raises:
-            InvalidRecord: A value was changed meanwhile, and cannot be stored now.
-        """
-        return values
 
     def to_text(self, value: Any) -> str:
         """Return a stored value as text, for a cursor or an array's element."""

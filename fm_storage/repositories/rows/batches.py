@@ -253,18 +253,12 @@ class Batch(Generic[M]):
     ) -> Sequence[Any]:
         """Write *columns*, the records' values made for it, by COPY."""
         entity = self._bound.entity
-        try:
-            number = await executor.copy_records(
-                entity.table,
-                schema=entity.schema,
-                columns=[item.column for item in entity.inserted],
-                records=entity.outgoing(columns),
-            )
-        except InvalidRecord:
-            # A JSON value was changed while others were sent: a second look names
-            # the field. Else the column is narrower than in the model.
-            entity.insert_columns(self._records, copy=True)
-            raise
+        number = await executor.copy_records(
+            entity.table,
+            schema=entity.schema,
+            columns=[item.column for item in entity.inserted],
+            records=entity.outgoing(columns),
+        )
         return range(number)
 
     async def _one_by_one(
