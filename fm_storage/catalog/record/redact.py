@@ -11,8 +11,8 @@ string, XML, pairs of a list, ``--name value``, a unique key's DETAIL, and keys 
 context; there also auth); ``PASSWORD '…'`` in SQL; the password, or a token, in a URL;
 whole Cookie and Digest headers; Bearer and Basic credentials; JSON web tokens; private
 keys in PEM and PuTTY's files; webhooks of Slack, Discord, Teams, Zapier and Telegram;
-hashes of passwords; what curl, mysql, sshpass and .netrc take; keys of some
-hundred vendors by their shape;
+hashes of passwords; what curl, mysql, docker, openssl and other commands take;
+lines of .pgpass and .netrc; keys of more than a hundred vendors by their shape;
 card numbers by the prefix and length of their network that pass Luhn's test. Not
 masked: secrets that look like words behind a colon, with more words to follow; and
 what only speaks of a secret (``password: must be at least 12 characters``).
@@ -59,11 +59,12 @@ _UTF8 = ("utf-8", "surrogatepass")
 _LONG = (
     r"password|passphrase|passwd|passwort|kennwort|mot[ _-]de[ _-]passe"
     r"|contrase(?:n|\u00f1)a|secret|token|credentials?|authorization"
-    r"|cookie|csrf|xsrf|signature|session[_-]?id"
+    r"|cookie|csrf|xsrf|signature|session[_-]?id|(?:store|key|require)pass"
 )
 _KEYS = (
     r"(?:api|app|access|private|signing|encryption|session|account|shared|storage"
-    r"|master|auth|secret|license|webhook|consumer|hmac|subscription|deploy)[_-]?key"
+    r"|master|auth|secret|license|webhook|consumer|hmac|subscription|deploy"
+    r"|instrumentation)[_-]?key"
 )
 _SHORT = r"pass|passcode|pwd|mdp|otp|cvv|cvc|ssn|sig"
 _NAMES = rf"(?:{_LONG}|{_KEYS}|(?<![A-Za-z])(?:{_SHORT}))"
@@ -76,7 +77,8 @@ _NAME_ONLY = re.compile(r"-{0,2}[\w-]+$")
 # Ends of names that tell something else about a secret than what it is.
 _ABOUT = re.compile(
     r"(?i)[_-](?:count|length|len|size|total|limit|ttl|age|type|kind|name|field|policy"
-    r"|expir\w*|expires_in|required|enabled|valid|reset)$"
+    r"|expir\w*|expires_in|required|enabled|valid|reset|change\w*|\w+_at|path|url|uri"
+    r"|dir|file|hint|status|(?<!secret.)id)$"
 )
 # Values that say something about a secret, and are none.
 _WORDS = frozenset({
@@ -189,6 +191,11 @@ _RULES = (
     _rule("://.*@", r"(?P<kept>://)[A-Za-z0-9_-]{20,}(?=@)"),
     _rule("cookie", r"""(?P<kept>\b(?:Set-)?Cookie["']?:[ ]*)[^\r\n=]*=[^\r\n]*"""),
     _rule(
+        "cookie",
+        r"""(?P<kept><Cookie[ ][^\s=]+=|\bcookies?\s*[=:]\s*)
+            (?:\{[^{}\n]+\}|[^\s{]+(?=[ ]for[ ]))""",
+    ),
+    _rule(
         "authorization",
         r"""(?P<kept>\bauthorization:[ ]*(?:Digest|AWS4-HMAC-SHA256|Negotiate)[ ]+)
             [^\r\n]+""",
@@ -210,11 +217,13 @@ _RULES = (
         r"|:aa[a-z_-]{12}|pul-[a-f]|cio[a-z]{12}|oy[a-z]{16}|clojars_|dckr_|r_[a-z]{10}"
         r"|api_org_|aqvn|t\.[a-z_=-]{12,}\.|akcp|ops_eyj|tfp_|pnu_|rdme_|sgp_|duffel_"
         r"|ez[at]k|flwseck|fio-u-|pat-[a-z]{2}-|access-(?:sandbox|dev|prod)|rzp_"
-        r"|xkeysib-|shippo_|nfp_|\bfo_|\bfm[ar]?_|rnd_|v\.-[a-f]{8}|bkua_|ccipat_"
+        r"|xkeysib-|shippo_|nfp_|\bfo_|\bfm[ar]?_|rnd_|v\.-[a-f]{4}|bkua_|ccipat_"
         r"|sq[pau]_"
-        r"|//[a-z_-]{16}|absk|oauth:[a-z]{10}",
+        r"|//[a-z_-]{16}|absk|oauth:[a-z]{10}|tskey-|pcsk_|nvapi-|lsv_|phx_|\bre_|vc[a-z]_"
+        r"|aio_|sk-lf|ico-|pat\.|scw[a-z]{4}|/:[a-f]{6}|cmvmdgtu|bd[a-z]{15}|tvly-|jina_",
         r"""(?P<kept>)(?<![A-Za-z0-9_])(?:
-             eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?
+             eyJ[A-Za-z0-9_-]{8,}\.(?:[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*){0,3}
+               |(?:\.[A-Za-z0-9_-]+){3})
             |(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}
             |gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{22,}
             |gl(?:pat|rt|dt|ft|cbt|ptt|imt|soat|oas|agent)-[A-Za-z0-9_-]{16,}
@@ -251,7 +260,7 @@ _RULES = (
             |t1\.(?=(?:\d*[A-Za-z_=-]){12})[A-Za-z0-9_=-]{30,}\.[A-Za-z0-9_=-]{4,}
             |AKCp[A-Za-z0-9]{60,}
             |ops_eyJ[A-Za-z0-9+/=]{60,}|tfp_[A-Za-z0-9_.-]{40,}|pnu_[A-Za-z0-9]{36}
-            |rdme_[a-z0-9]{70}|sgp_(?:[a-z0-9]+_)?[0-9a-f]{40}
+            |rdme_[a-z0-9]{70}|sgp_(?:(?:[a-z0-9]+_)?[0-9a-f]{40}|[A-Za-z0-9]{64})
             |duffel_(?:live|test)_[A-Za-z0-9_-]{40,}|EZ[AT]K[A-Za-z0-9]{54}
             |FLWSECK(?:_TEST)?-[0-9a-z]{32}(?:-X)?|fio-u-[A-Za-z0-9_=-]{60,}
             |pat-[a-z]{2}\d-[0-9a-f-]{32,}
@@ -260,10 +269,17 @@ _RULES = (
             |shippo_(?:live|test)_[0-9a-f]{40}|nfp_[A-Za-z0-9_-]{36}
             |fo1_[A-Za-z0-9_-]{43}
             |fm[12][ar]?_[A-Za-z0-9+/=_-]{60,}|rnd_[A-Za-z0-9]{28,}
-            |v1\.0-(?=(?:\d*[a-f]){8})[0-9a-f]{24,}(?:-[0-9a-f]+)?
+            |v1\.0-(?=(?:\d*[a-f]){4})[0-9a-f]{24,}(?:-[0-9a-f]+)?
             |bkua_[0-9a-z]{40}|CCIPAT_[A-Za-z0-9]+_[0-9a-f]{40}|sq[pau]_[0-9a-f]{40}
             |1//0(?=(?:\d*[A-Za-z_-]){16})[A-Za-z0-9_-]{40,}|ABSK[A-Za-z0-9+/=]{60,}
-            |oauth:(?=(?:\d*[a-z]){10})[a-z0-9]{30})""",
+            |oauth:(?=(?:\d*[a-z]){10})[a-z0-9]{30}|tskey-[a-z]+-[A-Za-z0-9-]{20,}
+            |pcsk_[A-Za-z0-9_]{40,}|nvapi-[A-Za-z0-9_-]{60,}|phx_[A-Za-z0-9]{40,}
+            |lsv2_(?:pt|sk)_[0-9a-f]{32}_[0-9a-f]{10}|re_[A-Za-z0-9]{8}_[A-Za-z0-9]{20,}
+            |vc[acikpr]_[A-Za-z0-9]{40,}|aio_[A-Za-z0-9]{28}|sk-lf-[0-9a-f-]{36}
+            |ico-[A-Za-z0-9]{32}|pat\.[A-Za-z0-9_-]{22}\.[0-9a-f]{24}\.[A-Za-z0-9]{20}
+            |(?-i:SCW)(?=(?:\d*[A-Z]){4})[A-Z0-9]{17}|\d/\d{16}:(?=(?:\d*[a-f]){6})[0-9a-f]{32}
+            |cmVmdGtu[A-Za-z0-9]{56}|4b1d(?=(?:\d*[A-Za-z]){15})[A-Za-z0-9]{38}
+            |(?:tvly|jina)[_-][A-Za-z0-9_-]{32,})""",
     ),
     _rule(
         r"hooks\.|/webhooks/|telegram\.org|/webhookb",
@@ -280,10 +296,39 @@ _RULES = (
     ),
     # Arguments of commands.
     _rule(
-        "curl|wget|mysql|mariadb|sshpass|machine",
-        r"""(?P<kept>\b(?:curl|wget)\b[^\n]*?[ ](?:-u|--(?:proxy-)?user)[ =]?[^\s:]+:
-            |\b(?:mysql\w*|mariadb\w*|sshpass)\b[^\n]*?[ ]-p[ ]?
-            |\bmachine\s+\S+\s+login\s+\S+\s+password\s+)(?=[^\s-])[^\s]+""",
+        r"curl|wget|^-a$|^--auth|mysql|mariadb|sshpass|machine|docker$|podman$|\baz$"
+        r"|redis-cli|ldap|openssl|\bzip\b|htpasswd|sqlplus|oracle:|requirepass|masterauth",
+        r"""(?P<kept>\b(?:curl|wget)\b[^\n]{0,300}?
+              [ ](?:-u|--(?:proxy-)?user)[ =]?[^\s:]+:
+            |\bhttps?\b[^\n]{0,300}?[ ](?:-a|--auth)[ =][^\s:]+:
+            |\b(?:mysql\w*|mariadb\w*|sshpass)\b[^\n]{0,300}?[ ](?-i:-p)[ ]?
+            |\b(?:docker|podman|az)[ ](?:\S+[ ])?login\b[^\n]{0,300}?[ ]-p[ ]
+            |\bredis-cli\b[^\n]{0,300}?[ ]-a[ ]|\bldap\w+\b[^\n]{0,300}?[ ]-w[ ]
+            |\bopenssl\b[^\n]{0,300}?[ ](?:-k[ ]|-pass(?:in|out)?[ ]pass:)
+            |\bzip\b[^\n]{0,300}?[ ](?-i:-P)[ ]|\b(?:requirepass|masterauth)[ ]
+            |\bhtpasswd[ ]-[A-Za-z]*b[A-Za-z]*[ ]\S+[ ]\S+[ ]
+            |\b(?:sqlplus[ ]|oracle:\w+:)[^\s/]+/(?=[^\s@]+@)
+            |\bmachine\s+\S+\s+login\s+\S+\s+password\s+)
+            (?![\s-]|(?:is|was|has|not|are|to)\b)[^\s@"']+""",
+    ),
+    _rule(
+        r"\bauth$",
+        r"""(?P<kept>(?-i:\bAUTH)[ ](?:(?:PLAIN|LOGIN|default)[ ])?)
+            (?!S?CRAM|XOAUTH|DIGEST)(?=\S*\d)(?=\S*[A-Za-z])[^\s"']{8,}""",
+    ),
+    _rule(
+        "chpasswd",
+        r"""(?P<kept>["']?\b[\w.-]+:)[^\s"']+(?=["']?[ ]*\|[ ]*\S*chpasswd)""",
+    ),
+    # A line of .pgpass; addresses of IPv6 look alike.
+    _rule(
+        r"[^:]:\*?:[^:]+:[^:]+:.",
+        r"""(?P<kept>(?<![^\s"'=(\[])(?![0-9a-fA-F:]+(?![^\s]))(?:\*|[\w-]*[A-Za-z.][\w.-]*)
+            :(?:\*|\d{4,5}):(?:\*|(?!\d+:)[^\s:]+):[^\s:[\]]+:)(?:\\.|[^\s:\\"'])+""",
+    ),
+    _rule(
+        r"\bauth(?:=|$)",
+        rf"(?P<kept>\bauth[ ]?=[ ]?\(\s*{_QUOTED},\s*){_QUOTED}",
     ),
     _rule(
         "private-lines",
@@ -295,7 +340,20 @@ _RULES = (
     ),
     _rule(
         "password|identified",
-        r"(?P<kept>\b(?:PASSWORD|IDENTIFIED[ ]BY)\s+)'(?:[^']|'')*'",
+        r"""(?P<kept>\b(?:PASSWORD[\s(]+|IDENTIFIED[ ](?:WITH[ ]\S+[ ])?(?:BY|AS)\s+))
+            (?:'(?:[^']|'')*'|\$\$.*?\$\$)""",
+    ),
+    _rule(r"pwd|password", r"(?P<kept>(?:pwd|password)=)\{(?:[^{}\n]|\}\})+\}"),
+    _rule(
+        _NAMED,
+        rf"""(?P<kept>\([^()]*{_NAMES}(?![A-Za-z0-9])[^()]*\)\s*VALUES\s*)
+            \((?=[^\n]*')[^\n]*\)""",
+    ),
+    _rule(  # PHP's var_dump, parts of a form
+        _NAMED,
+        rf"""(?P<kept>{_NAMES}["']\]\s*=>\s*string\(\d+\)\s*
+            |\bname=\\?"[\w-]*{_NAMES}\\?"(?:(?:\\r)?\\n|\r?\n){{2}})
+            (?:{_QUOTED}|[^\r\n\\]+)""",
     ),
     _rule(
         _NAMED,
@@ -314,7 +372,7 @@ _RULES = (
         _NAMED,
         rf"""(?P<kept>(?P<name>{_NAMES}(?:[_-][A-Za-z0-9]+)*)(?P<key>\\*["'])?
                 (?:\s*(?P<sign>=>|->|[:=])|\s+(?P<verb>(?:is|was|est|lautet):?(?=\s)))
-                \s*(?:b(?=["']))?)
+                \s*(?:[bnru](?=["']))?)
             (?P<value>(?P<quote>\\+["']).*?(?P=quote)
             |(?:Bearer|Basic|Token|Digest|Negotiate|SSWS|ApiKey|GenieKey|OAuth|Key|Splunk)\s+(?=[^\s,;"']*(?:[\d=_.-]|(?-i:[A-Z])))[^\s,;"']+
             |"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'
@@ -323,7 +381,11 @@ _RULES = (
     ),
 )
 _FEW_DIGITS = 7
-_CARD = re.compile(r"(?<![\w.-])(?:\d[ -]?){12,18}\d(?![\w-]|\.\d)")
+# Digits alone, or in groups as they stand on cards; longer rows of groups are numbers.
+_CARD = re.compile(
+    r"(?<![\w.-])(?<!\d{4} )(?:\d{13,19}|\d{4}(?:([ -])\d{4}){3}(?:\1\d{1,3})?"
+    r"|\d{4}([ -])\d{6}\2\d{4,5})(?![\w-]|\.\d)(?! \d{4} \d{4}(?!\d))"
+)
 # Prefixes and lengths of the networks (ISO/IEC 7812).
 _ISSUERS: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = (
     (("4",), (16, 19)),
@@ -436,15 +498,21 @@ def clean_context(
 
 
 def _mask_card(match: re.Match[str]) -> str:
-    digits = [int(c) for c in match[0] if c.isdigit()]
+    text = match[0]
+    for end in (len(text), 19):  # four groups, and perhaps the code or a date
+        if _is_card(text[:end]):
+            return MASK + text[end:]
+    return text
+
+
+def _is_card(text: str) -> bool:
+    digits = [int(c) for c in text if c.isdigit()]
     number = "".join(map(str, digits))
-    if not any(
+    doubled = [d * 2 - 9 * (d > 4) for d in digits[-2::-2]]
+    return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0 and any(
         number.startswith(prefixes) and len(number) in lengths
         for prefixes, lengths in _ISSUERS
-    ):
-        return match[0]
-    doubled = [d * 2 - 9 * (d > 4) for d in digits[-2::-2]]
-    return MASK if (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0 else match[0]
+    )
 
 
 def mask_context(value: Json) -> Json:
