@@ -24,6 +24,12 @@ _MAX_BODY = 32 * 1024 * 1024
 
 Reply = tuple[int, dict[str, str], bytes]
 Handler = Callable[..., Awaitable[Any]]
+Route = tuple[str, str, str | None, Handler | str]
+"""Method, pattern of the path, model of the body if it is read, and what answers.
+
+A name is a call of the client. It is called with the path's groups, then the body;
+None is a write that was done.
+"""
 Scope = Mapping[str, Any]
 
 _JSON = {"content-type": "application/json"}
@@ -53,9 +59,9 @@ class QdrantApp:
         self.api_key = api_key
         self._max_body = max_body
         self.double = Double(folder)
-        self._routes: list[tuple[str, re.Pattern[str], Handler]] = [
-            (method, re.compile(pattern), handler)
-            for method, pattern, handler in self._table()
+        self._routes = [
+            (method, re.compile(pattern), kind, handler)
+            for method, pattern, kind, handler in self._table()
         ]
 
     @property
@@ -79,22 +85,29 @@ class QdrantApp:
             return 200, _JSON, orjson.dumps(about)
         if method == "GET" and path in {"/healthz", "/readyz", "/livez"}:
             return 200, {"content-type": "text/plain"}, b"healthz check passed"
-        for known, pattern, handler in self._routes:
+        for known, pattern, kind, handler in self._routes:
             found = pattern.fullmatch(path)
             if known == method and found is not None:
-                return await self._answer(handler, found, body, began)
+                names = [unquote(part) for part in found.groups()]
+                call = (
+                    getattr(self.client, handler)
+                    if isinstance(handler, str)
+                    else handler
+                )
+                return await self._answer(kind, call, names, body, began)
         return 404, _JSON, b""
 
+    @staticmethod
     async def _answer(
-        self, handler: Handler, found: re.Match[str], body: bytes, began: float
+        kind: str | None, handler: Handler, names: list[str], body: bytes, began: float
     ) -> Reply:
         from pydantic import ValidationError
 
-        names = [unquote(part) for part in found.groups()]
         try:
+            given = () if kind is None else (_parsed(kind, body),)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # local mode has no payload indexes
-                result = await handler(body, *names)
+                result = await handler(*names, *given)
         except ValidationError as exc:
             first = exc.errors(include_url=False)[0]
             text = f"Format error in JSON body: {first['loc']}: {first['msg']}"
@@ -105,7 +118,7 @@ class QdrantApp:
             refusal = refusal_for(exc)
             return _error(refusal.status, str(refusal), began)
         answer = {
-            "result": jsonable(result),
+            "result": _DONE if result is None else jsonable(result),
             "status": "ok",
             "time": time.perf_counter() - began,
         }
@@ -137,111 +150,95 @@ class QdrantApp:
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": answer})
 
-    def _table(self) -> list[tuple[str, str, Handler]]:
+    def _table(self) -> list[Route]:
+        double = self.double
         one = r"/collections/([^/]+)"
         points = one + "/points"
         return [
-            ("GET", "/collections", self._list),
-            ("POST", "/collections/aliases", self._change_aliases),
-            ("GET", "/aliases", self._aliases),
-            ("GET", one, self._info),
-            ("PUT", one, self._create),
-            ("DELETE", one, self._delete),
-            ("GET", one + "/exists", self._exists),
-            ("GET", one + "/aliases", self._aliases_of),
-            ("PUT", one + "/index", self._create_index),
-            ("DELETE", one + "/index/([^/]+)", self._delete_index),
-            ("PUT", points, self._upsert),
-            ("POST", points, self._retrieve),
-            ("POST", points + "/batch", self._batch),
-            ("PUT", points + "/vectors", self._update_vectors),
-            ("POST", points + "/vectors/delete", self._delete_vectors),
-            ("POST", points + "/query/groups", self._groups),
-            ("POST", one + "/facet", self._facet),
-            ("POST", points + "/delete", self._delete_points),
-            ("POST", points + "/payload", self._set_payload),
-            ("PUT", points + "/payload", self._overwrite_payload),
-            ("POST", points + "/payload/delete", self._delete_payload),
-            ("POST", points + "/payload/clear", self._clear_payload),
-            ("POST", points + "/scroll", self._scroll),
-            ("POST", points + "/count", self._count),
-            ("POST", points + "/query", self._query),
-            ("POST", points + "/query/batch", self._query_batch),
-            ("GET", points + "/([^/]+)", self._one),
+            ("GET", "/collections", None, "get_collections"),
+            (
+                "POST",
+                "/collections/aliases",
+                "ChangeAliasesOperation",
+                lambda given: self.client.update_collection_aliases(given.actions),
+            ),
+            ("GET", "/aliases", None, "get_aliases"),
+            ("GET", one, None, double.info),
+            ("PUT", one, "CreateCollection", double.create),
+            ("DELETE", one, None, double.drop),
+            ("GET", one + "/exists", None, self._exists),
+            ("GET", one + "/aliases", None, "get_collection_aliases"),
+            (
+                "PUT",
+                one + "/index",
+                "CreateFieldIndex",
+                lambda name, given: double.create_index(
+                    name, given.field_name, given.field_schema
+                ),
+            ),
+            ("DELETE", one + "/index/([^/]+)", None, double.delete_index),
+            ("POST", one + "/facet", "FacetRequest", double.facet),
+            ("PUT", points, "PointInsertOperations", double.upsert),
+            ("POST", points, "PointRequest", double.retrieve),
+            ("POST", points + "/batch", "UpdateOperations", self._batch),
+            ("PUT", points + "/vectors", "UpdateVectors", double.update_vectors),
+            (
+                "POST",
+                points + "/vectors/delete",
+                "DeleteVectors",
+                lambda name, given: self.client.delete_vectors(
+                    name, vectors=given.vector, points=_chosen(given)
+                ),
+            ),
+            ("POST", points + "/delete", "PointsSelector", "delete"),
+            (
+                "POST",
+                points + "/payload",
+                "SetPayload",
+                lambda name, given: self.client.set_payload(
+                    name, payload=given.payload, points=_chosen(given), key=given.key
+                ),
+            ),
+            (
+                "PUT",
+                points + "/payload",
+                "SetPayload",
+                lambda name, given: self.client.overwrite_payload(
+                    name, payload=given.payload, points=_chosen(given)
+                ),
+            ),
+            (
+                "POST",
+                points + "/payload/delete",
+                "DeletePayload",
+                lambda name, given: self.client.delete_payload(
+                    name, keys=given.keys, points=_chosen(given)
+                ),
+            ),
+            ("POST", points + "/payload/clear", "PointsSelector", "clear_payload"),
+            ("POST", points + "/scroll", "ScrollRequest", self._scroll),
+            (
+                "POST",
+                points + "/count",
+                "CountRequest",
+                lambda name, given: self.client.count(name, count_filter=given.filter),
+            ),
+            ("POST", points + "/query", "QueryRequest", double.query),
+            ("POST", points + "/query/batch", "QueryRequestBatch", self._query_batch),
+            ("POST", points + "/query/groups", "QueryGroupsRequest", double.groups),
+            ("GET", points + "/([^/]+)", None, self._one),
         ]
 
-    # Collections
-
-    async def _list(self, _body: bytes) -> Any:
-        return await self.client.get_collections()
-
-    async def _info(self, _body: bytes, name: str) -> dict[str, Any]:
-        return await self.double.info(name)
-
-    async def _create(self, body: bytes, name: str) -> bool:
-        return await self.double.create(name, _parsed("CreateCollection", body))
-
-    async def _delete(self, _body: bytes, name: str) -> bool:
-        return await self.double.drop(name)
-
-    async def _exists(self, _body: bytes, name: str) -> dict[str, bool]:
+    async def _exists(self, name: str) -> dict[str, bool]:
         return {"exists": await self.client.collection_exists(name)}
 
-    async def _aliases(self, _body: bytes) -> Any:
-        return await self.client.get_aliases()
-
-    async def _aliases_of(self, _body: bytes, name: str) -> Any:
-        return await self.client.get_collection_aliases(name)
-
-    async def _change_aliases(self, body: bytes) -> bool:
-        given = _parsed("ChangeAliasesOperation", body)
-        return bool(await self.client.update_collection_aliases(given.actions))
-
-    async def _create_index(self, body: bytes, name: str) -> dict[str, Any]:
-        given = _parsed("CreateFieldIndex", body)
-        await self.double.create_index(name, given.field_name, given.field_schema)
-        return _DONE
-
-    async def _delete_index(
-        self, _body: bytes, name: str, field: str
-    ) -> dict[str, Any]:
-        await self.double.delete_index(name, field)
-        return _DONE
-
-    # Points
-
-    async def _upsert(self, body: bytes, name: str) -> dict[str, Any]:
-        await self.double.upsert(name, _parsed("PointInsertOperations", body))
-        return _DONE
-
-    async def _batch(self, body: bytes, name: str) -> list[dict[str, Any]]:
-        given = _parsed("UpdateOperations", body)
+    async def _batch(self, name: str, given: Any) -> list[dict[str, Any]]:
         for operation in given.operations:
             await self.double.check_points(name, getattr(operation, "upsert", None))
         await self.client.batch_update_points(name, update_operations=given.operations)
         return [_DONE] * len(given.operations)
 
-    async def _update_vectors(self, body: bytes, name: str) -> dict[str, Any]:
-        await self.double.update_vectors(name, _parsed("UpdateVectors", body))
-        return _DONE
-
-    async def _delete_vectors(self, body: bytes, name: str) -> dict[str, Any]:
-        given = _parsed("DeleteVectors", body)
-        await self.client.delete_vectors(
-            name, vectors=given.vector, points=_chosen(given)
-        )
-        return _DONE
-
-    async def _groups(self, body: bytes, name: str) -> Any:
-        return await self.double.groups(name, _parsed("QueryGroupsRequest", body))
-
-    async def _facet(self, body: bytes, name: str) -> Any:
-        return await self.double.facet(name, _parsed("FacetRequest", body))
-
-    async def _retrieve(self, body: bytes, name: str) -> Any:
-        return await self.double.retrieve(name, _parsed("PointRequest", body))
-
-    async def _one(self, _body: bytes, name: str, number: str) -> Any:
+    async def _one(self, name: str, number: str) -> Any:
         found = await self.client.retrieve(
             name, ids=[int(number) if number.isdigit() else number], with_vectors=True
         )
@@ -249,48 +246,11 @@ class QdrantApp:
             raise Refused(404, f"Not found: Point with id {number} does not exists!")
         return found[0]
 
-    async def _delete_points(self, body: bytes, name: str) -> dict[str, Any]:
-        await self.client.delete(name, _parsed("PointsSelector", body))
-        return _DONE
-
-    async def _set_payload(self, body: bytes, name: str) -> dict[str, Any]:
-        given = _parsed("SetPayload", body)
-        await self.client.set_payload(
-            name, payload=given.payload, points=_chosen(given), key=given.key
-        )
-        return _DONE
-
-    async def _overwrite_payload(self, body: bytes, name: str) -> dict[str, Any]:
-        given = _parsed("SetPayload", body)
-        await self.client.overwrite_payload(
-            name, payload=given.payload, points=_chosen(given)
-        )
-        return _DONE
-
-    async def _delete_payload(self, body: bytes, name: str) -> dict[str, Any]:
-        given = _parsed("DeletePayload", body)
-        await self.client.delete_payload(name, keys=given.keys, points=_chosen(given))
-        return _DONE
-
-    async def _clear_payload(self, body: bytes, name: str) -> dict[str, Any]:
-        await self.client.clear_payload(name, _parsed("PointsSelector", body))
-        return _DONE
-
-    async def _scroll(self, body: bytes, name: str) -> dict[str, Any]:
-        found, following = await self.double.scroll(
-            name, _parsed("ScrollRequest", body)
-        )
+    async def _scroll(self, name: str, given: Any) -> dict[str, Any]:
+        found, following = await self.double.scroll(name, given)
         return {"points": found, "next_page_offset": following}
 
-    async def _count(self, body: bytes, name: str) -> Any:
-        given = _parsed("CountRequest", body)
-        return await self.client.count(name, count_filter=given.filter)
-
-    async def _query(self, body: bytes, name: str) -> Any:
-        return await self.double.query(name, _parsed("QueryRequest", body))
-
-    async def _query_batch(self, body: bytes, name: str) -> list[Any]:
-        given = _parsed("QueryRequestBatch", body)
+    async def _query_batch(self, name: str, given: Any) -> list[Any]:
         return [await self.double.query(name, search) for search in given.searches]
 
 

@@ -61,7 +61,12 @@ class EngineClient:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._local = AsyncQdrantClient(":memory:")
+        self._local = local = AsyncQdrantClient(":memory:")
+        self.get_collections = local.get_collections
+        self.collection_exists = local.collection_exists
+        self.get_aliases = local.get_aliases
+        self.get_collection_aliases = local.get_collection_aliases
+        self.update_collection_aliases = local.update_collection_aliases
         self._own = folder is None
         self._folder = folder or Path(tempfile.mkdtemp(prefix="fm_storage-double-"))
         self._prefix = f"{uuid4().hex[:8]}_"  # of names, in a folder that is shared
@@ -108,26 +113,6 @@ class EngineClient:
         return self._prefix + targets.get(name, name)
 
     # Collections
-
-    async def get_collections(self) -> Any:
-        """See the client."""
-        return await self._local.get_collections()
-
-    async def collection_exists(self, name: str) -> bool:
-        """See the client."""
-        return await self._local.collection_exists(name)
-
-    async def get_aliases(self) -> Any:
-        """See the client."""
-        return await self._local.get_aliases()
-
-    async def get_collection_aliases(self, name: str) -> Any:
-        """See the client."""
-        return await self._local.get_collection_aliases(name)
-
-    async def update_collection_aliases(self, operations: Any) -> bool:
-        """See the client."""
-        return bool(await self._local.update_collection_aliases(operations))
 
     async def get_collection(self, name: str) -> models.CollectionInfo:
         """See the client."""

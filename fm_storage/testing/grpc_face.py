@@ -1,8 +1,7 @@
 """Qdrant's gRPC API: the other face of the test double.
 
-The services' bases and the conversions
-are the client's own, so that a message which the client cannot write or read is
-found out here. Loaded together with the client.
+The services' bases and the conversions are the client's own, so that a message which
+the client cannot write or read is found out here. Loaded together with the client.
 """
 
 from __future__ import annotations
@@ -196,9 +195,7 @@ class GrpcFace:
         given = models.PointsList(
             points=[GrpcToRest.convert_point_struct(point) for point in request.points],
             update_filter=_filter(request, "update_filter"),
-            update_mode=GrpcToRest.convert_update_mode(request.update_mode)
-            if request.HasField("update_mode")
-            else None,
+            update_mode=_given(request, "update_mode", GrpcToRest.convert_update_mode),
         )
         await self.double.upsert(request.collection_name, given)
         return _done()
@@ -222,8 +219,8 @@ class GrpcFace:
     async def _facet(self, request: Any) -> Any:
         given = models.FacetRequest(
             key=request.key,
-            limit=request.limit if request.HasField("limit") else None,
-            filter=_filter(request, "filter"),
+            limit=_given(request, "limit"),
+            filter=_filter(request),
         )
         found = await self.double.facet(request.collection_name, given)
         return messages.FacetResponse(
@@ -233,18 +230,13 @@ class GrpcFace:
     async def _groups(self, request: Any) -> Any:
         given = models.QueryGroupsRequest(
             group_by=request.group_by,
-            group_size=request.group_size if request.HasField("group_size") else None,
-            limit=request.limit if request.HasField("limit") else None,
-            query=GrpcToRest.convert_query(request.query)
-            if request.HasField("query")
-            else None,
-            using=request.using if request.HasField("using") else None,
-            filter=_filter(request, "filter"),
-            score_threshold=request.score_threshold
-            if request.HasField("score_threshold")
-            else None,
-            with_payload=_payload_wish(request),
-            with_vector=_vector_wish(request),
+            group_size=_given(request, "group_size"),
+            limit=_given(request, "limit"),
+            query=_given(request, "query", GrpcToRest.convert_query),
+            using=_given(request, "using"),
+            filter=_filter(request),
+            score_threshold=_given(request, "score_threshold"),
+            **_wishes(request),
         )
         found = await self.double.groups(request.collection_name, given)
         groups = [
@@ -266,7 +258,7 @@ class GrpcFace:
             request.collection_name,
             payload=GrpcToRest.convert_payload(request.payload),
             points=GrpcToRest.convert_points_selector(request.points_selector),
-            key=request.key if request.HasField("key") else None,
+            key=_given(request, "key"),
         )
         return _done()
 
@@ -294,24 +286,18 @@ class GrpcFace:
     async def _retrieve(self, request: Any) -> Any:
         given = models.PointRequest(
             ids=[GrpcToRest.convert_point_id(point) for point in request.ids],
-            with_payload=_payload_wish(request),
-            with_vector=_vector_wish(request),
+            **_wishes(request),
         )
         found = await self.double.retrieve(request.collection_name, given)
         return messages.GetResponse(result=_records(found))
 
     async def _scroll(self, request: Any) -> Any:
         given = models.ScrollRequest(
-            filter=_filter(request, "filter"),
-            limit=request.limit if request.HasField("limit") else None,
-            offset=GrpcToRest.convert_point_id(request.offset)
-            if request.HasField("offset")
-            else None,
-            order_by=GrpcToRest.convert_order_by(request.order_by)
-            if request.HasField("order_by")
-            else None,
-            with_payload=_payload_wish(request),
-            with_vector=_vector_wish(request),
+            filter=_filter(request),
+            limit=_given(request, "limit"),
+            offset=_given(request, "offset", GrpcToRest.convert_point_id),
+            order_by=_given(request, "order_by", GrpcToRest.convert_order_by),
+            **_wishes(request),
         )
         found, following = await self.double.scroll(request.collection_name, given)
         return messages.ScrollResponse(
@@ -323,7 +309,7 @@ class GrpcFace:
 
     async def _count(self, request: Any) -> Any:
         found = await self.double.client.count(
-            request.collection_name, count_filter=_filter(request, "filter")
+            request.collection_name, count_filter=_filter(request)
         )
         return messages.CountResponse(result=messages.CountResult(count=found.count))
 
@@ -368,22 +354,25 @@ def _alias_list(found: Any) -> Any:
     )
 
 
-def _filter(request: Any, field: str) -> Any:
-    if not request.HasField(field):
-        return None
-    return GrpcToRest.convert_filter(getattr(request, field))
+def _given(request: Any, field: str, convert: Callable[[Any], Any] = _same) -> Any:
+    """Return a field of a message, converted; None if it is not set."""
+    return convert(getattr(request, field)) if request.HasField(field) else None
 
 
-def _payload_wish(request: Any) -> Any:
-    if not request.HasField("with_payload"):
-        return None
-    return GrpcToRest.convert_with_payload_selector(request.with_payload)
+def _filter(request: Any, field: str = "filter") -> Any:
+    return _given(request, field, GrpcToRest.convert_filter)
 
 
-def _vector_wish(request: Any) -> Any:
-    if not request.HasField("with_vectors"):
-        return None
-    return GrpcToRest.convert_with_vectors_selector(request.with_vectors)
+def _wishes(request: Any) -> dict[str, Any]:
+    """Return which parts of points are asked for."""
+    payload, vectors = (
+        GrpcToRest.convert_with_payload_selector,
+        GrpcToRest.convert_with_vectors_selector,
+    )
+    return {
+        "with_payload": _given(request, "with_payload", payload),
+        "with_vector": _given(request, "with_vectors", vectors),
+    }
 
 
 def _records(found: Sequence[Any]) -> list[Any]:
