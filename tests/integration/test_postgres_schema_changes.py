@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from fm_storage.config import PostgresConfig
-from fm_storage.postgres import Pool
+from fm_storage.postgres import Connection, Pool
 
 
 class Spot(NamedTuple):
@@ -369,7 +369,7 @@ async def test_every_verb_survives_a_change(empty_dsn, name, where):
 
 # A parameter that was widened: no error shows that it is sent as what it was.
 
-TENTH = "INSERT INTO measured VALUES ($1) RETURNING v"
+TENTH = "INSERT INTO measured VALUES ($1) RETURNING v::double precision"
 CHANNEL = "some channel of the application's"
 
 
@@ -395,11 +395,21 @@ async def settled(on: Any, wanted: float) -> float:
     return monotonic() - began
 
 
+@asynccontextmanager
+async def dedicated(pool: Pool) -> AsyncIterator[Connection]:
+    """Give a connection outside the pool."""
+    connection = await pool.connect("test")
+    try:
+        yield connection
+    finally:
+        await connection.aclose()
+
+
 @pytest.mark.parametrize("in_pieces", [False, True])
 async def test_a_pool_that_listens_hears_of_a_migration(
     measured, migrations, in_pieces
 ):
-    """Idle and borrowed connections prepare anew within a second, back as well."""
+    """Idle, borrowed and dedicated ones prepare anew within a second, back as well."""
     if in_pieces:
         migrations.in_pieces(
             "0002_widen",
@@ -412,17 +422,34 @@ async def test_a_pool_that_listens_hears_of_a_migration(
         Pool(PostgresConfig(dsn=measured, check_after=3600)) as pool,
         pool.listen(CHANNEL),
         pool.acquire() as held,
+        dedicated(pool) as own,
     ):
-        for on in (pool, held):
+        for on in (pool, held, own):
             assert await on.fetchval(TENTH, 0.1) == real
         connects = pool.statistics().connects
         await migrator.apply()
-        assert await settled(pool, 0.1) < 1
-        assert await settled(held, 0.1) < 1
+        for on in (pool, held, own):
+            assert await settled(on, 0.1) < 1
         await migrator.rollback()
-        assert await settled(held, real) < 1
-        assert await settled(pool, real) < 1
+        for on in (own, held, pool):
+            assert await settled(on, real) < 1
         assert pool.statistics().connects == connects
+
+
+async def test_connections_that_drain_does_not_replace_prepare_anew(empty_dsn):
+    """After DDL of other origin, which nobody announces."""
+    async with (
+        Pool(PostgresConfig(dsn=empty_dsn, check_after=3600)) as pool,
+        pool.acquire() as held,
+        dedicated(pool) as own,
+    ):
+        await pool.execute("CREATE TABLE measured (v real)")
+        for on in (pool, held, own):
+            assert await on.fetchval(TENTH, 0.1) != 0.1
+        await pool.execute("ALTER TABLE measured ALTER v TYPE double precision")
+        await pool.drain()
+        for on in (pool, held, own):
+            assert await on.fetchval(TENTH, 0.1) == 0.1
 
 
 async def test_a_pool_that_does_not_listen_compares_the_record(measured, migrations):

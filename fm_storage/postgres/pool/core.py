@@ -80,6 +80,7 @@ class PoolCore:
         idle: Connections nobody uses, the most recently used last.
         in_use: Connections that are acquired.
         resetting: Connections being reset or closed.
+        dedicated: Connections outside the pool, as long as somebody has them.
         counters: What has happened so far.
         suspended: Why nobody may wait for a connection now; None usually.
         takes_writes: Whether a server that refuses writes is the wrong one.
@@ -108,6 +109,7 @@ class PoolCore:
         self.idle: deque[PoolEntry] = deque()
         self.in_use: set[PoolEntry] = set()
         self.resetting: set[PoolEntry] = set()
+        self.dedicated: weakref.WeakSet[PoolEntry] = weakref.WeakSet()
         self.counters = Counters()
         self.suspended: str | None = None
         self.takes_writes = True
@@ -580,6 +582,7 @@ class PoolCore:
         if self.life is not Life.OPEN:
             return
         self.generation += 1
+        self.forget_prepared()
         for entry in self.in_use:
             entry.doubtful = True
         stale = [*self.idle]
@@ -618,7 +621,7 @@ class PoolCore:
 
     def forget_prepared(self) -> None:
         """Prepare everything anew from now on: the schema was changed."""
-        for entry in (*self.idle, *self.in_use, *self.resetting):
+        for entry in (*self.idle, *self.in_use, *self.resetting, *self.dedicated):
             forget_types(entry.raw)
             forget_statements(entry.raw)
 

@@ -242,7 +242,8 @@ class Pool(Verbs):
     async def drain(self) -> None:
         """Replace every connection: idle ones now, those in use when they return.
 
-        For after a migration or a failover. Nobody is interrupted.
+        For after a migration or a failover. Nobody is interrupted. What is in use, or
+        was made by ``connect()``, prepares its statements anew.
         """
         self._core.require_open()
         self._core.renew("drain() was called")
@@ -396,7 +397,9 @@ class Pool(Verbs):
             of_kind(value, str, f"settings[{name!r}]", "give its value as text")
         raw = await self._connector.connect(purpose, dsn=dsn, settings=settings)
         rules = replace(self._rules, owner=f"{self._core.owner} ({purpose})")
-        return Connection(Statements(PoolEntry(raw), rules), dedicated=True)
+        entry = PoolEntry(raw)
+        self._core.dedicated.add(entry)
+        return Connection(Statements(entry, rules), dedicated=True)
 
     def listen(self, channel: str) -> Subscription:
         """Listen on *channel*: an async iterator over ``Notification``.
