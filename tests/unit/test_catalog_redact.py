@@ -271,6 +271,10 @@ def test_the_keys_of_vendors_are_masked_by_their_shape(vendor, around):
         ('name="password"\r\n\r\nh1dden\r\n--', "h1dden"),
         ("eyJhbGciOiJkaXIifQ..aXYx.Y2lwaGVy.dGFn", "Y2lwaGVy"),
         ("card 4111 1111 1111 1111 123", "4111"),
+        ("session_id=h1dden secret_id=h1dden", "h1dden"),
+        (repr(orjson.dumps({"password": 'a "h1dden" b'}).decode()), "h1dden"),
+        ("password='h1dden\\\\'", "h1dden"),
+        ("password\\n  too short [type=x, input_value='h1dden', y]", "h1dden"),
     ],
 )
 def test_secrets_are_masked_in_every_dress(text, secret):

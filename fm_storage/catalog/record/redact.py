@@ -78,7 +78,7 @@ _NAME_ONLY = re.compile(r"-{0,2}[\w-]+$")
 _ABOUT = re.compile(
     r"(?i)[_-](?:count|length|len|size|total|limit|ttl|age|type|kind|name|field|policy"
     r"|expir\w*|expires_in|required|enabled|valid|reset|change\w*|\w+_at|path|url|uri"
-    r"|dir|file|hint|status|(?<!secret.)id)$"
+    r"|dir|file|hint|status|(?<!secret.)(?<!session.)id)$"
 )
 # Values that say something about a secret, and are none.
 _WORDS = frozenset({
@@ -361,7 +361,7 @@ _RULES = (
     ),
     _rule(
         _NAMED,
-        rf"(?P<kept>{_NAMES}(?:[_-]\w+)*\n[^\n]*?input_value=)(?:{_QUOTED}|[^\s,]+)",
+        rf"(?P<kept>{_NAMES}(?:[_-]\w+)*(?:\n|\\+n)[^\n]*?input_value=)(?:{_QUOTED}|[^\s,]+)",
     ),
     _rule(_NAMED, rf"(?P<kept>(?<![\w-])--?[\w-]*{_NAMES}[ ])(?!-)[^\s]+"),
     _rule(
@@ -375,6 +375,7 @@ _RULES = (
                 \s*(?:[bnru](?=["']))?)
             (?P<value>(?P<quote>\\+["']).*?(?P=quote)
             |(?:Bearer|Basic|Token|Digest|Negotiate|SSWS|ApiKey|GenieKey|OAuth|Key|Splunk)\s+(?=[^\s,;"']*(?:[\d=_.-]|(?-i:[A-Z])))[^\s,;"']+
+            |"(?:[^"\\\n]|\\+[^\\])*"|'(?:[^'\\\n]|\\+[^\\])*'
             |"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'
             |[^\s,;&"'<>()\[\]{{}}]+)""",
         _mask_value,
