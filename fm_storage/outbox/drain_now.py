@@ -119,6 +119,7 @@ class _Run:
         self.failed = self._away = False
         try:
             await self._lanes.ready()
+            self._blocked.update(self._check.refused)
             await self._presence.hold()
             await self._presence.take_over()
             # Once at least: the check of a store that starts may take all the time.

@@ -48,7 +48,9 @@ FROM fm_storage.vector_state AS s WHERE collection = $1 AND op = 'u'""")
 
 _TROUBLED = Sql("""
 SELECT count(*) FILTER (WHERE quarantined_at IS NOT NULL) AS quarantined,
-  count(*) FILTER (WHERE quarantined_at IS NULL AND NOT replay) AS failing
+  count(*) FILTER (WHERE quarantined_at IS NULL AND NOT replay) AS failing,
+  (SELECT count(DISTINCT point_id) FROM fm_storage.vector_changed
+    WHERE collection = $1) AS changed
 FROM fm_storage.vector_queue
 WHERE collection = $1 AND (attempts > 0 OR quarantined_at IS NOT NULL)""")
 
@@ -220,6 +222,7 @@ class Reconciler:
         if record is not None:
             tally.quarantined += record["quarantined"]
             tally.failing += record["failing"]
+            tally.pending += record["changed"]
 
     async def _unknown(self) -> dict[str, int]:
         """Count points with our version key in collections that are not ours."""

@@ -34,9 +34,6 @@ _WRITERS_END = 5.0
 _TICK = 2.0
 """Seconds between two looks at tracked tables."""
 
-_REFUSED = 60.0
-"""Seconds more until the next one after one that failed."""
-
 _EVER_USED = Sql("SELECT EXISTS (SELECT FROM fm_storage.vector_state)")
 
 
@@ -54,6 +51,7 @@ class StoreCheck:
         self._pool = pool
         self._tracker = tracker
         self._next_tick = 0.0
+        self._refused: dict[tuple[str, str], str] = {}  # by _warn()
         self._reconciler = reconciler
         self._interrupted = interrupted
         self._marker = Marker(pool, store, _location(store))
@@ -95,6 +93,7 @@ class StoreCheck:
         Raises:
             ConfigurationInvalid: The store is not this database's.
         """
+        self._warn(await self._tracker.follow(), "followed")
         if not await self.ensure():
             return False
         if not self._began:
@@ -137,20 +136,23 @@ class StoreCheck:
         now = time.monotonic()
         if now >= self._next_tick:
             self._next_tick = now + _TICK
-            await self._look_at_tables()
+            self._warn(await self._tracker.tick(), "compared")
         if self.done and not await self._marker.save_if_due(idle=outcome is None):
             # PostgreSQL failed over, or was restored, under this process.
             self.distrust()
 
-    async def _look_at_tables(self) -> None:
-        try:
-            await self._tracker.tick()
-        except StorageError as exc:
-            if exc.retryable:
-                raise
-            # Such as a table that this role may not read: others are delivered.
-            self._next_tick += _REFUSED
-            _log.warning("tracked tables are not compared: %s", exc)
+    def _warn(self, refused: dict[str, str], what: str) -> None:
+        """Name tracked tables that cannot be used, such as one without a column."""
+        for name, why in refused.items():
+            if self._refused.get((name, what)) != why:
+                _log.warning("the tracked rows of %s are not %s: %s", name, what, why)
+        kept = {key: why for key, why in self._refused.items() if key[1] != what}
+        self._refused = kept | {(name, what): why for name, why in refused.items()}
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """By collection, why the rows of its tracked table are not followed."""
+        return {name: why for (name, _), why in self._refused.items()}
 
     async def aclose(self) -> None:
         """Write the marker a last time; a failure is not one of the application."""

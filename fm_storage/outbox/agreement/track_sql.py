@@ -19,7 +19,7 @@ _LONGEST_KEY = 1000
 
 _QUEUED = """
 INSERT INTO fm_storage.vector_queue AS q (collection, point_id, ver)
-SELECT collection, point_id, ver FROM fm_state
+SELECT collection, point_id, ver FROM {}
 ON CONFLICT (collection, point_id) DO UPDATE SET
   ver = EXCLUDED.ver, attempts = 0, last_error = NULL, quarantined_at = NULL,
   replay = FALSE,
@@ -27,10 +27,6 @@ ON CONFLICT (collection, point_id) DO UPDATE SET
   since = CASE WHEN q.replay THEN now() ELSE q.since END"""
 
 _NEXT = "nextval('fm_storage.vector_version')"
-
-_GONE = f"""UPDATE fm_storage.vector_state AS s
-  SET ver = {_NEXT}, op = 'd', vectors = NULL, payload = NULL, payload_hash = NULL,
-    source = NULL"""
 
 
 def literal(text: str) -> str:
@@ -100,51 +96,35 @@ class Tracked:
     def _source(self, row: str) -> str:
         return f"hashtextextended({self._text(row)}, 0)"
 
-    def _desired(self, rows: str, *, conflict: str = "") -> str:
-        """Return the CTE that makes points of *rows*, named ``r``."""
+    def _desired(self, rows: str, conflict: str) -> str:
+        """Return the CTE that makes points desired of *rows*.
+
+        These have ``point_id, payload, source``; *conflict* says which points that
+        are known already are written again. Two text keys may be one point.
+        """
         return f"""fm_state AS (
   INSERT INTO fm_storage.vector_state AS s
     (collection, point_id, ver, op, payload, source)
-  SELECT {literal(self.collection)}, {self._point("r")}, {_NEXT}, 'u',
-    {self._payload("r")}, {self._source("r")}
-  FROM {rows} AND {self._usable("r")} AND {self._text("r")} IS NOT NULL
-  ORDER BY ({self._point("r")}) COLLATE "C"
+  SELECT {literal(self.collection)}, p.point_id, {_NEXT}, 'u', p.payload, p.source
+  FROM (SELECT DISTINCT ON (point_id COLLATE "C") * FROM ({rows}) AS r
+    ORDER BY point_id COLLATE "C") AS p
   ON CONFLICT (collection, point_id) DO UPDATE SET
     ver = {_NEXT}, op = 'u', vectors = NULL, payload = EXCLUDED.payload,
-    payload_hash = NULL, source = EXCLUDED.source{conflict}
+    payload_hash = NULL, source = EXCLUDED.source
+  WHERE (s.op, s.payload, s.source)
+      IS DISTINCT FROM ('u', EXCLUDED.payload, EXCLUDED.source) {conflict}
   RETURNING s.collection, s.point_id, s.ver
 )"""
 
-    def _undesired(self, rows: str) -> str:
-        """Return the CTE that makes the points of *rows*, named ``r``, undesired."""
-        return f"""fm_state AS (
-  INSERT INTO fm_storage.vector_state AS s (collection, point_id, ver, op)
-  SELECT {literal(self.collection)}, {self._point("r")}, {_NEXT}, 'd'
-  FROM {rows} AND {self._usable("r")}
-  ORDER BY ({self._point("r")}) COLLATE "C"
-  ON CONFLICT (collection, point_id) DO UPDATE SET
-    ver = {_NEXT}, op = 'd', vectors = NULL, payload = NULL, payload_hash = NULL,
-    source = NULL
-  WHERE s.op <> 'd'
-  RETURNING s.collection, s.point_id, s.ver
-)"""
-
-    def _notifying(self, state: str) -> str:
-        """Return the statement of a trigger that queues what the CTE *state* wrote.
-
-        It notifies only if nothing is due: what waits has announced itself, and the
-        cluster's lock of NOTIFY is taken by one in many. A prepared transaction must
-        not notify at all.
-        """
-        return f"""WITH {state}, queued AS ({_QUEUED}
-  RETURNING 1
-)
-SELECT count(pg_notify({literal(CHANNEL)}, '')) INTO notified
-FROM (SELECT FROM queued LIMIT 1) AS q
-WHERE current_setting('max_prepared_transactions') = '0' AND NOT EXISTS (
-    SELECT FROM fm_storage.vector_queue AS q
-    WHERE q.collection = {literal(self.collection)} AND q.due_at <= now()
-      AND q.quarantined_at IS NULL)"""
+    def _log(self, rows: str) -> str:
+        """Return the statement of a trigger that notes that *rows* changed."""
+        key = f"r.{quote_ident(self.key)}"
+        other = "NULL"
+        if self.kind == "text":
+            other = f"CASE WHEN {self._point('r')} = lower({key}) THEN {key} END"
+        return f"""INSERT INTO fm_storage.vector_changed (collection, point_id, key)
+  SELECT {literal(self.collection)}, {self._point("r")}, {other}
+  FROM {rows} AND {self._usable("r")}"""
 
     # Triggers
 
@@ -162,21 +142,21 @@ WHERE current_setting('max_prepared_transactions') = '0' AND NOT EXISTS (
             f"(SELECT (SELECT t.%s FROM {self.table} AS t WHERE t.{key} = r.{key})"
             f" FROM {newer} AS r LIMIT 1)"
         )
-        foreign = f"""
-  WHERE s.xmin IS DISTINCT FROM {stamp % "xmin"}
-    OR s.cmin IS DISTINCT FROM {stamp % "cmin"}"""
+        foreign = f"""coalesce((
+    SELECT NOT (s.xmin = {stamp % "xmin"} AND s.cmin = {stamp % "cmin"})
+    FROM fm_storage.vector_state AS s
+    WHERE s.collection = {literal(self.collection)} AND s.point_id = {self._point("r")}
+    OFFSET 0), TRUE)"""
         same = " IS NOT DISTINCT FROM ".join(
             f"({self._text(one)}, {self._payload(one)})" for one in "or"
         )
         changed = f"""{newer} AS r WHERE NOT EXISTS (
-    SELECT FROM {older} AS o WHERE o.{key} = r.{key} AND {same})"""
-        lost = f"""{older} AS r WHERE NOT EXISTS (
-    SELECT FROM {newer} AS n WHERE n.{key} = r.{key}
-      AND {self._text("n")} IS NOT NULL)"""
+    SELECT FROM {older} AS o WHERE o.{key} = r.{key} AND {same}) AND {foreign}"""
+        moved = f"""{older} AS r WHERE NOT EXISTS (
+    SELECT FROM {newer} AS n WHERE n.{key} = r.{key})"""
         body = f"""
 DECLARE
   problem text;
-  notified integer;
 BEGIN
   IF TG_OP = 'TRUNCATE' THEN
     INSERT INTO fm_storage.vector_cleared AS k (collection, ver)
@@ -186,12 +166,15 @@ BEGIN
   END IF;
   BEGIN
     IF TG_OP = 'INSERT' THEN
-{self._notifying(self._desired(f"{newer} AS r WHERE TRUE", conflict=foreign))};
+{self._log(f"{newer} AS r WHERE {foreign}")};
     ELSIF TG_OP = 'DELETE' THEN
-{self._notifying(self._undesired(f"{older} AS r WHERE TRUE"))};
+{self._log(f"{older} AS r WHERE TRUE")};
     ELSE
-{self._notifying(self._undesired(lost))};
-{self._notifying(self._desired(changed, conflict=foreign))};
+{self._log(moved)};
+{self._log(changed)};
+    END IF;
+    IF (SELECT last_value FROM fm_storage.vector_waiting) = 1 THEN
+      PERFORM pg_notify({literal(CHANNEL)}, '');
     END IF;
   EXCEPTION
     WHEN transaction_rollback OR lock_not_available OR query_canceled THEN
@@ -243,9 +226,63 @@ END
                 for event in ("insert", "update", "delete", "truncate")
             ),
             f"DROP FUNCTION IF EXISTS {self.function}()",
+            self.lock,
+            self._follow(),
             "DELETE FROM fm_storage.vector_track WHERE collection = "
             + literal(self.collection),
         ]
+
+    # Desired state of the rows that changed
+
+    @property
+    def lock(self) -> str:
+        """The statement behind which a transaction makes desired state of rows.
+
+        One at a time for each collection, so that what was read first is written
+        first. The next statement sees what the one before has committed.
+        """
+        named = f"'fm_storage.track'), hashtext({literal(self.collection)})"
+        return f"SELECT pg_advisory_xact_lock(hashtext({named})"
+
+    @cached_property
+    def follow(self) -> Sql:
+        """The statement that makes desired state of at most *$1* changes.
+
+        Gives how many it took, and how many points are due by them.
+        """
+        return Sql(self._follow(" LIMIT $1"))
+
+    def _follow(self, limit: str = "") -> str:
+        key = quote_ident(self.key)
+        bare = "substr(c.point_id, CASE WHEN c.point_id LIKE 's:%' THEN 3 ELSE 1 END)"
+        named = literal(self.collection)
+        # What was there before a TRUNCATE is about to be deleted.
+        cleared = (
+            "OR s.ver <= (SELECT k.ver FROM fm_storage.vector_cleared AS k "
+            f"WHERE k.collection = {named})"
+        )
+        return f"""WITH taken AS MATERIALIZED (
+  DELETE FROM fm_storage.vector_changed WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM fm_storage.vector_changed WHERE collection = {named}{limit}))
+  RETURNING point_id, key
+), found AS MATERIALIZED (
+  SELECT c.point_id, r.* FROM (SELECT DISTINCT point_id, key FROM taken) AS c
+  LEFT JOIN LATERAL (
+    SELECT {self._payload("t")} AS payload, {self._source("t")} AS source
+    FROM {self.table} AS t
+    WHERE t.{key} = coalesce(c.key, {bare})::{self._cast}
+      AND {self._text("t")} IS NOT NULL OFFSET 0) AS r ON TRUE
+), {self._desired("SELECT * FROM found WHERE source IS NOT NULL", cleared)},
+fm_gone AS (
+  UPDATE fm_storage.vector_state AS s SET ver = {_NEXT}, op = 'd', vectors = NULL,
+    payload = NULL, payload_hash = NULL, source = NULL
+  FROM (SELECT point_id FROM found GROUP BY 1 HAVING count(source) = 0) AS f
+  WHERE s.collection = {named} AND s.point_id = f.point_id AND s.op <> 'd'
+  RETURNING s.collection, s.point_id, s.ver
+), queued AS ({_QUEUED.format("(TABLE fm_state UNION ALL TABLE fm_gone) AS b")}
+)
+SELECT (SELECT count(*) FROM taken) AS taken,
+  (SELECT count(*) FROM fm_state) + (SELECT count(*) FROM fm_gone) AS due"""
 
     # Backfill and comparison, a page of keys at a time: ($1 page, $2 after this key)
 
@@ -269,14 +306,12 @@ END
         What the triggers wrote since *$3* is newer than the page, and stays.
         """
         key = quote_ident(self.key)
-        conflict = (
-            "\n  WHERE s.ver <= $3 AND (s.op, s.payload, s.source) IS DISTINCT FROM "
-            "('u', EXCLUDED.payload, EXCLUDED.source)"
-        )
-        desired = self._desired("page AS r WHERE TRUE", conflict=conflict)
+        rows = f"{self._rows} WHERE {self._usable('r')}"
+        desired = self._desired(rows, "AND s.ver <= $3")
         last = f"(array_agg({key}::text ORDER BY {key} DESC))[1]"
         return Sql(
-            f"""{self._page(self._after(first))}{desired}, queued AS ({_QUEUED}
+            f"""{self._page(self._after(first))}{desired}, queued AS (
+  {_QUEUED.format("fm_state")}
 ), seen AS (
   SELECT count(*) AS rows, {last} AS reached FROM page
 ), noted AS (
@@ -300,60 +335,54 @@ SELECT rows, reached FROM seen"""
 SELECT l.reached, d.point_id, d.ver, d.kind FROM last AS l LEFT JOIN LATERAL (
   SELECT p.point_id, s.ver,
     CASE WHEN s.op = 'u' THEN 'stale' ELSE 'missing' END AS kind
-  FROM (SELECT {self._point("r")} AS point_id, {self._payload("r")} AS payload,
-      {self._source("r")} AS source
-    FROM page AS r WHERE {self._usable("r")} AND {self._text("r")} IS NOT NULL) AS p
+  FROM ({self._rows} WHERE {self._usable("r")}) AS p
   LEFT JOIN fm_storage.vector_state AS s
     ON s.collection = {literal(self.collection)} AND s.point_id = p.point_id
-  WHERE s.op IS DISTINCT FROM 'u' OR s.source IS NOT NULL
-    AND (s.source, s.payload) IS DISTINCT FROM (p.source, p.payload)) AS d ON TRUE
+  WHERE (s.op IS DISTINCT FROM 'u' OR s.source IS NOT NULL
+    AND (s.source, s.payload) IS DISTINCT FROM (p.source, p.payload))
+    AND p.point_id NOT IN ({self._changed})) AS d ON TRUE
 WHERE l.reached IS NOT NULL"""
         )
 
-    @cached_property
-    def renew(self) -> Sql:
-        """The statement that makes points of rows anew: ``($1 point ids)``.
-
-        The rows are locked for that moment: a writer of one of them comes before,
-        and is seen, or after, and wins.
-        """
-        key = quote_ident(self.key)
-        bare = "substr(i, CASE WHEN i LIKE 's:%' THEN 3 ELSE 1 END)"
-        keys = f"SELECT {bare}::{self._cast} FROM unnest($1::text[]) AS i"
-        where = f"t.{key} IN ({keys})"
-        if self.kind == "text":
-            where += f" OR lower(t.{key}) = ANY ($1)"
-        rows = (
-            f"(SELECT * FROM {self.table} AS t WHERE {where} FOR SHARE) AS r WHERE TRUE"
-        )
-        return Sql(f"WITH {self._desired(rows)}{_QUEUED}")
+    @property
+    def _rows(self) -> str:
+        return f"""SELECT {self._point("r")} AS point_id,
+    {self._payload("r")} AS payload, {self._source("r")} AS source FROM (
+    SELECT * FROM page AS r WHERE {self._text("r")} IS NOT NULL) AS r"""
 
     @property
-    def _rowless(self) -> str:
-        return f"""s.collection = {literal(self.collection)} AND s.op = 'u'
-  AND s.source IS NOT NULL AND NOT EXISTS (
-    SELECT FROM {self.table} AS t WHERE {self._matches("t")})"""
-
-    def _matches(self, row: str) -> str:
-        key = f"{row}.{quote_ident(self.key)}"
-        bare = "substr(s.point_id, CASE WHEN s.point_id LIKE 's:%' THEN 3 ELSE 1 END)"
-        if self.kind == "text":
-            return f"{key} = {bare} OR lower({key}) = s.point_id"
-        return f"{key} = {bare}::{self._cast}"
+    def _changed(self) -> str:
+        named = literal(self.collection)
+        return (
+            f"SELECT point_id FROM fm_storage.vector_changed WHERE collection = {named}"
+        )
 
     @cached_property
     def rowless(self) -> Sql:
         """The query for points without a row: ``($1 page, $2 after this point)``."""
+        key = f"t.{quote_ident(self.key)}"
+        bare = "substr(s.point_id, CASE WHEN s.point_id LIKE 's:%' THEN 3 ELSE 1 END)"
+        matches = f"{key} = {bare}::{self._cast}"
+        if self.kind == "text":
+            matches = f"({key} = {bare} OR lower({key}) = s.point_id)"
         return Sql(
-            "SELECT s.point_id, s.ver FROM fm_storage.vector_state AS s "
-            f"WHERE {self._rowless} AND s.point_id > $2 ORDER BY s.point_id LIMIT $1"
+            f"""SELECT s.point_id, s.ver FROM fm_storage.vector_state AS s
+WHERE s.collection = {literal(self.collection)} AND s.op = 'u' AND s.source IS NOT NULL
+  AND NOT EXISTS (SELECT FROM {self.table} AS t
+    WHERE {matches} AND {self._text("t")} IS NOT NULL)
+  AND s.point_id NOT IN ({self._changed})
+  AND s.point_id > $2 ORDER BY s.point_id LIMIT $1"""
         )
 
     @cached_property
-    def forget(self) -> Sql:
-        """The statement that makes points without a row undesired: ``($1 ids)``."""
+    def recheck(self) -> Sql:
+        """The statement that has points made anew from rows: ``($1 point ids)``."""
+        named = literal(self.collection)
+        key = "NULL"
+        if self.kind == "text":
+            name = quote_ident(self.key)
+            key = f"(SELECT {name} FROM {self.table} WHERE lower({name}) = i LIMIT 1)"
         return Sql(
-            f"WITH fm_state AS ({_GONE} WHERE {self._rowless} "
-            f"AND s.point_id = ANY ($1) RETURNING s.collection, s.point_id, s.ver)"
-            f"{_QUEUED}"
+            "INSERT INTO fm_storage.vector_changed (collection, point_id, key) "
+            f"SELECT {named}, i, {key} FROM unnest($1::text[]) AS i"
         )

@@ -11,13 +11,15 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from fm_storage.concurrency.backoff import Backoff
-from fm_storage.errors import ConfigurationInvalid, LockTimeout
+from fm_storage.errors import ConfigurationInvalid, LockTimeout, QueryFailed
 from fm_storage.outbox.agreement.track_sql import Tracked, literal
+from fm_storage.outbox.delivery.delivery import describe
 from fm_storage.outbox.results import Difference
 from fm_storage.postgres import Pool, Sql, quote_qualified
 from fm_storage.vector_state import DELETE_MANY, decode_id
@@ -79,6 +81,8 @@ WITH moved AS (
   DELETE FROM fm_storage.vector_track AS k
   WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = k.relation)
   RETURNING k.collection
+), unlogged AS (
+  DELETE FROM fm_storage.vector_changed WHERE collection IN (TABLE dropped)
 ), cleared AS (
   INSERT INTO fm_storage.vector_cleared AS x (collection, ver)
   SELECT collection, nextval('fm_storage.vector_version') FROM dropped
@@ -126,6 +130,15 @@ _TRUSTED = Sql(
     "UPDATE fm_storage.vector_track SET doubtful = FALSE "
     "WHERE collection = $1 AND xmin::text = $2"
 )
+_CHANGED = Sql("""
+SELECT k.collection, k.definition FROM fm_storage.vector_track AS k
+WHERE EXISTS (
+  SELECT FROM fm_storage.vector_changed AS c WHERE c.collection = k.collection)""")
+# What is delivered is flushed when it is claimed. No wait for a table that is locked.
+_ALONE = Sql("""
+SELECT set_config('synchronous_commit', 'off', TRUE),
+  set_config('lock_timeout', '20ms', TRUE),
+  pg_try_advisory_xact_lock(hashtext('fm_storage.track'), hashtext($1)) AS had""")
 _ROWS = Sql(
     "SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = $1::regclass"
 )
@@ -253,7 +266,9 @@ class Tracker:
         read = 0
         while True:
             statement = tracked.fill(first=reached is None)
-            page = await self._pool.fetchrow(statement, batch, reached, record["since"])
+            async with self._pool.transaction() as tx:
+                await tx.execute(tracked.lock)
+                page = await tx.fetchrow(statement, batch, reached, record["since"])
             if page is None or not page["rows"]:
                 await self._pool.execute(_FILLED, collection)
                 return read
@@ -262,29 +277,67 @@ class Tracker:
             if progress is not None:
                 progress(read, max(total, read))
 
-    async def tick(self) -> bool:
+    async def follow(self) -> dict[str, str]:
+        """Make desired state of rows that changed; return by collection why not.
+
+        One collection that fails, or whose table is locked, holds up no other. Many
+        changes are taken a page at a time, until some point is due by them.
+
+        Raises:
+            StorageError: PostgreSQL did not answer.
+        """
+        waiting: dict[str, str] = {}
+        for record in await self._pool.fetch(_CHANGED):
+            tracked = _read(record["collection"], record["definition"])
+            try:
+                while not await self._follow(tracked):
+                    pass
+            except QueryFailed as exc:
+                if not exc.retryable:
+                    waiting[tracked.collection] = describe(exc)
+        return waiting
+
+    async def _follow(self, tracked: Tracked) -> bool:
+        """Take a page of changes; return whether to deliver before the next one."""
+        async with self._pool.transaction() as tx:
+            alone = await tx.fetchrow(_ALONE, tracked.collection)
+            if not (alone and alone["had"]):
+                return True  # another process is at it
+            taken, due = await tx.fetchrow(tracked.follow, _PAGE) or (0, 0)
+        return due > 0 or taken < _PAGE
+
+    async def tick(self) -> dict[str, str]:
         """Do what triggers left to do: tables that were emptied, rows in doubt.
 
-        Returns whether points may be due by that.
+        Returns, by collection, why a table cannot be compared.
+
+        Raises:
+            StorageError: PostgreSQL did not answer, or a call may be repeated.
         """
+        refused: dict[str, str] = {}
         met = await self._pool.fetch(_LOOK)
         for collection, doubtful in {(r["collection"], r["doubtful"]) for r in met}:
-            if doubtful:
-                doubt = await self._pool.fetchval(_DOUBT, collection)
+            if not doubtful:
+                await self._clear(collection)
+                continue
+            doubt = await self._pool.fetchval(_DOUBT, collection)
+            try:
                 async for _ in self.differences(collection, repair=True):
                     pass
-                await self._pool.execute(_TRUSTED, collection, doubt)
+            except QueryFailed as exc:
+                if exc.retryable:
+                    raise
+                refused[collection] = describe(exc)
             else:
-                await self._clear(collection)
-        return bool(met)
+                await self._pool.execute(_TRUSTED, collection, doubt)
+        return refused
 
     async def differences(
         self, collection: str, *, repair: bool = False
     ) -> AsyncIterator[list[Difference]]:
         """Yield differences between rows and points, a page at a time.
 
-        With *repair*, the points are made anew from the rows; each page is one
-        statement, in which a writer of the same row comes before or after.
+        With *repair*, the rows are noted as changed, so that they are followed anew.
         """
         tracked = await self.known(collection)
         if collection.startswith(_CATALOGUE):
@@ -306,7 +359,7 @@ class Tracker:
             if repair:
                 ids = [row["point_id"] for row in rows]
                 if tracked:
-                    await self._pool.execute(tracked[0].forget, ids)
+                    await self._again(tracked[0], ids)
                 else:
                     await self._pool.execute(DELETE_MANY, collection, ids)
 
@@ -334,9 +387,12 @@ class Tracker:
                 for row in found
             ]
             if repair:
-                await self._pool.execute(
-                    tracked.renew, [row["point_id"] for row in found]
-                )
+                await self._again(tracked, [row["point_id"] for row in found])
+
+    async def _again(self, tracked: Tracked, ids: list[str]) -> None:
+        await self._pool.execute(tracked.recheck, ids)
+        while not await self._follow(tracked):
+            pass
 
     async def _clear(self, collection: str) -> None:
         mark = await self._pool.fetchval(_CLEARING, collection)
@@ -379,4 +435,10 @@ def _read(collection: str, definition: dict[str, Any]) -> Tracked:
         key: tuple(value) if isinstance(value, list) else value
         for key, value in definition.items()
     }
-    return Tracked(collection, **given)
+    return _same(Tracked(collection, **given))
+
+
+@lru_cache(maxsize=100)
+def _same(tracked: Tracked) -> Tracked:
+    """Return one object for equal ones, which has its statements made already."""
+    return tracked

@@ -70,6 +70,7 @@ class Drainer:
         check: Check,
         begun: Callable[[], None],
     ) -> None:
+        self._queue = queue
         self._delivery = delivery
         self._presence = presence
         self._check = check
@@ -121,7 +122,8 @@ class Drainer:
             try:
                 await self._work()
                 self._pauses.reset()
-                self.problem = next(iter(self._failing.values()), None)
+                problems = [*self._failing.values(), *self._check.refused.values()]
+                self.problem = next(iter(problems), None)
                 waits = DrainerState.WAITING if self.problem else DrainerState.IDLE
                 self.state = waits
                 await self._pause()
@@ -147,6 +149,7 @@ class Drainer:
         Raises:
             Exception: The failure of PostgreSQL.
         """
+        rounds = 0
         while True:
             if not await self._lanes.ready():
                 return  # nothing was ever written, look again later
@@ -160,6 +163,9 @@ class Drainer:
                 return
             self.state = DrainerState.RUNNING
             self.looks.reset()
+            rounds += 1
+            if rounds > 1:
+                await self._queue.announce(waiting=False)  # more may come, and is seen
             if not more:
                 await self._gather()
 
@@ -171,8 +177,13 @@ class Drainer:
     async def _gather(self) -> None:
         """Wait for a delivery and act on what it met; not long if others may be due."""
         outcomes = await self._lanes.wait(_SLOW)
-        while not outcomes and not self.woken.is_set() and not self._due():
+        end = lease_clock() + EVERY
+        if not outcomes:
+            await self._queue.announce(waiting=True)
+        while not (outcomes or self.woken.is_set() or self._due()):
             outcomes = await self._lanes.wait(_SLOW)
+            if lease_clock() > end:
+                break  # for who wrote before that, and committed after the last look
         if not outcomes:
             self.woken.clear()
         for outcome in outcomes:
@@ -209,6 +220,8 @@ class Drainer:
 
     async def _pause(self) -> None:
         """Wait until woken, or until the queue should be looked at anyway."""
+        # Who wrote before this and commits after it is found by one of the looks.
+        await self._queue.announce(waiting=True)
         now = lease_clock()
         soon = [until - now for until, _ in self._blocked.values() if until > now]
         end = now + min(self.looks.next(), *soon, _LONG)

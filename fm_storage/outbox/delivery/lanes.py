@@ -25,8 +25,16 @@ class Check(Protocol):
         """Whether both stores were compared, and nothing came up since."""
         ...
 
+    @property
+    def refused(self) -> dict[str, str]:
+        """By collection, why the rows of its tracked table are not followed."""
+        ...
+
     async def begin(self) -> bool:
-        """Compare both stores if need be; return False if nothing was ever written."""
+        """Follow tracked rows, and compare both stores if need be.
+
+        Returns False if nothing was ever written.
+        """
         ...
 
     async def settled(self, outcome: Outcome | None) -> None:

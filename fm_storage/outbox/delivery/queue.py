@@ -231,7 +231,10 @@ WHERE attempts > 0 AND NOT leased AND NOT replay AND quarantined_at IS NULL
   AND due_at > now()""")
 
 _PENDING = Sql("""
-SELECT count(*) FROM fm_storage.vector_queue
+SELECT count(*) + (SELECT count(DISTINCT (c.collection, c.point_id))
+  FROM fm_storage.vector_changed AS c
+  WHERE ($1::text IS NULL OR c.collection = $1) AND c.collection <> ALL ($2::text[]))
+FROM fm_storage.vector_queue
 WHERE quarantined_at IS NULL AND NOT replay
   AND ($1::text IS NULL OR collection = $1) AND collection <> ALL ($2::text[])""")
 
@@ -245,13 +248,20 @@ _FLUSHABLE = Sql("""
 SELECT EXISTS (
   SELECT FROM fm_storage.vector_queue
   WHERE quarantined_at IS NULL AND NOT replay AND attempts = 0
-    AND (leased OR due_at <= now()))""")
+    AND (leased OR due_at <= now()))
+  OR EXISTS (SELECT FROM fm_storage.vector_changed)""")
 
 _SYNCED = Sql("""
-SELECT quarantined_at IS NOT NULL AS quarantined, last_error, attempts, ver
+SELECT quarantined_at IS NOT NULL AS quarantined, last_error
 FROM fm_storage.vector_queue
 WHERE point_id = $1 AND ($2::text IS NULL OR collection = $2) AND NOT replay
+UNION ALL SELECT FALSE, NULL FROM fm_storage.vector_changed
+WHERE point_id = $1 AND ($2::text IS NULL OR collection = $2)
 ORDER BY 1 DESC LIMIT 1""")
+
+_ANNOUNCE = Sql("""
+SELECT setval('fm_storage.vector_waiting', $1::bigint) FROM fm_storage.vector_waiting
+WHERE last_value <> $1 AND current_setting('max_prepared_transactions') = '0'""")
 
 
 class Queue:
@@ -337,6 +347,13 @@ class Queue:
             [ver for ver, _ in hashes.values()],
             [data for _, data in hashes.values()],
         )
+
+    async def announce(self, *, waiting: bool) -> None:
+        """Have writers of tracked tables notify, or not, when they write.
+
+        Not at all where a writer may prepare its transaction: NOTIFY forbids that.
+        """
+        await self._executor.execute(_ANNOUNCE, int(waiting))
 
     async def retry_now(self) -> None:
         """Make rows due that wait after a failure."""

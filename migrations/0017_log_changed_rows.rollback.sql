@@ -1,0 +1,30 @@
+-- Tables are no longer tracked, until track() of the earlier release is called for each; their points stay.
+
+DO $$
+DECLARE
+    made RECORD;
+BEGIN
+    FOR made IN
+        SELECT p.oid::regprocedure AS called FROM pg_proc AS p
+        WHERE p.pronamespace = 'fm_storage'::regnamespace AND p.proname LIKE 'track\_%'
+    LOOP
+        EXECUTE format('DROP FUNCTION %s CASCADE', made.called);
+    END LOOP;
+END
+$$;
+
+DELETE FROM fm_storage.vector_track;
+
+CREATE OR REPLACE VIEW fm_storage.vector_health AS
+SELECT
+    collection,
+    count(*) FILTER (WHERE quarantined_at IS NULL AND NOT replay) AS pending,
+    count(*) FILTER (WHERE quarantined_at IS NOT NULL) AS quarantined,
+    count(*) FILTER (WHERE replay) AS tombstones,
+    count(*) FILTER (WHERE quarantined_at IS NULL AND attempts > 0) AS failing,
+    max(now() - since) FILTER (WHERE quarantined_at IS NULL AND NOT replay) AS oldest_age
+FROM fm_storage.vector_queue
+GROUP BY collection;
+
+DROP SEQUENCE fm_storage.vector_waiting;
+DROP TABLE fm_storage.vector_changed;
