@@ -17,6 +17,7 @@ from fm_storage.config import OutboxConfig
 from fm_storage.errors import ConfigurationInvalid
 from fm_storage.outbox import Outbox, Unembedded
 from fm_storage.outbox.agreement.tracking import Tracker
+from fm_storage.outbox.delivery.queue import Queue
 from fm_storage.outbox.notify import CHANNEL
 from fm_storage.postgres.embedded.embedded import EmbeddedPostgres
 from fm_storage.repositories import Repository
@@ -143,8 +144,8 @@ async def test_many_rows_are_changed_in_one_statement_after_a_single_one(
     assert await outbox.pending() == 12000
 
 
-async def test_first_row_that_waits_is_announced(tmp_path: Path):
-    """Once a statement, and not while others of the collection wait."""
+async def test_statement_is_announced_while_a_drainer_waits(tmp_path: Path):
+    """Once each; no NOTIFY, which all writers queue for, where nobody waits for it."""
     heard = asyncio.Queue[str]()
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(EmbeddedPostgres(tmp_path / "postgres"))
@@ -165,16 +166,20 @@ async def test_first_row_that_waits_is_announced(tmp_path: Path):
                 heard.put_nowait("heard")
 
         await foreign.add_listener(CHANNEL, hear)
-        for _ in range(2):
-            await foreign.execute("INSERT INTO articles VALUES (1, 'a'), (2, 'b')")
-            await foreign.execute("INSERT INTO articles VALUES (3, 'c')")
-            await foreign.execute("UPDATE articles SET t = 'd'")
-            async with asyncio.timeout(20):
-                await heard.get()
+        queue = Queue(storage.pool, lease=120, grace=5)
+        for waiting in (False, True, False):
+            await queue.announce(waiting=waiting)
+            for sql in (
+                "INSERT INTO articles VALUES (1, 'a'), (2, 'b')",
+                "UPDATE articles SET t = 'd'",
+                "DELETE FROM articles",
+            ):
+                await foreign.execute(sql)
+                if waiting:
+                    async with asyncio.timeout(20):
+                        await heard.get()
             await foreign.execute("SELECT 1")
             assert heard.empty()
-            await foreign.execute("DELETE FROM articles")
-            await storage.pool.execute("DELETE FROM fm_storage.vector_queue")
         await foreign.close()
 
 
@@ -290,6 +295,8 @@ async def test_rows_of_our_own_statement_are_delivered_once(
     await outbox.drain(timeout=30)
     assert await outbox.pending() == 0
     await pool.execute("UPDATE articles SET title = 'theirs' WHERE id = 1")
+    assert await outbox.pending() == 1
+    await Tracker(pool).follow()
     (second,) = await pool.fetch(state)
     assert second["ver"] > first["ver"]
     assert not second["own"]
@@ -314,10 +321,10 @@ async def test_writer_does_not_fail_because_of_a_point(
         "a",
         "00000000-0000-0000-0000-0000000000af",
     }
-    await pool.execute("ALTER TABLE fm_storage.vector_queue RENAME TO away")
+    await pool.execute("ALTER TABLE fm_storage.vector_changed RENAME TO away")
     await pool.execute(write, "b", "text", {})
     await pool.execute("DELETE FROM notes WHERE k = 'a'")
-    await pool.execute("ALTER TABLE fm_storage.away RENAME TO vector_queue")
+    await pool.execute("ALTER TABLE fm_storage.away RENAME TO vector_changed")
     assert await pool.fetchval("SELECT doubtful FROM fm_storage.vector_track")
     await asyncio.sleep(2.1)  # between two looks
     await outbox.drain(timeout=30)
@@ -332,9 +339,10 @@ async def test_doubt_that_arises_during_a_comparison_stays(pool: Pool, outbox: O
     await followed(outbox)
     await pool.execute(INSERT, 1, "one", None, 2001)
     doubtful = "SELECT doubtful FROM fm_storage.vector_track"
+    tracker = Tracker(pool)
+    await tracker.follow()
     await pool.execute("UPDATE fm_storage.vector_track SET doubtful = TRUE")
     await pool.execute("UPDATE fm_storage.vector_state SET payload = '{}'")
-    tracker = Tracker(pool)
     async with pool.transaction() as tx:
         await tx.execute("SELECT FROM fm_storage.vector_state FOR UPDATE")
         compared = asyncio.create_task(tracker.tick())
@@ -555,8 +563,10 @@ async def test_renamed_column_stops_no_one(
     await qdrant.ensure_collection_exists("things", 2)
     await outbox.upsert("things", [Point(1, [1.0, 2.0], {})])
     report = await outbox.drain(timeout=30)
-    assert (report.delivered, report.remaining) == (1, 0)
-    assert "tracked tables are not compared" in caplog.text
+    assert (report.delivered, report.remaining) == (1, 1)
+    assert "year does not exist" in report.blocked["docs"]
+    assert "the tracked rows of docs are not followed" in caplog.text
+    assert (await outbox.verify("things")).agrees
     assert await followed(outbox, payload=["published"]) is True
     await pool.execute(insert, 2, "two")
     await outbox.backfill("docs")
