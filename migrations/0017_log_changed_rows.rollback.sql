@@ -5,10 +5,17 @@ DECLARE
     made RECORD;
 BEGIN
     FOR made IN
+        SELECT t.tgname, t.tgrelid::regclass AS tracked FROM pg_trigger AS t
+        JOIN pg_proc AS p ON p.oid = t.tgfoid
+        WHERE p.pronamespace = 'fm_storage'::regnamespace AND p.proname LIKE 'track\_%' AND t.tgparentid = 0
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', made.tgname, made.tracked);
+    END LOOP;
+    FOR made IN
         SELECT p.oid::regprocedure AS called FROM pg_proc AS p
         WHERE p.pronamespace = 'fm_storage'::regnamespace AND p.proname LIKE 'track\_%'
     LOOP
-        EXECUTE format('DROP FUNCTION %s CASCADE', made.called);
+        EXECUTE format('DROP FUNCTION %s', made.called);
     END LOOP;
 END
 $$;

@@ -63,7 +63,7 @@ GROUP BY collection;
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'fm_storage_app') THEN
-        GRANT SELECT, INSERT, DELETE ON fm_storage.vector_changed TO fm_storage_app;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON fm_storage.vector_changed TO fm_storage_app;
         GRANT USAGE, SELECT, UPDATE ON SEQUENCE fm_storage.vector_waiting TO fm_storage_app;
     END IF;
 END
