@@ -5,6 +5,10 @@
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 export PIP_ROOT_USER_ACTION := ignore
+# Byte code is kept, in build/: without it each worker and each program that a test
+# starts compiles the libraries anew, which takes longer than the test.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(CURDIR)/build/pycache
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -8,9 +8,11 @@ when it is first asked for.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # typing and what it loads would take ten times as long
 if TYPE_CHECKING:
+    from typing import Any
+
     from fm_storage.catalog import (
         Analyzer,
         CatalogMiddleware,

@@ -56,9 +56,14 @@ def pytest_configure(config: pytest.Config) -> None:
     # A job in the background of a shell ignores SIGINT, and so would every child.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if config.getoption("--quick"):
-        hypothesis.settings.register_profile("quick", max_examples=20)
-        hypothesis.settings.load_profile("quick")
+    # How long an example takes says how busy the machine is.
+    hypothesis.settings.register_profile(
+        "ours",
+        max_examples=20 if config.getoption("--quick") else 100,
+        deadline=None,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
+    hypothesis.settings.load_profile("ours")
     config.stash[servers.CHOICE] = servers.choose(
         dsn=config.getoption("--dsn"),
         qdrant_url=config.getoption("--qdrant-url"),

@@ -7,6 +7,8 @@ that the driver would drop in silence. The rest is libpq's and the driver's to r
 from __future__ import annotations
 
 import configparser
+import getpass
+import logging
 import os
 import re
 import ssl
@@ -16,9 +18,16 @@ from urllib.parse import unquote
 
 from fm_storage.errors import ConfigurationInvalid
 
+_log = logging.getLogger("fm_storage.config")
 _SCHEME = re.compile(r"(postgres(?:ql)?)(?:\+\w+)?://")
 _PORT = re.compile(r":([^:\]]*)$")
 _LAST = 65_535
+_FIELD = re.compile(r"((?:\\.|[^:\\])*)(?::|$)")
+_PASSFILE = (
+    "~/.pgpass" if os.name == "posix" else r"~\AppData\Roaming\postgresql\pgpass.conf"
+)
+_LOCAL = frozenset({"", "/tmp", "/run/postgresql", "/var/run/postgresql"})  # noqa: S108
+"""Hosts, besides its own name, that "localhost" of a password file stands for."""
 
 _FOREIGN = {
     "async_fallback": "take it out",
@@ -30,6 +39,7 @@ _FOREIGN = {
     "pgbouncer": "take it out: a pooler is recognised (see postgres.pooler)",
     "pool_size": "set postgres.max_size",
     "pool_timeout": "set postgres.acquire_timeout",
+    "requiressl": "write sslmode=require",
     "prepared_statement_cache_size": "set postgres.statement_cache_size",
     "schema": "write search_path=…",
     "ssl": "write sslmode=require, or sslmode=verify-full with sslrootcert",
@@ -37,6 +47,13 @@ _FOREIGN = {
     "statement_cache_size": "set postgres.statement_cache_size",
 }
 """Parameters of other drivers, and what to write instead."""
+_VARIABLES = {
+    "datestyle": "PGDATESTYLE",
+    "geqo": "PGGEQO",
+    "options": "PGOPTIONS",
+    "timezone": "PGTZ",
+}
+"""Variables of libpq that the driver does not read, by what they set."""
 
 
 def _split(dsn: str) -> tuple[str, str, str, str]:
@@ -75,8 +92,8 @@ def parameters_of(dsn: str) -> dict[str, str]:
     problem = None
     if "@" in hosts + path:
         problem = "@ or /", "%40 for @ and %2F for /"
-    elif re.search("%(?![0-9A-Fa-f]{2})", user + hosts + path + query):
-        problem = "%", "%25 for %"
+    elif re.search("%(?!(?!00)[0-9A-Fa-f]{2})", user + hosts + path + query):
+        problem = "% (or a zero byte)", "%25 for %"
     if problem:
         raise ConfigurationInvalid(
             "postgres.dsn",
@@ -106,9 +123,60 @@ def parameters_of(dsn: str) -> dict[str, str]:
         found = dict(services[service]) | found
     for word in ("service", "servicefile"):
         found.pop(word, None)
-    if options := os.environ.get("PGOPTIONS"):
-        found.setdefault("options", options)
+    for name, variable in _VARIABLES.items():
+        if value := os.environ.get(variable):
+            found.setdefault(name, value)
     return found
+
+
+def passwords_of(found: Mapping[str, str]) -> list[str]:
+    """Return what the password file has for each host of an address, "" for nothing.
+
+    As libpq: an entry's host is the one that was named, and a backslash escapes. See
+    https://www.postgresql.org/docs/current/libpq-pgpass.html.
+
+    Args:
+        found: What ``parameters_of()`` returned.
+    """
+    entries: list[list[str]] = []
+    try:
+        own = found.get("passfile") or os.environ.get("PGPASSFILE") or _PASSFILE
+        file = Path(own).expanduser()
+        if os.name == "posix" and file.stat().st_mode & 0o077 and file.is_file():
+            _log.warning("%s: others may read it, so it is not used; chmod 600", file)
+        elif file.is_file():
+            for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+                fields = _FIELD.findall(line.removesuffix("\r"))
+                if not line.startswith("#"):
+                    entries.append([re.sub(r"\\(.)", r"\1", one) for one in fields])
+    except (OSError, RuntimeError):  # no such file, no home
+        pass
+    if not entries:
+        return []
+    user = _or_variable(found, "user", "PGUSER") or getpass.getuser()
+    database = _or_variable(found, "dbname", "PGDATABASE") or user
+    hosts = _or_variable(found, "host", "PGHOST").split(",")
+    ports = (_or_variable(found, "port", "PGPORT") or "5432").split(",")
+    ports = ports * len(hosts) if len(ports) == 1 else ports
+    return [
+        next(
+            (
+                password
+                for *at, password in (entry[:5] for entry in entries)
+                if len(at) == 4 and all(map(_fits, at, (host, port, database, user)))
+            ),
+            "",
+        )
+        for host, port in zip(hosts, ports, strict=False)
+    ]
+
+
+def _fits(pattern: str, value: str) -> bool:
+    return pattern in {"*", value} or (pattern == "localhost" and value in _LOCAL)
+
+
+def _or_variable(found: Mapping[str, str], name: str, variable: str) -> str:
+    return found.get(name) or os.environ.get(variable, "")
 
 
 def _hosts(hosts: str) -> dict[str, str]:
@@ -131,7 +199,12 @@ def check_address(dsn: str, *, others: str = "") -> None:
         dsn: The address; several hosts with a port each are fine.
         others: What else may begin it, for the message.
     """
-    if dsn.strip().lower() in {"none", "null", "off"}:
+    if dsn.strip() != dsn:
+        raise ValueError(
+            "begins or ends with white space, such as the last line break of a file; "
+            "take it out"
+        )
+    if dsn.lower() in {"none", "null", "off"}:
         raise ValueError(
             "is no address; to do without PostgreSQL set postgres to None "
             "(FM_STORAGE_POSTGRES=none)"
@@ -169,7 +242,10 @@ _DEMANDS = {
     "channel_binding": "require",
     "gssencmode": "require",
     "require_auth": "",
+    "requirepeer": "",
+    "requiressl": "1",
     "sslcertmode": "require",
+    "sslcrldir": "",
 }
 """Demands of libpq that the driver does not know: the word that makes it one, or ""."""
 
@@ -179,8 +255,12 @@ _REMEDIES = {
     "gssencmode": "use TLS (sslmode=verify-full), or take gssencmode out",
     "require_auth": "let pg_hba.conf of the server and sslmode=verify-full decide, and "
     "take require_auth out",
+    "requirepeer": "let the folder of the socket belong to the server's account, and "
+    "take requirepeer out",
+    "requiressl": "write sslmode=require, and take requiressl out",
     "sslcertmode": "give the certificate with sslcert and sslkey, and take sslcertmode "
     "out",
+    "sslcrldir": "give one file with sslcrl, and take sslcrldir out",
 }
 
 
@@ -205,6 +285,12 @@ def check_security(dsn: str, tls: object = None) -> None:
             f"{name}={value}{where} is a demand on the server that the driver "
             f"(asyncpg) does not check; {_REMEDIES[name]}"
         )
+    if _stated(dsn, "hostaddr")[0] and _is_verified(dsn, tls):
+        raise ValueError(
+            "hostaddr beside sslmode=verify-full is a demand that the driver (asyncpg) "
+            "cannot meet: it would verify the certificate for the number; give host "
+            "alone"
+        )
 
 
 def is_unbound(dsn: str, tls: object = None) -> bool:
@@ -222,7 +308,16 @@ def _is_verified(dsn: str, tls: object) -> bool:
     return tls is True or tls == "verify-full"
 
 
-def _stated(dsn: str, name: str) -> tuple[str, str]:
+def stated_in(dsn: str) -> dict[str, str]:
+    """Return which settings of the pool an address states, or libpq's variables."""
+    given = {
+        "application_name": _stated(dsn, "application_name", "PGAPPNAME")[0][:63],
+        "connect_timeout": _stated(dsn, "connect_timeout", "PGCONNECT_TIMEOUT")[0],
+    }
+    return {name: value for name, value in given.items() if value.strip("0")}
+
+
+def _stated(dsn: str, name: str, variable: str = "") -> tuple[str, str]:
     """Return the value of a parameter of libpq, and where it stands, for a message.
 
     The address is stronger than the service file, that than the environment.
@@ -233,7 +328,7 @@ def _stated(dsn: str, name: str) -> tuple[str, str]:
     service, services = _service(query)
     if service and (value := services.get(service, name, fallback="")):
         return value, f" (in service {service})"
-    variable = "PG" + name.upper().replace("_", "")
+    variable = variable or "PG" + name.upper().replace("_", "")
     return os.environ.get(variable, ""), f" (in {variable})"
 
 
@@ -246,14 +341,11 @@ def _service(query: Mapping[str, str]) -> tuple[str, configparser.RawConfigParse
     found = configparser.RawConfigParser(strict=False)
     service = query.get("service") or os.environ.get("PGSERVICE", "")
     own = query.get("servicefile") or os.environ.get("PGSERVICEFILE")
-    for file in (
-        Path(own) if own else Path.home() / ".pg_service.conf",
-        Path(os.environ.get("PGSYSCONFDIR", "/etc/postgresql-common"))
-        / "pg_service.conf",
-    ):
+    system = os.environ.get("PGSYSCONFDIR", "/etc/postgresql-common")
+    for file in (own or "~/.pg_service.conf", f"{system}/pg_service.conf"):
         if not found.has_section(service):
             try:
-                found.read(file)
-            except (configparser.Error, UnicodeDecodeError):
-                found.clear()
+                found.read(Path(file).expanduser())
+            except (configparser.Error, UnicodeDecodeError, RuntimeError):
+                found.clear()  # RuntimeError: there is no home
     return service, found

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from fm_storage.config.addresses import check_address, check_security
+from fm_storage.config.addresses import check_address, check_security, stated_in
 from fm_storage.config.masking import mask_dsn
 from fm_storage.config.section import EMBEDDED, PositiveSeconds, Section
 
@@ -51,8 +51,10 @@ class PostgresConfig(Section):
             however late it is.
         min_size: Connections kept open while idle.
         max_size: Connections at most.
+        application_name: By default the address's (else ``PGAPPNAME``).
         acquire_timeout: How long a caller waits for a connection.
-        connect_timeout: How long one attempt to connect may take.
+        connect_timeout: How long one attempt to connect may take; by default the
+            address's (else ``PGCONNECT_TIMEOUT``).
         command_timeout: How long a statement may run; None is for ever.
         close_timeout: How long closing waits for borrowers.
         max_lifetime: Age at which a connection is replaced (less 10 % jitter).
@@ -105,6 +107,14 @@ class PostgresConfig(Section):
     )
     slow_acquire: PositiveSeconds = 2.0
     slow_query: PositiveSeconds | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stated_in_the_address(cls, given: Any) -> Any:
+        dsn = given.get("dsn") if isinstance(given, Mapping) else None
+        if isinstance(dsn, str) and not dsn.startswith(EMBEDDED):
+            return {**stated_in(dsn), **given}
+        return given
 
     @field_validator("dsn")
     @classmethod

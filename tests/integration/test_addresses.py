@@ -18,6 +18,7 @@ import pytest
 
 from fm_storage.cli import main
 from fm_storage.config import StorageConfig
+from fm_storage.errors import PermissionDenied
 from fm_storage.migrate import Migrator
 from fm_storage.postgres import Pool
 from fm_storage.sessions import SessionService
@@ -26,6 +27,7 @@ from tests.fix_postgres import TestServer, database_of
 
 PASSWORD = "p#w/ä?@:[%"
 RAW = "a#b?c[d]e"
+ESCAPED = "a:b\\c:*"
 WHO = "SELECT current_database()::text, current_user::text, current_setting('{}')"
 USER = "{user}:{enc}@"
 PLAIN = f"postgresql://{USER}{{host}}:{{port}}/{{db}}"
@@ -54,6 +56,11 @@ class Form:
 SERVICE = "[shop]\nhost={host}\nport={port}\nuser={user}\ndbname={db}\npassword={pw}\n"
 PASSFILE = "{host}:{port}:*:t_raw:{raw}\n"
 RAW_ROLE = "postgresql://t_raw@{host}:{port}/{db}"
+ODD_PASSFILE = (
+    "# of the shop\n\nother:*:*:*:x\n"
+    "{host}:{port}:{db}:t\\:odd:a\\:b\\\\c\\:*\r\n*:*:*:*:y\n"
+)
+ODD_ROLE = "postgresql://t%3Aodd@{host}:{port}/{db}"
 IN_QUERY = "user={user}&password={enc}"
 FORMS = {
     "plain": Form(PLAIN),
@@ -72,6 +79,20 @@ FORMS = {
     "passfile": Form(RAW_ROLE + "?passfile={home}/pass", files={"pass": PASSFILE}),
     "PGPASSFILE": Form(RAW_ROLE, {"PGPASSFILE": "{home}/pass"}, {"pass": PASSFILE}),
     "~/.pgpass": Form(RAW_ROLE, files={".pgpass": PASSFILE}),
+    "passfile, escapes": Form(ODD_ROLE, files={".pgpass": ODD_PASSFILE}),
+    "passfile, localhost": Form(
+        "postgresql://t_raw@localhost:{port}/{db}",
+        files={".pgpass": "127.0.0.1:*:*:*:x\nlocalhost:*:*:*:{raw}\n"},
+    ),
+    "passfile, two hosts": Form(
+        "postgresql://t_raw@127.0.0.1:1,{host}:{port}/{db}",
+        files={".pgpass": "127.0.0.1:1:*:*:x\n*:*:*:*:{raw}\n"},
+    ),
+    "passfile, PGDATABASE and PGPORT": Form(
+        "postgresql://t_raw@{host}",
+        {"PGDATABASE": "{db}", "PGPORT": "{port}"},
+        {".pgpass": "{host}:1:*:*:x\n*:{port}:other:*:x\n*:{port}:{db}:t_raw:{raw}"},
+    ),
     "user parameter": Form(f"postgresql://{{host}}:{{port}}/{{db}}?{IN_QUERY}"),
     "PGUSER": Form(
         "postgresql://{host}:{port}/{db}", {"PGUSER": "{user}", "PGPASSWORD": "{pw}"}
@@ -86,6 +107,12 @@ FORMS = {
     "PGPORT": Form(f"postgresql://{USER}{{host}}/{{db}}", {"PGPORT": "{port}"}),
     "port parameter": Form(f"postgresql://{USER}{{host}}/{{db}}?port={{port}}"),
     "host parameter over host": Form(PLAIN.replace("{host}", "x") + "?host={host}"),
+    "host's number": Form(
+        f"postgresql://{USER}none.invalid:{{port}}/{{db}}?hostaddr={{host}}"
+    ),
+    "PGHOSTADDR": Form(
+        f"postgresql://{USER}none.invalid:{{port}}/{{db}}", {"PGHOSTADDR": "{host}"}
+    ),
     "empty port": Form(f"postgresql://{USER}{{host}}:/{{db}}", {"PGPORT": "{port}"}),
     "dbname parameter": Form(f"postgresql://{USER}{{host}}:{{port}}?dbname={{db}}"),
     "PGDATABASE": Form(f"postgresql://{USER}{{host}}:{{port}}", {"PGDATABASE": "{db}"}),
@@ -149,7 +176,8 @@ FORMS = {
     "PGSSLMODE": Form(PLAIN, {"PGSSLMODE": "disable"}),
     "libpq's own": Form(
         PLAIN + "?connect_timeout=5&keepalives=1&gssencmode=disable&"
-        "channel_binding=prefer&fallback_application_name=x"
+        "channel_binding=prefer&fallback_application_name=x&client_encoding=auto&"
+        "gssdelegation=0&application_name=fm_storage"
     ),
     "empty query": Form(PLAIN + "?"),
     # A server without a socket of its own is reached by its host, with a password.
@@ -167,9 +195,13 @@ FORMS = {
 def roles(server: TestServer) -> None:
     """Make the roles of the addresses."""
     with psycopg.connect(server.dsn, autocommit=True) as connection:
-        for role, password in (("t_addr", PASSWORD), ("t_raw", RAW)):
-            connection.execute(f"DROP ROLE IF EXISTS {role}")
-            text = f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{password}'"
+        for role, password in (
+            ("t_addr", PASSWORD),
+            ("t_raw", RAW),
+            ("t:odd", ESCAPED),
+        ):
+            connection.execute(f'DROP ROLE IF EXISTS "{role}"')
+            text = f"CREATE ROLE \"{role}\" SUPERUSER LOGIN PASSWORD '{password}'"
             connection.execute(text)
 
 
@@ -252,7 +284,8 @@ def test_everything_reads_an_address_as_libpq_does(
     monkeypatch.setenv("FM_STORAGE_QDRANT", "none")
     for setting, text in form.settings.items():
         monkeypatch.setenv(f"FM_STORAGE_POSTGRES__{setting}", text.format(**words))
-    role = "t_raw" if "t_raw" in form.dsn else "t_addr"
+    roles = {"t_raw": "t_raw", "t%3Aodd": "t:odd"}
+    role = next((r for name, r in roles.items() if name in form.dsn), "t_addr")
 
     with psycopg.connect((form.libpq or form.dsn).format(**words)) as connection:
         connection.execute("CREATE SCHEMA app")
@@ -279,3 +312,45 @@ def test_everything_reads_an_address_as_libpq_does(
     with psycopg.connect((form.libpq or form.dsn).format(**words)) as connection:
         rows = connection.execute("SELECT * FROM seen").fetchall()
     assert [(one[0], one[1], one[2].replace(" ", "")) for one in rows] == [meant] * 2
+
+
+def test_variables_of_libpq_set_what_they_set_there(
+    dsn: str, home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Time zone and style of dates, too; what the address says is stronger."""
+    assert home.exists()
+    monkeypatch.setenv("PGTZ", "Asia/Tokyo")
+    monkeypatch.setenv("PGDATESTYLE", "German")
+    query = "SELECT current_setting('TimeZone'), current_setting('DateStyle')"
+    for address in (dsn, f"{dsn}{'&' if '?' in dsn else '?'}timezone=UTC"):
+        with psycopg.connect(dsn) as connection:
+            meant = connection.execute(query).fetchone()
+        seen = asyncio.run(
+            _seen_by_the_pool(
+                StorageConfig(postgres={"dsn": address}, qdrant=None), query
+            )
+        )
+        assert meant == ("Asia/Tokyo", "German, DMY")
+        assert seen == ("UTC" if "timezone" in address else meant[0], meant[1])
+
+
+def test_a_password_file_that_others_may_read_is_not_used(
+    server: TestServer,
+    dsn: str,
+    roles: None,
+    home: Path,
+    caplog: pytest.LogCaptureFixture,
+):
+    """As with libpq; the log says why, and how to change it."""
+    del roles
+    tcp = urlsplit(server.over_tcp(dsn))
+    address = f"postgresql://t_raw@{tcp.hostname}:{tcp.port}{tcp.path}"
+    (home / ".pgpass").write_text(f"*:*:*:*:{RAW}\n", encoding="utf-8")
+    (home / ".pgpass").chmod(0o644)
+    config = StorageConfig(postgres={"dsn": address}, qdrant=None)
+    with pytest.raises(PermissionDenied):
+        asyncio.run(_seen_by_the_pool(config, "SELECT 1::text"))
+    assert "chmod 600" in caplog.text
+    assert RAW not in caplog.text
+    (home / ".pgpass").chmod(0o600)
+    assert asyncio.run(_seen_by_the_pool(config, "SELECT 'in'")) == ("in",)

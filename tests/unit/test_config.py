@@ -316,6 +316,8 @@ def test_a_service_of_kubernetes_stops_no_start(
         "require_auth=scram-sha-256",
         "require_auth=!password",
         "sslcertmode=require",
+        "requirepeer=postgres",
+        "sslcrldir=/etc/crl",
     ],
 )
 @pytest.mark.parametrize("place", ["address", "service", "environment"])
@@ -354,6 +356,49 @@ def test_a_wish_is_no_demand(wish: str, monkeypatch: pytest.MonkeyPatch):
     """The address is stronger than the environment, as for libpq."""
     monkeypatch.setenv("PGCHANNELBINDING", "prefer")
     PostgresConfig(dsn=f"{SERVER}?{wish}")
+
+
+def test_tls_that_an_old_variable_demands_is_not_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """What libpq still reads, and would obey."""
+    monkeypatch.setenv("PGREQUIRESSL", "1")
+    with pytest.raises(ConfigurationInvalid, match="write sslmode=require"):
+        PostgresConfig(dsn=SERVER)
+    monkeypatch.setenv("PGREQUIRESSL", "0")
+    PostgresConfig(dsn=SERVER)
+
+
+def test_a_certificate_is_never_verified_for_a_number_in_place_of_the_name():
+    """The driver would compare it with hostaddr."""
+    with pytest.raises(ConfigurationInvalid, match="hostaddr beside sslmode"):
+        PostgresConfig(dsn=f"{SERVER}?hostaddr=127.0.0.1&sslmode=verify-full")
+    PostgresConfig(dsn=f"{SERVER}?hostaddr=127.0.0.1&sslmode=require")
+
+
+def test_an_address_states_the_name_and_the_patience_of_the_pool(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Before libpq's variables, after a setting of ours; 0 is no limit of libpq's."""
+
+    def seen(query: str = "", **given: Any) -> tuple[str, float]:
+        config = PostgresConfig(dsn=f"{SERVER}?{query}", **given)
+        return config.application_name, config.connect_timeout
+
+    assert seen() == ("fm_storage", 10)
+    assert seen("application_name=shop&connect_timeout=3") == ("shop", 3)
+    assert seen("connect_timeout=0") == ("fm_storage", 10)
+    monkeypatch.setenv("PGAPPNAME", "x" * 70)
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "4")
+    assert seen() == ("x" * 63, 4)
+    assert seen("application_name=shop") == ("shop", 4)
+    assert seen("application_name=shop", application_name="own")[0] == "own"
+    assert PostgresConfig().application_name == "fm_storage"
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "soon")
+    with pytest.raises(
+        ConfigurationInvalid, match=r"postgres\.connect_timeout: 'soon'"
+    ):
+        seen()
 
 
 def unverified() -> ssl.SSLContext:

@@ -229,6 +229,7 @@ async def test_an_address_that_libpq_cannot_read_is_refused(dsn: str, remedy: st
         ("schema=shop", "write search_path="),
         ("connection_limit=5", "set postgres.max_size"),
         ("prepared_statement_cache_size=0", "set postgres.statement_cache_size"),
+        ("requiressl=1", "write sslmode=require"),
     ],
 )
 def test_a_parameter_of_another_driver_is_refused(parameter: str, remedy: str):
@@ -236,6 +237,23 @@ def test_a_parameter_of_another_driver_is_refused(parameter: str, remedy: str):
     with pytest.raises(ConfigurationInvalid, match=remedy) as it:
         PostgresConfig(dsn=f"postgresql://h/d?{parameter}")
     assert parameter.partition("=")[0] in str(it.value)
+
+
+def test_white_space_around_an_address_is_named():
+    """A secret is often a file, and ends with a line break."""
+    with pytest.raises(ConfigurationInvalid, match="last line break") as it:
+        PostgresConfig(dsn="postgresql://u:hush@h/d\n")
+    assert "hush" not in str(it.value)
+
+
+def test_a_wrong_target_is_answered_with_the_right_ones(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """In the address, or in libpq's variable."""
+    for query in ("?target_session_attrs=nowhere", ""):
+        with pytest.raises(ConfigurationInvalid, match=r"=nowhere; .*read-write"):
+            Pool(PostgresConfig(dsn=f"postgresql://u@h/d{query}"))
+        monkeypatch.setenv("PGTARGETSESSIONATTRS", "nowhere")
 
 
 @pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "postgres+psycopg"])

@@ -26,6 +26,7 @@ from fm_storage.config.addresses import (
     check_security,
     is_unbound,
     parameters_of,
+    passwords_of,
     query_of,
 )
 from fm_storage.errors import (
@@ -65,6 +66,9 @@ _LIBPQ_ONLY = frozenset(
         "channel_binding",
         "sslcompression",
         "sslsni",
+        "gssdelegation",
+        "max_protocol_version",
+        "min_protocol_version",
         "load_balance_hosts",
         "require_auth",
         "sslcertmode",
@@ -193,7 +197,7 @@ class Connector:
             check_security(dsn, config.ssl)
         return await asyncpg.connect(
             _for_driver(dsn) if dsn else self._dsn,
-            password=self._password(),
+            password=self._password(dsn or config.dsn),
             ssl=config.ssl,
             target_session_attrs=wanted and SessionAttribute(wanted),
             server_settings={
@@ -268,10 +272,17 @@ class Connector:
         )
         return True
 
-    def _password(self) -> Any:
+    def _password(self, dsn: str) -> Any:
         password = self._config.password
-        if password is None or isinstance(password, SecretStr):
-            return password and password.get_secret_value()
+        if isinstance(password, SecretStr):
+            return password.get_secret_value()
+        if password is None:
+            found = parameters_of(dsn)
+            if found.get("password") or os.environ.get("PGPASSWORD"):
+                return None  # which the driver reads as libpq does
+            given = passwords_of(found) or [""]
+            # The driver asks once for each host, in their order.
+            return given[0] if len({*given}) == 1 else iter(given).__next__
 
         async def ask() -> str:
             try:
@@ -377,6 +388,16 @@ def _application_name(config: PostgresConfig, purpose: str) -> str:
 def _for_driver(dsn: str) -> str:
     """Write *dsn* so that the driver reads what libpq reads."""
     found = {k: v for k, v in parameters_of(dsn).items() if k not in _LIBPQ_ONLY}
+    wanted = found.get("target_session_attrs") or os.environ.get("PGTARGETSESSIONATTRS")
+    if wanted and wanted not in (words := [each.value for each in SessionAttribute]):
+        raise ConfigurationInvalid(
+            "postgres.dsn",
+            f"has target_session_attrs={wanted}; write one of {', '.join(words)}",
+        )
+    if found.get("client_encoding") == "auto":
+        del found["client_encoding"]
+    if address := found.pop("hostaddr", os.environ.get("PGHOSTADDR")):
+        found["host"] = address
     if "host" in found:
         # An IPv6 address among several hosts; the driver splits at its colons.
         hosts = found["host"].split(",")
