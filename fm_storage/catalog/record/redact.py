@@ -475,11 +475,13 @@ def is_plain(message: str, context: Mapping[Any, Any] | None) -> bool:
         text = "\n".join([message, *context, *texts])
     if len(text) >= _MAX_VALUE or not text.isascii() or "\x00" in text:
         return False
-    words = text.encode().translate(None, _NUMERALS)
+    data = text.encode()
+    words = data.translate(None, _NUMERALS)
     if (_common_hinted if len(words) < _COMMON else _hinted)(words):
         return False
     return (
-        len(text) - len(words) < _LEAST_DIGITS
+        len(data) - len(words) < _LEAST_DIGITS
+        or _RUN not in data.translate(_RUNS)
         or _DIGITS.search(text) is None
         or _CARD.sub(_mask_card, text) == text
     )
