@@ -28,7 +28,10 @@ from fm_storage.config import StorageConfig
 from fm_storage.errors import ConfigurationInvalid, StorageError
 
 if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
+
     from fm_storage._typing import Progress
+    from fm_storage.catalog import ErrorManager
     from fm_storage.manager import StorageManager
 
 T = TypeVar("T")
@@ -184,6 +187,32 @@ def with_storage(
     return run(body())
 
 
+def with_errors(
+    settings: Settings,
+    job: Callable[[StorageManager, ErrorManager], Awaitable[T]],
+    *,
+    replica: bool = False,
+    **overrides: Any,
+) -> T:
+    """Run *job* with a storage and an ``ErrorManager``, as ``with_storage()`` does.
+
+    Args:
+        settings: Where the settings come from.
+        job: Called with both.
+        replica: Whether it reads from a replica, if there is one.
+        **overrides: See ``with_storage()``.
+    """
+
+    async def served(storage: StorageManager) -> T:
+        from fm_storage.catalog import ErrorManager
+
+        reads = storage.reads if replica else None
+        async with ErrorManager(storage, reads=reads) as errors:
+            return await job(storage, errors)
+
+    return with_storage(settings, served, **overrides)
+
+
 def _as_it_is(config: StorageConfig) -> StorageConfig:
     """Return *config* such that opening a manager with it makes nothing.
 
@@ -221,12 +250,15 @@ def json_option(function: F) -> F:
 
 
 @contextmanager
-def progress_bar(what: str, *, quiet: bool = False) -> Iterator[Progress]:
+def progress_bar(
+    what: str, count: ProgressColumn | None = None, *, quiet: bool = False
+) -> Iterator[Progress]:
     """Show a bar on standard error, if that is a terminal and not *quiet*."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    text = TextColumn("{task.description}")
+    columns = (text, BarColumn(), count or MofNCompleteColumn())
     out = _console(stderr=True)
     hidden = quiet or not out.is_terminal
     with Bar(*columns, console=out, transient=True, disable=hidden) as bar:

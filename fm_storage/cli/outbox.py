@@ -18,6 +18,7 @@ from fm_storage.cli.common import (
     plain,
     print_json,
     progress_bar,
+    with_errors,
     with_storage,
 )
 from fm_storage.cli.outbox_text import (
@@ -365,14 +366,8 @@ def _with_catalogue(
     settings: Settings, job: Callable[[StorageManager], Awaitable[T]]
 ) -> T:
     """Do as ``_with()``, able to make the vectors of recorded errors."""
-
-    async def served(storage: StorageManager) -> T:
-        from fm_storage.catalog import ErrorManager
-
-        async with ErrorManager(storage):
-            return await job(storage)
-
-    return _with(settings, served)
+    still = settings.load().outbox.model_copy(update={"drain": False})
+    return with_errors(settings, lambda storage, _: job(storage), outbox=still)
 
 
 async def _known(storage: StorageManager, collection: str | None) -> None:

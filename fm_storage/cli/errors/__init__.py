@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -16,6 +15,7 @@ from fm_storage.cli.common import (
     json_option,
     plain,
     print_json,
+    with_errors,
     with_storage,
 )
 from fm_storage.cli.errors.long_running import (
@@ -38,7 +38,7 @@ from fm_storage.cli.errors.tables import (
 )
 
 if TYPE_CHECKING:
-    from fm_storage.catalog import ErrorGroup, Origin, SimilarEntry
+    from fm_storage.catalog import ErrorManager, Origin, SimilarEntry
     from fm_storage.catalog.query.states import GroupState
     from fm_storage.manager import StorageManager
     from fm_storage.repositories import ErrorEntry
@@ -91,13 +91,12 @@ for _command in (
 @click.pass_obj
 def list_errors(
     settings: Settings,
+    /,
     *,
-    module: str | None,
-    severity: str | None,
-    since: datetime | None,
     limit: int,
     group: str | None,
     as_json: bool,
+    **filters: Any,
 ) -> None:
     """List the latest errors, newest first."""
     if group is not None and not _is_group(group):
@@ -113,14 +112,7 @@ def list_errors(
         from fm_storage.catalog.query.latest import fetch_latest
         from fm_storage.catalog.query.states import fetch_states, groups_of
 
-        found = await fetch_latest(
-            storage.pool,
-            limit=limit,
-            module=module,
-            severity=severity,
-            since=since,
-            group=group,
-        )
+        found = await fetch_latest(storage.pool, limit=limit, group=group, **filters)
         ids = [entry.id for entry in found]
         groups = await groups_of(storage.pool, ids)
         states = await fetch_states(storage.pool, list(groups.values()))
@@ -145,7 +137,7 @@ def list_errors(
         titles = ("when", "severity", "module", "message", "id")
         print_rows(titles, map(latest_row, found, states), whole=True)
     else:
-        say_nothing(filtered=_filtered(module, severity, since, group))
+        say_nothing(filtered=_filtered(group, **filters))
 
 
 @errors.command()
@@ -218,40 +210,32 @@ def show(
 @click.pass_obj
 def groups(
     settings: Settings,
+    /,
     *,
-    module: str | None,
-    severity: str | None,
-    since: datetime | None,
     limit: int,
     order: Any,
     state: Any,
     as_json: bool,
+    **filters: Any,
 ) -> None:
     """List groups of equal errors, the commonest first.
 
     'errors list --group GROUP' lists the errors of one, 'errors show GROUP' shows
     its worst.
     """
-
-    async def job(storage: StorageManager) -> list[ErrorGroup]:
-        from fm_storage.catalog import ErrorManager
-
-        async with ErrorManager(storage, reads=storage.reads) as manager:
-            return await manager.groups(
-                module=module,
-                severity=severity,
-                since=since,
-                limit=limit,
-                order=order,
-                state=state,
-            )
-
-    found = with_storage(settings, job, qdrant=None)
+    found = with_errors(
+        settings,
+        lambda _, manager: manager.groups(
+            limit=limit, order=order, state=state, **filters
+        ),
+        replica=True,
+        qdrant=None,
+    )
     if as_json:
         print_json([dataclasses.asdict(group) for group in found])
         return
     if not found:
-        say_nothing(filtered=_filtered(module, severity, since, state))
+        say_nothing(filtered=_filtered(state, **filters))
         return
     widest = max(len(f"{group.count}") for group in found)
     rows: list[Row] = [
@@ -275,14 +259,13 @@ def groups(
 @click.pass_obj
 def similar(
     settings: Settings,
+    /,
     *,
     text: str,
-    module: str | None,
-    severity: str | None,
-    since: datetime | None,
     limit: int,
     each: bool,
     as_json: bool,
+    **filters: Any,
 ) -> None:
     """List errors like TEXT, which may also be the id of an error.
 
@@ -292,9 +275,9 @@ def similar(
     if not text.strip():
         raise click.BadParameter("it is empty; give a text or an id", param_hint="TEXT")
 
-    async def job(storage: StorageManager) -> tuple[list[SimilarEntry], int]:
-        from fm_storage.catalog import ErrorManager
-
+    async def job(
+        storage: StorageManager, manager: ErrorManager
+    ) -> tuple[list[SimilarEntry], int]:
         question: ErrorEntry | str | None = text
         if _is_uuid(text):
             question = await storage.error_entries.find_by_id(UUID(text))
@@ -302,18 +285,12 @@ def similar(
             raise click.ClickException(
                 f"no error has the id {text}; 'fm-storage errors list' shows ids"
             )
-        async with ErrorManager(storage) as manager:
-            hits = await manager.find_similar(
-                question,
-                limit if each else max(limit, _EQUAL),
-                module=module,
-                severity=severity,
-                since=since,
-            )
-            kept = hits if each else _one_a_group(hits)[:limit]
-            return kept, await storage.outbox.pending()
+        most = limit if each else max(limit, _EQUAL)
+        hits = await manager.find_similar(question, most, **filters)
+        kept = hits if each else _one_a_group(hits)[:limit]
+        return kept, await storage.outbox.pending()
 
-    found, pending = with_storage(settings, job)
+    found, pending = with_errors(settings, job)
     if pending:
         click.echo(
             f"{pending} errors are not searchable yet; run 'fm-storage outbox drain'",
@@ -323,7 +300,7 @@ def similar(
         print_json([dataclasses.asdict(hit) for hit in found])
         return
     if not found:
-        say_nothing(filtered=_filtered(module, severity, since) or bool(pending))
+        say_nothing(filtered=_filtered(**filters) or bool(pending))
         return
     rows: list[Row] = [
         (
@@ -369,8 +346,8 @@ def _as_json(entry: ErrorEntry, origins: dict[UUID, Origin]) -> dict[str, Any]:
     }
 
 
-def _filtered(*filters: object) -> bool:
-    return any(one is not None for one in filters)
+def _filtered(*more: object, **filters: object) -> bool:
+    return any(one is not None for one in (*more, *filters.values()))
 
 
 def _is_group(text: str) -> bool:

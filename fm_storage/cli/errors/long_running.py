@@ -12,14 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 import orjson
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-)
+from rich.progress import DownloadColumn, TextColumn
 from rich.text import Text
 
 from fm_storage.cli.common import (
@@ -28,6 +21,8 @@ from fm_storage.cli.common import (
     json_option,
     plain,
     print_json,
+    progress_bar,
+    with_errors,
     with_storage,
 )
 from fm_storage.cli.errors.options import MOMENT, SEVERITIES, ZONE, severity_text
@@ -35,7 +30,7 @@ from fm_storage.cli.errors.stdin import read_stdin
 from fm_storage.cli.errors.tables import say_nothing
 
 if TYPE_CHECKING:
-    from fm_storage.catalog import IngestReport, Report
+    from fm_storage.catalog import IngestReport
     from fm_storage.manager import StorageManager
     from fm_storage.repositories import ErrorEntry
 
@@ -91,13 +86,7 @@ def ingest(
     async def job(storage: StorageManager) -> None:
         from fm_storage.catalog import ErrorManager
 
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-        with _progress(*columns, quiet=as_json) as bar:
-            task = bar.add_task("reading", total=None)
-
-            def progress(done: int, total: int | None) -> None:
-                bar.update(task, completed=done, total=total)
-
+        with progress_bar("reading", DownloadColumn(), quiet=as_json) as progress:
             async with ErrorManager(storage) as manager:
                 done = await manager.ingest(
                     await read_stdin() if log == "-" else log,
@@ -148,14 +137,6 @@ def formats(*, sample: str | None, as_json: bool) -> None:
         out.print(Text(f"{name:<18} ") + plain(text), soft_wrap=True)
 
 
-def _progress(*columns: ProgressColumn, quiet: bool = False) -> Progress:
-    """Return a bar that is drawn on a terminal only."""
-    out = console()
-    return Progress(
-        *columns, console=out, transient=True, disable=quiet or not out.is_terminal
-    )
-
-
 def _print_report(report: IngestReport, *, as_json: bool) -> None:
     if as_json:
         print_json({**dataclasses.asdict(report), "duplicates": report.duplicates})
@@ -174,13 +155,7 @@ async def _drain(storage: StorageManager, *, quiet: bool) -> None:
     """Make what was ingested searchable; Ctrl-C leaves that to later."""
     if storage.config.qdrant is None:
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with _progress(*columns, quiet=quiet) as bar:
-        task = bar.add_task("making searchable", total=None)
-
-        def progress(done: int, total: int | None) -> None:
-            bar.update(task, completed=done, total=total)
-
+    with progress_bar("making searchable", quiet=quiet) as progress:
         try:
             while (
                 await storage.outbox.drain(timeout=_SLICE, progress=progress)
@@ -314,15 +289,14 @@ def report(
     if page is not None:
         _check_writable(page)
 
-    async def job(storage: StorageManager) -> Report:
-        from fm_storage.catalog import ErrorManager
-
-        async with ErrorManager(storage, reads=storage.reads) as manager:
-            return await manager.report(
-                title=title, since=since, until=until, severity=severity
-            )
-
-    made = with_storage(settings, job, qdrant=None)
+    made = with_errors(
+        settings,
+        lambda _, errors: errors.report(
+            title=title, since=since, until=until, severity=severity
+        ),
+        replica=True,
+        qdrant=None,
+    )
     if as_json:
         click.echo(made.to_json())
     if page == _STDOUT:
@@ -371,20 +345,11 @@ def purge(settings: Settings, *, older_than: datetime, yes: bool) -> None:
     if not yes:
         _confirm(settings, older_than)
 
-    async def job(storage: StorageManager) -> int:
-        from fm_storage.catalog import ErrorManager
-
-        columns = (TextColumn("{task.description}"), TextColumn("{task.completed}"))
-        with _progress(*columns) as bar:
-            task = bar.add_task("deleting", total=None)
-
-            def progress(done: int, total: int | None) -> None:
-                bar.update(task, completed=done, total=total)
-
-            async with ErrorManager(storage) as manager:
-                return await manager.purge(older_than, progress=progress)
-
-    click.echo(f"{with_storage(settings, job):,} errors deleted")
+    with progress_bar("deleting", TextColumn("{task.completed}")) as progress:
+        count = with_errors(
+            settings, lambda _, errors: errors.purge(older_than, progress=progress)
+        )
+    click.echo(f"{count:,} errors deleted")
 
 
 def _confirm(settings: Settings, older_than: datetime) -> None:

@@ -13,13 +13,13 @@ from fm_storage.cli.common import (
     json_option,
     plain,
     print_json,
-    with_storage,
+    with_errors,
 )
 from fm_storage.cli.errors.options import AHEAD
 from fm_storage.cli.errors.tables import state_text
 
 if TYPE_CHECKING:
-    from fm_storage.catalog import ErrorGroup, WatcherStatus
+    from fm_storage.catalog import ErrorGroup, ErrorManager
     from fm_storage.manager import StorageManager
 
 _ID = click.argument("identity", metavar="ID")
@@ -79,14 +79,7 @@ def watchers(settings: Settings, *, as_json: bool) -> None:
 
     Applications watch with ErrorManager.watch(); each name gets every event.
     """
-
-    async def job(storage: StorageManager) -> list[WatcherStatus]:
-        from fm_storage.catalog import ErrorManager
-
-        async with ErrorManager(storage) as manager:
-            return await manager.watchers()
-
-    found = with_storage(settings, job, qdrant=None)
+    found = with_errors(settings, lambda _, errors: errors.watchers(), qdrant=None)
     if as_json:
         print_json([dataclasses.asdict(one) for one in found])
         return
@@ -110,18 +103,15 @@ def _change(
     *,
     as_json: bool,
 ) -> None:
-    async def job(storage: StorageManager) -> ErrorGroup:
-        from fm_storage.catalog import ErrorManager
+    async def job(storage: StorageManager, errors: ErrorManager) -> ErrorGroup:
+        group = await _group(storage, identity)
+        if state == "resolved":
+            return await errors.resolve(group)
+        if state == "muted":
+            return await errors.mute(group, until)
+        return await errors.reopen(group)
 
-        async with ErrorManager(storage) as manager:
-            group = await _group(storage, identity)
-            if state == "resolved":
-                return await manager.resolve(group)
-            if state == "muted":
-                return await manager.mute(group, until)
-            return await manager.reopen(group)
-
-    changed = with_storage(settings, job, qdrant=None)
+    changed = with_errors(settings, job, qdrant=None)
     if as_json:
         print_json(dataclasses.asdict(changed))
         return
