@@ -218,10 +218,10 @@ def _from_encoder(exc: BaseException, args: Sequence[Any]) -> StorageError:
     """Translate a parameter's refusal by the driver's encoders."""
     if isinstance(exc.__cause__, StorageError):
         return _located(exc.__cause__, str(exc))
-    return explain_parameters(args) or _wrong_type(exc)
+    return explain_parameters(args) or _wrong_type(exc, args)
 
 
-def _wrong_type(exc: BaseException) -> InvalidRecord:
+def _wrong_type(exc: BaseException, args: Sequence[Any]) -> InvalidRecord:
     """Name the parameter, leave out its value."""
     text = str(exc)
     place = _PARAMETER.search(text)
@@ -233,9 +233,14 @@ def _wrong_type(exc: BaseException) -> InvalidRecord:
         return InvalidRecord(
             f"parameters: {text.splitlines()[0]}; give one value for each $n"
         )
+    remedy = "convert it"
+    given = args[int(place[1]) - 1] if int(place[1]) <= len(args) else None
+    if isinstance(given, list) and list in set(map(type, given)):
+        # The driver takes lists in a list for one array of several dimensions.
+        remedy += f" (for elements that are lists, texts: {field}::text[]::a_type[])"
     return InvalidRecord(
         f"parameter {field}: the value does not fit the column's type ({why}); "
-        "convert it",
+        f"{remedy}",
         field=field,
         index=int(element[1]) if element else None,
     )

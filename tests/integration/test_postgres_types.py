@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fm_storage.config import PostgresConfig
-from fm_storage.errors import ConfigurationInvalid, InvalidName
+from fm_storage.errors import ConfigurationInvalid, InvalidName, InvalidRecord
 from fm_storage.postgres import Pool
 from fm_storage.repositories import Column, Repository, where
 
@@ -182,3 +182,16 @@ async def test_on_connect_that_fails_is_named(dsn):
     with pytest.raises(ConfigurationInvalid, match=r"on_connect.*KeyError"):
         async with Pool(PostgresConfig(dsn=dsn, on_connect=prepare)) as pool:
             await pool.fetchval("SELECT 1")
+
+
+@pytest.mark.usefixtures("pgvector")
+async def test_arrays_of_vectors_are_read_as_lists_and_sent_as_texts(pool):
+    """The driver takes a list of lists for one array; what to do instead is named."""
+    await pool.execute("CREATE EXTENSION vector")
+    await pool.register_type("vector", encoder=to_vector, decoder=from_vector)
+
+    with pytest.raises(InvalidRecord, match=r"texts: \$1::text\[\]::a_type\[\]"):
+        await pool.fetchval("SELECT $1::vector[]", [[1.0, 2.0], [3.0, 4.0]])
+
+    sent = "SELECT $1::text[]::vector[]"
+    assert await pool.fetchval(sent, ["[1,2]", "[3,4]"]) == [[1.0, 2.0], [3.0, 4.0]]

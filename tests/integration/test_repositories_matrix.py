@@ -10,9 +10,10 @@ import dataclasses
 import datetime as dt
 import enum
 import ipaddress as ip
+import operator
 import uuid
 from decimal import Decimal
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pytest
 from asyncpg import (
@@ -44,6 +45,27 @@ class Level(enum.IntEnum):
 
     LOW = 1
     HIGH = 2
+
+
+class Access(enum.Flag):
+    """Members that combine."""
+
+    READ = 1
+    WRITE = 2
+
+
+class Share(enum.Enum):
+    """Members stored as numbers with fractions."""
+
+    HALF = 0.5
+    WHOLE = 1.0
+
+
+class Known(enum.Enum):
+    """Members stored as uuid."""
+
+    FIRST = uuid.UUID(int=1)
+    SECOND = uuid.UUID(int=2)
 
 
 class Kind(NamedTuple):
@@ -106,6 +128,12 @@ SCALARS = [
     Kind("mood", Mood, Mood.SAD, Mood.OK),
     Kind("mood", str, "sad", "ok"),
     Kind("integer", Level, Level.LOW, Level.HIGH),
+    Kind("integer", Access, Access.READ, Access.READ | Access.WRITE),
+    Kind("float8", Share, Share.HALF, Share.WHOLE),
+    Kind("uuid", Known, Known.FIRST, Known.SECOND),
+    Kind("integer", Literal[1, 2], 1, 2),
+    Kind("text", operator.getitem(Literal, ("a", "b", None)), "a", "b"),
+    Kind("text", Literal[Mood.OK, Mood.SAD], Mood.OK, Mood.SAD),
     Kind("grade", int, 1, 5),
     Kind("word", str, "a", "b"),
     Kind("bytea", bytes, b"\0\xff", b"a"),

@@ -37,6 +37,19 @@ class Priced(pydantic.BaseModel):
     amount: int
 
 
+class Aliased(pydantic.BaseModel):
+    """A pydantic model with another name outside, and a field of its own making."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    amount: int = pydantic.Field(alias="theAmount")
+
+    @pydantic.computed_field
+    def double(self) -> int:
+        """Return what is not stored."""
+        return self.amount * 2
+
+
 class Struct(msgspec.Struct):
     """A msgspec struct inside a record."""
 
@@ -72,6 +85,7 @@ class Holding(TypedDict):
 NESTED: list[tuple[Any, Any, Any]] = [
     (Line, Line(1), {"amount": "x"}),
     (Priced, Priced(amount=1), 5),
+    (Aliased, Aliased(theAmount=1), 5),
     (Struct, Struct(1), Line(1)),
     (Attrs, Attrs(1), [1]),
     (Named, Named(1, "a"), {"amount": []}),
@@ -128,6 +142,19 @@ async def test_a_nested_model_is_jsonb_unless_declared_otherwise(pool):
         await rows.create(model(2, Weight(math.nan)))
     with pytest.raises(InvalidRecord, match="nan"):
         await pool.fetchval("SELECT $1::jsonb", Weight(math.nan))
+
+
+async def test_what_would_not_come_back_is_refused(pool):
+    """A secret is written as stars by pydantic, silently."""
+
+    class Login(pydantic.BaseModel):
+        password: pydantic.SecretStr
+
+    model = dataclasses.make_dataclass("Row", [("id", int), ("v", Login)])
+    await pool.execute("CREATE TABLE t (id int PRIMARY KEY, v jsonb)")
+    rows: Repository[Any] = Repository(pool, model, table="t")
+    with pytest.raises(InvalidRecord, match=r"v: .*not come back"):
+        await rows.create(model(1, Login(password=pydantic.SecretStr("x"))))
 
 
 def test_what_nothing_converts_is_refused_at_declaration():

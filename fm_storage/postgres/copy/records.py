@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 Encoder: TypeAlias = Callable[[Any], Any]
 _UNIX = getattr(socket, "AF_UNIX", None)
 _ROOM = 1 << 20
+_REFUSED = (TypeError, ValueError, OverflowError, LookupError, AttributeError)
+"""What the driver's encoders raise; the last, that for uuid."""
 _ENUMS = "SELECT oid FROM pg_type WHERE oid = ANY($1::oid[]) AND typtype = 'e'"
 
 
@@ -123,7 +125,7 @@ class Copy:
             return await copy_in(
                 raw, sql, records=rows, described=described, timeout=timeout
             )
-        except (TypeError, ValueError, OverflowError, LookupError) as exc:
+        except _REFUSED as exc:
             if isinstance(exc, StorageError) and not isinstance(exc, InvalidRecord):
                 raise
             why = exc if isinstance(exc, InvalidRecord) else type(exc).__name__

@@ -5,6 +5,7 @@ They convert, inside containers too, and travel in bulk in another shape than al
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import enum
 import functools
@@ -112,6 +113,9 @@ class Enumeration(ColumnType):
         try:
             return self._stored[value]
         except (KeyError, TypeError):
+            # Flags that are combined are members, but not listed.
+            with contextlib.suppress(ValueError, TypeError):
+                return self.members(value).value
             known = ", ".join(str(member.value) for member in self.members)
             raise Refused(f"is {value!r}, unknown; use one of {known}") from None
 
@@ -124,9 +128,35 @@ class Enumeration(ColumnType):
         except (KeyError, TypeError):
             return self.encode_each(values, nullable=nullable)
 
+    def to_text(self, value: Any) -> str:
+        """Return a member's value as text."""
+        return self.inner.to_text(value)
+
     def from_text(self, text: str) -> Any:
         """Return the member's value."""
         return self.encode(self.inner.from_text(text))
+
+
+class Choice(ColumnType):
+    """Some values of another type."""
+
+    def __init__(self, inner: ColumnType, values: Sequence[Any]) -> None:
+        self.inner, self.values = inner, values
+        self.sql, self.decode, self.known = inner.sql, inner.decode, inner.known
+
+    def encode(self, value: Any) -> Any:
+        """Return what the other type stores, of a value that is among them."""
+        if value not in self.values:
+            raise Refused(f"is none of {', '.join(map(str, self.values))}")
+        return self.inner.encode(value)
+
+    def to_text(self, value: Any) -> str:
+        """Return a stored value as the other type writes it."""
+        return self.inner.to_text(value)
+
+    def from_text(self, text: str) -> Any:
+        """Return the stored value."""
+        return self.inner.from_text(text)
 
 
 class Converted(ColumnType):

@@ -20,7 +20,7 @@ import uuid
 import zoneinfo
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NewType, Union
+from typing import Annotated, Any, Final, Literal, NewType, Union
 
 from fm_storage._typing import Json
 from fm_storage.errors import ConfigurationInvalid, InvalidName
@@ -238,12 +238,14 @@ def _declared(model: type[Any], name: str, annotation: Any, column: Column) -> S
 
 
 def _unwrap(annotation: Any) -> tuple[Any, list[Any]]:
-    """Take ``Annotated`` and ``NewType`` off, wherever ``| None`` stands."""
+    """Take ``Annotated``, ``Final`` and ``NewType`` off, wherever ``| None`` stands."""
     extras: list[Any] = []
     while True:
         if typing.get_origin(annotation) is Annotated:
             annotation, *more = typing.get_args(annotation)
             extras += more
+        elif typing.get_origin(annotation) is Final:
+            (annotation,) = typing.get_args(annotation)
         elif isinstance(annotation, NewType):
             annotation = annotation.__supertype__
         elif isinstance(annotation, typing.TypeVar):
@@ -256,13 +258,17 @@ def _optional(annotation: Any) -> tuple[Any, bool]:
     """Return the annotation without ``| None``, and whether that was there."""
     if annotation in (Any, Json):
         return annotation, True
+    values = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Literal and None in values[:-1] + values[1:]:
+        return Literal[tuple(one for one in values if one is not None)], True
     if typing.get_origin(annotation) in (Union, types.UnionType):
         rest = [
             part for part in typing.get_args(annotation) if part is not types.NoneType
         ]
         nullable = len(rest) < len(typing.get_args(annotation))
         if len(rest) == 1:
-            return rest[0], nullable
+            bare, inner = _optional(rest[0])
+            return bare, nullable or inner
         return functools.reduce(operator.or_, rest), nullable
     return annotation, False
 
@@ -320,6 +326,8 @@ def _typed(bare: Any, sql: str | None, length: int | None) -> scalar_types.Colum
             else:
                 found = _inferred(bare, length)
         except TypeError:
+            if isinstance(bare, enum.EnumType):
+                raise
             found = compound_types.Other(sql)
     found.sql = sql
     return found
@@ -330,8 +338,8 @@ def _inferred(bare: Any, length: int | None) -> scalar_types.ColumnType:
     arguments = typing.get_args(bare)
     if bare is str:
         return scalar_types.Text(length)
-    if origin is Literal and all(isinstance(value, str) for value in arguments):
-        return scalar_types.Text(length, choices=frozenset(arguments))
+    if origin is Literal:
+        return _choice(arguments, length)
     if bare in _SCALARS:
         return _SCALARS[bare]()
     if isinstance(bare, type) and issubclass(bare, enum.Enum):
@@ -352,15 +360,25 @@ def _inferred(bare: Any, length: int | None) -> scalar_types.ColumnType:
     raise TypeError(getattr(bare, "__name__", repr(bare)))
 
 
+def _choice(values: tuple[Any, ...], length: int | None) -> scalar_types.ColumnType:
+    kinds = set(map(type, values))
+    if kinds == {str}:
+        return scalar_types.Text(length, choices=frozenset(values))
+    if len(kinds) > 1:
+        raise TypeError("a Literal of several types")
+    return compound_types.Choice(_inferred(kinds.pop(), length), values)
+
+
 def _enum_values(
     members: type[enum.Enum], length: int | None
 ) -> scalar_types.ColumnType:
-    values = {type(member.value) for member in members}
-    if values == {str}:
-        return scalar_types.Text(length)
-    if values == {int}:
-        return scalar_types.Integer()
-    raise TypeError(members.__name__)
+    kinds = {type(member.value) for member in members}
+    if len(kinds) == 1 and kinds <= {str, *_SCALARS}:
+        return _inferred(kinds.pop(), length)
+    raise TypeError(
+        f"{members.__name__} has values of several types, or of none that a column "
+        "holds; give them one, or store them as jsonb"
+    )
 
 
 def _sequence(

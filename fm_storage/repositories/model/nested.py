@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from fm_storage._typing import Json
+from fm_storage.postgres.connect.codecs import encode_json
 from fm_storage.repositories.model.compound_types import JsonValue
 from fm_storage.repositories.model.scalar_types import Refused
 
@@ -79,8 +80,19 @@ def _converters(
         adapter: TypeAdapter[Any] = TypeAdapter(annotation)
     except (PydanticSchemaGenerationError, PydanticUserError):
         return _by_msgspec(annotation)
-    dump = functools.partial(adapter.dump_python, mode="json")
-    return lambda value: dump(adapter.validate_python(value)), adapter.validate_python
+    # By field name, whatever the aliases, without what is computed.
+    load = functools.partial(adapter.validate_python, by_alias=True, by_name=True)
+    whole = functools.partial(adapter.dump_python, by_alias=False, round_trip=True)
+
+    def dump(value: Any) -> Any:
+        value = adapter.validate_python(value)
+        plain = whole(value, mode="json")
+        if whole(load(plain)) != whole(value):
+            encode_json(plain)  # NaN, which equals nothing, has an error of its own
+            raise TypeError("it would not come back as it is, as a secret")
+        return plain
+
+    return dump, load
 
 
 def _by_msgspec(
