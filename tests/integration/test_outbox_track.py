@@ -7,25 +7,23 @@ import datetime as dt
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import asyncpg
 import pytest
 
 from fm_storage import ErrorManager, StorageConfig, StorageManager
-from fm_storage.config import OutboxConfig
+from fm_storage.config import OutboxConfig, PostgresConfig
 from fm_storage.errors import ConfigurationInvalid
 from fm_storage.outbox import Outbox, Unembedded
 from fm_storage.outbox.agreement.tracking import Tracker
 from fm_storage.outbox.delivery.queue import Queue
 from fm_storage.outbox.notify import CHANNEL
+from fm_storage.postgres import Pool
 from fm_storage.postgres.embedded.embedded import EmbeddedPostgres
 from fm_storage.repositories import Repository
 from fm_storage.vectors import LexicalVectorizer, Point, QdrantStore
 from tests.support.waiting import until
-
-if TYPE_CHECKING:
-    from fm_storage.postgres import Pool
 
 pytestmark = pytest.mark.timeout(120)  # a busy machine is slow, not wrong
 
@@ -432,6 +430,94 @@ async def test_what_cannot_be_tracked_is_refused(
         await outbox.track(table, "docs", **given)
     with pytest.raises(ConfigurationInvalid, match="no tracked table"):
         await outbox.backfill("docs")
+
+
+async def test_same_key_but_for_its_case_is_one_point(pool: Pool, qdrant: QdrantStore):
+    """A text that looks like a UUID is one; while one of the rows is left, it stays."""
+    outbox = Outbox(pool, qdrant, QUIET)
+    await pool.execute("CREATE TABLE notes (k TEXT PRIMARY KEY, body TEXT)")
+    await outbox.track("notes", "docs", text="body", payload=["body"], key="k")
+    outbox.register_vectorizer("docs", LexicalVectorizer(), "payload:body")
+    key = "00000000-0000-0000-0000-0000000000af"
+    await pool.execute(
+        "INSERT INTO notes VALUES ($1, 'x'), ($2, 'y')", key.upper(), key
+    )
+    await outbox.drain(timeout=30)
+    assert await qdrant.count("docs") == 1
+    await pool.execute("DELETE FROM notes WHERE k = $1", key.upper())
+    assert await delivered(outbox, qdrant) == {key: {"body": "y"}}
+    await pool.execute("DELETE FROM notes")
+    assert await delivered(outbox, qdrant) == {}
+
+
+@pytest.mark.parametrize("partitioned", [False, True])
+async def test_column_generated_when_it_is_read_is_followed(
+    pool: Pool, qdrant: QdrantStore, partitioned: bool
+):
+    """A trigger does not see it, and so must not conclude that nothing changed."""
+    version = await pool.fetchval("SELECT current_setting('server_version_num')::int")
+    kept = "VIRTUAL" if version >= 180000 else "STORED"  # what it was before
+    by = "PARTITION BY RANGE (id)" if partitioned else ""
+    await pool.execute(
+        "CREATE TABLE notes (id INT PRIMARY KEY, body TEXT, "
+        f"loud TEXT GENERATED ALWAYS AS (upper(body)) {kept}) {by}"
+    )
+    if partitioned:
+        await pool.execute("CREATE TABLE part PARTITION OF notes DEFAULT")
+    outbox = Outbox(pool, qdrant, QUIET)
+    vectorizer = LexicalVectorizer()
+    await outbox.track(
+        "notes", "docs", text="loud", payload=["loud"], vectorizer=vectorizer
+    )
+    await pool.execute("INSERT INTO notes VALUES (1, 'one')")
+    assert await delivered(outbox, qdrant) == {1: {"loud": "ONE"}}
+    await pool.execute("UPDATE notes SET body = 'two'")
+    assert await delivered(outbox, qdrant) == {1: {"loud": "TWO"}}
+
+
+async def test_rows_written_by_naming_another_table_are_followed(
+    pool: Pool, qdrant: QdrantStore
+):
+    """A partition by its parent, a child by what it inherits from."""
+    await pool.execute("CREATE TABLE notes (id INT PRIMARY KEY, body TEXT)")
+    await pool.execute("CREATE TABLE child (PRIMARY KEY (id)) INHERITS (notes)")
+    await pool.execute(
+        "CREATE TABLE days (id INT PRIMARY KEY, body TEXT) PARTITION BY RANGE (id)"
+    )
+    await pool.execute("CREATE TABLE day PARTITION OF days DEFAULT")
+    outbox = Outbox(pool, qdrant, QUIET)
+    for parent, table in (("notes", "child"), ("days", "day")):
+        name = f"of_{table}"
+        vectorizer = LexicalVectorizer()
+        await outbox.track(table, name, text="body", vectorizer=vectorizer)
+        into = parent if table == "day" else table
+        await pool.execute(f"INSERT INTO {into} VALUES (1, 'one'), (2, 'two')")
+        await pool.execute(f"DELETE FROM {parent} WHERE id = 1")
+        await outbox.drain(timeout=30)
+        assert [one.id async for one in qdrant.iter_points(name)] == [2]
+        assert (await outbox.verify(name)).agrees
+    with pytest.raises(ConfigurationInvalid, match="inherit"):
+        await outbox.track("notes", "docs", text="body")
+
+
+async def test_settings_of_a_session_change_no_point(
+    pool: Pool, dsn: str, qdrant: QdrantStore, outbox: Outbox
+):
+    """Dates as texts are the same to every process, whatever its time zone."""
+    await pool.execute("CREATE TABLE days (id INT PRIMARY KEY, at TIMESTAMPTZ)")
+    vectorizer = LexicalVectorizer()
+    await outbox.track("days", "docs", text="at", payload=["at"], vectorizer=vectorizer)
+    await pool.execute("INSERT INTO days VALUES (1, '2026-01-02T03:04:05Z')")
+    expected = {1: {"at": "2026-01-02T03:04:05+00:00"}}
+    assert await delivered(outbox, qdrant) == expected
+    name = await pool.fetchval("SELECT quote_ident(current_database())")
+    for setting in ("TimeZone = 'Asia/Tokyo'", "DateStyle = 'German'"):
+        await pool.execute(f"ALTER DATABASE {name} SET {setting}")
+    async with Pool(PostgresConfig(dsn=dsn)) as other:
+        elsewhere = Outbox(other, qdrant, QUIET)
+        assert (await elsewhere.verify("docs")).agrees
+        await elsewhere.backfill("docs")
+        assert await elsewhere.pending() == 0
 
 
 async def test_odd_names_and_types_are_quoted(pool: Pool, qdrant: QdrantStore):

@@ -47,7 +47,10 @@ class Tracked:
         kind: Type of the key: ``uuid``, ``integer`` or ``text``.
         texts: Columns that are the text, a line each.
         payload: Columns that are the payload.
-        partitioned: Whether it is a partitioned table.
+        partitioned: Whether it is a partitioned table, or its rows may be written by
+            naming another one: its triggers are for each row.
+        virtual: Whether one of the columns is generated when it is read, which
+            triggers do not see.
     """
 
     collection: str
@@ -58,6 +61,7 @@ class Tracked:
     texts: tuple[str, ...]
     payload: tuple[str, ...]
     partitioned: bool = False
+    virtual: bool = False
 
     @cached_property
     def table(self) -> str:
@@ -150,6 +154,8 @@ class Tracked:
         same = " IS NOT DISTINCT FROM ".join(
             f"({self._text(one)}, {self._payload(one)})" for one in "or"
         )
+        if self.virtual:
+            same = "FALSE"
         changed = f"""{newer} AS r WHERE NOT EXISTS (
     SELECT FROM {older} AS o WHERE o.{key} = r.{key} AND {same}) AND {foreign}"""
         moved = f"""{older} AS r WHERE NOT EXISTS (
@@ -256,6 +262,9 @@ END
         key = quote_ident(self.key)
         bare = "substr(c.point_id, CASE WHEN c.point_id LIKE 's:%' THEN 3 ELSE 1 END)"
         named = literal(self.collection)
+        key_of = f"t.{key} = coalesce(c.key, {bare})::{self._cast}"
+        if self.kind == "text":  # another row's key may differ by its case only
+            key_of = f"t.{key} IN (c.key, {bare})"
         # What was there before a TRUNCATE is about to be deleted.
         cleared = (
             "OR s.ver <= (SELECT k.ver FROM fm_storage.vector_cleared AS k "
@@ -270,8 +279,7 @@ END
   LEFT JOIN LATERAL (
     SELECT {self._payload("t")} AS payload, {self._source("t")} AS source
     FROM {self.table} AS t
-    WHERE t.{key} = coalesce(c.key, {bare})::{self._cast}
-      AND {self._text("t")} IS NOT NULL OFFSET 0) AS r ON TRUE
+    WHERE {key_of} AND {self._text("t")} IS NOT NULL OFFSET 0) AS r ON TRUE
 ), {self._desired("SELECT * FROM found WHERE source IS NOT NULL", cleared)},
 fm_gone AS (
   UPDATE fm_storage.vector_state AS s SET ver = {_NEXT}, op = 'd', vectors = NULL,

@@ -34,7 +34,12 @@ _TRIES = 30
 
 _DESCRIBE = Sql("""
 SELECT n.nspname::text AS schema, c.relname::text AS name,
-  c.relkind = 'p' AS partitioned,
+  c.relkind = 'p' OR EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid)
+    AS partitioned,
+  c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid)
+    AS inherited,
+  EXISTS (SELECT FROM pg_attribute AS o WHERE o.attrelid = c.oid
+    AND o.attgenerated = 'v' AND o.attname = ANY ($3::text[])) AS virtual,
   CASE WHEN t.typname = 'uuid' THEN 'uuid' WHEN t.typname IN ('int2', 'int4', 'int8')
     THEN 'integer' WHEN t.typname IN ('text', 'varchar') THEN 'text' END AS kind,
   format_type(a.atttypid, NULL) AS type, a.attnotnull AND EXISTS (
@@ -134,9 +139,21 @@ _CHANGED = Sql("""
 SELECT k.collection, k.definition FROM fm_storage.vector_track AS k
 WHERE EXISTS (
   SELECT FROM fm_storage.vector_changed AS c WHERE c.collection = k.collection)""")
+# Dates and numbers as texts must not depend on who reads them.
+_FORMATS = ", ".join(
+    f"set_config('{name}', '{value}', TRUE)"
+    for name, value in {
+        "TimeZone": "UTC",
+        "DateStyle": "ISO, MDY",
+        "IntervalStyle": "postgres",
+        "extra_float_digits": "1",
+        "bytea_output": "hex",
+    }.items()
+)
+_FORMAT = Sql(f"SELECT {_FORMATS}")
 # What is delivered is flushed when it is claimed. No wait for a table that is locked.
-_ALONE = Sql("""
-SELECT set_config('synchronous_commit', 'off', TRUE),
+_ALONE = Sql(f"""
+SELECT {_FORMATS}, set_config('synchronous_commit', 'off', TRUE),
   set_config('lock_timeout', '20ms', TRUE),
   pg_try_advisory_xact_lock(hashtext('fm_storage.track'), hashtext($1)) AS had""")
 _ROWS = Sql(
@@ -175,9 +192,15 @@ class Tracker:
         """
         schema, _, name = table.rpartition(".")
         quoted = quote_qualified(schema or None, name)
-        found = await self._pool.fetchrow(_DESCRIBE, quoted, key)
+        found = await self._pool.fetchrow(_DESCRIBE, quoted, key, [*texts, *payload])
         if found is None:
             raise ConfigurationInvalid("table", f"{table!r} is no table; name one")
+        if found["inherited"]:
+            raise ConfigurationInvalid(
+                "table",
+                f"{table!r} has tables that inherit from it, whose rows fire none of "
+                "its triggers; track each of these, or make it partitioned",
+            )
         absent = [one for one in (key, *texts, *payload) if one not in found["columns"]]
         if absent or not texts:
             raise ConfigurationInvalid(
@@ -200,6 +223,7 @@ class Tracker:
             tuple(texts),
             tuple(payload),
             found["partitioned"],
+            found["virtual"],
         )
 
     async def track(self, tracked: Tracked) -> bool:
@@ -268,6 +292,7 @@ class Tracker:
             statement = tracked.fill(first=reached is None)
             async with self._pool.transaction() as tx:
                 await tx.execute(tracked.lock)
+                await tx.execute(_FORMAT)
                 page = await tx.fetchrow(statement, batch, reached, record["since"])
             if page is None or not page["rows"]:
                 await self._pool.execute(_FILLED, collection)
@@ -369,7 +394,9 @@ class Tracker:
         reached: str | None = None
         while True:
             statement = tracked.differing(first=reached is None)
-            rows = await self._pool.fetch(statement, _PAGE, reached)
+            async with self._pool.transaction() as tx:
+                await tx.execute(_FORMAT)
+                rows = await tx.fetch(statement, _PAGE, reached)
             if not rows:
                 return
             reached = rows[0]["reached"]
