@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 LOCK_KEY = 0x666D5F6D69677261
 """Key of the advisory lock that one migrating process holds (``fm_migra``)."""
@@ -144,9 +145,9 @@ class Applied:
     seq: int
 
     @classmethod
-    def from_row(cls, row: Sequence[object]) -> Applied:
+    def from_row(cls, row: Sequence[Any]) -> Applied:
         """Build from a row of ``READ_LEDGER``."""
-        return cls(*row)  # type: ignore[arg-type]  # columns of READ_LEDGER, in order
+        return cls(*row)
 
     @property
     def is_hold(self) -> bool:

@@ -51,8 +51,9 @@ async def outside(empty_dsn):
 
 
 @pytest.fixture
-async def proxied(empty_dsn, outside, tcp_proxy):  # noqa: ARG001 - its functions
+async def proxied(empty_dsn, outside, tcp_proxy):
     """Give a pool of one connection, and the proxy before its server."""
+    del outside  # it made functions
     proxy = tcp_proxy(empty_dsn)
     config = PostgresConfig(dsn=proxy.dsn(empty_dsn), pooler="none", max_size=1)
     async with Pool(config) as pool:
@@ -113,8 +114,9 @@ async def test_a_procedure_that_committed_is_not_called_again(
 
 
 @pytest.fixture
-async def pool_of_one(empty_dsn, outside):  # noqa: ARG001 - its functions
+async def pool_of_one(empty_dsn, outside):
     """Give a pool of one connection."""
+    del outside  # it made functions
     async with Pool(PostgresConfig(dsn=empty_dsn, max_size=1)) as pool:
         yield pool
 

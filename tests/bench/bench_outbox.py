@@ -256,11 +256,10 @@ async def verifying(base: Path, vectors: Path) -> list[str]:
         stop = True
         await ticker
         assert found.agrees, found
-        said = f"verify {found.checked:,} points: {spent:.2f} s ({cpu:.2f} s CPU here)"
-        return [
-            f"{said}, longest gap of the loop {gap * 1000:.0f} ms, "  # noqa: ISC004 - one line
-            f"of it {busy * 1000:.0f} ms were its own work"
-        ]
+        took = f"{spent:.2f} s ({cpu:.2f} s CPU here)"
+        longest = f"{gap * 1000:.0f} ms, of it {busy * 1000:.0f} ms were its own work"
+        what = f"verify {found.checked:,} points: {took}"
+        return [f"{what}, longest gap of the loop {longest}"]
 
 
 async def run(base: Path, only: str, cycles: int) -> tuple[list[Table], list[str]]:

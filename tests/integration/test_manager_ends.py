@@ -71,7 +71,7 @@ async def test_a_cancelled_opening_closes_what_was_open(
         await asyncio.sleep(delay)
         opening.cancel()
         with pytest.raises((asyncio.CancelledError, StorageClosed)):
-            (await opening).pool  # noqa: B018 - raises
+            _ = (await opening).pool
     async with asyncio.timeout(20):
         while await storage.pool.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE $1",

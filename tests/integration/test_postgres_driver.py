@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -47,17 +48,15 @@ async def test_both_ways_answer_alike(
             assert await driver.execute(raw, sql, *args, timeout=None) == tag
 
 
-class _undone:  # noqa: N801 - reads as a verb
+@asynccontextmanager
+async def _undone(raw: asyncpg.Connection[Any]) -> AsyncIterator[None]:
     """Roll the block's work back."""
-
-    def __init__(self, raw: asyncpg.Connection[Any]) -> None:
-        self._transaction = raw.transaction()
-
-    async def __aenter__(self) -> None:
-        await self._transaction.start()
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self._transaction.rollback()
+    transaction = raw.transaction()
+    await transaction.start()
+    try:
+        yield
+    finally:
+        await transaction.rollback()
 
 
 async def test_both_ways_fail_alike(raw: asyncpg.Connection[Any]):

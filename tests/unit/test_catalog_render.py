@@ -1,7 +1,6 @@
 """Exceptions as text, however hostile; drafts of everything; the spool's files."""
 
 # Raising and catching is what is tested here.
-# ruff: noqa: PT017
 
 from __future__ import annotations
 
@@ -72,10 +71,9 @@ def test_hostile_exceptions_are_rendered_all_the_same():
             raise ValueError("deep")
         recurse(depth - 1)
 
-    try:
+    with pytest.raises(ValueError, match="deep") as caught:
         recurse(sys.getrecursionlimit() // 4)
-    except ValueError as exc:
-        assert len(render(exc).stack_trace) < 20_000
+    assert len(render(caught.value).stack_trace) < 20_000
 
 
 def test_a_trace_that_cannot_be_made_is_replaced_by_a_short_one(monkeypatch):
@@ -91,20 +89,13 @@ def test_a_trace_that_cannot_be_made_is_replaced_by_a_short_one(monkeypatch):
 def test_structure_is_kept_for_programs():
     """Causes, suppressed contexts, groups within groups, notes."""
     try:
-        try:
-            raise OSError("a")
-        except OSError:
-            raise ValueError("b") from None
-    except ValueError as exc:
-        assert render(exc).context == {}
-    try:
-        try:
-            raise OSError("a")
-        except OSError:
-            raise ValueError("b")  # noqa: B904 - the implicit context is meant
-    except ValueError as exc:
-        exc.__notes__ = ["n"]
-        assert render(exc).context == {"caused_by": ["OSError"], "notes": ["n"]}
+        raise OSError("a")
+    except OSError:
+        without, with_one = raised(ValueError("b")), raised(ValueError("b"))
+    without.__suppress_context__ = True  # as "from None" does
+    with_one.__notes__ = ["n"]
+    assert render(without).context == {}
+    assert render(with_one).context == {"caused_by": ["OSError"], "notes": ["n"]}
     many = ExceptionGroup("g", [ValueError(str(n)) for n in range(40)])
     assert str(render(many).context["exceptions"]).count("ValueError") == 20
 

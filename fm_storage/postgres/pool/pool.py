@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
 from fm_storage.concurrency.backoff import Backoff
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from asyncpg import Record
 
     from fm_storage.config import PostgresConfig
+    from fm_storage.postgres.connection.verbs import Run
     from fm_storage.postgres.executor import Value
     from fm_storage.postgres.statistics import PoolStatistics
 
@@ -71,6 +72,23 @@ _POSITION = Sql(
 FROM (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
   ELSE pg_current_wal_insert_lsn() END AS lsn) AS log"""
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What a pool lets the pool of its replicas use.
+
+    Attributes:
+        run: Runs one call of the driver on the primary.
+        borrow: Borrows one of the primary's connections.
+        types: What every new connection of both is taught.
+        renewals: Replace the connections of both, each with the reason.
+    """
+
+    run: Run
+    borrow: Callable[..., Acquire[Any]]
+    types: list[composites.Composite]
+    renewals: list[Callable[[str], None]]
 
 
 class Pool(Verbs):
@@ -126,7 +144,9 @@ class Pool(Verbs):
             limit=config.acquire_timeout,
         )
         self._closed: Once[None] | None = None
-        self._renewals = [core.renew]  # of all pools that share its types
+        self.shared = Shared(
+            self._run, self._borrow, self._connector.composites, [core.renew]
+        )
 
     def __repr__(self) -> str:
         core = self._core
@@ -485,8 +505,8 @@ class Pool(Verbs):
             await found.try_on(trial.raw)
         finally:
             await trial.aclose()
-        self._connector.composites.append(found)
-        for renew in self._renewals:
+        self.shared.types.append(found)
+        for renew in self.shared.renewals:
             renew(f"type {found.name} was registered")
 
     # -- reading one's own writes from a replica ---------------------------

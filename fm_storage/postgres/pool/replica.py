@@ -155,13 +155,10 @@ class ReadPool(Pool):
         self._core.takes_writes = False
         self._core.on_failure = self._suspend
         self._connector.verify = self._verify
-        # It is a pool itself, and may use what is its kind's own.
         self._replica_run, self._run = self._run, self._read
-        self._primary_run = primary._run  # noqa: SLF001 - of its own kind
-        self._primary_borrow = primary._borrow  # noqa: SLF001 - the same
-        self._connector.composites = primary._connector.composites  # noqa: SLF001 - the same
-        primary._renewals += self._renewals  # noqa: SLF001 - the same
-        self._renewals = primary._renewals  # noqa: SLF001 - the same
+        primary.shared.renewals.extend(self.shared.renewals)
+        self.shared = primary.shared
+        self._connector.composites = self.shared.types
 
     @property
     def primary(self) -> Pool:
@@ -362,9 +359,7 @@ class ReadPool(Pool):
                 if first:
                     await asyncio.sleep(_CONFLICT_PAUSE * random.random())
         self.count_fallback()
-        return await self._primary_run(
-            driver.in_read_only(call), sql, args, _left(until)
-        )
+        return await self.shared.run(driver.in_read_only(call), sql, args, _left(until))
 
     @property
     def is_used(self) -> bool:
@@ -413,7 +408,7 @@ class ReadPool(Pool):
         return _Routed(
             self,
             super()._borrow(_itself, timeout) if _attempt < _TO_PRIMARY else None,
-            self._primary_borrow(_itself, timeout),
+            self.shared.borrow(_itself, timeout),
             make,
         )
 
