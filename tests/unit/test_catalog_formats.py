@@ -125,6 +125,46 @@ def test_every_format_recognises_its_own_example(one):
         (json.dumps({"severity": "ERROR", "textPayload": "no quota",
                      "timestamp": "2026-01-02T10:11:12.345Z"}), "ERROR", None,
          "no quota"),
+        ("2026-01-02T10:11:12Z\terror\tads\tno stream", "ERROR", "ads", "no stream"),
+        ("2026-01-02 10:11:12 [shop] warn: slow", "WARNING", "shop", "slow"),
+        ("2026-01-02T10:11:12+00:00 [shop.web#critical] no", "CRITICAL", "shop.web",
+         "no"),
+        ("2026-01-02T10:11:12Z pid=31 tid=a class=Pay jid=9b elapsed=0.1 WARN: no",
+         "WARNING", None, "no"),
+        ("2026-01-02 10:11:12,345 [salt.minion     :1234][ERROR   ][31] no", "ERROR",
+         "salt.minion", "no"),
+        ("2026-01-02 10:11:12,345 fail2ban.actions        [31]: ERROR   no", "ERROR",
+         "fail2ban.actions", "no"),
+        ("2026-01-02 10:11:12,345 31 ERROR shop odoo.http: no", "ERROR", "odoo.http",
+         "no"),
+        ("2026-01-02T10:11:12.345+00:00 ERROR shop::pay - no", "ERROR", "shop::pay",
+         "no"),
+        ("  2026-01-02T10:11:12.345678Z ERROR shop::pay: no", "ERROR", "shop::pay",
+         "no"),
+        ("Jan 02 10:11:12.345 ERRO no money", "ERROR", None, "no money"),
+        ("ERRO[2026-01-02T10:11:12Z] no money", "ERROR", None, "no money"),
+        ("Jan 02 10:11:12 imap-login: Error: no auth", "ERROR", "imap-login",
+         "Error: no auth"),
+        ("Jan  2 10:11:12  fw1 rpd[31]: peer refused", "ERROR", "rpd", "peer refused"),
+        ("node=a type=AVC msg=audit(1767348672.345:7): denied", "ERROR", "AVC",
+         "denied"),
+        (("2026-01-02 10:11:12 W3SVC1 WEB 10.0.0.1 GET /pay a=1 443 - 10.0.0.7 HTTP/2.0"
+         " M/5 - - shop.test 500 19 5 1 2 3"), "ERROR", "access", None),
+        ("2026-01-02T10:11:12Z Task timed out after 3.00 seconds", "ERROR", None, None),
+        (json.dumps({"@level": "error", "@message": "no", "@module": "agent",
+                     "@timestamp": "2026-01-02T10:11:12Z"}), "ERROR", "agent", "no"),
+        (json.dumps({"time_local": "02/Jan/2026:10:11:12 +0000", "status": "502",
+                     "request": "GET /"}), "ERROR", None, "GET /"),
+        (json.dumps({"TimeCreated": "2026-01-02T10:11:12Z", "ProviderName": "App",
+                     "LevelDisplayName": "Error", "Message": "no"}), "ERROR", "App",
+         "no"),
+        (json.dumps({"text": "x", "record": {"level": {"name": "ERROR"}, "name": "shop",
+                     "message": "no", "time": {"timestamp": 1767348672.3}}}), "ERROR",
+         "shop", "no"),
+        (json.dumps({"level": "error", "timestamp": 1767348672345, "message": "no",
+                     "context": "PayService"}), "ERROR", "PayService", "no"),
+        (json.dumps({"status": "error", "timestamp": "2026-01-02T10:11:12Z",
+                     "message": "no"}), "ERROR", None, "no"),
     ],
 )  # fmt: skip
 def test_further_layouts_keep_level_module_and_message(line, severity, module, message):
@@ -178,6 +218,59 @@ def test_a_time_of_day_alone_is_the_last_such_time(clock, expected):
     (entry,), _ = read([f"{clock} ERROR charge failed"])
     assert (entry.timestamp, entry.message) == (expected, "charge failed")
     assert LineParser(now=NOW).parse(f"{clock} and other words") is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "message", "trace"),
+    [
+        (
+            [
+                "2026-01-02 10:11:12.345 31 ERROR nova.compute [req-9b - -] no money",
+                *(
+                    f"2026-01-02 10:11:12.345 31 ERROR nova.compute {line}"
+                    for line in TRACE
+                ),
+            ],
+            "no money",
+            "\n".join(TRACE),
+        ),
+        (
+            [
+                "2026-01-02T10:11:12Z\tERROR\tpay.go:7\tno",
+                "main.pay",
+                "\t/srv/pay.go:7",
+            ],
+            "no",
+            "main.pay\n\t/srv/pay.go:7",
+        ),
+        (
+            [
+                "F, [2026-01-02T10:11:12 #31] FATAL -- : no money",
+                "  a.rb:7:in `pay'",
+            ],
+            "no money",
+            "  a.rb:7:in `pay'",
+        ),
+        (
+            ["2026-01-02 10:11:12 ERROR shop: no", "shop.pay", "went away"],
+            "no\nshop.pay\nwent away",
+            None,
+        ),
+    ],
+)
+def test_a_trace_belongs_to_the_entry_above_it(lines, message, trace):
+    """Also where each of its lines has the header of the first, or names come first."""
+    [entry], _ = read(lines)
+    assert (entry.message, entry.stack_trace) == (message, trace)
+
+
+def test_entries_of_one_moment_stay_entries():
+    """Behind a trace, too."""
+    head = "2026-01-02 10:11:12.345 31 ERROR nova.compute "
+    entries, _ = read(
+        [head + "no money", *(head + one for one in TRACE), head + "gone"]
+    )
+    assert [entry.message for entry in entries] == ["no money", "gone"]
 
 
 def test_two_lines_of_java_util_logging_are_one_entry():

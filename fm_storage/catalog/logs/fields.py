@@ -8,7 +8,11 @@ from typing import Any
 import orjson
 
 from fm_storage.catalog.logs.entry import Header
-from fm_storage.catalog.logs.levels import guess_severity, severity_of
+from fm_storage.catalog.logs.levels import (
+    guess_severity,
+    severity_of,
+    severity_of_status,
+)
 from fm_storage.catalog.logs.timestamps import Clock
 from fm_storage.catalog.record.frames import frames_of
 
@@ -16,23 +20,32 @@ _TIMES = (
     "timestamp", "time", "@timestamp", "ts", "datetime", "date", "t.$date", "t",
     "asctime",
     "__REALTIME_TIMESTAMP", "eventTime", "@t", "receiveTimestamp",
-    "Timestamp", "timeMillis", "EventTime", "timeUnixNano",
+    "Timestamp", "timeMillis", "EventTime", "timeUnixNano", "@timestamp", "TimeCreated",
+    "record.time.timestamp", "time_local", "time_iso8601", "start_time",
+    "EdgeStartTimestamp",
 )  # fmt: skip
 _LEVELS = (
     "level", "severity", "levelname", "lvl", "log.level", "loglevel", "PRIORITY",
     "severityText", "level_name", "error_severity", "@l", "LogLevel", "Level", "s",
+    "record.level.name", "@level", "LevelDisplayName",
+)  # fmt: skip
+_STATUSES = (
+    "status", "status_code", "httpRequest.status", "response.status", "response_code",
+    "http.status_code", "http.response.status_code", "EdgeResponseStatus",
 )  # fmt: skip
 _MESSAGES = (
-    "message", "msg", "event", "MESSAGE", "text", "@m", "@mt", "Message",
+    "record.message", "@message", "message", "msg", "event", "MESSAGE", "text", "@m",
+    "@mt", "Message",
     "fields.message", "body.stringValue", "short_message",
     "error.message", "errorMessage", "textPayload", "jsonPayload.message",
     "body", "error", "err", "resultDescription",
+    "request", "httpRequest.requestUrl", "uri", "path", "ClientRequestURI",
 )  # fmt: skip
 _MODULES = (
     "logger", "module", "name", "logger_name", "component", "log.logger",
     "SYSLOG_IDENTIFIER", "service.name", "service", "caller", "loggerName",
     "SourceContext", "Category", "c", "logName", "operationName",
-    "target", "_logger",
+    "target", "_logger", "@module", "ProviderName", "record.name", "context",
 )  # fmt: skip
 _JOURNAL_MODULES = (
     "SYSLOG_IDENTIFIER", "_SYSTEMD_UNIT", "_SYSTEMD_USER_UNIT", "_COMM",
@@ -41,7 +54,7 @@ _JOURNAL_NOISE = ("_", "MESSAGE", "PRIORITY", "SYSLOG_")
 _TRACES = (
     "stack_trace", "exc_info", "exception", "traceback", "stacktrace", "stack",
     "error.stack_trace", "err.stack", "error.stack", "exc_text", "@x",
-    "thrown.extendedStackTrace", "Exception",
+    "thrown.extendedStackTrace", "Exception", "stackTrace",
 )  # fmt: skip
 
 
@@ -114,6 +127,14 @@ def _instant(value: object) -> float | None:
     return float(value["epochSecond"]) + float(value.get("nanoOfSecond", 0)) / 1e9
 
 
+def _severity_of_answer(status: object) -> str | None:
+    """Return the severity of a status of HTTP, or of one that is a word."""
+    text = str(status)
+    if len(text) == 3 and text.isdigit():
+        return severity_of_status(int(text))
+    return severity_of(status) if isinstance(status, str) else None
+
+
 def header_of_fields(fields: dict[str, Any], clock: Clock) -> Header | None:
     """Return what an object says, or None if it is no entry of a log."""
     if "__REALTIME_TIMESTAMP" in fields:
@@ -135,20 +156,21 @@ def header_of_fields(fields: dict[str, Any], clock: Clock) -> Header | None:
     message = take(*_MESSAGES)
     module = take(*_MODULES)
     trace = take(*_TRACES)
+    severity = severity_of(level) or _severity_of_answer(take(*_STATUSES))
     if message is None and trace is None:
         return None
-    if level is None and at is None:
+    if level is None and at is None and severity is None:
         return None
     if isinstance(message, dict):
         message = message.get("message") or orjson.dumps(message).decode()
     if isinstance(trace, list):
-        trace = "\n".join(map(str, trace))
+        trace = "\n".join(str(line).rstrip("\n") for line in trace)
     trace = orjson.dumps(trace).decode() if isinstance(trace, dict) else trace
     text = str(message) if message is not None else str(trace).strip().splitlines()[-1]
     return Header(
         at,
-        severity_of(level) or guess_severity(text),
-        str(module) if module is not None else None,
+        severity or guess_severity(text),
+        str(module) if isinstance(module, str | int) else None,
         text,
         trace=str(trace) if trace is not None else None,
         context={key: value for key, value in fields.items() if key not in taken},

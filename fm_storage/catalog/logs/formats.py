@@ -118,7 +118,9 @@ class LineParser:
     def parse(self, line: str) -> Header | None:
         """Return what *line* says if it begins an entry, else None."""
         if not line or line[0] in " \t":
-            return None
+            if (indent := patterns.INDENTED.match(line)) is None:
+                return None
+            line = line[indent.end() :]
         for at, (name, parse) in enumerate(self._formats):
             header = parse(line)
             if not at and header is None and not self._may_begin(line):

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from fm_storage.catalog.logs.timestamps import ZONE
 
 _LEVEL = (
-    r"(?P<level>TRACE|VERBOSE|DEBUG|FINE(?:R|ST)?|INFO(?:RMATION)?|NOTICE|WARN(?:ING)?"
-    r"|ERR(?:OR)?|SEVERE|CRIT(?:ICAL)?|FATAL|ALERT|EMERG(?:ENCY)?|D?PANIC|SUCCESS|AUDIT"
+    r"(?P<level>TRACE?|VERBOSE|DEBUG?|FINE(?:R|ST)?|INFO(?:RMATION)?|NOTICE|WARN(?:ING)?"
+    r"|ERR(?:OR?)?|SEVERE|CRIT(?:ICAL)?|FATAL|ALERT|EMERG(?:ENCY)?|D?PANIC|SUCCESS|AUDIT"
     r"|VRB|DBG|INF|WRN|FTL)"
 )
 
@@ -24,6 +24,41 @@ RESTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
             "zap",
             rf"""{_LEVEL}\t(?:(?P<module>[\w.-]+)\t)?
                  (?:(?P<place>[\w./-]+\.go:\d+)\t)?(?P<message>.*)""",
+        ),
+        (
+            "zap lower",  # of Istio, InfluxDB
+            r"""(?P<level>trace|debug|info|warn|error|d?panic|fatal)\t
+                (?:(?P<module>[\w.-]+)\t)?(?:(?P<place>[\w./-]+\.go:\d+)\t)?
+                (?P<message>.*)""",
+        ),
+        (
+            "tagged",
+            r"""\[(?P<module>[\w.:-]+)\][ ](?P<level>trace|debug|verbose|info|warn|error
+                |fatal):[ ](?P<message>.*)""",
+        ),
+        (
+            "twisted",
+            r"""\[(?P<module>[\w.]+)\#(?P<level>debug|info|warn|error|critical)\][ ]
+                (?P<message>.*)""",
+        ),
+        (
+            "sidekiq",
+            rf"""pid=(?P<pid>\d+)[ ]tid=(?P<tid>\S+)[ ](?:\w+=\S+[ ])*{_LEVEL}:[ ]
+                 (?P<message>.*)""",
+        ),
+        (
+            "salt",
+            rf"""\[(?P<module>[\w.]+)\s*:\d+\s*\]\[{_LEVEL}\s*\]\[(?P<pid>\d+)\][ ]
+                 (?P<message>.*)""",
+        ),
+        (
+            "fail2ban",
+            rf"(?P<module>[\w.]+)\s+\[(?P<pid>\d+)\]:[ ]{_LEVEL}\s+(?P<message>.*)",
+        ),
+        (
+            "odoo",
+            rf"""(?P<pid>\d+)[ ]{_LEVEL}[ ][\w?-]+[ ](?P<module>\w+(?:\.\w+)+):[ ]
+                 (?P<message>.*)""",
         ),
         ("lambda", rf"(?P<request>[0-9a-f-]{{36}})\t{_LEVEL}\t(?P<message>.*)"),
         (
@@ -131,7 +166,7 @@ RESTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         (
             "named",
             rf"""{_LEVEL}[\]:]?\s+(?:-\s+)?\[?
-                 (?P<module>[A-Za-z_][\w$]*(?:[./][\w$-]+)*)\]?(?:\[\d+\])?
+                 (?P<module>[A-Za-z_][\w$]*(?:(?:[./]|::)[\w$-]+)*)\]?(?:\[\d+\])?
                  (?:\s+\[[^\]]*\])?\s*(?::|\s-)\s(?P<message>.*)""",
         ),
         (
@@ -170,6 +205,11 @@ PLAIN_STAMP = re.compile(
     rf"(?!\s?{ZONE}|[.,\d\]:])\s*"
 )
 """What ``STAMP`` finds in most logs, in a third of the time."""
+INDENTED = re.compile(
+    r" {2,4}(?=\d{4}[-/]\d\d[-/]\d\d[T ][\d:.]+Z? +"
+    rf"\[?{_LEVEL})"
+)
+"""In front of the line of a formatter that indents its first line, too."""
 GO_PLACE = re.compile(r"(?P<place>[\w./-]+\.go:\d+): (?P<message>.*)", re.DOTALL)
 SYSLOG_5424 = re.compile(
     r"<(?P<priority>\d{1,3})>\d{1,2} (?P<at>\S+) (?P<host>\S+) (?P<app>\S+) "
@@ -181,8 +221,8 @@ SYSLOG_5424 = re.compile(
 SYSLOG_3164 = re.compile(
     r"(?:<(?P<priority>\d{1,3})>)?"
     r"(?:(?P<at>[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)?)"
-    r"|(?P<iso>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:?\d\d))) "
-    r"(?:(?P<host>[\w.:-]+) )?(?P<app>[\w./@() -]{1,64}?)(?:\[(?P<pid>\d+)\])?"
+    r"|(?P<iso>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:?\d\d))) +"
+    r"(?:(?P<host>[\w.:-]*[\w.-]) )?(?P<app>[\w./@() -]{1,64}?)(?:\[(?P<pid>\d+)\])?"
     r"(?: \([^)]*\))?: "
     r"(?P<message>.*)",
     re.DOTALL,
@@ -201,7 +241,8 @@ HTTP_STATUS = re.compile(
 """The status in the line of a web server or proxy."""
 SOUNDS_BAD = re.compile(
     r"\b(?:error|exception|fail(?:ed|ure|s)?|fatal|panic|cannot|unable|refused|denied"
-    r"|traceback|segfault|out of memory)\b",
+    r"|traceback|segfault|out of memory|timed out|is down|crash(?:ed)?"
+    r"|corrupt(?:ed)?)\b",
     re.IGNORECASE,
 )
 
@@ -246,6 +287,7 @@ STAMPS = tuple(
         (rf"{_DAY}\.(?P<month>\d\d)\.{_YEAR},? {_CLOCK}", True),
         (rf"{_NUMBERS},? {_CLOCK}(?: {_HALF})?", True),
         (rf"(?P<day>\d\d) {_MONTH} {_CLOCK}", False),
+        (rf"{_MONTH} +{_DAY} {_CLOCK}", False),
         (rf"(?P<year>\d\d){_DIGITS} {{1,2}}{_CLOCK}", False),
         (r"(?P<epoch>\d{10}(?:\.\d{1,9})?|\d\.\d{6,}e\+?09)", False),
         (rf"(?P<clock>\d{{1,2}}:\d\d(?::\d\d(?:[.,]\d{{1,9}})?)?) ?{_HALF}", False),
@@ -271,6 +313,26 @@ FORMATS = (
         "envoy",
         rf"\[{_AT}(?P<zone>Z)\] {_REQUEST}.*",
         '[2026-01-02T10:11:12.345Z] "GET /api HTTP/1.1" 503 UF 0 91 10 -',
+    ),
+    _format(
+        "gin",
+        rf"\[GIN\] {_YEAR}/(?P<month>\d\d)/(?P<day>\d\d) - {_CLOCK} \| +"
+        r"(?P<status>\d{3}) \| +\S+ \| +(?P<client>\S+) \| (?P<request>[A-Z]+ .*)",
+        '[GIN] 2026/01/02 - 10:11:12 | 500 | 1.23ms | 10.0.0.7 | POST     "/pay"',
+    ),
+    _format(
+        "uwsgi",
+        r"\[pid: (?P<pid>\d+)\|app: [^\]]*\] (?P<client>\S+) .*?"
+        rf"\[{_WEEKDAY} {_MONTH} (?P<day>[ \d]\d) {_CLOCK} {_YEAR}\] "
+        r"(?P<request>[A-Z]+ \S+) => .*?\(HTTP/[\d.]+ (?P<status>\d{3})\).*",
+        "[pid: 31|app: 0|req: 7/9] 10.0.0.7 () {40 vars in 512 bytes} [Fri Jan  2 "
+        "10:11:12 2026] GET /pay => generated 0 bytes in 5 msecs (HTTP/1.1 500) 2",
+    ),
+    _format(
+        "http.sys",
+        rf"{_AT} (?P<client>[\d.:a-f]+) \d+ [\d.:a-f]+ \d+ HTTP/[\d.]+ "
+        r"(?P<request>[A-Z]+ \S+) (?P<status>\d{3}) .*",
+        "2026-01-02 10:11:12 10.0.0.7 51 10.0.0.1 80 HTTP/1.1 GET /pay 503 1 Offline",
     ),
     _format(
         "haproxy",
@@ -334,6 +396,20 @@ FORMATS = (
         rf"\[{_WEEKDAY} {_MONTH} (?P<day>[ \d]\d) {_CLOCK} (?P<year>\d{{4}})\] "
         r"(?P<message>.*)",
         "[Fri Jan  2 10:11:12 2026] Out of memory: Killed process 31",
+    ),
+    _format(
+        "cisco",
+        rf"(?:\d+: )?[*.]?{_MONTH} +{_DAY} (?:{_YEAR} )?{_CLOCK}"
+        rf"(?: (?P<zone>{ZONE}))?(?: (?P<host>[\w.-]+))? ?: "
+        r"%(?P<module>[A-Z]\w*(?:-[A-Z]\w*)*)-(?P<priority>[0-7])-(?P<id>\w+): "
+        r"(?P<message>.*)",
+        "000123: Jan  2 2026 10:11:12.345 UTC: %LINK-3-UPDOWN: Interface is down",
+    ),
+    _format(
+        "dmesg decoded",
+        r"(?P<module>kern|user|daemon|auth|syslog) *:(?P<level>\w+) *: "
+        r"\[ *(?P<uptime>\d+\.\d+)\] (?P<message>.*)",
+        "kern  :err   : [ 5125.123456] ata1.00: failed command: READ",
     ),
     _format(
         "monotonic",
@@ -416,8 +492,9 @@ FORMATS = (
     ),
     _format(
         "iis",
-        rf"{_AT} [\d.:a-f]+ (?P<request>[A-Z]{{3,8}} \S+ \S+) \d+ \S+ (?P<client>\S+)"
-        r"(?: \S+){1,3}? (?P<status>[1-5]\d\d) \d+ \d+ \d+.*",
+        rf"{_AT} (?:(?P<site>W3SVC\d+) (?P<host>\S+) )?[\d.:a-f]+ "
+        r"(?P<request>[A-Z]{3,8} \S+ \S+) \d+ \S+ (?P<client>\S+)"
+        r"(?: \S+){1,6}? (?P<status>[1-5]\d\d) \d+ \d+ \d+.*",
         "2026-01-02 10:11:12 10.0.0.1 GET /pay - 443 - 10.0.0.7 curl - 500 0 0 31",
     ),
     _format(
@@ -435,8 +512,8 @@ FORMATS = (
     ),
     _format(
         "audit",  # of Linux
-        r"type=(?P<module>\w+) msg=audit\((?P<epoch>\d{10}\.\d{3}):\d+\): "
-        r"(?P<message>.*)",
+        r"(?:node=(?P<host>\S+) )?type=(?P<module>\w+) "
+        r"msg=audit\((?P<epoch>\d{10}\.\d{3}):\d+\): (?P<message>.*)",
         "type=AVC msg=audit(1767348672.345:7): avc: denied { read } for pid=31",
     ),
     _format(
@@ -450,6 +527,69 @@ FORMATS = (
         rf"\[Nest\] (?P<pid>\d+)\s+- {_NUMBERS}, {_CLOCK} {_HALF}\s+"
         r"(?P<level>[A-Z]+) (?:\[(?P<module>[^\]]+)\] )?(?P<message>.*)",
         "[Nest] 31  - 01/02/2026, 10:11:12 AM   ERROR [ExceptionsHandler] no money",
+    ),
+    _format(
+        "weblogic",
+        rf"<{_MONTH} {_DAY}, {_YEAR},? {_CLOCK} {_HALF}(?: (?P<zone>{ZONE}))?> "
+        r"<(?P<level>[A-Z]\w+)> <(?P<module>[^>]*)> (?:<[^>]*> )*?"
+        r"<(?P<id>BEA-\d+)> <(?P<message>.*?)>? *$",
+        "<Jan 2, 2026 10:11:12 AM UTC> <Error> <HTTP> <BEA-101017> <no money>",
+    ),
+    _format(
+        "websphere",
+        r"\[(?P<month>\d\d?)/(?P<day>\d\d?)/(?P<year>\d\d) "
+        rf"(?P<clock>\d{{1,2}}:\d\d:\d\d):\d{{3}} (?P<zone>{ZONE})\] "
+        r"(?P<tid>[0-9a-f]{8}) (?P<module>\S+)\s+(?:A|(?P<level>[FEWIDCOR]))\s+"
+        r"(?P<message>.*)",
+        "[1/2/26 10:11:12:345 UTC] 0000001f ServletWrappe E   SRVE0068E: no money",
+    ),
+    _format(
+        "tornado",
+        r"\[(?P<level>[DIWEC]) (?P<year>\d{2,4}?)-?(?P<month>\d\d)-?(?P<day>\d\d) "
+        rf"{_CLOCK} (?P<module>\w+)(?::(?P<line>\d+))?\] (?P<message>.*)",
+        "[E 260102 10:11:12 web:1789] Uncaught exception GET /pay",
+    ),
+    _format(
+        "fern",
+        rf"\[{_YEAR}-(?P<month>\d\d)-(?P<day>\d\d)\]\[{_CLOCK}\]"
+        rf"\[(?P<module>[\w:.-]+)\]\[{_LEVEL}\] ?(?P<message>.*)",
+        "[2026-01-02][10:11:12][shop::cart][ERROR] no money",
+    ),
+    _format(
+        "unreal",
+        rf"\[{_YEAR}\.(?P<month>\d\d)\.(?P<day>\d\d)-(?P<hour>\d\d)\.(?P<minute>\d\d)"
+        r"\.(?P<second>\d\d):\d{3}\]\[ *(?P<frame>\d+)\](?P<module>\w+): "
+        r"(?:(?P<level>Fatal|Error|Warning|Log|Verbose): )?(?P<message>.*)",
+        "[2026.01.02-10.11.12:345][  7]LogNet: Error: no money",
+    ),
+    _format(
+        "minecraft",
+        rf"\[(?P<day>\d\d){_MONTH}{_YEAR} {_CLOCK}\] \[(?P<thread>[^\]]*)/{_LEVEL}\] "
+        r"(?:\[(?P<module>[\w.$-]+)/[^\]]*\]: )?(?P<message>.*)",
+        "[02Jan2026 10:11:12.345] [main/ERROR] [net.minecraft.Server/]: no money",
+    ),
+    _format(
+        "zabbix",
+        r"(?P<pid>\d+):(?P<year>\d{4})(?P<month>\d\d)(?P<day>\d\d):"
+        rf"{_TIME} (?P<message>.*)",
+        "31:20260102:101112.345 cannot connect to [[db]:3306]",
+    ),
+    _format(
+        "nagios",
+        r"\[(?P<epoch>\d{10})\] "
+        r"(?P<message>(?:SERVICE|HOST|PASSIVE|CURRENT|EXTERNAL) .*)",
+        "[1767348672] SERVICE ALERT: web1;HTTP;CRITICAL;HARD;3;no route",
+    ),
+    _format(
+        "unbound",
+        r"\[(?P<epoch>\d{10})\] (?P<module>[\w-]+)\[(?P<pid>\d+):\w+\] "
+        r"(?P<level>[a-z]+): (?P<message>.*)",
+        "[1767348672] unbound[31:0] error: no route",
+    ),
+    _format(
+        "slow log",  # of MySQL
+        rf"\# Time: {_AT}(?P<zone>Z|[+-]\d\d:\d\d)?(?P<message>)$",
+        "# Time: 2026-01-02T10:11:12.345678Z",
     ),
     _format(
         "erlang",
@@ -477,7 +617,8 @@ FORMATS = (
     ),
     _format(
         "logrus",
-        r"(?P<level>FATA|ERRO|WARN|INFO|DEBU|TRAC|PANI)\[(?P<uptime>\d+)\] "
+        r"(?P<level>FATA|ERRO|WARN|INFO|DEBU|TRAC|PANI)"
+        rf"\[(?:(?P<uptime>\d+)|{_AT}(?P<zone>{ZONE})?)\] "
         r"(?P<message>.*)",
         "ERRO[0012] charge failed",
     ),

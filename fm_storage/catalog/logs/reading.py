@@ -40,8 +40,9 @@ _TRACE_START = re.compile(
 _FRAME = re.compile(
     r"\s+at \S|\s*(?:\| )*\s+File \"|Traceback \(most|\s*\.\.\. \d+ (?:more|common)"
     r"|Caused by:|goroutine \d+ \[|panic: |[Ss]tack backtrace:|\s+[+|] .*Traceback \("
-    r"|#\d+ \S"
+    r"|#\d+ \S|\s*(?:from )?\S+\.rb:\d+:in |\s+\S+\.go:\d+"
 )
+_GO_FUNCTION = re.compile(r"[\w./-]+\.[\w.*()]+(?:\(.*\))?$")
 # Begins like a header of its own, whatever its format is.
 _DATED = re.compile(
     r"[\[(<]?(?:\d{4}[-/.]\d\d[-/.]\d\d|\d\d[-/.]\d\d[-/.]\d{4}|\d\d:\d\d:\d\d)"
@@ -96,6 +97,17 @@ class _Open:
     size: int = 0
     trace_at: int | None = None
     unknown: int = 0  # of *more*, lines without indentation, before a trace
+
+    def add(self, line: str) -> None:
+        """Add a line that continues the entry, perhaps the first of its trace."""
+        if self.trace_at is None and (
+            _FRAME.match(line) is not None or _TRACE_START.match(line) is not None
+        ):
+            self.trace_at = len(self.more)
+            if self.more and _GO_FUNCTION.match(self.more[-1]) is not None:
+                self.trace_at -= 1  # Go writes its place below it
+        self.more.append(line)
+        self.size += len(line)
 
 
 class LogReader:
@@ -204,8 +216,8 @@ class LogReader:
     def _take(self, line: str, offset: int, raw: bytes) -> Prepared | None:
         """Begin or continue an entry with a line; return the entry that it ends."""
         header = self._parser.parse(line)
-        if header is None:
-            return self._continue(line, offset, raw)
+        if header is None or self._goes_on(header):
+            return self._continue(header.message if header else line, offset, raw)
         if self._completes(header):
             return None
         return self._begin(header, offset, raw)
@@ -268,6 +280,28 @@ class LogReader:
             self._last = header.timestamp
         return done
 
+    def _goes_on(self, header: Header) -> bool:
+        """Return whether a line is one of a trace, each with the header of the first.
+
+        As OpenStack writes them.
+        """
+        current, message = self._open, header.message
+        if current is None or header.timestamp is None:
+            return False
+        if current.trace_at is None:
+            if not message.startswith("Traceback (most recent"):
+                return False
+        elif not (_TRACE_START.match(message) or _FRAME.match(message)) and (
+            message[:2] != "  "
+        ):
+            return False
+        one, other = current.header, header
+        return (one.timestamp, one.module, one.severity) == (
+            other.timestamp,
+            other.module,
+            other.severity,
+        )
+
     def _completes(self, header: Header) -> bool:
         """Take the second line of java.util.logging, which has level and message."""
         current = self._open
@@ -317,12 +351,7 @@ class LogReader:
         if len(current.more) >= _MAX_LINES or current.size > MAX_LINE:
             report.truncated += 1
             return None
-        if current.trace_at is None and (
-            _FRAME.match(line) is not None or _TRACE_START.match(line) is not None
-        ):
-            current.trace_at = len(current.more)
-        current.more.append(line)
-        current.size += len(line)
+        current.add(line)
         return None
 
     @staticmethod

@@ -6,6 +6,7 @@ Zone and year, where a line names none, are the same for a whole log.
 from __future__ import annotations
 
 import contextlib
+import re
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from zoneinfo import ZoneInfo
 
@@ -27,6 +28,7 @@ _ZONES = {
 ZONE = rf"(?:{'|'.join(_ZONES)}|[+-]\d\d(?::?\d\d)?)\b"
 """What follows a time of day and names its zone."""
 
+_WEB = re.compile(r"(\d\d)/([A-Z][a-z]{2})/(\d{4}):(\d\d:\d\d:\d\d) ([+-]\d{4})")
 _DAY = timedelta(days=1)
 _SECOND = timedelta(seconds=1)
 _LEAP_CYCLE = 8  # years from one 29 February to the next, at most
@@ -103,6 +105,9 @@ class Clock:
         if isinstance(value, str):
             if value.isdigit():
                 value = int(value)
+            elif (named := _WEB.fullmatch(value)) is not None:
+                day, month, year, clock, zone = named.groups()
+                return self.day(month, day, clock, int(year), zone)
             else:
                 text, _, zone = value.replace("/", "-").rpartition(" ")
                 if zone in _ZONES:
