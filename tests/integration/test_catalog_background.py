@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from functools import partial
 from types import SimpleNamespace
@@ -89,6 +90,19 @@ async def test_the_queue_waits_for_the_loop_and_spools_nothing(queue):
         f"error {n}" for n in range(100)
     ]
     assert (made.queue.taken, made.queue.spilled) == (100, 0)
+
+
+async def test_full_collections_leave_out_what_was_loaded_before(queue):
+    """Until it closes; what the application itself has frozen is left alone."""
+    gc.unfreeze()
+    held = queue()
+    try:
+        assert gc.get_freeze_count() > 10_000
+        queue().queue.close(5)
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        held.queue.close(5)
+    assert gc.get_freeze_count() == 0
 
 
 async def test_a_loop_that_takes_too_long_is_not_waited_for(queue, monkeypatch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import threading
 import time
@@ -99,6 +100,11 @@ class Background:
             target=self._run, name="fm_storage error queue", daemon=True
         )
         self._thread.start()
+        # Many records bring on full garbage collections, which stop the loop for as
+        # long as the program is large: what it has loaded stays out of them.
+        self._froze = not gc.get_freeze_count()
+        if self._froze:
+            gc.freeze()
 
     def put(self, make: MakeDraft) -> None:
         """Take an error; returns at once and never raises.
@@ -125,6 +131,8 @@ class Background:
     def close(self, timeout: float) -> None:
         """Store what was taken, for *timeout* seconds; spool what is left."""
         self.flush(timeout)
+        if self._froze:
+            gc.unfreeze()
         with self._room:
             self._closed = True
             self._room.notify_all()
