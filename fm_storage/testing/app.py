@@ -11,6 +11,7 @@ import re
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -267,7 +268,21 @@ def _parsed(kind: str, body: bytes) -> Any:
     adapter = _ADAPTERS.get(kind)
     if adapter is None:
         adapter = _ADAPTERS[kind] = TypeAdapter(getattr(models, kind))
-    return adapter.validate_python(orjson.loads(body))
+    return _in_utc(adapter.validate_python(orjson.loads(body)))
+
+
+def _in_utc(given: Any) -> Any:
+    """Give a zone to the moments that have none: a server takes them for UTC."""
+    for model in given if isinstance(given, list) else [given]:
+        for name in getattr(model, "model_fields_set", ()):
+            value = getattr(model, name)
+            if isinstance(value, datetime) and value.tzinfo is None:
+                setattr(model, name, value.replace(tzinfo=UTC))
+            elif not isinstance(value, list) or hasattr(
+                next(iter(value), None), "model_fields_set"
+            ):
+                _in_utc(value)
+    return given
 
 
 _ADAPTERS: dict[str, Any] = {}

@@ -378,3 +378,68 @@ async def test_server_double_runs_in_a_process_of_its_own() -> None:
         assert await store.ready() == "Qdrant 1.17.0"
     await process.communicate(b"")
     assert process.returncode == 0
+
+
+async def test_limit_of_strict_mode_is_the_request_s_fault(server: Server) -> None:
+    """Some versions forbid what strict mode limits: no matter of a key."""
+    text = 'Forbidden: Limit exceeded 20 > 10 for "limit". Help: Reduce it to 10.'
+    async with QdrantStore(server.config()) as store:
+        await store.count("a")
+        server.faults.add(Fault("status", 403, text=text))
+        with pytest.raises(InvalidRecord, match="20 > 10"):
+            await store.count("a")
+        server.faults.add(Fault("status", 403, text="Global access is required"))
+        with pytest.raises(
+            VectorStoreUnavailable, match="access is required"
+        ) as denied:
+            await store.count("a")
+        assert "api_key" in str(denied.value)
+        assert not denied.value.retryable
+
+
+async def test_answer_of_another_server_is_named() -> None:
+    """A redirect, or JSON of another form, is no answer of Qdrant's."""
+    async with Server() as server, QdrantStore(server.config()) as store:
+        await store.ensure_collection_exists("a", 4)
+        elsewhere = (("Location", "https://vectors.example/x"),)
+        server.faults.add(Fault("status", 307, elsewhere))
+        with pytest.raises(VectorStoreUnavailable, match="leads to https") as led:
+            await store.count("a")
+        server.faults.add(Fault("status", 200))
+        with pytest.raises(VectorStoreUnavailable, match="none of Qdrant") as other:
+            await store.count("a")
+        assert not led.value.retryable
+        assert not other.value.retryable
+        assert await store.count("a") == 0
+
+
+async def test_old_server_gets_no_conditional_write(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would not see the condition: refused before the first one is sent."""
+    monkeypatch.setattr("fm_storage.testing.app.VERSION", "1.15.5")
+    async with Server() as server, QdrantStore(server.config()) as store:
+        await store.ensure_collection_exists("a", 4)
+        await store.upsert_points("a", points(2))
+        conditions: list[dict[str, Any]]
+        conditions = [{"newer_by": "n"}, {"update_filter": {"n": 1}}]
+        for condition in conditions:
+            with pytest.raises(VectorStoreUnavailable, match="older than") as refused:
+                await store.upsert_points("a", points(3), **condition)
+            assert not refused.value.retryable
+        with pytest.raises(VectorStoreUnavailable, match="older than"):
+            await store.update_vectors("a", points(1), update_filter={"n": 0})
+        assert await store.count("a") == 2
+
+
+async def test_many_ids_go_in_several_requests(server: Server) -> None:
+    """A list of ids is as long as its caller likes."""
+    async with QdrantStore(server.config()) as store:
+        await store.upsert_points("a", points(3))
+        server.seen.clear()
+        await store.set_payload("a", {"m": 1}, range(1, 25_000))
+        assert len(server.seen) == 3
+        assert await store.count("a", {"m": 1}) == 2
+        bounds = dict.fromkeys(range(25_000), 1)
+        await store.delete_points("a", range(25_000), newer_by="n", up_to=bounds)
+        assert [p.id async for p in store.iter_points("a")] == [2]

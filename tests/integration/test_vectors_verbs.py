@@ -317,3 +317,27 @@ async def test_every_form_of_a_uuid_is_that_uuid(
         assert found.id in {form, plain}
         assert await any_store.count(name, {"has_id": [form]}) == 1
     assert await any_store.count(name) == 1
+
+
+async def test_missing_example_is_named_as_it_was_given(
+    any_store: QdrantStore, name: str
+) -> None:
+    """Also in one query of several, and where hits come by groups."""
+    await any_store.ensure_collection_exists(name, 2)
+    await any_store.upsert_points(name, [Point(1, [1.0, 0.0], {"k": "a"})])
+    with pytest.raises(RecordNotFound, match="'gone'"):
+        await any_store.query_batch(name, [{"query": 1}, {"query": "gone"}])
+    with pytest.raises(RecordNotFound, match="'gone'"):
+        await any_store.search_groups(name, "gone", "k")
+
+
+@pytest.mark.parametrize("key", ["_fm_id", "_ver", '"_fm_id"', "", "a b", 5, ["a"]])
+async def test_only_fields_of_the_application_are_changed(
+    any_store: QdrantStore, name: str, key: Any
+) -> None:
+    """What is no path, or is ours, is refused before anything is sent."""
+    await any_store.ensure_collection_exists(name, 2)
+    with pytest.raises(InvalidRecord):
+        await any_store.set_payload(name, {"x": 1}, [1], key=key)
+    with pytest.raises(InvalidRecord):
+        await any_store.delete_payload(name, [key], [1])

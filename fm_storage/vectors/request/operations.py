@@ -29,6 +29,11 @@ class Upsert:
     newer_by: str | None = None
     condition: Json | None = None
 
+    @property
+    def conditional(self) -> bool:
+        """Whether stored points may stay as they are."""
+        return self.newer_by is not None or self.condition is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Delete:

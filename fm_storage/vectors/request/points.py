@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +29,6 @@ MARK = "_fm_src"
 MARKS = ("_ver", MARK)
 """Payload keys of the outbox and of a reindex: marks of a point, not in its payload."""
 
-_SHORT = 512
-"""Bytes of a vector up to which a call of numpy costs more than it saves."""
 _PLAIN = frozenset({str, int, bool, type(None)})
 _MAX_TERM = 2**32
 _MAX_FLOAT32 = 3.4028234e38
@@ -215,7 +212,7 @@ def encode_points(
 
 
 def encode_updates(
-    points: Iterable[Any], spec: Mapping[str, Any], collection: str
+    points: Iterable[Any], spec: Mapping[str, Any], collection: str, *, start: int = 0
 ) -> list[Encoded]:
     """Check and encode ids and vectors; payloads are left alone.
 
@@ -225,7 +222,7 @@ def encode_updates(
         InvalidRecord: An id is wrong, or a point has no vector.
     """
     made = []
-    for index, point in enumerate(points):
+    for index, point in enumerate(points, start):
         try:
             number, vector = to_wire_id(point.id, index=index)[0], point.vector
         except AttributeError:
@@ -358,6 +355,9 @@ def encode_vector(
             index=index,
             field=where,
         )
+    # The byte with the sign and most of the exponent: below 2**53 in nearly all.
+    if not data[3::4].translate(None, _BELOW_2_TO_53):
+        return Floats(data)
     _refuse_infinite(data, collection, where, index)
     if known[name].get("distance") == "Cosine" and _too_long(data):
         raise InvalidVector(
@@ -404,14 +404,8 @@ def _packed(given: Any) -> bytes:
 def _refuse_infinite(
     data: bytes, collection: str, where: str, index: int | None
 ) -> None:
-    numpy = sys.modules.get("numpy") if len(data) > _SHORT else None
-    if numpy is not None:
-        numbers = numpy.frombuffer(data, dtype="f4")
-        finite = bool(numpy.logical_and.reduce(numpy.isfinite(numbers)))
-    else:
-        # The sum of finite float32 numbers cannot overflow a double.
-        finite = math.isfinite(sum(memoryview(data).cast("f")))
-    if not finite:
+    # The sum of finite float32 numbers cannot overflow a double.
+    if not math.isfinite(sum(memoryview(data).cast("f"))):
         raise InvalidVector(
             f"collection {collection!r}: {where}{_at(index)} holds NaN or infinity; "
             "give finite numbers of float32's range",
@@ -423,9 +417,6 @@ def _refuse_infinite(
 
 def _too_long(data: bytes) -> bool:
     """Whether the sum of the squares is beyond float32, where Qdrant sums up."""
-    # The byte with the sign and most of the exponent: below 2**53 in nearly all.
-    if not data[3::4].translate(None, _BELOW_2_TO_53):
-        return False
     return sum(n * n for n in memoryview(data).cast("f")) > _MAX_FLOAT32
 
 

@@ -5,6 +5,7 @@ Vectors inside come out encoded, ids as ``{"@id": …}``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -177,14 +178,15 @@ def _paths(given: Any) -> list[str]:
     return [payload_path(path, "with_payload") for path in given]
 
 
-def value_path(given: Any, field: str) -> str:
-    """Return the path of a payload field whose values are given back.
+def value_path(given: Any, field: str, *, changed: bool = False) -> str:
+    """Return the path of a payload field whose values are given back, or changed.
 
     Raises:
         InvalidRecord: It is none, or not the application's.
     """
     path = payload_path(given, field)
-    if path.partition(".")[0].strip('"') in {RESERVED_ID, *MARKS}:
+    ours = {RESERVED_ID, *(MARKS[:1] if changed else MARKS)}
+    if re.split(r"[.\[]", path)[0].strip('"') in ours:
         problem = f"{field}: {path!r} is kept by fm_storage; name a field of yours"
         raise InvalidRecord(problem, field=field)
     return path

@@ -25,6 +25,8 @@ from fm_storage.vectors.request.operations import (
     Marker,
     Request,
     Retrieve,
+    UpdateVectors,
+    Upsert,
 )
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ class ServerEngine:
         self._points: PointsWire
         self._collections: ServerCollections
         self._identity: str | None = None
+        self._new_enough = self._memory
 
     # Life
 
@@ -157,6 +160,7 @@ class ServerEngine:
                 operation="ready",
                 retryable=False,
             )
+        self._new_enough = True
         return f"Qdrant {info.version}"
 
     async def call(
@@ -167,6 +171,12 @@ class ServerEngine:
             assert request is not None
             if isinstance(request, Retrieve) and not request.ids:
                 return []
+            # An older server would not see a condition, and write.
+            if not self._new_enough and (
+                (isinstance(request, Upsert) and request.conditional)
+                or (isinstance(request, UpdateVectors) and request.condition)
+            ):
+                await self._ready()
             return await self._points.call(operation, collection or "", request)
         if operation == "ready":
             return await self._ready()

@@ -38,10 +38,22 @@ _DATE = re.compile(r"not a valid integer: (.*)", re.DOTALL)
 _NO_POINT = re.compile(r"(?:No point with id|Point) (\S+)(?: is)?(?: not)? found")
 _EXISTS = ("already exists",)
 _SHOWN = 300
+_STRICT = "Help:"
+"""In the text of strict mode, whose refusals some versions call forbidden."""
 
 
 class AlreadyExists(Exception):
     """The name is taken; the caller knows whether that is an error."""
+
+
+@contextmanager
+def readable(operation: str, collection: str | None) -> Iterator[None]:
+    """Name an answer that has not the form of Qdrant's: another server is there."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError) as exc:
+        what = f"the answer is none of Qdrant's ({exc!r}); check qdrant.url"
+        raise _unavailable(what, operation, collection, retryable=False) from exc
 
 
 @contextmanager
@@ -164,10 +176,14 @@ def _from_status(
         return _missing(text, operation, collection)
     if status == 409:
         return AlreadyExists(text)
-    if status in {400, 422}:
+    if status in {400, 422} or (status == 403 and _STRICT in text):
         return _from_text(text, operation, collection)
     if status in {401, 403}:
-        what = f"the server refuses access ({status}); set qdrant.api_key"
+        what = f"the server refuses access ({status} {text}); set qdrant.api_key"
+        return _unavailable(what, operation, collection, retryable=False)
+    if 300 <= status < 400:
+        where = exc.headers.get("Location") if exc.headers else None
+        what = f"the server answered {status} and leads to {where}; correct qdrant.url"
         return _unavailable(what, operation, collection, retryable=False)
     if status == 413:
         return _too_large(operation)
@@ -191,7 +207,9 @@ def _from_code(
         return _missing(text, operation, collection)
     if code == grpc.StatusCode.ALREADY_EXISTS:
         return AlreadyExists(text)
-    if code in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE}:
+    if code in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE} or (
+        code == grpc.StatusCode.PERMISSION_DENIED and _STRICT in text
+    ):
         return _from_text(text, operation, collection)
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than" in text:
         return _too_large(operation)
@@ -203,7 +221,7 @@ def _from_code(
             seconds = float(given) if given.isdigit() else _until(given)
         return _limited(operation, collection, seconds)
     if code in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}:
-        what = "the server refuses access; set qdrant.api_key"
+        what = f"the server refuses access ({text[:_SHOWN]}); set qdrant.api_key"
         return _unavailable(what, operation, collection, retryable=False)
     passing = code in {
         grpc.StatusCode.UNAVAILABLE,

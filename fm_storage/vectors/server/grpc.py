@@ -243,10 +243,7 @@ class GrpcPoints:
         )
 
     async def _update_vectors(self, collection: str, request: UpdateVectors) -> None:
-        points = [
-            models.PointVectors(id=point.id, vector=_point(point).vector)
-            for point in request.points
-        ]
+        points = await asyncio.to_thread(_vectors, request.points)
         await self._client.update_vectors(
             collection,
             points=points,
@@ -380,6 +377,10 @@ def _plain(value: Any) -> Any:
 
 def _hits(found: Sequence[Any]) -> list[ScoredPoint]:
     return [point_from(hit.id, hit.score, hit.payload, hit.vector) for hit in found]
+
+
+def _vectors(batch: Sequence[Encoded]) -> list[models.PointVectors]:
+    return [models.PointVectors(id=p.id, vector=_point(p).vector) for p in batch]
 
 
 def _structs(batch: Sequence[Encoded]) -> list[models.PointStruct]:

@@ -35,7 +35,7 @@ from fm_storage.vectors.request.operations import (
     Upsert,
 )
 from fm_storage.vectors.request.points import Encoded, Floats, Terms
-from fm_storage.vectors.server.errors import translated
+from fm_storage.vectors.server.errors import readable, translated
 from fm_storage.vectors.server.models import plain_request, point_from
 from fm_storage.vectors.server.protocol import by_bound, by_filter, by_version
 
@@ -239,6 +239,10 @@ class RestPoints:
         else:
             sent = _REQUESTS[operation](request)
         answer = await self._send(operation, collection, sent)
+        with readable(operation, collection):
+            return await self._answer(request, answer)
+
+    async def _answer(self, request: Request, answer: Any) -> Any:
         if isinstance(request, Retrieve):
             place = {number: position for position, number in enumerate(request.ids)}
             answer.sort(key=lambda point: place[point["id"]])
@@ -247,9 +251,6 @@ class RestPoints:
             return await _points(answer["points"]), answer.get("next_page_offset")
         if isinstance(request, Query):
             return await _points(answer["points"])
-        return await self._other(request, answer)
-
-    async def _other(self, request: Request, answer: Any) -> Any:
         if isinstance(request, Count):
             return answer["count"]
         if isinstance(request, Facet):
@@ -285,7 +286,8 @@ class RestPoints:
                 params={"wait": "true"} if write else {},
                 content=body,
             )
-        return answer["result"]
+        with readable(operation, collection):
+            return answer["result"]
 
     async def put_meta(
         self, collection: str, number: int, payload: Json, *, replace: bool

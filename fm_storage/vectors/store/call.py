@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from fm_storage.concurrency.lifecycle import Home, Life
 from fm_storage.config import QdrantConfig
-from fm_storage.errors import InvalidName, VectorStoreUnavailable
+from fm_storage.errors import InvalidName, InvalidVector, VectorStoreUnavailable
 from fm_storage.errors.vectors import name_operation
 from fm_storage.vectors.backend import Backend, backend_for
 from fm_storage.vectors.request.operations import Request
@@ -96,11 +96,19 @@ class Calls:
             spec = self.specs[collection] = await self.ask("spec", collection)
         return spec
 
-    async def changed_spec(self, collection: str) -> dict[str, Any] | None:
-        """Look a definition up again; None when it is what was known."""
-        known = self.specs.pop(collection, None)
-        spec = await self.spec(collection)
-        return None if spec == known else spec
+    async def fitted(
+        self, collection: str, work: Callable[[dict[str, Any]], Awaitable[T]]
+    ) -> T:
+        """Do *work* by a definition; again where it was out of date, and unfit so."""
+        known = await self.spec(collection)
+        try:
+            return await work(known)
+        except InvalidVector:
+            self.specs.pop(collection, None)
+            changed = await self.spec(collection)
+            if changed == known:
+                raise
+            return await work(changed)
 
     async def ask(
         self, operation: str, collection: str | None, request: Request | None = None

@@ -7,13 +7,14 @@ points seen before tell how large they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import orjson
 
-from fm_storage.errors import InvalidVector, RecordNotFound
+from fm_storage.errors import RecordNotFound
 from fm_storage.vectors.points import PointGroup, ScoredPoint, SparseVector, no_point
 from fm_storage.vectors.request.operations import (
     Query,
@@ -40,55 +41,59 @@ _BARE: dict[str, Any] = {"include": [RESERVED_ID]}
 
 async def find(calls: Calls, collection: str, asked: Asked) -> list[ScoredPoint]:
     """See ``QdrantStore.query()``."""
-    spec = await calls.spec(collection)
-    try:
-        request = asked.encoded(spec, collection)
-    except InvalidVector:
-        # The definition may have changed since it was last looked up.
-        changed = await calls.changed_spec(collection)
-        if changed is None:
-            raise
-        request = asked.encoded(changed, collection)
-    try:
+
+    async def encode(spec: dict[str, Any]) -> Query:
+        return asked.encoded(spec, collection)
+
+    request = await calls.fitted(collection, encode)
+    with _naming(collection, asked):
         return await _found(calls, collection, request)
-    except RecordNotFound as exc:
-        # The engine knows the id that it was given, not the caller's.
-        key = ids_in(asked.query, asked.prefetch).get(str(exc.key), exc.key)
-        raise no_point(collection, key) from exc
 
 
 async def find_many(
     calls: Calls, collection: str, every: Sequence[Asked]
 ) -> list[list[ScoredPoint]]:
     """See ``QdrantStore.query_batch()``."""
-    spec = await calls.spec(collection)
-    try:
-        queries = [asked.encoded(spec, collection) for asked in every]
-    except InvalidVector:
-        changed = await calls.changed_spec(collection)
-        if changed is None:
-            raise
-        queries = [asked.encoded(changed, collection) for asked in every]
-    if sum(q.limit for q in queries) > _FIRST:
-        return [await _found(calls, collection, query) for query in queries]
-    if not queries:
-        return []
-    answers: list[list[ScoredPoint]] = await calls.ask(
-        "query_batch", collection, QueryBatch(queries)
-    )
-    return answers
+
+    async def encode(spec: dict[str, Any]) -> list[Query]:
+        return [asked.encoded(spec, collection) for asked in every]
+
+    queries = await calls.fitted(collection, encode)
+    with _naming(collection, *every):
+        if sum(q.limit for q in queries) > _FIRST:
+            return [await _found(calls, collection, query) for query in queries]
+        if not queries:
+            return []
+        answers: list[list[ScoredPoint]] = await calls.ask(
+            "query_batch", collection, QueryBatch(queries)
+        )
+        return answers
 
 
 async def find_groups(
     calls: Calls, collection: str, asked: Asked, group_by: str, group_size: int
 ) -> list[PointGroup]:
     """See ``QdrantStore.search_groups()``."""
-    spec = await calls.spec(collection)
     size, _ = query_parameters(group_size, 0)
-    query = asked.encoded(spec, collection)
-    request = QueryGroups(query, value_path(group_by, "group_by"), size)
-    groups: list[PointGroup] = await calls.ask("query_groups", collection, request)
-    return groups
+    path = value_path(group_by, "group_by")
+
+    async def encode(spec: dict[str, Any]) -> QueryGroups:
+        return QueryGroups(asked.encoded(spec, collection), path, size)
+
+    request = await calls.fitted(collection, encode)
+    with _naming(collection, asked):
+        groups: list[PointGroup] = await calls.ask("query_groups", collection, request)
+        return groups
+
+
+@contextmanager
+def _naming(collection: str, *every: Asked) -> Iterator[None]:
+    """Name a missing example as the caller does; the engine knows another id."""
+    try:
+        yield
+    except RecordNotFound as exc:
+        given = ids_in(*((asked.query, asked.prefetch) for asked in every))
+        raise no_point(collection, given.get(str(exc.key), exc.key)) from exc
 
 
 async def _found(calls: Calls, collection: str, request: Query) -> list[ScoredPoint]:

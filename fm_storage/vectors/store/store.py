@@ -68,10 +68,14 @@ from fm_storage.vectors.store.reading import (
 )
 from fm_storage.vectors.store.reindex import Embed, ReindexReport, reindex
 from fm_storage.vectors.store.writing import (
+    OnChosen,
     deletion,
     ids_or_filter_of,
+    on_chosen,
+    set_payload,
     update_vectors,
     upsert,
+    wire_ids,
 )
 
 _PAGE = 500
@@ -459,11 +463,9 @@ class QdrantStore:
             InvalidVector: There is no vector of such a name.
             InvalidRecord: An id, a name or the filter is wrong.
         """
-        ids, chosen = ids_or_filter_of(ids_or_filter)
-        wanted = vector_names(names)
-        if ids != []:
-            request = DeleteVectors(wanted, ids, chosen)
-            await self._calls.one("delete_vectors", collection, request=request)
+        chosen = ids_or_filter_of(ids_or_filter)
+        request = DeleteVectors(vector_names(names), *chosen)
+        await self._on_chosen("delete_vectors", collection, request)
 
     async def delete_points(
         self,
@@ -487,8 +489,7 @@ class QdrantStore:
             InvalidRecord: An id or the filter is wrong, or *up_to* lacks an id.
         """
         request = deletion(collection, ids_or_filter, newer_by, up_to)
-        if request.ids != []:
-            await self._calls.one("delete_points", collection, "delete", request)
+        await self._on_chosen("delete_points", collection, request, "delete")
 
     async def set_payload(
         self,
@@ -505,19 +506,26 @@ class QdrantStore:
             collection: Name of an existing collection or alias.
             payload: Fields to set.
             ids_or_filter: Ids, or a filter in any form; absent ids are skipped.
-            key: Payload object to merge into; the top by default.
-            overwrite: Replace the whole payload instead.
+            key: Path of the payload object to merge into; the top by default.
+            overwrite: Replace the whole payload instead, point by point where the
+                id is text or the outbox has delivered it.
 
         Raises:
             CollectionNotFound: There is no such collection.
             InvalidRecord: The payload, an id or the filter is wrong.
         """
         ids, chosen = ids_or_filter_of(ids_or_filter)
-        level = 1 if key is None else 2 + key.count(".") + key.count("[")
+        level = 1
+        if key is not None:
+            key = value_path(key, "key", changed=True)
+            level = 2 + key.count(".") + key.count("[")
         text = encode_payload(payload, collection, level=level)
-        if ids != []:
-            request = SetPayload(text, ids, chosen, key, overwrite)
-            await self._calls.one("set_payload", collection, request=request)
+        request = SetPayload(text, ids, chosen, key, overwrite)
+        await self._calls.run(
+            "set_payload",
+            collection,
+            lambda: set_payload(self._calls, collection, payload, request),
+        )
 
     async def delete_payload(
         self,
@@ -529,12 +537,21 @@ class QdrantStore:
 
         Raises:
             CollectionNotFound: There is no such collection.
-            InvalidRecord: An id or the filter is wrong.
+            InvalidRecord: A field, an id or the filter is wrong.
         """
-        ids, chosen = ids_or_filter_of(ids_or_filter)
-        if ids != []:
-            request = DeletePayload(listed(keys, "keys"), ids, chosen)
-            await self._calls.one("delete_payload", collection, request=request)
+        many = [keys] if isinstance(keys, str) else listed(keys, "keys")
+        paths = [value_path(path, "keys", changed=True) for path in many]
+        request = DeletePayload(paths, *ids_or_filter_of(ids_or_filter))
+        await self._on_chosen("delete_payload", collection, request)
+
+    async def _on_chosen(
+        self, operation: str, collection: str, request: OnChosen, asked: str = ""
+    ) -> None:
+        await self._calls.run(
+            operation,
+            collection,
+            lambda: on_chosen(self._calls, asked or operation, collection, request),
+        )
 
     # Reading
 
@@ -873,7 +890,7 @@ class QdrantStore:
             InvalidRecord: An id is wrong.
         """
         request = Retrieve(
-            list(dict.fromkeys(to_wire_id(value)[0] for value in listed(ids, "ids"))),
+            wire_ids(ids),
             payload_selector(with_payload),
             vector_selector(with_vectors),
         )

@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import (
+    AsyncIterator,
     Awaitable,
     Callable,
     Iterable,
     Mapping,
     Sequence,
 )
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 from fm_storage._typing import Progress
 from fm_storage.concurrency.pacing import yielding_gil
-from fm_storage.errors import InvalidRecord, InvalidVector, RecordNotFound
-from fm_storage.vectors.points import PointId, no_point
+from fm_storage.errors import InvalidRecord, RecordNotFound
+from fm_storage.vectors.points import PointId, ScoredPoint, no_point
 from fm_storage.vectors.request.filters import Filter, normal_filter
-from fm_storage.vectors.request.operations import Delete, UpdateVectors, Upsert
+from fm_storage.vectors.request.operations import (
+    Delete,
+    DeletePayload,
+    DeleteVectors,
+    Retrieve,
+    Scroll,
+    SetPayload,
+    UpdateVectors,
+    Upsert,
+)
 from fm_storage.vectors.request.points import (
+    MARKS,
+    RESERVED_ID,
     Encoded,
+    encode_payload,
     encode_points,
     encode_updates,
     in_batches,
@@ -30,9 +44,12 @@ from fm_storage.vectors.request.points import (
 from fm_storage.vectors.store.call import Calls
 
 T = TypeVar("T")
+OnChosen: TypeAlias = Delete | DeletePayload | DeleteVectors | SetPayload
 
 _ENCODE_CHUNK = 128
 _HERE = 40_000  # numbers: about a millisecond
+_IDS = 10_000  # of one request
+_PAGE = 500
 
 
 async def upsert(
@@ -48,7 +65,17 @@ async def upsert(
     condition = normal_filter(update_filter)
 
     async def upsert_as(spec: dict[str, Any]) -> None:
-        encoded = await _encoded(calls, spec, collection, points, newer_by)
+        def encode(some: Iterable[Any], start: int) -> list[Encoded]:
+            return encode_points(
+                some,
+                spec,
+                collection,
+                start=start,
+                limit=calls.config.max_batch_bytes,
+                newer_by=newer_by,
+            )
+
+        encoded = await _encoded(spec, points, encode)
         batches = [encoded]
         if len(encoded) != 1:
             once = _last_of_each(encoded, by_version=newer_by is not None)
@@ -70,15 +97,7 @@ async def upsert(
 
         await _bounded(batches, send, limit=calls.config.max_concurrency)
 
-    spec = await calls.spec(collection)
-    try:
-        await upsert_as(spec)
-    except InvalidVector:
-        # The definition may have changed since it was last looked up.
-        changed = await calls.changed_spec(collection)
-        if changed is None:
-            raise
-        await upsert_as(changed)
+    await calls.fitted(collection, upsert_as)
     return len(points)
 
 
@@ -87,14 +106,14 @@ async def update_vectors(
 ) -> None:
     """See ``QdrantStore.update_vectors()``."""
     condition = normal_filter(update_filter)
-    spec = await calls.spec(collection)
-    try:
-        encoded = encode_updates(points, spec, collection)
-    except InvalidVector:
-        changed = await calls.changed_spec(collection)
-        if changed is None:
-            raise
-        encoded = encode_updates(points, changed, collection)
+
+    async def encode(spec: dict[str, Any]) -> list[Encoded]:
+        def some(part: Iterable[Any], start: int) -> list[Encoded]:
+            return encode_updates(part, spec, collection, start=start)
+
+        return await _encoded(spec, points, some)
+
+    encoded = await calls.fitted(collection, encode)
     batches = in_batches(
         encoded,
         max_points=calls.config.max_batch_points,
@@ -112,23 +131,78 @@ async def update_vectors(
         raise absent
 
 
-async def _encoded(
-    calls: Calls,
-    spec: dict[str, Any],
-    collection: str,
-    points: Sequence[Any],
-    newer_by: str | None,
-) -> list[Encoded]:
-    def encode(some: Iterable[Any], start: int) -> list[Encoded]:
-        return encode_points(
-            some,
-            spec,
-            collection,
-            start=start,
-            limit=calls.config.max_batch_bytes,
-            newer_by=newer_by,
-        )
+async def set_payload(
+    calls: Calls, collection: str, payload: Mapping[str, Any], request: SetPayload
+) -> None:
+    """See ``QdrantStore.set_payload()``.
 
+    What fm_storage keeps in a payload outlives its replacement: the id as it was
+    given, and the marks.
+    """
+    if request.overwrite:
+        kept: list[SetPayload] = []
+        plain: list[int | str] = []
+        async for point in _bare(calls, collection, request):
+            number, mapped = to_wire_id(point.id)
+            if mapped or point.marks:
+                text = encode_payload(
+                    {**(payload or {}), **(point.marks or {})},
+                    collection,
+                    kept_id=point.id if mapped else None,
+                )
+                kept.append(SetPayload(text, [number], None, None, overwrite=True))
+            else:
+                plain.append(number)
+
+        async def send(one: SetPayload) -> None:
+            await calls.ask("set_payload", collection, one)
+
+        if kept:
+            await _bounded(kept, send, limit=calls.config.max_concurrency)
+            request = replace(request, ids=plain, filter=None)
+    await on_chosen(calls, "set_payload", collection, request)
+
+
+async def _bare(
+    calls: Calls, collection: str, request: SetPayload
+) -> AsyncIterator[ScoredPoint]:
+    """Yield the points that a request chooses, with what is kept in them alone."""
+    payload = {"include": [RESERVED_ID, *MARKS]}
+    ids, offset = request.ids, None
+    if ids is not None:
+        for at in range(0, len(ids), _PAGE):
+            wanted = Retrieve(ids[at : at + _PAGE], payload, with_vector=False)
+            for point in await calls.ask("retrieve", collection, wanted):
+                yield point
+        return
+    while True:
+        page = Scroll(_PAGE, offset, request.filter, payload, with_vector=False)
+        points, offset = await calls.ask("scroll", collection, page)
+        for point in points:
+            yield point
+        if offset is None:
+            return
+
+
+async def on_chosen(
+    calls: Calls, asked: str, collection: str, request: OnChosen
+) -> None:
+    """Carry out an operation on points chosen by filter, or by ids: some at a time."""
+    if request.ids is None:
+        await calls.ask(asked, collection, request)
+        return
+    for at in range(0, len(request.ids), _IDS):
+        part = replace(request, ids=request.ids[at : at + _IDS])
+        if isinstance(part, Delete) and part.up_to is not None:
+            part = replace(part, up_to=part.up_to[at : at + _IDS])
+        await calls.ask(asked, collection, part)
+
+
+async def _encoded(
+    spec: dict[str, Any],
+    points: Sequence[Any],
+    encode: Callable[[Iterable[Any], int], list[Encoded]],
+) -> list[Encoded]:
     numbers = sum(int(v["size"]) for v in spec["vectors"].values()) or 64
     if len(points) <= _ENCODE_CHUNK and len(points) * numbers <= _HERE:
         return encode(points, 0)
@@ -182,11 +256,17 @@ def ids_or_filter_of(
                 field="filter",
             )
         return None, chosen
-    if isinstance(given, str | int | UUID):
-        given = [given]
-    return list(
-        dict.fromkeys(to_wire_id(value)[0] for value in listed(given, "ids"))
-    ), None
+    return wire_ids(given), None
+
+
+def wire_ids(given: Any) -> list[int | str]:
+    """Return native ids, each once, for one id or several.
+
+    Raises:
+        InvalidRecord: One of them is wrong.
+    """
+    many = [given] if isinstance(given, str | int | UUID) else listed(given, "ids")
+    return list(dict.fromkeys(to_wire_id(value)[0] for value in many))
 
 
 def _last_of_each(points: Sequence[Encoded], *, by_version: bool) -> list[Encoded]:

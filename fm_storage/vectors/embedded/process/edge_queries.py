@@ -48,7 +48,7 @@ def prefetch_from(
     return [
         edge.Prefetch(
             limit=stage.get("limit") or 10,
-            query=query_from(stage.get("query"), stage.get("using") or "", resolve),
+            query=query_from(stage, resolve),
             prefetches=prefetch_from(stage.get("prefetch"), resolve),
             params=search_params(stage.get("params")),
             filter=filter_from(stage.get("filter")),
@@ -58,8 +58,15 @@ def prefetch_from(
     ]
 
 
-def query_from(given: Any, using: str, resolve: Resolver) -> Any:
-    """Return the engine's query for one in REST form."""
+def candidates(request: Json) -> int:
+    """Return among how many of the nearest points differing ones are chosen."""
+    least = int(request.get("limit") or 10) + int(request.get("offset") or 0)
+    return request["query"]["mmr"].get("candidates_limit") or least
+
+
+def query_from(request: Json, resolve: Resolver) -> Any:
+    """Return the engine's query for that of a request, or stage, in REST form."""
+    given, using = request.get("query"), request.get("using") or ""
     if given is None:
         return None
     if "@d" in given or "@s" in given or "@id" in given:
@@ -76,7 +83,7 @@ def query_from(given: Any, using: str, resolve: Resolver) -> Any:
         return edge.Mmr(
             vector=vector,
             lambda_=0.5 if diversity is None else 1.0 - diversity,
-            candidates_limit=mmr.get("candidates_limit") or 100,
+            candidates_limit=candidates(request),
             using=using,
         )
     if name not in _QUERIES:
@@ -103,22 +110,37 @@ def _recommend(value: Json, using: str, resolve: Resolver) -> edge.Query:
         if not positive:
             message = "recommend by average needs at least one positive example"
             raise BadRequest(message)
-        wanted = _mean(positive)
-        if negative:
-            away = _mean(negative)
-            wanted = [2 * a - b for a, b in zip(wanted, away, strict=True)]
-        return edge.Query.Nearest(wanted, using=using)
+        return edge.Query.Nearest(_average(positive, negative), using=using)
     query = edge.RecommendQuery(positives=positive, negatives=negative)
     if strategy == "sum_scores":
         return edge.Query.RecommendSumScores(query, using=using)
     return edge.Query.RecommendBestScore(query, using=using)
 
 
-def _mean(vectors: Sequence[Sequence[float]]) -> list[float]:
-    if isinstance(vectors[0], edge.SparseVector):
-        message = "recommend by average takes dense vectors only"
-        raise BadRequest(message)
-    return [sum(column) / len(vectors) for column in zip(*vectors, strict=True)]
+def _average(positive: Sequence[Any], negative: Sequence[Any]) -> Any:
+    wanted = _mean(positive)
+    if negative:
+        away = _mean(negative)
+        wanted = {
+            at: 2 * wanted.get(at, 0.0) - away.get(at, 0.0) for at in wanted | away
+        }
+    if isinstance(positive[0], edge.SparseVector):
+        terms = sorted(wanted)
+        return edge.SparseVector(terms, [wanted[term] for term in terms])
+    return list(wanted.values())
+
+
+def _mean(vectors: Sequence[Any]) -> dict[int, float]:
+    """Return the average of vectors: values by place, or by term."""
+    sums: dict[int, float] = {}
+    for vector in vectors:
+        for at, value in (
+            zip(vector.indices, vector.values, strict=True)
+            if isinstance(vector, edge.SparseVector)
+            else enumerate(vector)
+        ):
+            sums[at] = sums.get(at, 0.0) + value
+    return {at: value / len(vectors) for at, value in sums.items()}
 
 
 def _pairs(given: Sequence[Json], using: str, resolve: Resolver) -> list[Any]:

@@ -21,6 +21,7 @@ import qdrant_edge as edge
 from fm_storage.vectors.embedded.process.diversity import diverse
 from fm_storage.vectors.embedded.process.edge_filters import filter_from
 from fm_storage.vectors.embedded.process.edge_queries import (
+    candidates,
     order_by_from,
     prefetch_from,
     query_from,
@@ -306,7 +307,7 @@ class Shard:
         return edge.QueryRequest(
             limit=request.get("limit") or 10,
             offset=request.get("offset") or 0,
-            query=query_from(request.get("query"), request.get("using") or "", resolve),
+            query=query_from(request, resolve),
             prefetches=prefetch_from(request.get("prefetch"), resolve),
             with_vector=request.get("with_vector") or False,
             with_payload=_selector(request.get("with_payload")),
@@ -318,7 +319,7 @@ class Shard:
     def _resolve(self, reference: Json, using: str, raw: memoryview) -> Any:
         if "@d" in reference:
             start, count = reference["@d"]
-            return raw[start : start + 4 * count].cast("f").tolist()
+            return raw[start : start + 4 * count].cast("f")
         if "@s" in reference:
             start, count = reference["@s"]
             middle = start + 4 * count
@@ -353,7 +354,7 @@ class Shard:
         plain = {
             **request,
             "query": {"nearest": query["nearest"]},
-            "limit": max(query["mmr"].get("candidates_limit") or 100, limit + offset),
+            "limit": max(candidates(request), limit + offset),
             "offset": 0,
             "with_vector": True,
         }
