@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 from collections.abc import Callable, Mapping
@@ -115,6 +116,43 @@ async def test_payload_form_embeds_what_the_point_carries(
     held = {one.id: one.error for one in await outbox.quarantine_list()}
     assert held.keys() == {5, 6}
     assert all("payload.body" in error for error in held.values())
+
+
+async def test_wrong_key_of_the_payload_sets_no_point_aside(
+    pool: Pool, qdrant: QdrantStore
+):
+    """No point has it, so it is the key that is wrong; a path into objects is one."""
+    outbox = Outbox(pool, qdrant, QUICK)
+    outbox.register_vectorizer("notes", LexicalVectorizer(), "payload:text")
+    nested = [Unembedded(n, {"doc": {"body": f"text {n}"}}) for n in range(20)]
+    await outbox.upsert("notes", nested)
+    report = await outbox.drain(timeout=0.5)
+    assert (report.delivered, report.quarantined, report.remaining) == (0, 0, 20)
+    assert "no point of 20 has payload.text" in (report.problem or "")
+    outbox.register_vectorizer("notes", LexicalVectorizer(), "payload:doc.body")
+    await outbox.upsert("notes", [Unembedded(20, {"doc.body": "as it stands"})])
+    report = await outbox.drain(timeout=15)
+    assert (report.delivered, report.quarantined, report.remaining) == (21, 0, 0)
+
+
+async def test_function_that_raises_a_cancellation_ends_no_drainer(
+    pool: Pool, qdrant: QdrantStore
+):
+    """As where a task that it awaits was cancelled; the points wait, as for any bug."""
+    calls = 0
+
+    async def text_of(_: Executor, ids: list[str]) -> Mapping[str, str]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise asyncio.CancelledError
+        return dict.fromkeys(ids, "text")
+
+    async with Outbox(pool, qdrant, OutboxConfig(max_backoff=0.02)) as outbox:
+        outbox.register_vectorizer("notes", LexicalVectorizer(), text_of)
+        await outbox.upsert("notes", [Unembedded(1)])
+        await outbox.wait_synced(1, timeout=20)
+    assert calls == 2
 
 
 @pytest.mark.parametrize(

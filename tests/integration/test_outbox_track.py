@@ -500,6 +500,89 @@ async def test_rows_written_by_naming_another_table_are_followed(
         await outbox.track("notes", "docs", text="body")
 
 
+@pytest.mark.slow
+async def test_table_dropped_and_made_again_keeps_no_old_points(
+    pool: Pool, qdrant: QdrantStore
+):
+    """Also before any drainer could notice, and after untrack()."""
+    outbox = Outbox(pool, qdrant, QUIET)
+    make = "CREATE TABLE notes (id INT PRIMARY KEY, body TEXT)"
+    given: Any = {"text": "body", "vectorizer": LexicalVectorizer()}
+    await pool.execute(make)
+    await outbox.track("notes", "docs", **given)
+    await pool.execute("INSERT INTO notes SELECT n, 'x' FROM generate_series(1, 9) n")
+    await delivered(outbox, qdrant)
+    await pool.execute("INSERT INTO notes VALUES (10, 'not followed yet')")
+    for number in (20, 30):
+        await pool.execute("DROP TABLE notes")
+        await pool.execute(make)
+        await outbox.track("notes", "docs", **given)
+        await pool.execute("INSERT INTO notes VALUES (1, 'x'), ($1, 'new')", number)
+        await asyncio.sleep(2.1)  # between two looks
+        await outbox.drain(timeout=30)
+        assert set(await delivered(outbox, qdrant)) == {1, number}
+        await outbox.untrack("docs")
+
+
+@pytest.mark.slow
+async def test_renamed_table_is_followed_under_its_new_name(
+    pool: Pool, qdrant: QdrantStore
+):
+    """By comparing, until track() makes its triggers anew; a key's type may widen."""
+    outbox = Outbox(pool, qdrant, QUIET)
+    given: Any = {"text": "body", "vectorizer": LexicalVectorizer()}
+    await pool.execute("CREATE TABLE notes (id INT PRIMARY KEY, body TEXT)")
+    await outbox.track("notes", "docs", **given)
+    await pool.execute("INSERT INTO notes VALUES (1, 'one')")
+    await delivered(outbox, qdrant)
+    await pool.execute("ALTER TABLE notes RENAME TO letters")
+    await pool.execute("ALTER TABLE letters ALTER id TYPE BIGINT")
+    await pool.execute("INSERT INTO letters VALUES (5000000000, 'two')")
+    assert dict((await outbox.verify()).counts) == {"missing": 1}
+    assert await outbox.track("letters", "docs", **given)
+    await outbox.repair()
+    assert set(await delivered(outbox, qdrant)) == {1, 5000000000}
+    assert not await outbox.track("letters", "docs", **given)
+    await pool.execute("DELETE FROM letters WHERE id = 1")
+    assert set(await delivered(outbox, qdrant)) == {5000000000}
+    with pytest.raises(ConfigurationInvalid, match="tracked for collection 'docs'"):
+        await outbox.track("letters", "others", **given)
+
+
+async def test_pending_changes_are_made_points_before_untrack(
+    pool: Pool, qdrant: QdrantStore, outbox: Outbox
+):
+    """What was committed while it was tracked is delivered, though read later."""
+    await followed(outbox)
+    await pool.execute(INSERT, 1, "one", None, 2001)
+    await outbox.untrack("docs")
+    await pool.execute(INSERT, 2, "two", None, 2001)
+    assert await delivered(outbox, qdrant) == {1: {"title": "one", "year": 2001}}
+
+
+async def test_row_that_was_away_for_a_moment_keeps_its_point(
+    pool: Pool, qdrant: QdrantStore, outbox: Outbox
+):
+    """Deleted when its text was read, and back with the same content after that."""
+    await followed(outbox)
+    await pool.execute(INSERT, 1, "one", None, 2001)
+    tracker = Tracker(pool)
+    await tracker.follow()
+
+    async def text_of(executor: Any, ids: list[str]) -> dict[str, str]:
+        if await executor.fetchval("SELECT seen = 1 FROM articles WHERE id = 1"):
+            return dict.fromkeys(ids, "one")
+        async with pool.transaction() as tx:
+            await tx.execute("DELETE FROM articles")
+            await tx.execute(INSERT, 1, "one", None, 2001)
+            await tx.execute("UPDATE articles SET seen = 1")
+        await tracker.follow()
+        return {}  # as read between the two
+
+    outbox.register_vectorizer("docs", LexicalVectorizer(), text_of)
+    assert await delivered(outbox, qdrant) == {1: {"title": "one", "year": 2001}}
+
+
 async def test_settings_of_a_session_change_no_point(
     pool: Pool, dsn: str, qdrant: QdrantStore, outbox: Outbox
 ):
@@ -652,7 +735,8 @@ async def test_renamed_column_stops_no_one(
     assert (report.delivered, report.remaining) == (1, 1)
     assert "year does not exist" in report.blocked["docs"]
     assert "the tracked rows of docs are not followed" in caplog.text
-    assert (await outbox.verify("things")).agrees
+    found = await outbox.verify()
+    assert (found.agrees, found.failing, found.checked) == (False, 1, 1)
     assert await followed(outbox, payload=["published"]) is True
     await pool.execute(insert, 2, "two")
     await outbox.backfill("docs")

@@ -10,12 +10,13 @@ nothing for that point is on its way.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fm_storage.errors import CollectionDamaged, CollectionNotFound
+from fm_storage.errors import CollectionDamaged, CollectionNotFound, QueryFailed
 from fm_storage.outbox.agreement.compare import Pair, look_up
 from fm_storage.outbox.agreement.marker import marked_version
 from fm_storage.outbox.agreement.sequence import LAST, raise_sequence
@@ -32,6 +33,8 @@ from fm_storage.vector_state import (
 if TYPE_CHECKING:
     from fm_storage._typing import Progress
     from fm_storage.vectors import QdrantStore, ScoredPoint
+
+_log = logging.getLogger("fm_storage.outbox")
 
 _PAGE = 500
 _SAMPLES = 100
@@ -152,9 +155,7 @@ class Reconciler:
         """Compare ids, versions and payload digests; change nothing."""
         tally = _Tally()
         for name in await self._named(collection):
-            async for rows in self._tracker.differences(name):
-                for row in rows:
-                    tally.note(row)
+            await self._tracked(name, tally, repair=False)
             async for page in self._differences(name, tally, progress):
                 for pair in page:
                     tally.note(pair.difference(name))
@@ -173,10 +174,7 @@ class Reconciler:
         tally = _Tally()
         enqueued = 0
         for name in await self._named(collection):
-            async for rows in self._tracker.differences(name, repair=True):
-                for row in rows:
-                    tally.note(row)
-                enqueued += len(rows)
+            enqueued += await self._tracked(name, tally, repair=True)
             async for page in self._differences(name, tally, progress):
                 await raise_sequence(self._pool, tally.greatest)
                 for pair in page:
@@ -210,6 +208,21 @@ class Reconciler:
             return await self._store.count(collection) < expected
         except (CollectionNotFound, CollectionDamaged):
             return True
+
+    async def _tracked(self, collection: str, tally: _Tally, *, repair: bool) -> int:
+        """Compare rows and points; a table that cannot be read stops no other one."""
+        count = 0
+        try:
+            async for rows in self._tracker.differences(collection, repair=repair):
+                for row in rows:
+                    tally.note(row)
+                count += len(rows)
+        except QueryFailed as exc:
+            if exc.retryable:
+                raise
+            tally.failing += 1
+            _log.warning("the tracked rows of %s are not compared: %s", collection, exc)
+        return count
 
     async def _named(self, collection: str | None) -> list[str]:
         if collection is not None:

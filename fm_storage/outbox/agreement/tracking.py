@@ -59,19 +59,31 @@ _PARTITIONS = (
 
 _REMEMBER = """
 INSERT INTO fm_storage.vector_track AS k
-  (collection, relation, definition, since, partitions)
-SELECT {collection}, {table}::regclass, {definition}::jsonb, v.last_value, {partitions}
+  (collection, relation, definition, since, partitions, doubtful)
+SELECT {collection}, {table}::regclass, {definition}::jsonb, v.last_value, {partitions},
+  EXISTS (SELECT FROM fm_storage.vector_state
+    WHERE collection = {collection} AND op = 'u' AND source IS NOT NULL)
 FROM fm_storage.vector_version AS v
 ON CONFLICT (collection) DO UPDATE SET relation = EXCLUDED.relation,
   definition = EXCLUDED.definition, since = EXCLUDED.since, reached = NULL,
-  filled = 0, filled_at = NULL, partitions = EXCLUDED.partitions, doubtful = FALSE"""
+  filled = 0, filled_at = NULL, partitions = EXCLUDED.partitions,
+  doubtful = EXCLUDED.doubtful"""
 
-_KNOWN = Sql("""
-SELECT k.collection, k.definition, k.relation = to_regclass(
-    quote_ident(k.definition->>'schema') || '.' || quote_ident(k.definition->>'name')
-  ) AS present, k.doubtful, k.since, k.reached, k.filled, k.filled_at
-FROM fm_storage.vector_track AS k
-WHERE $1::text IS NULL OR k.collection = $1 ORDER BY 1""")
+# By its present name: a table may be renamed, and moved to another schema.
+_NAMED = """
+SELECT k.collection, k.definition AS stored, k.since, k.reached, k.filled_at,
+  k.definition || jsonb_build_object('schema', n.nspname, 'name', c.relname)
+    AS definition
+FROM fm_storage.vector_track AS k JOIN pg_class AS c ON c.oid = k.relation
+JOIN pg_namespace AS n ON n.oid = c.relnamespace"""
+_KNOWN = Sql(
+    f"{_NAMED} WHERE $1::text IS NULL OR k.collection = $1 ORDER BY k.collection"
+)
+_CHANGED = Sql(f"""{_NAMED} WHERE EXISTS (
+  SELECT FROM fm_storage.vector_changed AS c WHERE c.collection = k.collection)""")
+_OTHER = Sql("""
+SELECT collection FROM fm_storage.vector_track
+WHERE relation = to_regclass($1) AND collection <> $2""")
 
 _LOOK = Sql(f"""
 WITH moved AS (
@@ -135,10 +147,6 @@ _TRUSTED = Sql(
     "UPDATE fm_storage.vector_track SET doubtful = FALSE "
     "WHERE collection = $1 AND xmin::text = $2"
 )
-_CHANGED = Sql("""
-SELECT k.collection, k.definition FROM fm_storage.vector_track AS k
-WHERE EXISTS (
-  SELECT FROM fm_storage.vector_changed AS c WHERE c.collection = k.collection)""")
 # Dates and numbers as texts must not depend on who reads them.
 _FORMATS = ", ".join(
     f"set_config('{name}', '{value}', TRUE)"
@@ -195,6 +203,11 @@ class Tracker:
         found = await self._pool.fetchrow(_DESCRIBE, quoted, key, [*texts, *payload])
         if found is None:
             raise ConfigurationInvalid("table", f"{table!r} is no table; name one")
+        if other := await self._pool.fetchval(_OTHER, quoted, collection):
+            raise ConfigurationInvalid(
+                "table",
+                f"{table!r} is tracked for collection {other!r}; untrack() that first",
+            )
         if found["inherited"]:
             raise ConfigurationInvalid(
                 "table",
@@ -233,8 +246,9 @@ class Tracker:
             LockTimeout: The table was in use for too long; nothing was changed.
             PermissionDenied: The role may not make triggers on it.
         """
-        if tracked in await self.known(tracked.collection):
-            return False
+        for record in await self._pool.fetch(_KNOWN, tracked.collection):
+            if record["stored"] == record["definition"] == _stored(tracked):
+                return False
         pauses = Backoff(0.05, 2.0)
         while True:
             try:
@@ -267,9 +281,7 @@ class Tracker:
     async def known(self, collection: str | None = None) -> list[Tracked]:
         """Return the tables that are tracked, or a collection's."""
         records = await self._pool.fetch(_KNOWN, collection)
-        return [
-            _read(r["collection"], r["definition"]) for r in records if r["present"]
-        ]
+        return [_read(r["collection"], r["definition"]) for r in records]
 
     async def backfill(
         self, collection: str, *, batch: int, progress: Progress | None

@@ -33,7 +33,7 @@ from fm_storage.outbox.delivery.counters import Counters
 from fm_storage.outbox.delivery.embed import Embedder
 from fm_storage.outbox.delivery.points import points_of
 from fm_storage.outbox.delivery.queue import Leased, Queue
-from fm_storage.outbox.delivery.texts import TextsFailed
+from fm_storage.outbox.delivery.texts import ALONE, TextsFailed
 from fm_storage.vector_state import (
     VERSION_KEY,
     decode_id,
@@ -49,8 +49,6 @@ _log = logging.getLogger("fm_storage.outbox")
 
 _OUTAGES = (VectorStoreUnavailable, EmbeddedFailed, StorageClosed)
 _FIRST_PAUSE = 0.05
-_ALONE = 4
-"""Points that must fail one by one before the function is held to be at fault."""
 _SHOWN = 500
 """Characters of an error kept with a row."""
 
@@ -219,14 +217,14 @@ class Delivery:
             try:
                 some, also = await self._embedder.fill(collection, part)
             except TextsFailed as exc:
-                if len(part) > 1 and not exc.passing:
+                if len(part) > 1 and not exc.common:
                     half = len(part) // 2
                     parts += [part[half:], part[:half]]
                     continue
                 failed += [(row, exc) for row in part]
                 left = [row for rest in parts for row in rest]
-                tried = len(failed) >= _ALONE or not left
-                if exc.passing or (tried and not filled):
+                tried = len(failed) >= ALONE or not left
+                if exc.common or (tried and not filled):
                     outcome.failing = exc
                     await self._put_off([r for r, _ in failed] + left, describe(exc))
                     return filled, refused

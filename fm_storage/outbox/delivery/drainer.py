@@ -87,6 +87,8 @@ class Drainer:
         # Collections whose texts fail: logged once, though points that have vectors
         # are delivered in between.
         self._textless: set[str] = set()
+        self._announced = True  # whether writers of tracked tables notify
+        self._streak = 0  # deliveries that followed one another
         self._task: asyncio.Task[None] | None = None
         self.progress = asyncio.Event()
 
@@ -149,7 +151,6 @@ class Drainer:
         Raises:
             Exception: The failure of PostgreSQL.
         """
-        rounds = 0
         while True:
             if not await self._lanes.ready():
                 return  # nothing was ever written, look again later
@@ -163,9 +164,6 @@ class Drainer:
                 return
             self.state = DrainerState.RUNNING
             self.looks.reset()
-            rounds += 1
-            if rounds > 1:
-                await self._queue.announce(waiting=False)  # more may come, and is seen
             if not more:
                 await self._gather()
 
@@ -177,13 +175,18 @@ class Drainer:
     async def _gather(self) -> None:
         """Wait for a delivery and act on what it met; not long if others may be due."""
         outcomes = await self._lanes.wait(_SLOW)
+        # While one delivery follows the other, nobody need notify.
+        self._streak = self._streak + 1 if outcomes else 0
+        if self._announced is (self._streak > 1):
+            self._announced = not self._announced
+            await self._queue.announce(waiting=self._announced)
+            if self._announced:
+                return  # who wrote before that did not notify
         end = lease_clock() + EVERY
-        if not outcomes:
-            await self._queue.announce(waiting=True)
         while not (outcomes or self.woken.is_set() or self._due()):
             outcomes = await self._lanes.wait(_SLOW)
             if lease_clock() > end:
-                break  # for who wrote before that, and committed after the last look
+                break  # who wrote before, and committed after the last look
         if not outcomes:
             self.woken.clear()
         for outcome in outcomes:
@@ -222,6 +225,7 @@ class Drainer:
         """Wait until woken, or until the queue should be looked at anyway."""
         # Who wrote before this and commits after it is found by one of the looks.
         await self._queue.announce(waiting=True)
+        self._announced, self._streak = True, 0
         now = lease_clock()
         soon = [until - now for until, _ in self._blocked.values() if until > now]
         end = now + min(self.looks.next(), *soon, _LONG)

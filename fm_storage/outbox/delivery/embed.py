@@ -6,6 +6,7 @@ fails with it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,19 @@ from typing import TYPE_CHECKING, Any
 from fm_storage.concurrency.pacing import in_chunks
 from fm_storage.errors import InvalidVector
 from fm_storage.outbox.delivery.queue import Leased, Queue
-from fm_storage.outbox.delivery.texts import Texts, TextsFailed
-from fm_storage.postgres import Executor
+from fm_storage.outbox.delivery.texts import Texts, TextsFailed, raise_if_cancelled
+from fm_storage.postgres import Executor, Sql
 from fm_storage.vector_state import DELETE_MANY, decode_id, encode_vectors
 
 if TYPE_CHECKING:
     from fm_storage.config import CollectionConfig
     from fm_storage.vectors import Vectorizer
+
+# A tracked row may be back already: what it is now is decided where rows are followed.
+_LOOK_AGAIN = Sql("""
+INSERT INTO fm_storage.vector_changed (collection, point_id)
+SELECT k.collection, i FROM fm_storage.vector_track AS k, unnest($2::text[]) AS i
+WHERE k.collection = $1 RETURNING 1""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +75,8 @@ class Embedder:
         registration = self._registered[collection]
         try:
             texts, refused = await registration.texts.read(self._executor, rows)
-        except Exception as exc:  # the function is the application's
+        except (Exception, asyncio.CancelledError) as exc:  # the application's
+            raise_if_cancelled(exc)
             raise TextsFailed(f"text_of of {collection!r}", exc) from exc
         aside = {row.point_id for row, _ in refused}
         by_id = {
@@ -77,14 +85,15 @@ class Embedder:
             if row.point_id not in aside
         }
         gone = [row.point_id for key, row in by_id.items() if key not in texts]
-        if gone:
+        if gone and not await self._executor.fetch(_LOOK_AGAIN, collection, gone):
             await self._executor.execute(DELETE_MANY, collection, sorted(gone))
         found = [(row, texts[key]) for key, row in by_id.items() if key in texts]
         if not found:
             return [], refused
         try:
             kept = await _vectors(collection, registration.vectorizer, found)
-        except Exception as exc:  # the vectorizer is the application's
+        except (Exception, asyncio.CancelledError) as exc:  # the application's
+            raise_if_cancelled(exc)
             raise TextsFailed(f"the vectorizer of {collection!r}", exc) from exc
         standing = await self._queue.keep_vectors(collection, kept)
         return [row for row, _ in found if row.point_id in standing], refused

@@ -260,7 +260,8 @@ WHERE point_id = $1 AND ($2::text IS NULL OR collection = $2)
 ORDER BY 1 DESC LIMIT 1""")
 
 _ANNOUNCE = Sql("""
-SELECT setval('fm_storage.vector_waiting', $1::bigint) FROM fm_storage.vector_waiting
+SELECT set_config('synchronous_commit', 'off', TRUE),
+  setval('fm_storage.vector_waiting', $1::bigint) FROM fm_storage.vector_waiting
 WHERE last_value <> $1 AND current_setting('max_prepared_transactions') = '0'""")
 
 

@@ -6,6 +6,7 @@ that lacks its text in the payload is at fault itself and is returned as refused
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -31,6 +32,8 @@ class Texts(Protocol):
         ...
 
 
+ALONE = 4
+"""Points that must fail one by one before the source is held to be at fault."""
 _SHOWN = 5
 
 _KEY_TYPE = Sql("""
@@ -38,11 +41,15 @@ SELECT format_type(a.atttypid, NULL) FROM pg_attribute AS a
 WHERE a.attrelid = to_regclass($1) AND a.attname = $2 AND NOT a.attisdropped""")
 
 
+class TextMissing(LookupError):
+    """No point of a batch has the key, so the key is what is wrong."""
+
+
 class TextsFailed(Exception):
     """The source of texts, or the vectorizer, failed; no point is at fault.
 
     Attributes:
-        passing: Whether the same call may succeed later without a correction.
+        common: Whether it concerns every point alike, so that none is tried alone.
     """
 
     def __init__(self, source: str, exc: BaseException) -> None:
@@ -50,7 +57,14 @@ class TextsFailed(Exception):
             f"{source} failed, its points wait: {type(exc).__name__}: {exc}"
         )
         retryable = isinstance(exc, StorageError) and exc.retryable
-        self.passing = retryable or isinstance(exc, OSError | TimeoutError)
+        self.common = retryable or isinstance(exc, OSError | TimeoutError | TextMissing)
+
+
+def raise_if_cancelled(exc: BaseException) -> None:
+    """Pass on a cancellation of this task, not one that the application raised."""
+    task = asyncio.current_task()
+    if isinstance(exc, asyncio.CancelledError) and task and task.cancelling():
+        raise exc
 
 
 def texts_from(
@@ -99,8 +113,10 @@ class _PayloadTexts:
     async def read(self, _: Executor, rows: Sequence[Leased], /) -> Found:
         texts: dict[str, str] = {}
         refused: list[tuple[Leased, Exception]] = []
-        for row in rows:
-            text = (row.payload or {}).get(self._name)
+        found = [self._get(row.payload or {}) for row in rows]
+        if len(rows) >= ALONE and all(text is None for text in found):
+            raise TextMissing(f"no point of {len(rows)} has payload.{self._name}")
+        for row, text in zip(rows, found, strict=True):
             if isinstance(text, str):
                 texts[str(decode_id(row.point_id))] = text
             else:
@@ -112,6 +128,15 @@ class _PayloadTexts:
                 )
                 refused.append((row, exc))
         return texts, refused
+
+    def _get(self, payload: Mapping[str, Any]) -> Any:
+        """Return what is under the name, which may be a path into objects."""
+        if self._name in payload:
+            return payload[self._name]
+        value: Any = payload
+        for step in self._name.split("."):
+            value = value.get(step) if isinstance(value, Mapping) else None
+        return value
 
 
 class ColumnTexts:
@@ -136,7 +161,11 @@ class ColumnTexts:
             await self._prepare(executor)
         assert self._statement is not None
         ids = [str(decode_id(row.point_id)) for row in rows]
-        records = await executor.fetch(self._statement, ids)
+        try:
+            records = await executor.fetch(self._statement, ids)
+        except StorageError:
+            self._statement = None  # the type of the key may have been changed
+            raise
         if self._folded is not None and len(records) < len(ids):
             # The id of a text key that looks like a UUID is its lower-case form.
             found = {key for key, _ in records}
