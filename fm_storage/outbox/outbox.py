@@ -255,13 +255,14 @@ class Outbox:
         A failure of *text_of* or of the vectorizer is no fault of the points: they
         wait, the failure is in ``status()``, and they are delivered once it is
         corrected. Only a point that fails while others of its batch do not, or that
-        lacks its text in the payload, is set aside.
+        lacks its text in the payload where others have it, is set aside.
 
         Args:
             collection: The collection whose points these are; it is created from
                 ``vectorizer.spec`` before the first delivery.
             vectorizer: Turns texts into vectors.
-            text_of: ``"payload:KEY"``, the text under that key of the payload;
+            text_of: ``"payload:KEY"``, the text under that key of the payload, which
+                may be a path into objects (``"payload:doc.body"``);
                 ``"column:NAME"``, that column of *table* in the row whose *key* is
                 the point's id; or ``async def text_of(executor, ids)`` that
                 returns ``{id: text}`` with each id as the text it came as. A
