@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from click.testing import CliRunner
@@ -167,6 +168,12 @@ async def test_beyond_the_limit_errors_are_only_counted(configured):
             assert count == 30 - len(stored)
             (group,) = [g for g in await errors.groups() if g.count > 1]
             assert await errors.counted() == {group.fingerprint: count}
+            assert (group.count, group.counted) == (30, count)
+            later = datetime.now(UTC) + timedelta(minutes=2)
+            assert [g.counted for g in await errors.groups(until=later)] == [count, 0]
+            page = (await errors.report()).to_html()
+            assert "30×" in page
+            assert "only counted" in page
             await errors.record("refused order 31")
         async with ErrorManager(storage) as errors:  # another writer of the same minute
             done = [await errors.record(f"refused order {n}") for n in range(20)]

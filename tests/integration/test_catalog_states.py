@@ -228,3 +228,27 @@ def test_states_are_set_and_shown_on_the_command_line(run, tmp_path):
         "mute", disk["fingerprint"], "--until", "2020-01-01", code=2
     )
     assert "neither an age" in run("mute", disk["fingerprint"], "--until", "x", code=2)
+
+
+def test_a_merged_group_is_taken_apart_on_the_command_line(run, tmp_path):
+    """Its members are listed; those that are named become a group of their own."""
+    log = tmp_path / "shop.log"
+    log.write_text(
+        "".join(
+            f"2024-01-02 03:04:0{at} ERROR [shop.cart] cannot start {name} now\n"
+            for at, name in enumerate(["CartService", "MailService", "StockService"])
+        )
+    )
+    run("ingest", log)
+    [group] = json.loads(run("groups", "--json"))
+    rows = run("split", group["fingerprint"]).splitlines()
+    assert [row.split("\t")[1] for row in rows] == [
+        f"shop.cart: cannot start {name} now"
+        for name in ("CartService", "MailService", "StockService")
+    ]
+    last = rows[-1].split("\t")[0]
+    assert "cannot start StockService" in run("split", group["fingerprint"], last)
+    assert sorted(one["count"] for one in json.loads(run("groups", "--json"))) == [1, 2]
+    assert len(json.loads(run("split", group["fingerprint"], "--json"))) == 2
+    run("split", group["fingerprint"], last, code=1)  # it is no member any more
+    assert "ID is a group" in run("split", "--help")

@@ -58,12 +58,20 @@ GROUP BY 1"""
 
 _MEMBERS_OF = """SELECT one FROM unnest({}::bigint[]) AS one UNION ALL
   SELECT fingerprint FROM fm_storage.group_members WHERE group_id = ANY({}::bigint[])"""
-_GROUPS = f"""WITH counted AS (
-  {{counted}}
+# What was beyond the limit of a group has no severity of its own.
+_GROUPS = f"""WITH over AS (
+  SELECT COALESCE(m.group_id, c.fingerprint) AS fingerprint,
+    sum(c.counted)::bigint AS counted
+  FROM fm_storage.error_counts AS c LEFT JOIN fm_storage.group_members AS m
+    USING (fingerprint) WHERE {{over}} GROUP BY 1
+), counted AS (
+  SELECT s.fingerprint, s.count + COALESCE(o.counted, 0) AS count,
+    COALESCE(o.counted, 0) AS counted, s.first_seen, s.last_seen, s.severity
+  FROM ({{counted}}) AS s LEFT JOIN over AS o USING (fingerprint)
   ORDER BY {{order}}, fingerprint
   LIMIT ${{limit}}
 )
-SELECT {{columns}}, c.fingerprint, c.count, {{first}} AS first_seen,
+SELECT {{columns}}, c.fingerprint, c.count, c.counted, {{first}} AS first_seen,
   {{last}} AS last_seen, c.severity AS rank,
   ARRAY(SELECT g.template FROM fm_storage.fingerprints AS g
     LEFT JOIN fm_storage.group_members AS m USING (fingerprint)
@@ -93,6 +101,8 @@ class ErrorGroup:
         fingerprint: Sixteen hexadecimal digits that name the group: the fingerprint
             of its oldest member.
         count: How many errors there are, within the filters.
+        counted: How many of them are not stored, since they were beyond
+            ``catalog.group_limit``.
         first_seen: When the first of them happened.
         last_seen: When the last of them happened.
         module: Module of the example; *modules* has those of all.
@@ -120,6 +130,7 @@ class ErrorGroup:
     state_since: datetime | None = None
     muted_until: datetime | None = None
     modules: tuple[str, ...] = ()
+    counted: int = 0
 
     @property
     def group_id(self) -> int:
@@ -148,11 +159,16 @@ async def fetch_groups(
     if not grouped:
         await group_ungrouped(pool)
     conditions: list[str] = []
+    over: list[str] = []
     values: list[object] = []
 
     def condition(text: str, value: object) -> None:
         values.append(value)
-        conditions.append(text.replace("{}", f"${len(values)}"))
+        text = text.replace("{}", f"${len(values)}")
+        conditions.append(text)
+        if not text.startswith("severity"):
+            text = text.replace("timestamp >=", "minute + interval '1 minute' >")
+            over.append(text.replace("timestamp", "minute"))
 
     if module is not None:
         condition(
@@ -175,6 +191,7 @@ async def fetch_groups(
         condition("timestamp < {}", until)
     statement = _GROUPS.format(
         counted=COUNTED.format(" AND ".join(conditions) or "TRUE"),
+        over=" AND ".join(over) or "TRUE",
         order=_ORDERS[order],
         outer=", ".join(f"c.{part}" for part in _ORDERS[order].split(", ")),
         columns=ENTRY_COLUMNS,
@@ -209,6 +226,7 @@ def _group_of(row: Record, state: GroupState) -> ErrorGroup:
     return ErrorGroup(
         fingerprint=hex_of(row["fingerprint"]),
         count=row["count"],
+        counted=row["counted"],
         first_seen=row["first_seen"],
         last_seen=row["last_seen"],
         module=entry.module,

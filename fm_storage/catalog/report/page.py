@@ -235,6 +235,9 @@ def _bursts(pairs: Sequence[Correlation], rows: dict[str, Row]) -> Iterator[Burs
 
 def _cards(report: Report) -> Iterator[tuple[int, str, str]]:
     yield report.totals.errors, "entries", "#timeline"
+    counted = sum(one.counted for one in report.every)
+    if counted:
+        yield counted, "only counted", "#all"
     yield report.totals.groups, "groups", "#all"
     yield report.new_groups, "new groups", "#new"
     if report.regressed:

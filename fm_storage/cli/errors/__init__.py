@@ -26,7 +26,7 @@ from fm_storage.cli.errors.long_running import (
     tail,
 )
 from fm_storage.cli.errors.options import filters, severity_text
-from fm_storage.cli.errors.states import mute, reopen, resolve, watchers
+from fm_storage.cli.errors.states import mute, reopen, resolve, split, watchers
 from fm_storage.cli.errors.tables import (
     Row,
     latest_row,
@@ -78,6 +78,7 @@ for _command in (
     reopen,
     report,
     resolve,
+    split,
     tail,
     watchers,
 ):

@@ -1,8 +1,9 @@
-"""``fm-storage errors resolve``, ``mute``, ``reopen`` and ``watchers``."""
+"""``fm-storage errors resolve``, ``mute``, ``reopen``, ``split`` and ``watchers``."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
@@ -19,56 +20,82 @@ from fm_storage.cli.errors.options import AHEAD
 from fm_storage.cli.errors.tables import state_text
 
 if TYPE_CHECKING:
-    from fm_storage.catalog import ErrorGroup, ErrorManager
+    from fm_storage.catalog import ErrorGroup, ErrorManager, GroupMember
     from fm_storage.manager import StorageManager
 
-_ID = click.argument("identity", metavar="ID")
+_WHAT = (
+    "ID is a group (see 'errors groups'), or the id of one of its errors or its "
+    "beginning."
+)
 
 
-@click.command()
-@_ID
-@json_option
-@click.pass_obj
+def _of_group(
+    *parameters: Callable[[Callable[..., None]], Callable[..., None]],
+) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a command of a function that does something to the group of ID."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        text = f"{function.__doc__}\n\n{_WHAT}"
+        function = json_option(click.pass_obj(function))
+        for one in (*reversed(parameters), click.argument("identity", metavar="ID")):
+            function = one(function)
+        return click.command(help=text)(function)
+
+    return decorate
+
+
+@_of_group()
 def resolve(settings: Settings, *, identity: str, as_json: bool) -> None:
-    """Call the group of ID resolved; an error after that makes it regressed.
-
-    ID is a group (see 'errors groups'), or the id of one of its errors or its
-    beginning.
-    """
+    """Call the group of ID resolved; an error after that makes it regressed."""
     _change(settings, identity, "resolved", as_json=as_json)
 
 
-@click.command()
-@_ID
-@click.option(
-    "--until",
-    type=AHEAD,
-    help="End: 2h or 7d from now, or a time; without it, until 'errors reopen'.",
+@_of_group(
+    click.option(
+        "--until",
+        type=AHEAD,
+        help="End: 2h or 7d from now, or a time; without it, until 'errors reopen'.",
+    ),
 )
-@json_option
-@click.pass_obj
 def mute(
     settings: Settings, *, identity: str, until: datetime | None, as_json: bool
 ) -> None:
-    """Mute the group of ID; its errors are recorded and counted as before.
-
-    ID is a group (see 'errors groups'), or the id of one of its errors or its
-    beginning.
-    """
+    """Mute the group of ID; its errors are recorded and counted as before."""
     _change(settings, identity, "muted", until, as_json=as_json)
 
 
-@click.command()
-@_ID
-@json_option
-@click.pass_obj
+@_of_group()
 def reopen(settings: Settings, *, identity: str, as_json: bool) -> None:
-    """Make the group of ID open again, whatever it was.
-
-    ID is a group (see 'errors groups'), or the id of one of its errors or its
-    beginning.
-    """
+    """Make the group of ID open again, whatever it was."""
     _change(settings, identity, "open", as_json=as_json)
+
+
+@_of_group(click.argument("members", metavar="[MEMBER]...", nargs=-1))
+def split(
+    settings: Settings, *, identity: str, members: tuple[str, ...], as_json: bool
+) -> None:
+    """Make MEMBERs of the group of ID a group of their own; without any, list them.
+
+    It is for good: they are not merged again. Both groups keep the state.
+    """
+
+    async def job(
+        storage: StorageManager, errors: ErrorManager
+    ) -> list[GroupMember] | ErrorGroup:
+        group = await _group(storage, identity)
+        if members:
+            return await errors.split_group(group, members)
+        return await errors.group_members(group)
+
+    found = with_errors(settings, job, qdrant=None)
+    if not isinstance(found, list):
+        _print_group(found, as_json=as_json)
+    elif as_json:
+        print_json([dataclasses.asdict(one) for one in found])
+    else:
+        for one in found:
+            text = plain(f"{one.module}: {one.template}", limit=200).plain
+            click.echo(f"{one.fingerprint}\t{text}")
 
 
 @click.command()
@@ -111,12 +138,15 @@ def _change(
             return await errors.mute(group, until)
         return await errors.reopen(group)
 
-    changed = with_errors(settings, job, qdrant=None)
+    _print_group(with_errors(settings, job, qdrant=None), as_json=as_json)
+
+
+def _print_group(group: ErrorGroup, *, as_json: bool) -> None:
     if as_json:
-        print_json(dataclasses.asdict(changed))
+        print_json(dataclasses.asdict(group))
         return
-    line = f"{changed.fingerprint} is {state_text(changed).plain}: {changed.module}: "
-    click.echo(line + plain(changed.template, limit=100).plain)
+    line = f"{group.fingerprint} is {state_text(group).plain}: {group.module}: "
+    click.echo(line + plain(group.template, limit=100).plain)
 
 
 async def _group(storage: StorageManager, identity: str) -> str:
