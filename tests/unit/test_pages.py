@@ -142,3 +142,22 @@ def test_the_picture_of_the_rooms_is_complete():
     }
 
     assert drawn == there
+
+
+def test_the_page_of_the_command_line_names_every_command():
+    """Also those below a command, such as ``errors resolve``."""
+    table = (ROOT / "fm_storage/cli/README.md").read_text("utf-8").splitlines()
+    missing = []
+
+    def look(group: click.Group, above: str) -> None:
+        with click.Context(group) as ctx:
+            for name in group.list_commands(ctx):
+                command = group.get_command(ctx, name)
+                row = [line for line in table if f"`fm-storage {above or name}" in line]
+                if not any(re.search(rf"\b{name}\b", line) for line in row):
+                    missing.append(f"{above} {name}")
+                if isinstance(command, click.Group):
+                    look(command, above or name)
+
+    look(cli, "")
+    assert not missing
