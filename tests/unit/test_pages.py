@@ -153,7 +153,7 @@ def test_the_page_of_the_command_line_names_every_command():
         with click.Context(group) as ctx:
             for name in group.list_commands(ctx):
                 command = group.get_command(ctx, name)
-                row = [line for line in table if f"`fm-storage {above or name}" in line]
+                row = [line for line in table if f"`fm-storage {above}" in line]
                 if not any(re.search(rf"\b{name}\b", line) for line in row):
                     missing.append(f"{above} {name}")
                 if isinstance(command, click.Group):
