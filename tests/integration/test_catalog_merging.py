@@ -11,9 +11,11 @@ from fm_storage.catalog import ErrorManager
 from fm_storage.catalog.query import merging
 from fm_storage.catalog.record.fingerprint import VERSION
 from fm_storage.catalog.record.frames import own_code
+from fm_storage.catalog.record.row import prepare
 from fm_storage.config import StorageConfig
 from fm_storage.errors import InvalidRecord, RecordNotFound
 from fm_storage.manager import StorageManager
+from tests.support.inside import recorder_of
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -179,6 +181,29 @@ async def test_an_upgrade_renames_no_group_and_makes_none_new(errors, storage):
     )
     again = {one.template: one.count for one in await errors.groups()}
     assert again == {one.template: one.count for one in groups.values()}
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_spool_of_an_older_release_joins_the_groups_of_today(
+    errors, storage, known
+):
+    """Whether its fingerprints were seen before the upgrade or not."""
+    old = prepare("order 8 refused", module="shop", timestamp=NOW)
+    old = old._replace(fingerprint=old.fingerprint // 3)
+    await errors.record("order 7 refused", module="shop", timestamp=NOW)
+    if known:
+        await age(storage)
+    [before] = await errors.groups()
+    recorder = recorder_of(errors)
+    await asyncio.to_thread(recorder.spool.append, [old])
+    recorder.wake_replay()
+    assert await errors.flush(30)
+    [group] = await errors.groups()
+    assert (group.count, group.fingerprint) == (2, before.fingerprint)
+    await errors.record("order 9 refused", module="shop")
+    [group] = await errors.groups()
+    assert (group.count, group.fingerprint) == (3, before.fingerprint)
+    assert await errors.analyzer.count_new(NOW + timedelta(microseconds=1)) == 0
 
 
 async def test_an_upgrade_goes_on_where_its_budget_ended(errors, storage, monkeypatch):
