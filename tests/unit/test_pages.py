@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import click
@@ -142,6 +143,16 @@ def test_the_picture_of_the_rooms_is_complete():
     }
 
     assert drawn == there
+
+
+def test_the_front_page_names_every_extra():
+    """What can be installed is found there."""
+    front = (ROOT / "README.md").read_text("utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = front.partition("\nExtras: ")[2].partition("\n")[0]
+
+    named = set(re.findall(r"`(\w+)`", extras))
+    assert named == set(project["optional-dependencies"])
 
 
 def test_the_page_of_the_command_line_names_every_command():

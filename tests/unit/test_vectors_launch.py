@@ -106,10 +106,18 @@ async def test_engine_that_never_answers_is_given_up(
             await launch.connect(tmp_path)
 
 
+def test_an_engine_that_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is started; the message says what to install."""
+    monkeypatch.setitem(sys.modules, "qdrant_edge", None)
+    with pytest.raises(EmbeddedFailed, match=r"fm-storage\[embedded\]"):
+        launch.start(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("said", "remedy"),
     [
-        ("failed ModuleNotFoundError: No module named 'qdrant_edge'", "[embedded]"),
         ("failed ValueError: damaged", "engine.log"),
         ("", "it ended at once"),
     ],

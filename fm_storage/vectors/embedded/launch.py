@@ -16,6 +16,7 @@ import subprocess
 import threading
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from fm_storage.concurrency.posix import fcntl, require_posix
@@ -141,7 +142,16 @@ def take_turn(folder: Path) -> int | None:
 
 
 def start(folder: Path) -> None:
-    """Start the engine's process and wait until it says that it is ready."""
+    """Start the engine's process and wait until it says that it is ready.
+
+    Raises:
+        EmbeddedFailed: It is not installed, or did not start.
+    """
+    if find_spec("qdrant_edge") is None:
+        raise EmbeddedFailed(
+            "vector engine: it is not installed; pip install 'fm-storage[embedded]', "
+            "or set qdrant.url to a server"
+        )
     with (folder / "engine.log").open("ab") as log:
         process = subprocess.Popen(
             command(_ENGINE, str(folder.resolve())),
@@ -164,9 +174,5 @@ def start(folder: Path) -> None:
     with suppress(ProcessLookupError):
         process.kill()
     reason = line.removeprefix("failed ") or "it ended at once"
-    hint = (
-        "; install fm-storage[embedded], or set qdrant.url to a server"
-        if "qdrant_edge" in reason
-        else f"; see {folder / 'engine.log'}"
-    )
-    raise EmbeddedFailed(f"vector engine: it did not start ({reason}){hint}")
+    log_file = folder / "engine.log"
+    raise EmbeddedFailed(f"vector engine: it did not start ({reason}); see {log_file}")
