@@ -203,11 +203,6 @@ class Tracker:
         found = await self._pool.fetchrow(_DESCRIBE, quoted, key, [*texts, *payload])
         if found is None:
             raise ConfigurationInvalid("table", f"{table!r} is no table; name one")
-        if other := await self._pool.fetchval(_OTHER, quoted, collection):
-            raise ConfigurationInvalid(
-                "table",
-                f"{table!r} is tracked for collection {other!r}; untrack() that first",
-            )
         if found["inherited"]:
             raise ConfigurationInvalid(
                 "table",
@@ -226,6 +221,11 @@ class Tracker:
                 "key",
                 f"{key!r} of {table!r} ({found['type']}) cannot name points; it takes "
                 "a primary key or unique NOT NULL column of type uuid, integer or text",
+            )
+        if other := await self._pool.fetchval(_OTHER, quoted, collection):
+            raise ConfigurationInvalid(
+                "table",
+                f"{table!r} is tracked for collection {other!r}; untrack() that first",
             )
         return Tracked(
             collection,
