@@ -123,7 +123,7 @@ imports: $(VENV)/.dev  ## imports point down, clients stay in their rooms
 test: $(VENV)/.dev  ## all tests, on containers where they can be had, else embedded (≤ 15 min)
 	$(BIN)/pytest -n $(WORKERS) -m "$(NOT_LONG)" $(ARGS)
 
-fast: $(VENV)/.dev  ## the quick tests (a minute or two)
+fast: $(VENV)/.dev  ## the quick tests (a minute)
 	$(BIN)/pytest -q -n $(WORKERS) --quick -m "$(NOT_LONG) and not slow and not cluster" tests/unit tests/integration $(ARGS)
 
 cover: $(VENV)/.dev  ## all tests, with the coverage of branches

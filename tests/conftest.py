@@ -29,6 +29,8 @@ pytest.register_assert_rewrite(*pytest_plugins)
 _MARKS = {
     "server": "postgres",
     "cluster_template": "cluster",
+    "postgis": "cluster",
+    "browser": "slow",
     "vector_folder": "qdrant",
 }
 

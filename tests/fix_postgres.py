@@ -1,12 +1,11 @@
 """The PostgreSQL server under test, and a fresh database for every test.
 
-One server for the run, one template database with the project's migrations, one
-copy of it per test: a test may do what it likes to its database.
+One server for the run; the plug-in copies a migrated database for each test, which
+may do what it likes to it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import functools
 import itertools
@@ -26,7 +25,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from fm_storage.config import MigrationsConfig, PostgresConfig
+from fm_storage.config import PostgresConfig
 from fm_storage.postgres.embedded.cluster import Cluster
 from fm_storage.postgres.embedded.programs import (
     Server,
@@ -44,12 +43,12 @@ __all__ = [
     "TestServer",
     "dsn",
     "empty_dsn",
+    "fm_storage_server_dsn",
     "pgvector",
     "pool",
     "postgis",
     "run_aside",
     "server",
-    "template",
 ]
 
 T = TypeVar("T")
@@ -105,15 +104,14 @@ class TestServer:
         with psycopg.connect(self.dsn) as connection:
             return self.kind != "given" and connection.info.server_version >= 150000
 
-    def create_database(self, template: str = "template0") -> str:
-        """Make a database and return its DSN."""
+    def create_database(self) -> str:
+        """Make an empty database and return its DSN."""
         name = f"{self._prefix}_{next(self._names)}"
         self.execute(
             # Two checkpoints cost nothing where nothing is synced, and the copy
             # need not pass through the log.
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}{}").format(
+            sql.SQL("CREATE DATABASE {} TEMPLATE template0{}").format(
                 sql.Identifier(name),
-                sql.Identifier(template),
                 sql.SQL(" STRATEGY FILE_COPY" if self.may_copy_files else ""),
             )
         )
@@ -169,9 +167,9 @@ def test_account() -> ServiceUser:
 test_account.__test__ = False  # type: ignore[attr-defined]  # a helper, by its name
 
 
-def make_base(prefix: str) -> Path:
+def make_base(prefix: str, parent: Path | None = None) -> Path:
     """Make a short-named folder that belongs to the servers' account."""
-    base = Path(tempfile.mkdtemp(prefix=prefix))
+    base = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     test_account().owns(base)
     return base
 
@@ -208,7 +206,10 @@ def server(request: pytest.FixtureRequest) -> Iterator[TestServer]:
 
 @contextmanager
 def _embedded() -> Iterator[TestServer]:
-    base = make_base("fm-pg-")
+    # In memory where there is room: most of a copied database is never read.
+    memory = Path("/dev/shm")  # noqa: S108 - a folder of its own is made there
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 2**31
+    base = make_base("fm-pg-", memory if roomy else None)
     password = secrets.token_hex(8)
     try:
         cluster = Cluster(
@@ -274,26 +275,15 @@ def _wait_until_up(dsn: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def template(server: TestServer) -> Iterator[str]:
-    """Give the name of a database with all of the project's migrations."""
-    from fm_storage.migrate import Migrator
-
-    dsn = server.create_database()
-
-    async def apply() -> None:
-        await Migrator(dsn, MigrationsConfig()).apply()
-
-    run_aside(lambda: asyncio.run(apply()))
-    yield database_of(dsn)
-    server.drop_database(dsn)
+def fm_storage_server_dsn(server: TestServer) -> str:
+    """Let the plug-in's fixtures make their databases on the server under test."""
+    return server.dsn
 
 
 @pytest.fixture
-def dsn(server: TestServer, template: str) -> Iterator[str]:
+def dsn(fm_storage_dsn: str) -> str:
     """Give the DSN of a fresh database with all migrations applied."""
-    made = server.create_database(template)
-    yield made
-    server.drop_database(made)
+    return fm_storage_dsn
 
 
 @pytest.fixture
@@ -305,18 +295,14 @@ def empty_dsn(server: TestServer) -> Iterator[str]:
 
 
 @pytest.fixture
-async def pool(dsn: str) -> AsyncIterator[Pool]:
+def pool(fm_storage_pool: Pool) -> Pool:
     """Give an open pool on a fresh, migrated database."""
-    from fm_storage.postgres import Pool
-
-    async with Pool(PostgresConfig(dsn=dsn)) as opened:
-        yield opened
+    return fm_storage_pool
 
 
 @pytest.fixture
 async def postgis() -> AsyncIterator[Pool]:
     """Give a pool on an installed server with PostGIS."""
-    from fm_storage.config import PostgresConfig
     from fm_storage.postgres import Pool
     from fm_storage.postgres.embedded.embedded import EmbeddedPostgres
 

@@ -84,8 +84,25 @@ class MigrationFile:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file, as psql reads it: without a byte order mark."""
-    return path.read_bytes().replace(b"\r\n", b"\n").decode("utf-8-sig")
+    """Return the text of a file, as psql reads it: without a byte order mark.
+
+    Raises:
+        MigrationFailed: It is no UTF-8, or has a zero byte.
+    """
+    content = path.read_bytes().replace(b"\r\n", b"\n")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        wrong = exc.start
+    else:
+        wrong = content.find(b"\0")
+        if wrong < 0:
+            return text
+    raise MigrationFailed(
+        f"migration {path.stem!r}: byte {wrong} is not UTF-8 text; save the file as "
+        "UTF-8",
+        migration=path.stem,
+    )
 
 
 def is_python(path: Path) -> bool:
@@ -213,28 +230,26 @@ def read_file(path: Path, source: str) -> MigrationFile:
             f"characters, more than {_LONGEST_ID}; shorten it"
         )
         raise MigrationFailed(message, migration=identifier)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as exc:
-        message = (
-            f"migration {identifier!r}: byte {exc.start} is not UTF-8; "
-            "save the file as UTF-8"
-        )
-        raise MigrationFailed(message, migration=identifier) from None
+    text = read_text(path)
     # Like the engine: directives count only above the first statement.
     head = _HEAD.match(text.replace("\r", "\n"))
     directives = head.group() if head and not is_python(path) else ""
     depends = " ".join(_DEPENDS.findall(directives)).split()
     transactional = _TRANSACTIONAL.search(directives)
+    word = transactional[1].lower() if transactional else "true"
+    if word not in {"true", "false"}:
+        raise MigrationFailed(
+            f"migration {identifier!r}: '-- transactional: {word}' is unclear; write "
+            "true or false",
+            migration=identifier,
+        )
     return MigrationFile(
         id=identifier,
         path=path,
         source=source,
         checksum=hashlib.sha256(content).hexdigest(),
         depends=tuple(dict.fromkeys(depends)),
-        transactional=(
-            transactional is None or transactional.group(1).lower() != "false"
-        ),
+        transactional=word == "true",
     )
 
 

@@ -84,8 +84,6 @@ def run_as_one(
         MigrationFailed: A statement failed; nothing of the file stays.
     """
     texts = sql_statements(migration, direction)
-    for number, text in enumerate(texts or (), 1):
-        _refuse_control(migration.id, number, text)
 
     def attempt() -> None:
         try:
@@ -155,13 +153,11 @@ def sql_statements(migration: EngineMigration, direction: str) -> list[str] | No
     except InvalidRecord as exc:
         raise MigrationFailed(str(exc), migration=migration.id) from None
     for number, text in enumerate(texts, 1):
-        if copies_through_client(text):
-            message = (
-                f"migration {migration.id!r}: statement {number} is COPY from or to "
-                "the client, which sends nothing in a migration; use INSERT, or COPY "
-                "with a file on the server"
+        if why := _refused(text):
+            raise MigrationFailed(
+                f"migration {migration.id!r}: statement {number} {why}",
+                migration=migration.id,
             )
-            raise MigrationFailed(message, migration=migration.id)
     return texts
 
 
@@ -271,11 +267,18 @@ def failure(
     )
 
 
-def _refuse_control(name: str, number: int, text: str) -> None:
-    if match := _CONTROL.match(text):
-        message = (
-            f"migration {name!r}: statement {number} is {match.group(1).upper()}, "
-            "but the runner opens and commits the transaction; remove it, or mark "
-            "the file '-- transactional: false'"
+def _refused(text: str) -> str:
+    """Return why a statement cannot be run in a migration, or ""."""
+    if copies_through_client(text):
+        return (
+            "is COPY from or to the client, which sends nothing in a migration; use "
+            "INSERT, or COPY with a file on the server"
         )
-        raise MigrationFailed(message, migration=name)
+    if match := _CONTROL.match(text):
+        return (
+            f"is {match[1].upper()}, but the runner commits: the whole file, or with "
+            "'-- transactional: false' each statement; remove it"
+        )
+    if any(token.text == "\\" for token in tokens(text)):
+        return "has a command of psql (\\ …), which no server knows; take it out"
+    return ""

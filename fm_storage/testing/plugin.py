@@ -46,6 +46,8 @@ def _async_fixture(function: F) -> F:
 
 _RUN = "FM_STORAGE_TEST_RUN"
 _THROW_AWAY = ("fsync", "full_page_writes", "synchronous_commit", "autovacuum")
+_COPIES_FILES = """SELECT current_setting('server_version_num')::int >= 150000
+    AND ($1 OR NOT current_setting('fsync')::bool)"""
 _LOCK = 0x666D_7465_7374  # "fmtest"
 
 
@@ -78,59 +80,53 @@ class _Server:
     """The server, the template, and the databases copied from it."""
 
     def __init__(
-        self,
-        dsn: str,
-        portal: BlockingPortal,
-        migrations: tuple[str, ...],
-        *,
-        ours: bool,
+        self, dsn: str, portal: BlockingPortal, migrations: tuple[str, ...]
     ) -> None:
         self._dsn = dsn
-        # A server of the run's own outlives nothing: it need not sync, and its two
-        # checkpoints for a copy cost less than the copy's way through the log.
-        self._ours = ours
         self._portal = portal
         self._migrations = migrations
         self._template = f"fm_storage_{os.environ[_RUN]}"
-        self._pool: Pool
+        self._strategy = ""
+        self._connection: Any = None
 
-    async def open(self) -> None:
+    async def open(self, *, ours: bool) -> None:
         from fm_storage.config import MigrationsConfig, PostgresConfig
         from fm_storage.migrate import Migrator
-        from fm_storage.postgres import Pool
+        from fm_storage.postgres.connect.connector import Connector
 
-        self._pool = Pool(PostgresConfig(dsn=self._dsn, command_timeout=None))
-        await self._pool.open()
-        for setting in _THROW_AWAY if self._ours else ():
-            await self._run(f"ALTER SYSTEM SET {setting} = off")
-        if self._ours:
-            await self._pool.fetchval("SELECT pg_reload_conf()")
-        self._user = await self._pool.connect("template")
+        # The driver's own, so that a test's spans and metrics hold nothing of it.
+        connector = Connector(PostgresConfig(dsn=self._dsn))
+        run = self._connection = await connector.connect("tests")
+        # A server of the run's own outlives nothing: it need not sync.
+        for setting in _THROW_AWAY if ours else ():
+            await run.execute(f"ALTER SYSTEM SET {setting} = off")
+        if ours:
+            await run.execute("SELECT pg_reload_conf()")
+        if await run.fetchval(_COPIES_FILES, ours):
+            # Two checkpoints for a copy cost less than its way through the log.
+            self._strategy = " STRATEGY FILE_COPY"
         # Held until this worker ends: the last one drops the template.
-        await self._user.fetchval("SELECT pg_advisory_lock_shared($1)", _LOCK)
-        async with self._pool.acquire() as turn:
-            await turn.fetchval("SELECT pg_advisory_lock($1)", _LOCK + 1)
-            made = "SELECT 1 FROM pg_database WHERE datname = $1 AND datistemplate"
-            if await turn.fetchval(made, self._template) is None:
-                await self._run(f"DROP DATABASE IF EXISTS {self._template}")
-                await self._run(f"CREATE DATABASE {self._template}")
-                config = MigrationsConfig(sources=self._migrations)
-                await Migrator(self._at(self._template), config).apply()
-                await self._run(f"ALTER DATABASE {self._template} IS_TEMPLATE true")
-            await turn.fetchval("SELECT pg_advisory_unlock($1)", _LOCK + 1)
+        await run.execute(f"SELECT pg_advisory_lock_shared({_LOCK})")
+        await run.execute(f"SELECT pg_advisory_lock({_LOCK + 1})")
+        made = "SELECT 1 FROM pg_database WHERE datname = $1 AND datistemplate"
+        if await run.fetchval(made, self._template) is None:
+            await run.execute(f"DROP DATABASE IF EXISTS {self._template}")
+            await run.execute(f"CREATE DATABASE {self._template}")
+            config = MigrationsConfig(sources=self._migrations)
+            await Migrator(self._at(self._template), config).apply()
+            await run.execute(f"ALTER DATABASE {self._template} IS_TEMPLATE true")
+        await run.execute(f"SELECT pg_advisory_unlock({_LOCK + 1})")
 
     async def aclose(self) -> None:
-        await self._user.fetchval("SELECT pg_advisory_unlock_shared($1)", _LOCK)
-        if await self._user.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
-            await self._run(f"ALTER DATABASE {self._template} IS_TEMPLATE false")
-            await self._run(f"DROP DATABASE IF EXISTS {self._template}")
-        await self._user.aclose()
-        await self._pool.aclose()
+        run = self._connection
+        await run.execute(f"SELECT pg_advisory_unlock_shared({_LOCK})")
+        if await run.fetchval(f"SELECT pg_try_advisory_lock({_LOCK})"):
+            await run.execute(f"ALTER DATABASE {self._template} IS_TEMPLATE false")
+            await run.execute(f"DROP DATABASE IF EXISTS {self._template}")
+        await run.close()
 
     async def _run(self, statement: str) -> None:
-        from fm_storage.postgres import Sql
-
-        await self._pool.execute(Sql(statement))
+        await self._connection.execute(statement)
 
     def _at(self, database: str) -> str:
         return urlunsplit(urlsplit(self._dsn)._replace(path=f"/{database}"))
@@ -138,9 +134,8 @@ class _Server:
     def create(self) -> tuple[str, str]:
         """Copy the template; return the copy's name and DSN."""
         name = f"fm_test_{secrets.token_hex(6)}"
-        copy = f"CREATE DATABASE {name} TEMPLATE {self._template}"
-        how = " STRATEGY FILE_COPY" if self._ours else ""
-        self._portal.call(self._run, copy + how)
+        copy = f"CREATE DATABASE {name} TEMPLATE {self._template}{self._strategy}"
+        self._portal.call(self._run, copy)
         return name, self._at(name)
 
     def drop(self, name: str) -> None:
@@ -155,23 +150,29 @@ def fm_storage_migrations() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
+def fm_storage_server_dsn(request: pytest.FixtureRequest) -> str | None:
+    """A superuser's DSN: override it where you start a server; None is embedded."""
+    given: str | None = request.config.getoption("--fm-storage-dsn")
+    return given
+
+
+@pytest.fixture(scope="session")
 def fm_storage_server(
-    request: pytest.FixtureRequest, fm_storage_migrations: tuple[str, ...]
+    fm_storage_server_dsn: str | None, fm_storage_migrations: tuple[str, ...]
 ) -> Iterator[Any]:
     """Give the server that the databases of this run are on."""
     from anyio.from_thread import start_blocking_portal
 
     from fm_storage.postgres.embedded.embedded import EmbeddedPostgres
 
-    dsn = request.config.getoption("--fm-storage-dsn")
-    ours = dsn is None
+    dsn = fm_storage_server_dsn
     with ExitStack() as stack:
         portal = stack.enter_context(start_blocking_portal())
         if dsn is None:
             embedded = portal.call(partial(EmbeddedPostgres, _folder()))
             dsn = stack.enter_context(portal.wrap_async_context_manager(embedded))
-        server = _Server(dsn, portal, fm_storage_migrations, ours=ours)
-        portal.call(server.open)
+        server = _Server(dsn, portal, fm_storage_migrations)
+        portal.call(partial(server.open, ours=fm_storage_server_dsn is None))
         yield server
         portal.call(server.aclose)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
 from tests.fix_migrations import MigrationFolder, ask
-from tests.fix_postgres import TestServer
 from tests.fix_process import Child
 
 # For each line read, a forked process that dies by SIGKILL before or after the
@@ -56,8 +56,7 @@ _BOUNDARIES = {
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("method", _BOUNDARIES)
 async def test_a_kill_at_a_boundary_is_harmless(
-    server: TestServer,
-    template: str,
+    fm_storage_server: Any,
     migrations: MigrationFolder,
     child: Callable[..., Awaitable[Child]],
     method: str,
@@ -71,7 +70,7 @@ async def test_a_kill_at_a_boundary_is_harmless(
     migrations.table("0003_c", "t_c")
     killer = await child(_DIE)
     for when, nth in _BOUNDARIES[method]:
-        dsn = server.create_database(template)
+        name, dsn = fm_storage_server.create()
         await killer.say(f"{dsn} {migrations.path} {method} {when} {nth}")
         assert await killer.line(timeout=60) == "-9"
         migrator = migrations.migrator(dsn)
@@ -82,4 +81,4 @@ async def test_a_kill_at_a_boundary_is_harmless(
         valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 't_i'::regclass"
         assert ask(dsn, valid) == [(True,)]
         assert ask(dsn, "SELECT * FROM fm_storage.migration_steps") == []
-        server.drop_database(dsn)
+        fm_storage_server.drop(name)

@@ -268,6 +268,7 @@ async def test_a_record_with_wrong_arguments_is_stored_as_it_is(errors):
     assert messages == {"'%d left' with ('none',)", "%s with <unprintable Unprintable>"}
 
 
+@pytest.mark.slow
 async def test_a_full_queue_spills_to_the_spool_and_nothing_is_dropped(
     errors, storage, log
 ):
@@ -287,6 +288,7 @@ async def test_a_full_queue_spills_to_the_spool_and_nothing_is_dropped(
     assert await storage.error_entries.count() == 2000
 
 
+@pytest.mark.slow
 async def test_handing_in_never_stalls_the_loop(errors, storage, log):
     """While two thousand records pass through, the loop goes on breathing."""
     log.addHandler(errors.handler())
@@ -313,6 +315,7 @@ async def test_handing_in_never_stalls_the_loop(errors, storage, log):
     assert sorted(gaps)[len(gaps) // 2] < 0.25
 
 
+@pytest.mark.slow
 async def test_what_is_queued_is_stored_before_the_storage_closes(storage_config, log):
     """The shutdown hook flushes, also without closing the error manager."""
     from fm_storage.manager import StorageManager

@@ -153,6 +153,7 @@ def test_an_empty_catalogue_says_what_would_fill_it(run, tmp_path):
     assert "errors ingest LOG" in said
 
 
+@pytest.mark.slow
 def test_a_log_may_be_piped_in_and_errors_out(run):
     """A dash reads standard input; tail --json writes one object a line."""
     assert "21 added" in run("ingest", "-", "--source", "pipe", input=LOG)
@@ -207,6 +208,7 @@ def test_a_pipe_is_given_one_whole_line_an_error(run):
     assert long in run("similar", long)
 
 
+@pytest.mark.slow
 async def test_a_standard_input_that_is_no_pipe_ends_at_once(child, dsn, tmp_path):
     """From cron or systemd it is /dev/null, which a loop cannot wait for."""
     script = (

@@ -222,6 +222,7 @@ async def test_an_upgrade_goes_on_where_its_budget_ended(errors, storage, monkey
     assert await storage.pool.fetchval(kinds) == 1
 
 
+@pytest.mark.slow
 async def test_the_setting_names_code_of_ones_own(dsn, tmp_path):
     """In this process, and in the one that reads large logs."""
     trace = (

@@ -204,6 +204,7 @@ async def test_the_handler_keeps_to_the_limit_as_well(configured):
         assert list((await errors.counted()).values()) == [500 - stored]
 
 
+@pytest.mark.slow
 async def test_counts_wait_while_postgres_is_away(configured, dsn, tcp_proxy):
     """They are written by the next attempt, and only once."""
     proxy = tcp_proxy(dsn)

@@ -102,6 +102,7 @@ async def test_the_demo_takes_a_log_of_yours(
     assert "\x1b[31m" not in out
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 async def test_the_readme_example_runs(environment: dict[str, str], tmp_path: Path):
     """The first Python block of the README, unchanged."""
@@ -205,6 +206,7 @@ async def test_a_vector_store_that_is_away_is_named_within_seconds(
     assert "connection attempts failed" in parts["qdrant"]["detail"]
 
 
+@pytest.mark.slow
 async def test_an_unreachable_server_is_one_line(
     environment: dict[str, str], tmp_path: Path
 ):

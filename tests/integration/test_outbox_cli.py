@@ -129,6 +129,7 @@ def test_backlog_is_shown_delivered_and_compared(outbox: Commands):
     assert "both stores agree" in outbox("verify").output
 
 
+@pytest.mark.slow
 def test_differences_are_named_and_repaired(outbox: Commands):
     """Verify names what differs and ends with 1; repair mends it."""
 
@@ -149,6 +150,7 @@ def test_differences_are_named_and_repaired(outbox: Commands):
     assert outbox.json("repair")["enqueued"] == 0
 
 
+@pytest.mark.slow
 def test_collections_are_rebuilt_by_name_or_all(outbox: Commands):
     """Rebuild needs to know what."""
 

@@ -687,6 +687,7 @@ async def test_errors_changed_by_plain_sql_are_followed(
         assert (await storage.outbox.verify()).agrees
 
 
+@pytest.mark.slow
 async def test_many_errors_are_changed_in_one_statement_after_a_single_one(
     storage: StorageManager, pool: Pool
 ):

@@ -157,6 +157,7 @@ async def test_a_connections_transaction_inside_its_transaction_is_a_savepoint(p
     assert await ids(pool) == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_concurrent_increments_are_all_counted(pool):
     """32 SERIALIZABLE tasks of 20 increments end at 640: the body is repeated."""

@@ -202,6 +202,7 @@ class Storm:
         self.ended = True
 
 
+@pytest.mark.slow
 async def test_nothing_acknowledged_is_lost_while_partitions_come_and_go(
     events: Repository[Event], dsn: str
 ):
@@ -219,6 +220,7 @@ async def test_nothing_acknowledged_is_lost_while_partitions_come_and_go(
     assert storm.refused
 
 
+@pytest.mark.slow
 async def test_tracked_partitions_come_and_go_under_writers(
     pool: Pool, events: Repository[Event], qdrant: QdrantStore
 ):

@@ -141,6 +141,7 @@ CREATE TABLE plan (id int PRIMARY KEY, ats timestamptz[], days date[],
 """
 
 
+@pytest.mark.slow
 async def test_infinities_at_every_position(pool):
     """In arrays, ranges and multiranges, by every way of writing."""
     await pool.execute(PLAN)

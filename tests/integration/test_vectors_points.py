@@ -158,6 +158,7 @@ async def test_bad_query_vector_is_refused(
     assert caught.value.index is None
 
 
+@pytest.mark.slow
 async def test_one_bad_point_among_ten_thousand_is_named(
     any_store: QdrantStore, name: str
 ) -> None:

@@ -8,6 +8,7 @@ from fm_storage.errors import MigrationFailed
 from tests.fix_migrations import MigrationFolder, ask
 
 BOM = "\ufeff"
+PIECES = "-- transactional: false\n"
 DEFERRED = """
 CREATE TABLE t_p (i int PRIMARY KEY);
 CREATE TABLE t_c (i int REFERENCES t_p DEFERRABLE INITIALLY DEFERRED);
@@ -55,6 +56,12 @@ async def test_a_file_that_psql_runs_is_run(
             r"statement 2: relation .* already exists; .*migrate baseline --to 0001_a",
         ),
         ("-- depends: 0001_a\nSELECT 1", "0001_a depends on itself"),
+        ("\\connect shop\nSELECT 1;", "statement 1 has a command of psql"),
+        ("SELECT 1; SELECT 'VACUUM' \\gexec", "statement 2 has a command of psql"),
+        ("SELECT 1;\0", "byte 9 is not UTF-8 text; save"),
+        (f"{PIECES}BEGIN; SELECT 1; COMMIT;", "statement 1 is BEGIN, but the runner"),
+        ("START TRANSACTION; SELECT 1;", "statement 1 is START TRANSACTION, but the"),
+        ("-- transactional: maybe\nSELECT 1", "'-- transactional: maybe' is unclear"),
     ],
 )
 async def test_a_failure_names_the_file_and_the_remedy(

@@ -55,6 +55,7 @@ def here(task):
     return batches, reader.report
 
 
+@pytest.mark.slow
 def test_the_child_sends_what_a_thread_would_have_read(log):
     """Entries, ids, order and report are the same; it ends by itself."""
     child = ReadingProcess(log)
@@ -105,6 +106,7 @@ def test_a_child_that_ends_at_once_is_noticed_at_the_first_batch(log, monkeypatc
     child.close()
 
 
+@pytest.mark.slow
 def test_a_child_that_nobody_reads_from_ends(log):
     """The parent may be killed, or stop: no process stays."""
     big = log._replace(size=1, source="s" * 2000)

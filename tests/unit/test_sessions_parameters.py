@@ -51,6 +51,7 @@ def test_exactly_the_parameters_are_found(pieces):
     assert filled.count("<") == len(statement.parameters)
 
 
+@pytest.mark.slow
 @given(st.text(max_size=60))
 def test_any_text_is_scanned_or_refused(text):
     """No text makes it fail otherwise, or go on for ever."""

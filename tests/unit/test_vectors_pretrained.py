@@ -153,6 +153,7 @@ async def test_encoder_computes_what_the_model_means(folder: Path) -> None:
     assert found.dense == pytest.approx(plainly("pool timeout refused disk"), abs=2e-5)
 
 
+@pytest.mark.slow
 async def test_company_in_a_batch_changes_nothing(folder: Path) -> None:
     """A short text has the same vector alone and beside long ones."""
     vectorizer = MiniLmVectorizer(folder)
