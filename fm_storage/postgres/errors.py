@@ -63,9 +63,8 @@ _REMEDIES: Mapping[type[QueryFailed], str] = {
     QueryTimeout: "raise the timeout, or make the statement cheaper",
 }
 _LOGIN = "check user and password, and what pg_hba.conf asks for"
-OUTDATED = frozenset(
-    {None, "0A000", "XX000", "42804", "42846", "42883", "42725", "42P08", "42P18"}
-)
+_RETYPED = ("42804", "42846", "42883", "42725", "42P08", "42P18")
+OUTDATED = frozenset({None, "0A000", "26000", "XX000", *_RETYPED})
 """What a statement ends with that was prepared before the schema was changed; None
 where the driver finds it. Only with ``retryable``."""
 _LOST = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import itertools
 
 import asyncpg
 import pytest
@@ -296,9 +297,17 @@ COPIES = {
         io.BytesIO(), table="queue", progress=source.write
     ),
     "file": lambda executor, source: executor.copy_to(source, table="queue"),
+    "parameters": lambda executor, source: executor.executemany(
+        "INSERT INTO journal VALUES ($1)", source.rows()
+    ),
+    "many parameters": lambda executor, source: executor.executemany(
+        "INSERT INTO journal VALUES ($1)",
+        itertools.chain(itertools.repeat(("1" * 1000,), 1000), source.rows()),
+    ),
 }
 
 
+@pytest.mark.timeout(10)
 @pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
 async def test_what_a_source_raises_comes_out_as_it_was_raised(
@@ -322,6 +331,27 @@ async def test_what_a_source_raises_comes_out_as_it_was_raised(
         assert runs == 1
     assert pool.statistics().generation == 0
     assert await outside.fetchval("SELECT count(*) FROM journal") == 0
+
+
+@pytest.mark.parametrize("locked", [False, True])
+async def test_many_rows_that_are_cancelled_on_their_way_are_over(
+    pool_of_one, outside, locked
+):
+    """Also while the server waits for a lock and takes no more of them."""
+    pool, rows = pool_of_one, [(1000 * "1",)] * 100_000
+    insert = "INSERT INTO journal VALUES ($1)"
+    async with pool.acquire() as connection:
+        pid = await connection.fetchval("SELECT pg_backend_pid()")
+        for after in (0.005, 0.02, 0.1):
+            async with outside.transaction():
+                if locked:
+                    await outside.execute("LOCK TABLE journal")
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(after):
+                        await connection.executemany(insert, rows)
+            async with asyncio.timeout(5):
+                assert await connection.fetchval("SELECT count(*) FROM journal") == 0
+        assert await connection.fetchval("SELECT pg_backend_pid()") == pid
 
 
 # -- listening ends only when its block does ---------------------------------------

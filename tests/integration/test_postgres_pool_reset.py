@@ -179,3 +179,18 @@ async def test_what_random_gives_is_not_known_to_a_former_borrower(one):
         await connection.execute("SELECT setseed(0.5)")
         assert await connection.fetchval("SELECT random()") == first
     assert await one.fetchval("SELECT random()") not in {first, second}
+
+
+@pytest.mark.parametrize("forget", ["DEALLOCATE ALL", "DISCARD ALL", "DISCARD PLANS"])
+async def test_what_a_borrower_has_the_server_forget_is_prepared_anew(one, forget):
+    """By the borrower and by the next one, also in a transaction."""
+    for _ in range(2):
+        assert await one.fetchval("SELECT $1::int", 1) == 1
+        async with one.acquire() as connection:
+            await connection.execute(forget)
+            assert await connection.fetchval("SELECT $1::int", 1) == 1
+            await connection.execute(forget)
+        async with one.transaction() as transaction:
+            assert await transaction.fetchval("SELECT $1::int", 1) == 1
+        await one.execute(forget)
+        await one.executemany("SELECT $1::int", [(1,)])

@@ -120,6 +120,18 @@ async def test_a_savepoint_with_a_failure_that_its_block_kept_is_undone(pool):
     assert await ids(pool) == [1, 3]
 
 
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK", "SELECT 1; ABORT"])
+async def test_a_block_whose_transaction_the_text_ended_says_so(pool, end):
+    """What followed was no part of it: nobody takes the block for all or nothing."""
+    with pytest.raises(QueryFailed, match="ended it") as found:
+        async with pool.transaction() as tx:
+            await tx.execute("INSERT INTO t VALUES (1)")
+            await tx.execute(end)
+            await tx.execute("INSERT INTO t VALUES (2)")
+    assert found.value.sqlstate == "25P01"
+    assert await pool.fetchval("SELECT count(*) FROM t") in {1, 2}
+
+
 async def test_the_options_reach_the_server(pool):
     """Isolation, readonly and deferrable are those of BEGIN."""
     async with pool.transaction(

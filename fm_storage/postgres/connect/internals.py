@@ -14,10 +14,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import asyncpg
 from asyncpg.protocol import NO_TIMEOUT
 
-from fm_storage.concurrency.shield import wait_done
+from fm_storage.concurrency.shield import consume, wait_done
+from fm_storage.postgres.errors import FromCaller
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import (
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Iterable,
+        Iterator,
+        Sequence,
+    )
 
     from fm_storage.postgres.connect.composites import Composite
 
@@ -112,6 +120,11 @@ def forget_statements(raw: Any) -> None:
     """Drop the prepared statements; they are made again when needed."""
     if not raw.is_closed():
         raw._drop_local_statement_cache()
+
+
+def prepared_count(raw: Any) -> int:
+    """Return how many statements the driver keeps prepared."""
+    return len(raw._stmt_cache)
 
 
 def forget_types(raw: Any) -> None:
@@ -342,11 +355,8 @@ async def copy_out(
         try:
             await sink(block)
         except BaseException as exc:  # raised below
-            loop = asyncio.get_running_loop()
-            cancelling = loop.create_future()
-            raw._cancel_current_command(cancelling)
-            failed = await wait_done(cancelling, _CANCELLED_WITHIN) or exc
-            rest.reschedule(loop.time() + _CANCELLED_WITHIN)
+            failed = await _request_cancel(raw) or exc
+            rest.reschedule(asyncio.get_running_loop().time() + _CANCELLED_WITHIN)
 
     async with asyncio.timeout(timeout), asyncio.timeout(None) as rest:
         try:
@@ -357,6 +367,65 @@ async def copy_out(
         if failed is not None:
             raise failed
     return int(tag.rpartition(" ")[2])
+
+
+async def execute_many(
+    raw: Any, sql: str, rows: Iterable[Sequence[Any]], *, timeout: float | None
+) -> None:
+    """Run *sql* for each of *rows*, in a task that nothing interrupts while it sends.
+
+    The driver loses a cancellation, or another BaseException, between two rows, and
+    waits for the end of what it has not sent. So it is stopped by the next row.
+    """
+    given = _Rows(rows)
+    sending = asyncio.ensure_future(raw.executemany(sql, given, timeout=timeout))
+    sending.add_done_callback(consume)
+    try:
+        await asyncio.wait({sending})
+    except asyncio.CancelledError:
+        given.stopped = True
+        if given.exhausted:
+            sending.cancel()
+        else:
+            await _request_cancel(raw)
+        await wait_done(sending, _CANCELLED_WITHIN)
+        if not sending.done():
+            raw.terminate()
+        raise
+    sending.result()
+
+
+class _Rows:
+    """Rows for the driver.
+
+    Attributes:
+        exhausted: Whether it has taken all of them.
+        stopped: Whether it gets no more.
+    """
+
+    def __init__(self, rows: Iterable[Sequence[Any]]) -> None:
+        self._rows = rows
+        self.exhausted = self.stopped = False
+
+    def __iter__(self) -> Iterator[Sequence[Any]]:
+        source = iter(self._rows)
+        while not self.stopped:
+            try:
+                row = next(source)
+            except StopIteration:
+                self.exhausted = True
+                return
+            except BaseException as exc:
+                raise FromCaller(exc) from None
+            yield row
+        raise FromCaller(asyncio.CancelledError())
+
+
+async def _request_cancel(raw: Any) -> asyncio.CancelledError | None:
+    """Ask the server to stop; return a cancellation that arrives meanwhile."""
+    sent = asyncio.get_running_loop().create_future()
+    raw._cancel_current_command(sent)
+    return await wait_done(sent, _CANCELLED_WITHIN)
 
 
 async def close_portal(raw: Any, cursor: Any, timeout: float | None) -> None:

@@ -37,11 +37,12 @@ RESET_SQL = (
 """DISCARD ALL without DEALLOCATE: the driver's prepared statements stay good.
 
 See https://www.postgresql.org/docs/current/sql-discard.html."""
-PREPARED_BY_SQL = (
-    "SELECT string_agg(format('DEALLOCATE %I', name), '; ')"
-    " FROM pg_catalog.pg_prepared_statements WHERE from_sql"
+PREPARED_SQL = (
+    "SELECT string_agg(format('DEALLOCATE %I', name), '; ') FILTER (WHERE from_sql),"
+    " count(*) FILTER (WHERE NOT from_sql) FROM pg_catalog.pg_prepared_statements"
 )
-"""What deallocates the statements that were made with PREPARE, or null."""
+"""What deallocates the statements that were made with PREPARE, or null; and how many
+of the driver's there are."""
 
 
 class Effect(IntEnum):

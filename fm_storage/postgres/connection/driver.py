@@ -9,6 +9,7 @@ asyncpg is pinned below 0.33 for this; ``test_postgres_driver.py`` compares both
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -19,6 +20,7 @@ from fm_storage.postgres.connect.internals import (
     FIRST_OWN_OID,
     close_portal,
     describe,
+    execute_many,
     forget_statements,
     forget_types,
     parameter_types,
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
 
     from fm_storage.postgres.executor import Value
 
+_NO_STATEMENT = asyncpg.InvalidSQLStatementNameError
 _SUSPECT = (
     asyncpg.InvalidCachedStatementError,
+    _NO_STATEMENT,
     OutdatedSchemaCacheError,
     asyncpg.DataError,
     asyncpg.DatatypeMismatchError,
@@ -43,7 +47,8 @@ _SUSPECT = (
     asyncpg.CannotCoerceError,
     asyncpg.InternalServerError,
 )
-"""Errors whose cause may be that the table is no longer what was prepared for."""
+"""Errors whose cause may be that the table is no longer what was prepared for, or that
+a borrower had the server forget what was prepared (DEALLOCATE ALL)."""
 _CALLS = re.compile(r"\s*(call|do)\b", re.IGNORECASE)
 _RECORD = asyncpg.Record
 _CLOSED = "connection is closed"
@@ -175,16 +180,16 @@ async def executemany(
     if iter(rows) is rows:  # it cannot be run again
         if statement is not None:
             await _is_outdated(raw, sql, statement, timeout)
-        await raw.executemany(sql, rows, timeout=timeout)
+        await execute_many(raw, sql, rows, timeout=timeout)
         return
     if statement is not None:
         try:
-            await raw.executemany(sql, rows, timeout=timeout)
+            await execute_many(raw, sql, rows, timeout=timeout)
         except _SUSPECT as exc:
             await _forget(raw, sql, statement, exc, timeout)
         else:
             return
-    await _ask(raw.executemany, raw, sql, (rows,), timeout)
+    await _ask(partial(execute_many, raw), raw, sql, (rows,), timeout)
 
 
 async def open_cursor(raw: Any, sql: str, *args: Value, timeout: float | None) -> Any:
@@ -296,6 +301,8 @@ async def _forget(
         raise exc
     if isinstance(exc, asyncpg.InternalServerError) and not is_type_gone(exc):
         raise exc
+    if isinstance(exc, _NO_STATEMENT) and statement.name not in str(exc):
+        raise exc  # of an EXECUTE
     if isinstance(exc, asyncpg.DataError):
         if not _is_drivers(exc) or not await _is_outdated(raw, sql, statement, timeout):
             raise exc

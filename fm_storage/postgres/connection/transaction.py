@@ -151,6 +151,13 @@ class Block:
             await self._finish()
 
     async def _finish(self) -> None:
+        entry = self._outer.required()
+        if not (entry.raw.is_closed() or entry.in_transaction):
+            raise QueryFailed(
+                "transaction: a statement in its block ended it (COMMIT or ROLLBACK as "
+                "text), so what followed was not part of it; leave that to the block",
+                sqlstate="25P01",
+            )
         try:
             tag = await begin(self._outer, self._end, self._undo)
         except QueryFailed as exc:

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 from fm_storage.concurrency.shield import wait_done
 from fm_storage.postgres.connect.internals import (
     forget_session,
+    forget_statements,
+    prepared_count,
     wait_for_cancellation,
 )
+from fm_storage.postgres.connection import driver
 from fm_storage.postgres.connection.classifier import (
-    PREPARED_BY_SQL,
+    PREPARED_SQL,
     RESET_SQL,
     UserNames,
 )
@@ -114,9 +117,12 @@ class Maintenance:
 
     async def _deallocate(self, raw: asyncpg.Connection[Any]) -> None:
         """Remove what PREPARE made; look again at what a borrower has defined."""
-        prepared = await raw.fetchval(PREPARED_BY_SQL, timeout=self._limit)
-        if prepared:
-            await raw.execute(prepared, timeout=self._limit)
+        found = await driver.fetchrow(raw, PREPARED_SQL, timeout=self._limit)
+        assert found is not None
+        if found[0]:
+            await raw.execute(found[0], timeout=self._limit)
+        if found[1] < prepared_count(raw):  # after DEALLOCATE ALL, DISCARD ALL
+            forget_statements(raw)
         classifier = self._core.classifier
         if classifier.stale:
             classifier.learn(await UserNames.read(raw, self._limit))
