@@ -162,6 +162,8 @@ def _from_server(
         known = PermissionDenied
     kind = known or QueryFailed
     remedy = _LOGIN if state.startswith("28") else _REMEDIES.get(kind)
+    if "ON CONFLICT" in text:
+        remedy = "name the columns of a unique constraint, no deferrable or partial one"
     return kind(
         f"{owner}: {text} ({state})" + (f"; {remedy}" if remedy else ""),
         sqlstate=state or None,

@@ -352,6 +352,9 @@ class Repository(Generic[M]):
             InvalidRecord: A value cannot be stored; nothing was sent.
             SerializationFailed: Inside a transaction that may not see the row
                 which is in the way; run the transaction again.
+            DuplicateRecord: Another row has the same values in another unique
+                constraint; inside a transaction also if a task that wrote the same
+                row at once was met there.
         """
         return await writing.get_or_create(self._writing, record, on)
 

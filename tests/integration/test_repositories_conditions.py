@@ -7,6 +7,7 @@ import dataclasses
 import datetime as dt
 import enum
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Annotated, Any, Literal, NewType, TypedDict
@@ -35,7 +36,7 @@ from fm_storage.repositories import (
     where,
 )
 from fm_storage.repositories.model.entity import Entity
-from tests.support.repository_models import Note, Product
+from tests.support.repository_models import Invoice, Note, Product
 
 
 @pytest.fixture
@@ -324,6 +325,81 @@ async def test_sql_in_place_of_a_filter_is_refused(products):
     for asks in (products.find_many, products.count, products.exists):
         with pytest.raises(InvalidRecord, match="where"):
             await asks("price = 3")
+
+
+WRONG: list[tuple[Callable[[Any], Any], type[Exception]]] = [
+    (lambda rows: rows.find_many(where("price").in_(5)), InvalidRecord),
+    (lambda rows: rows.find_many(where("sku").in_("ab")), InvalidRecord),
+    (lambda rows: rows.find_many(where("sku").starts_with(None)), InvalidRecord),
+    (lambda rows: rows.find_many(where("sku").ends_with(b"x")), InvalidRecord),
+    (lambda rows: rows.find_many((where("price") == 1) & True), InvalidRecord),
+    (lambda rows: rows.find_many(~((where("price") == 1) | "x")), InvalidRecord),
+    (lambda rows: rows.find_many(order_by=5), InvalidName),
+    (lambda rows: rows.find_many(order_by=("sku", None)), InvalidName),
+    (lambda rows: rows.create_many(None), ConfigurationInvalid),
+    (lambda rows: rows.upsert_many(Product(sku="x", price=1)), InvalidRecord),
+    (lambda rows: rows.upsert_many([None]), InvalidRecord),
+    (lambda rows: rows.upsert_many([Note(id=1)]), InvalidRecord),
+    (lambda rows: rows.delete_many(None), ConfigurationInvalid),
+    (lambda rows: rows.delete_where(None), ConfigurationInvalid),
+    (lambda rows: rows.update("a", ["price"]), ConfigurationInvalid),
+    (lambda rows: rows.update_where(where("price") == 1, {}), InvalidRecord),
+    (lambda rows: rows.update_where([], None), InvalidRecord),
+    (lambda rows: rows.before("create")(5), ConfigurationInvalid),
+]
+
+
+async def test_arguments_of_other_kinds_are_refused(products):
+    """Before anything is sent, whatever stands in their place."""
+    before = await products.find_many(order_by="sku")
+    for call, error in WRONG:
+        with pytest.raises(error):
+            await call(products)
+    assert await products.find_many(order_by="sku") == before
+
+
+@dataclass
+class Pair:
+    """A model to declare wrongly."""
+
+    id: int
+    text: str = ""
+
+
+def test_wrong_arguments_of_a_declaration_are_refused():
+    """At once, as what they are."""
+    wrong: list[dict[str, Any]] = [
+        {"key": 5},
+        {"columns": 5},
+        {"columns": {"text": 5}},
+        {"columns": {"text": "id"}},
+        {"version": 5},
+    ]
+    for arguments in wrong:
+        with pytest.raises((ConfigurationInvalid, InvalidName)):
+            Entity(Pair, **arguments)
+    lengths: list[Any] = [0, -1, "x"]
+    for length in lengths:
+        with pytest.raises(ConfigurationInvalid, match="from 1"):
+            Column(max_length=length)
+
+
+async def test_thousands_of_conditions_are_joined_side_by_side(products):
+    """As by a loop; nested ones are refused when they are too deep."""
+    either = both = where("price") == 1
+    for number in range(2, 2000):
+        either |= where("price") == number
+        both = ~both
+    assert await products.count(either) == 2
+    with pytest.raises(InvalidRecord, match="nested too deep"):
+        await products.count(both)
+
+
+async def test_an_update_of_nothing_is_refused_where_versions_rise_too(tables):
+    """Before it is SQL."""
+    invoices = Repository(tables, Invoice, table="billing.invoice", version="version")
+    with pytest.raises(InvalidRecord, match="no changes"):
+        await invoices.update_where([], {}, everything=True)
 
 
 async def test_delete_many_takes_keys_not_a_filter(products):

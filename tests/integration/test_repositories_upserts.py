@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
 from fm_storage.errors import (
+    DuplicateRecord,
     InvalidName,
     InvalidRecord,
     QueryFailed,
@@ -54,6 +55,31 @@ async def test_concurrent_calls_on_new_keys_all_succeed(tables, method):
     assert sum(map(len, outcomes)) == 240
     assert sum(map(sum, outcomes)) == 15
     assert await products.count() == 15
+
+
+@dataclass(slots=True)
+class Member:
+    """A row with two unique fields."""
+
+    id: int
+    name: str
+
+
+async def test_concurrent_calls_that_meet_at_another_unique_field_succeed(pool):
+    """Whichever index the server looks at first; a real duplicate stays one."""
+    await pool.execute("CREATE TABLE member (id int PRIMARY KEY, name text UNIQUE)")
+    members = Repository(pool, Member)
+    for number in range(10):
+        for call in (members.upsert, members.get_or_create):
+            await members.delete(number)
+            await asyncio.gather(*(call(Member(number, "ann")) for _ in range(8)))
+        assert await members.count() == 1
+        await members.delete(number)
+    await members.create(Member(1, "ann"))
+
+    for call in (members.upsert, members.get_or_create):
+        with pytest.raises(DuplicateRecord):
+            await call(Member(2, "ann"))
 
 
 async def test_get_or_create_survives_a_deletion_between_its_steps(tables):
@@ -144,5 +170,11 @@ async def test_conflict_target_must_be_sound(tables):
     with pytest.raises(QueryFailed) as caught:
         await products.upsert(Product(sku="x", price=1), on="price")
     assert caught.value.sqlstate == "42P10"
+    assert "a unique constraint" in str(caught.value)
+    for nothing in ((), []):
+        with pytest.raises(InvalidName, match="names no field"):
+            await products.upsert(Product(sku="x", price=1), on=nothing)
+    with pytest.raises(InvalidName, match="no field 5"):
+        await products.upsert(Product(sku="x", price=1), on=5)
     with pytest.raises(InvalidName, match="given by the server"):
         await tickets.upsert(Ticket(title="x"))

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Final, Literal, NewType, Union
 
 from fm_storage._typing import Json
 from fm_storage.errors import ConfigurationInvalid, InvalidName
+from fm_storage.postgres.arguments import of_kind
 from fm_storage.postgres.sql import quote_ident
 from fm_storage.repositories.model import compound_types, scalar_types, time_types
 from fm_storage.repositories.model.field import Stored
@@ -49,6 +50,18 @@ class Column:
     type: str | None = None
     max_length: int | None = None
     generated: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what is no length.
+
+        Raises:
+            ConfigurationInvalid: It is no whole number from 1.
+        """
+        length = self.max_length
+        if length is not None and (not isinstance(length, int) or length < 1):
+            raise ConfigurationInvalid(
+                "Column.max_length", f"is {length!r}; give a whole number from 1"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +103,7 @@ def read_model(model: type[Any], columns: Mapping[str, str | Column]) -> Model:
             "is no dataclass, pydantic model, msgspec struct, attrs class or "
             "NamedTuple; declare it as one",
         )
+    of_kind(columns, Mapping, "columns", "give names or Columns by field")
     meant = _type_arguments(given)
     for name in columns:
         if name not in described:
@@ -101,6 +115,12 @@ def read_model(model: type[Any], columns: Mapping[str, str | Column]) -> Model:
     )
     if not fields:
         raise ConfigurationInvalid(model.__name__, "has no fields; declare some")
+    stored = [item.column for item in fields]
+    if twice := {name for name in stored if stored.count(name) > 1}:
+        raise ConfigurationInvalid(
+            model.__name__,
+            f"stores two fields in one column ({', '.join(twice)}); name another",
+        )
     return Model(fields, construct, decodes)
 
 
@@ -202,6 +222,7 @@ def _meant(annotation: Any, found: Mapping[Any, Any]) -> Any:
 def _column(given: str | Column | None) -> Column:
     if given is None:
         return Column()
+    of_kind(given, (str, Column), "columns", "give a column's name, or a Column")
     return Column(name=given) if isinstance(given, str) else given
 
 

@@ -216,13 +216,14 @@ class Entity(Generic[M]):
         return item.refusal(str(exc).partition(": ")[2] or str(exc), index)
 
     def _key(self, key: str | Sequence[str] | None) -> tuple[Stored, ...]:
-        names = (key,) if isinstance(key, str) else tuple(key or ("id",))
+        one = isinstance(key, str) or not isinstance(key or (), Iterable)
+        names: Any = (key,) if one else tuple(key or ("id",))
         if key is None and "id" not in self.by_field:
             raise ConfigurationInvalid(
                 f"{self.model.__name__}.key",
                 "the model has no field 'id'; name its key with key=",
             )
-        return tuple(map(self.field, names))
+        return tuple(dict.fromkeys(map(self.field, names)))
 
     def _version(self, name: str) -> Stored:
         item = self.field(name)

@@ -61,7 +61,7 @@ def one(row):
         row = converted(row)
     try:
 {one}
-    except (ValueError, TypeError) as exc:
+    except Exception as exc:
         raise unreadable(row, exc) from exc
     return record
 
@@ -69,7 +69,7 @@ def many(rows):
     try:
 {begun}
 {many}
-    except (ValueError, TypeError, KeyError):
+    except Exception:
         return [one(row) for row in rows]  # this way names the row
     return records
 """

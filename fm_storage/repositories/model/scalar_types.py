@@ -263,8 +263,8 @@ class Integer(ColumnType):
     exact = given = frozenset({int})
 
     def convert(self, value: Any) -> Any:
-        """Return a whole number of any other type (numeric, float8) as an int."""
-        if isinstance(value, Decimal | float) and value == int(value):
+        """Return a whole number of any other type (numeric, float8, bool) as an int."""
+        if isinstance(value, Decimal | float | bool) and value == int(value):
             return int(value)
         return super().convert(value)
 

@@ -53,10 +53,10 @@ class Filter:
         raise NotImplementedError
 
     def __and__(self, other: Filter) -> Filter:
-        return _Joined("AND", (self, other))
+        return _joined("AND", self, other)
 
     def __or__(self, other: Filter) -> Filter:
-        return _Joined("OR", (self, other))
+        return _joined("OR", self, other)
 
     def __invert__(self) -> Filter:
         return _Not(self)
@@ -74,9 +74,16 @@ class _Joined(Filter):
 
     def sql(self, entity: Entity[Any], parameters: Parameters) -> str:
         joined = f" {self.word} ".join(
-            part.sql(entity, parameters) for part in self.parts
+            _sql_of(part, entity, parameters) for part in self.parts
         )
         return f"({joined})"
+
+
+def _joined(word: str, one: Filter, other: Filter) -> Filter:
+    """Return both, beside those that *one* has joined already, not inside."""
+    if isinstance(one, _Joined) and one.word == word:
+        return _Joined(word, (*one.parts, other))
+    return _Joined(word, (one, other))
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +196,7 @@ class _Substring(Filter):
     def sql(self, entity: Entity[Any], parameters: Parameters) -> str:
         item, _ = self.field.sql(entity, Parameters())
         if isinstance(item.type, Text) and isinstance(self.value, str):
-            pattern = f"%{_escaped(self.value)}%"
+            pattern = f"%{_escaped(self.field, self.value)}%"
             return _Like(self.field, pattern, self.ignore_case).sql(entity, parameters)
         return _Contains(self.field, "@>", self.value).sql(entity, parameters)
 
@@ -265,7 +272,16 @@ class Field:
 
     def in_(self, values: Iterable[Any]) -> Filter:
         """Match any of *values*; None among them matches NULL."""
-        return _In(self, tuple(values))
+        return _In(self, self._several(values))
+
+    def _several(self, values: Iterable[Any]) -> tuple[Any, ...]:
+        if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+            raise InvalidRecord(
+                f"{self.name}: is compared with a {type(values).__name__}, not with "
+                "several values; give a list",
+                field=self.name,
+            )
+        return tuple(values)
 
     def between(self, low: Any, high: Any) -> Filter:
         """Match from *low* to *high*, both included."""
@@ -289,11 +305,11 @@ class Field:
 
     def starts_with(self, text: str, *, ignore_case: bool = False) -> Filter:
         """Match what begins with exactly *text*; ``%`` and ``_`` mean themselves."""
-        return _Like(self, f"{_escaped(text)}%", ignore_case)
+        return _Like(self, f"{_escaped(self, text)}%", ignore_case)
 
     def ends_with(self, text: str, *, ignore_case: bool = False) -> Filter:
         """Match what ends with exactly *text*; ``%`` and ``_`` mean themselves."""
-        return _Like(self, f"%{_escaped(text)}", ignore_case)
+        return _Like(self, f"%{_escaped(self, text)}", ignore_case)
 
     def contains(self, value: Any, *, ignore_case: bool = False) -> Filter:
         """Match a text that holds *value*, an array with all its items, or JSON.
@@ -304,7 +320,7 @@ class Field:
 
     def overlaps(self, values: Sequence[Any]) -> Filter:
         """Match an array that has at least one of *values*."""
-        return _Contains(self, "&&", list(values))
+        return _Contains(self, "&&", list(self._several(values)))
 
     def matches(self, query: str, *, language: str = "simple") -> Filter:
         """Match by full text search, in the syntax of web search engines.
@@ -341,13 +357,23 @@ def where_sql(
     """
     if not filters:
         return ""
-    for item in filters:
-        if not isinstance(item, Filter):
-            raise InvalidRecord(
-                f"{entity.name}: {item!r} is no filter; write one as "
-                "where('field') == value"
-            )
-    return " WHERE " + " AND ".join(item.sql(entity, parameters) for item in filters)
+    try:
+        parts = [_sql_of(item, entity, parameters) for item in filters]
+    except RecursionError:
+        raise InvalidRecord(
+            f"{entity.name}: a filter is nested too deep; join conditions side by "
+            "side, or use in_()"
+        ) from None
+    return f" WHERE {' AND '.join(parts)}"
+
+
+def _sql_of(item: object, entity: Entity[Any], parameters: Parameters) -> str:
+    if not isinstance(item, Filter):
+        raise InvalidRecord(
+            f"{entity.name}: {item!r} is no filter; write one as "
+            "where('field') == value"
+        )
+    return item.sql(entity, parameters)
 
 
 def _cast(item: Stored) -> str:
@@ -376,8 +402,8 @@ def _comparable(item: Stored, value: object) -> Any:
         raise item.refusal(f"the compared value {exc}") from exc
 
 
-def _escaped(text: str) -> str:
-    return re.sub(r"([\\%_])", r"\\\1", text)
+def _escaped(field: Field, text: object) -> str:
+    return re.sub(r"([\\%_])", r"\\\1", _pattern(field, text))
 
 
 def _pattern(field: Field, text: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -48,12 +48,14 @@ def orders(entity: Entity[Any], order_by: OrderBy | None) -> tuple[Order, ...]:
     """
     if order_by is None:
         return ()
-    if isinstance(order_by, str | Order):
+    if isinstance(order_by, str | Order) or not isinstance(order_by, Iterable):
         order_by = (order_by,)
     steps = tuple(
-        step
+        Order(step.removeprefix("-"), step[:1] == "-")
+        if isinstance(step, str)
+        else step
         if isinstance(step, Order)
-        else Order(step.removeprefix("-"), step[:1] == "-")
+        else Order(step)  # refused below
         for step in order_by
     )
     for step in steps:

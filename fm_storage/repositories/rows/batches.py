@@ -13,11 +13,19 @@ from fm_storage.errors import InvalidRecord, QueryFailed, StorageError
 from fm_storage.postgres.connection.transaction import Transaction
 from fm_storage.postgres.executor import Executor
 from fm_storage.postgres.sql import Sql
+from fm_storage.repositories.model.entity import Entity
 from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.model.table import Sources
 from fm_storage.repositories.query.point_statements import Payload, Vector
 from fm_storage.repositories.rows.bad_row import naming_bad_row
-from fm_storage.repositories.rows.bound import Bound, all_of, hooked, suppressed
+from fm_storage.repositories.rows.bound import (
+    Bound,
+    all_of,
+    as_list,
+    despite_race,
+    hooked,
+    suppressed,
+)
 from fm_storage.repositories.rows.hooks import Change
 
 M = TypeVar("M")
@@ -38,7 +46,7 @@ async def create_many(
     payloads: Sequence[Payload | None] | None,
 ) -> list[M]:
     """Do what ``Repository.create_many()`` promises."""
-    given = list(records)
+    given = as_list(records, "records")
     if not given:
         return []
     if bound.hooks.any and bound.hooks.wants("create"):
@@ -66,7 +74,7 @@ async def upsert_many(
     payloads: Sequence[Payload | None] | None,
 ) -> list[tuple[M, bool]]:
     """Do what ``Repository.upsert_many()`` promises."""
-    given = list(records)
+    given = as_list(records, "records")
     if not given:
         return []
     if bound.hooks.any and bound.hooks.wants("upsert"):
@@ -79,7 +87,8 @@ async def upsert_many(
     target = bound.target(on)
     batch = Batch(bound, given, on=target, vectors=vectors, payloads=payloads)
     found: list[Any] = [None] * len(given)
-    for at, (created, *stored) in zip(batch.order, await batch.run(), strict=True):
+    rows = await despite_race(bound, batch.run)
+    for at, (created, *stored) in zip(batch.order, rows, strict=True):
         found[at] = (bound.entity.from_row(stored), created)
     return found
 
@@ -122,7 +131,7 @@ class Batch(Generic[M]):
             self._last = [self._points.collection]
         # An upsert locks its rows in the order of their keys, so that batches of
         # several tasks wait for each other instead of deadlocking.
-        self.order = _order(on, records) if on else range(len(records))
+        self.order = _order(bound.entity, on, records) if on else range(len(records))
         self._read = bool(on or self._points or bound.entity.returned)
 
     async def run(self) -> Sequence[Any]:
@@ -324,20 +333,28 @@ def _nests(values: Iterable[Any]) -> bool:
     )
 
 
-def _order(target: tuple[Stored, ...], records: list[Any]) -> Sequence[int]:
+def _order(
+    entity: Entity[Any], target: tuple[Stored, ...], records: list[Any]
+) -> Sequence[int]:
     """Return the positions of *records* in the order of their keys.
 
     Raises:
-        InvalidRecord: Two records have the same values.
+        InvalidRecord: Two have the same values, or one cannot be stored.
     """
-    encoded = [
-        [item.type.encode(getattr(record, item.field)) for record in records]
-        for item in target
-    ]
-    places: dict[tuple[Any, ...], int] = {}
-    for at, values in enumerate(zip(*encoded, strict=True)):
-        first = places.setdefault(values, at)
-        if first != at:
+    numbered = list(enumerate(records))
+    try:
+        encoded = [
+            [item.encode(getattr(record, item.field), at) for at, record in numbered]
+            for item in target
+        ]
+    except AttributeError:
+        entity.insert_columns(records)  # names the record that is none
+        raise
+    keys = list(zip(*encoded, strict=True))
+    places: dict[Any, int] = {}
+    for at, key in enumerate(keys):
+        first = places.setdefault(key if _is_hashable(key) else repr(key), at)
+        if first != at and None not in key:
             raise InvalidRecord(
                 f"record {at}: the same "
                 f"{', '.join(item.field for item in target)} as record {first}; "
@@ -345,7 +362,15 @@ def _order(target: tuple[Stored, ...], records: list[Any]) -> Sequence[int]:
                 field=target[0].field,
                 index=at,
             )
-    return sorted(range(len(places)), key=_sort_key(list(places)))
+    return sorted(range(len(keys)), key=_sort_key(keys))
+
+
+def _is_hashable(key: tuple[Any, ...]) -> bool:
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True
 
 
 def _sort_key(values: list[tuple[Any, ...]]) -> Callable[[int], Any]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from fm_storage.errors import ConfigurationInvalid, InvalidName, QueryFailed
+from fm_storage.errors import (
+    ConfigurationInvalid,
+    DuplicateRecord,
+    InvalidName,
+    QueryFailed,
+)
+from fm_storage.postgres.arguments import of_kind
 from fm_storage.postgres.connection.transaction import Transaction
 from fm_storage.postgres.executor import Executor
 from fm_storage.repositories.model.entity import Entity
@@ -103,9 +109,15 @@ class Bound(Generic[M]):
         Raises:
             InvalidName: One is no field, or its value is not known beforehand.
         """
-        names = (on,) if isinstance(on, str) else on
-        fields = self.entity.key if names is None else map(self.entity.field, names)
+        several = isinstance(on, Iterable) and not isinstance(on, str)
+        names: Any = on if several else (on,)
+        fields = self.entity.key if on is None else map(self.entity.field, names)
         target = tuple(fields)
+        if not target:
+            raise InvalidName(
+                f"{self.entity.name}: on= names no field; name those of a unique "
+                "constraint, or leave it out for the key's"
+            )
         for item in target:
             if item.generated:
                 raise InvalidName(
@@ -139,6 +151,21 @@ async def hooked(
     return result
 
 
+async def despite_race(bound: Bound[Any], write: Callable[[], Awaitable[R]]) -> R:
+    """Return what *write* does, an INSERT with a conflict target.
+
+    Tasks that write the same new row may meet at the index of another unique
+    constraint first, which is no conflict but an error; the row is there after it.
+    Inside a transaction the error has undone that, and stays.
+    """
+    try:
+        return await write()
+    except DuplicateRecord:
+        if bound.in_transaction:
+            raise
+    return await write()
+
+
 def only(record: M) -> Sequence[M]:
     """Return the records of a change that gives one."""
     return (record,)
@@ -152,6 +179,16 @@ def first_of(found: tuple[M, bool]) -> Sequence[M]:
 def all_of(records: list[M]) -> Sequence[M]:
     """Return the records of a change that gives many."""
     return records
+
+
+def as_list(given: Iterable[R], name: str) -> list[R]:
+    """Return what a caller gave as *name*.
+
+    Raises:
+        ConfigurationInvalid: It is not several.
+    """
+    of_kind(given, Iterable, name, "give a list")
+    return list(given)
 
 
 def suppressed(entity: Entity[Any], missing: int = 1, count: int = 1) -> QueryFailed:

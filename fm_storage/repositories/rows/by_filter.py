@@ -11,7 +11,7 @@ from fm_storage.postgres.sql import Sql
 from fm_storage.repositories.model.entity import Entity
 from fm_storage.repositories.query.filters import Filter, Parameters, by_keys
 from fm_storage.repositories.query.statements import rising
-from fm_storage.repositories.rows.bound import Bound
+from fm_storage.repositories.rows.bound import Bound, as_list
 from fm_storage.repositories.rows.hooks import Change, HookTable, Operation
 from fm_storage.repositories.rows.updates import changed_fields
 
@@ -30,7 +30,7 @@ async def update_where(
     """Do what ``Repository.update_where()`` promises."""
     entity = bound.entity
     wanted = _wanted(entity, filters, everything=everything)
-    fields = changed_fields(entity, values)
+    fields = changed_fields(entity, values, some=True)
     if bound.hooks.any and bound.hooks.wants("update"):
         return await _hooked(bound, "update", wanted, values)
     parameters = Parameters()
@@ -116,7 +116,7 @@ def _wanted(
     Raises:
         InvalidRecord: There is none.
     """
-    wanted = (filters,) if isinstance(filters, Filter) else tuple(filters)
+    wanted = (filters,) if isinstance(filters, Filter) else as_list(filters, "filters")
     if not wanted and not everything:
         raise InvalidRecord(
             f"{entity.name}: no filter would mean every row; give one, or "

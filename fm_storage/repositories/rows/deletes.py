@@ -22,7 +22,13 @@ from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.query.filters import Filter
 from fm_storage.repositories.query.point_statements import Points
 from fm_storage.repositories.query.statements import statements_of
-from fm_storage.repositories.rows.bound import Bound, hooked, only, suppressed
+from fm_storage.repositories.rows.bound import (
+    Bound,
+    as_list,
+    hooked,
+    only,
+    suppressed,
+)
 from fm_storage.repositories.rows.hooks import Change
 
 M = TypeVar("M")
@@ -72,7 +78,7 @@ async def delete_many(bound: Bound[M], keys: Iterable[Any]) -> int:
             f"{bound.entity.name}: delete_many() takes keys, not a filter; use "
             "delete_where(), or give the keys of records"
         )
-    wanted = list(keys)
+    wanted = as_list(keys, "keys")
     if not wanted:
         return 0
     if bound.hooks.any and bound.hooks.wants("delete"):

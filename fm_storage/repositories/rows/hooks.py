@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
 from fm_storage.errors import InvalidName
+from fm_storage.postgres.arguments import function
 from fm_storage.postgres.connection.transaction import Transaction
 
 M = TypeVar("M")
@@ -67,6 +68,7 @@ class HookTable(Generic[M]):
                 )
 
         def register(hook: Hook[M]) -> Hook[M]:
+            function(hook, "hook")
             for operation in operations or known:
                 self._hooks.setdefault((moment, operation), []).append(hook)
             self.any = True

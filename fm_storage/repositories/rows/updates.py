@@ -12,6 +12,7 @@ from fm_storage.errors import (
     RecordNotFound,
     StaleRecord,
 )
+from fm_storage.postgres.arguments import of_kind
 from fm_storage.repositories.model.entity import Entity
 from fm_storage.repositories.model.field import Stored
 from fm_storage.repositories.query.point_statements import Payload, Vector
@@ -116,8 +117,17 @@ def _meant_by(
     return key, changes, version
 
 
-def changed_fields(entity: Entity[M], changes: Mapping[str, Any]) -> list[Stored]:
-    """Return the fields to set, whose values are looked at after the hooks."""
+def changed_fields(
+    entity: Entity[M], changes: Mapping[str, Any], *, some: bool = False
+) -> list[Stored]:
+    """Return the fields to set, whose values are looked at after the hooks.
+
+    Args:
+        entity: Of the rows.
+        changes: Their new values.
+        some: Refuse no changes also where a version could rise.
+    """
+    of_kind(changes, Mapping, "changes", "give the fields' names and values")
     given = {entity.field(name).field for name in changes}
     own = (*entity.key, entity.version, entity.deleted)
     fixed = given & {item.field for item in own if item is not None}
@@ -128,6 +138,6 @@ def changed_fields(entity: Entity[M], changes: Mapping[str, Any]) -> list[Stored
         )
     # In the model's order, so that the same fields are the same statement.
     fields = [item for item in entity.stored if item.field in given]
-    if not fields and entity.version is None:
+    if not fields and (some or entity.version is None):
         raise InvalidRecord(f"{entity.name}: no changes given; give some")
     return fields

@@ -9,11 +9,19 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import TypeVar
 
 from fm_storage.errors import InvalidRecord, SerializationFailed
 from fm_storage.repositories.query.point_statements import Payload, Vector
-from fm_storage.repositories.rows.bound import Bound, first_of, hooked, only, suppressed
+from fm_storage.repositories.rows.bound import (
+    Bound,
+    despite_race,
+    first_of,
+    hooked,
+    only,
+    suppressed,
+)
 from fm_storage.repositories.rows.hooks import Change
 
 M = TypeVar("M")
@@ -87,7 +95,9 @@ async def get_or_create(
         # Another task may write the row between these two statements: then no
         # row comes back here, and the next look finds theirs.
         try:
-            row = await bound.executor.fetchrow(insert_missing, *values)
+            row = await despite_race(
+                bound, partial(bound.executor.fetchrow, insert_missing, *values)
+            )
         except InvalidRecord as exc:
             raise entity.named(exc, entity.inserted) from exc
         if row is not None:
@@ -135,7 +145,7 @@ async def upsert(
         sql = points.upsert(target)
         values = [*values, *points.values(vector, payload), points.collection]
     try:
-        row = await bound.executor.fetchrow(sql, *values)
+        row = await despite_race(bound, partial(bound.executor.fetchrow, sql, *values))
     except InvalidRecord as exc:
         raise entity.named(exc, entity.inserted) from exc
     if row is None:
