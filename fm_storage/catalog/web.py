@@ -21,8 +21,10 @@ from urllib.parse import parse_qs, quote
 
 from fm_storage.catalog.query.groups import hex_of, number_of
 from fm_storage.catalog.query.latest import fetch_latest
+from fm_storage.catalog.query.splitting import fetch_members
 from fm_storage.catalog.query.states import group_of, groups_of
 from fm_storage.catalog.record.drafts import severity_from
+from fm_storage.catalog.record.store import fetch_origins
 from fm_storage.catalog.report.page import (
     DIGEST,
     Live,
@@ -213,6 +215,9 @@ class ErrorPages:
         )
         releases = await analyzer.releases([name])
         latest = await fetch_latest(analyzer.pool, limit=_LATEST, group=name)
+        ids = [group.example.id, *(one.id for one in latest)]
+        origins = await fetch_origins(analyzer.pool, ids)
+        members = await fetch_members(analyzer.pool, group.group_id)
         return _Answer(
             await asyncio.to_thread(
                 render,
@@ -221,6 +226,8 @@ class ErrorPages:
                 live=request.live,
                 row=row_of(group, sparks.get(name, ()), releases.get(name, ())),
                 latest=entries_of(latest),
+                origins=origins,
+                members=members,
             )
         )
 

@@ -185,6 +185,27 @@ async def test_the_page_is_live_and_searches_by_similarity(errors):
         assert "<script" not in hostile
 
 
+async def test_the_page_of_a_group_says_what_one_asks_next(dsn, tmp_path):
+    """Where it came from, its context, what was merged, how to call it resolved."""
+    config = StorageConfig(
+        postgres={"dsn": dsn},
+        qdrant=None,
+        data_dir=tmp_path,
+        catalog={"release": "2.7", "environment": "staging"},
+    )
+    async with StorageManager(config) as storage, ErrorManager(storage) as errors:
+        for name in ("CartService", "MailService", "StockService"):
+            await errors.record(f"cannot start {name} now", context={"node": "n7"})
+        [group] = await errors.groups()
+        async with client(errors.web(unguarded=True)) as web:
+            page = (await web.get(f"/group/{group.fingerprint}")).text
+    for text in ("staging", "2.7", "n7", f"errors resolve {group.fingerprint}"):
+        assert text in page
+    assert page.count("cannot start MailService now") >= 2  # an error, and a member
+    assert group.error_code.startswith("M-")
+    assert group.error_code not in page
+
+
 async def test_without_vectors_there_is_no_search(dsn, tmp_path):
     """No field, no page; the report and the groups are there."""
     config = StorageConfig(postgres={"dsn": dsn}, qdrant=None, data_dir=tmp_path)
