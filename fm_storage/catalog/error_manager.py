@@ -95,7 +95,7 @@ class ErrorManager(Lifecycle):
         freshness: float = 5.0,
         reads: Pool | None = None,
     ) -> None:
-        if not hasattr(storage, "config"):
+        if not hasattr(storage, "hooks"):
             raise ConfigurationInvalid(
                 "storage", f"is a {type(storage).__name__}; give a StorageManager"
             )

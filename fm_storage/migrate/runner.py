@@ -80,6 +80,11 @@ class Migrator:
         progress: Callable[[Progress], None] | None = None,
         password: SecretStr | str | Callable[[], str | Awaitable[str]] | None = None,
     ) -> None:
+        if not isinstance(server, str | PostgresConfig):
+            raise ConfigurationInvalid(
+                "server",
+                f"is a {type(server).__name__}; give an address or a PostgresConfig",
+            )
         self._config = config or MigrationsConfig()
         self._server = server
         self._password = password

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from uuid import UUID
 
 from fm_storage.concurrency.batcher import Batcher
+from fm_storage.errors import InvalidRecord
 from fm_storage.vector_state import (
     DELETE_MANY,
     DELETE_MANY_FAST,
@@ -140,7 +141,19 @@ class BoundOutbox:
         """
         shape = self._shapes.get(collection)
         rows: dict[str, StateRow | None] = {}
-        for index, point in enumerate(points):
+        try:
+            given = list(points)
+        except TypeError:
+            raise InvalidRecord(
+                f"points: it is a {type(points).__name__}; give a list", field="points"
+            ) from None
+        for index, point in enumerate(given):
+            if not hasattr(point, "payload"):
+                raise InvalidRecord(
+                    f"point {index}: is a {type(point).__name__}; give a Point or "
+                    "Unembedded",
+                    index=index,
+                )
             row = state_row(
                 point.id,
                 getattr(point, "vector", None),

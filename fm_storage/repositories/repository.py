@@ -110,6 +110,12 @@ class Repository(Generic[M]):
                 version=version,
                 deleted=deleted,
             )
+        if not hasattr(executor, "fetch"):
+            raise ConfigurationInvalid(
+                "executor",
+                f"is a {type(executor).__name__}; give a pool, connection or "
+                "transaction, or use storage.repository()",
+            )
         points = None
         if collection is not None:
             points = Points(model, collection, wake, shapes, durable=durable)

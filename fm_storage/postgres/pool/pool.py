@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 from fm_storage.concurrency.backoff import Backoff
 from fm_storage.concurrency.lifecycle import Life
 from fm_storage.concurrency.shield import Once, shielded
+from fm_storage.config import PostgresConfig
 from fm_storage.errors import (
     ConfigurationInvalid,
     InvalidName,
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     import asyncpg
     from asyncpg import Record
 
-    from fm_storage.config import PostgresConfig
     from fm_storage.postgres.connection.verbs import Run
     from fm_storage.postgres.executor import Value
     from fm_storage.postgres.statistics import PoolStatistics
@@ -114,6 +114,7 @@ class Pool(Verbs):
         name: str = "postgres",
         make_transaction: Callable[[Statements], Transaction] = Transaction,
     ) -> None:
+        of_kind(config, PostgresConfig, "config", "give PostgresConfig(dsn=…)")
         self.config = config
         self.name = name
         self._connector = Connector(config, dsn=dsn)

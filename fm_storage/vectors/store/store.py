@@ -15,7 +15,11 @@ from typing import Any, Self
 
 from fm_storage._typing import JsonObject, Progress
 from fm_storage.config import CollectionConfig, QdrantConfig
-from fm_storage.errors import InvalidRecord, VectorStoreUnavailable
+from fm_storage.errors import (
+    ConfigurationInvalid,
+    InvalidRecord,
+    VectorStoreUnavailable,
+)
 from fm_storage.vectors.points import (
     CollectionInfo,
     Point,
@@ -105,6 +109,10 @@ class QdrantStore:
     def __init__(
         self, config: QdrantConfig, *, folder: str | os.PathLike[str] | None = None
     ) -> None:
+        if not isinstance(config, QdrantConfig):
+            raise ConfigurationInvalid(
+                "config", f"is a {type(config).__name__}; give QdrantConfig(url=…)"
+            )
         self.config = config
         self.folder = None if folder is None else Path(folder)
         self._calls = Calls(config, self.folder)
