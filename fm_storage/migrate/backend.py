@@ -29,7 +29,7 @@ import yoyo.migrations
 from fm_storage.errors import ConnectionFailed, MigrationFailed, QueryFailed
 from fm_storage.migrate import ledger, pieces, statements
 from fm_storage.migrate.connection import OneConnection
-from fm_storage.migrate.drift import compare, refuse_drift
+from fm_storage.migrate.drift import compare, refuse_drift, refuse_without_name
 from fm_storage.migrate.files import (
     PROJECT,
     MigrationFile,
@@ -238,7 +238,9 @@ class FmStorageBackend(OneConnection):
             for folder, source in folders.items()
             for path in migration_paths(folder)
         ]
-        refuse_drift(compare(files, self.read_applied(), release=release))
+        record = self.read_applied()
+        refuse_without_name(files, record)
+        refuse_drift(compare(files, record, release=release))
         return super().to_apply(migrations)
 
     def apply_migrations_only(self, migrations: Any, force: bool = False) -> None:
@@ -249,6 +251,7 @@ class FmStorageBackend(OneConnection):
 
     def mark_migrations(self, migrations: Any) -> None:
         """Record as applied without running; as explicit as applying."""
+        refuse_without_name([file_of(one) for one in migrations], self.read_applied())
         super().mark_migrations(migrations)
         self.release_holds()
 

@@ -160,6 +160,7 @@ def settled(
             record = [_taken_over(row, source, former) for row in record]
         elif mine and source.name != PROJECT and "package:" not in source.name:
             name = _own_name(source.name, mine, record)
+            refuse_without_name(mine, [row for row in record if row.source != name])
             # A source that holds one of our files is ours under a former name.
             former = {row.source for row in record if row.checksum in sums}
             others = {row.id for row in record if row.source not in {name, *former}}
@@ -182,6 +183,28 @@ def settled(
             continue
         result.append(source)
     return result, found, record
+
+
+def refuse_without_name(
+    files: Sequence[MigrationFile], record: Sequence[Applied]
+) -> None:
+    """Refuse to apply again what was applied when its source had a name.
+
+    Raises:
+        MigrationFailed: Names the migration as it is recorded.
+    """
+    recorded = {row.id for row in record}
+    for file in files:
+        for row in record:
+            known = row.source == file.source or file.id in recorded
+            is_it = row.checksum == file.checksum and not known
+            if is_it and row.id == f"{row.source}:{file.id}":
+                raise MigrationFailed(
+                    f"migration {file.id!r}: it is applied as {row.id!r}; give its "
+                    "source that name in migrations.sources and run 'fm-storage "
+                    "migrate', or another name if it is another application's",
+                    migration=file.id,
+                )
 
 
 def _own_name(

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from yoyo.scripts.main import main
 
 from fm_storage.cli import cli
+from fm_storage.config import MigrationsConfig
 from fm_storage.errors import (
     ConfigurationInvalid,
     ConnectionFailed,
@@ -325,6 +326,25 @@ def test_yoyos_own_command_rolls_back_and_marks(
     assert ask(empty_dsn, recorded) == []
     with pytest.raises(MigrationFailed, match="force would leave half"):
         _yoyo(empty_dsn, "apply", "--force", source)
+
+
+def test_yoyos_own_command_leaves_sources_with_names_to_ours(
+    empty_dsn: str, migrations: MigrationFolder
+):
+    """It knows no names, and would apply or record the same files once more."""
+    migrations.table("0001_shop", "t_a")
+    source = str(migrations.path)
+    named = MigrationsConfig(sources={"shop": source})
+    asyncio.run(Migrator(empty_dsn, named).apply())
+    for command in ("apply", "mark", "develop"):
+        with pytest.raises(MigrationFailed, match="applied as 'shop:0001_shop'; give"):
+            _yoyo(empty_dsn, command, source)
+    _yoyo(empty_dsn, "rollback", source)
+    recorded = "SELECT migration_id FROM fm_storage.migrations ORDER BY seq DESC"
+    assert ask(empty_dsn, f"{recorded} LIMIT 1") == [("shop:0001_shop",)]
+    assert ask(empty_dsn, "SELECT to_regclass('t_a') IS NOT NULL") == [(True,)]
+    asyncio.run(Migrator(empty_dsn, named).rollback())
+    _yoyo(empty_dsn, "apply", source)
 
 
 def test_a_rollback_asks_with_what_would_go(

@@ -99,6 +99,22 @@ async def test_a_source_takes_over_what_it_did_before_it_had_a_name(
     ]
 
 
+async def test_a_source_that_has_lost_its_name_is_not_applied_again(
+    dsn: str, tmp_path: Path
+):
+    """Nor would yoyo's own command, which knows no names; the message has it."""
+    place = application(tmp_path, "app/migrations", "0001_init", "t_a")
+    named = Migrator(dsn, MigrationsConfig(sources={"shop": str(place)}))
+    await named.apply()
+    bare = Migrator(dsn, MigrationsConfig(sources=(str(place),)))
+    for start in (bare.apply, bare.ensure, bare.status):
+        with pytest.raises(MigrationFailed, match="applied as 'shop:0001_init'; give"):
+            await start()
+    other = Migrator(dsn, MigrationsConfig(sources={"crm": str(place)}))
+    (place / "0001_init.sql").write_text("CREATE TABLE t_b (i int)")
+    assert len(await other.apply()) == 1, "another application's, by its name"
+
+
 async def test_a_folder_that_was_moved_is_the_same_application(
     dsn: str, tmp_path: Path
 ):
