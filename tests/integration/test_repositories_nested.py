@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
+import enum
 import ipaddress as ip
 import math
 import pathlib
@@ -35,6 +37,14 @@ class Priced(pydantic.BaseModel):
     """A pydantic model inside a record."""
 
     amount: int
+
+
+class Strict(pydantic.BaseModel):
+    """A pydantic model that takes no value of another type, as JSON has them."""
+
+    model_config = pydantic.ConfigDict(strict=True)
+
+    days: set[dt.date]
 
 
 class Aliased(pydantic.BaseModel):
@@ -86,6 +96,7 @@ NESTED: list[tuple[Any, Any, Any]] = [
     (Line, Line(1), {"amount": "x"}),
     (Priced, Priced(amount=1), 5),
     (Aliased, Aliased(theAmount=1), 5),
+    (Strict, Strict(days={dt.date(2026, 1, 2)}), {"days": ["2026-01-02"]}),
     (Struct, Struct(1), Line(1)),
     (Attrs, Attrs(1), [1]),
     (Named, Named(1, "a"), {"amount": []}),
@@ -142,6 +153,42 @@ async def test_a_nested_model_is_jsonb_unless_declared_otherwise(pool):
         await rows.create(model(2, Weight(math.nan)))
     with pytest.raises(InvalidRecord, match="nan"):
         await pool.fetchval("SELECT $1::jsonb", Weight(math.nan))
+
+
+class Colour(enum.Enum):
+    """Stored by value."""
+
+    RED = "red"
+
+
+class StrictRow(pydantic.BaseModel):
+    """A strict model of a table."""
+
+    model_config = pydantic.ConfigDict(strict=True)
+
+    id: int
+    v: Colour
+
+
+async def test_a_strict_model_reads_what_it_wrote(pool):
+    """The stored value of a member is none to it."""
+    await pool.execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
+    rows: Repository[StrictRow] = Repository(pool, StrictRow, table="t")
+    red = await rows.create(StrictRow(id=1, v=Colour.RED))
+    assert await rows.update(1, {"v": Colour.RED}) == red
+    assert await pool.fetch_as(StrictRow, "SELECT id, v FROM t") == [red]
+
+
+def test_an_attrs_field_that_init_does_not_take_is_refused():
+    """At the declaration, as a dataclass's is."""
+
+    @attrs.define
+    class Late:
+        id: int
+        made: int = attrs.field(init=False, default=1)
+
+    with pytest.raises(ConfigurationInvalid, match=r"Late\.made: .*init=False"):
+        Repository(None, Late)
 
 
 async def test_what_would_not_come_back_is_refused(pool):

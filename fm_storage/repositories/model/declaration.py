@@ -130,16 +130,20 @@ _Described = tuple[dict[str, Any], Callable[..., Any], bool]
 def _read_dataclass(model: type[Any]) -> _Described:
     hints = _hints(model)
     fields = dataclasses.fields(model)
+    _refuse_uninitialized(model, fields)
+    described = {field.name: hints[field.name] for field in fields}
+    if any(field.kw_only for field in fields):
+        return described, _by_keyword(model, tuple(described)), False
+    return described, model, False
+
+
+def _refuse_uninitialized(model: type[Any], fields: Sequence[Any]) -> None:
     for field in fields:
         if not field.init:
             raise ConfigurationInvalid(
                 f"{model.__name__}.{field.name}",
                 "is not a parameter of __init__; drop init=False",
             )
-    described = {field.name: hints[field.name] for field in fields}
-    if any(field.kw_only for field in fields):
-        return described, _by_keyword(model, tuple(described)), False
-    return described, model, False
 
 
 def _read_msgspec(model: type[Any]) -> _Described:
@@ -155,6 +159,7 @@ def _read_msgspec(model: type[Any]) -> _Described:
 def _read_attrs(model: type[Any]) -> _Described:
     hints = _hints(model)
     fields = model.__attrs_attrs__
+    _refuse_uninitialized(model, fields)
     described = {field.name: hints.get(field.name, Any) for field in fields}
     return described, _by_keyword(model, [field.alias for field in fields]), False
 
@@ -170,9 +175,9 @@ def _read_pydantic(model: type[Any]) -> _Described:
     validate = model.__pydantic_validator__.validate_python
 
     def construct(*values: Any) -> Any:
-        return validate(
-            dict(zip(names, values, strict=True)), by_alias=False, by_name=True
-        )
+        # A stored value is not what a strict model wants: an enum's is its text.
+        found = dict(zip(names, values, strict=True))
+        return validate(found, strict=False, by_alias=False, by_name=True)
 
     return described, construct, True
 

@@ -80,8 +80,10 @@ def _converters(
         adapter: TypeAdapter[Any] = TypeAdapter(annotation)
     except (PydanticSchemaGenerationError, PydanticUserError):
         return _by_msgspec(annotation)
-    # By field name, whatever the aliases, without what is computed.
-    load = functools.partial(adapter.validate_python, by_alias=True, by_name=True)
+    # By field name, whatever the aliases; without what is computed; from JSON's types.
+    load = functools.partial(
+        adapter.validate_python, strict=False, by_alias=True, by_name=True
+    )
     whole = functools.partial(adapter.dump_python, by_alias=False, round_trip=True)
 
     def dump(value: Any) -> Any:
