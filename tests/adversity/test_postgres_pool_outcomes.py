@@ -354,6 +354,57 @@ async def test_many_rows_that_are_cancelled_on_their_way_are_over(
         assert await connection.fetchval("SELECT pg_backend_pid()") == pid
 
 
+async def _copied_in(on):
+    await on.copy_from("journal", io.BytesIO(b"1\n" * 99), header=False)
+
+
+async def _copied_out(on):
+    await on.copy_to(io.BytesIO(), query="SELECT generate_series(1, 20000)")
+
+
+async def _many(on):
+    await on.executemany("INSERT INTO journal VALUES ($1)", [("1",)] * 99)
+
+
+async def _in_savepoints(on):
+    async with on.transaction() as tx, tx.savepoint() as inner:
+        await _many(inner)
+
+
+@pytest.mark.parametrize("call", [_copied_in, _copied_out, _many, _in_savepoints])
+async def test_a_call_cancelled_at_any_turn_leaves_the_connection_sound(
+    pool_of_one, outside, call
+):
+    """Held or joined: what follows runs at once, and all of it happened or nothing."""
+    held = await pool_of_one.connect("test")
+    for turn in range(40):
+        task = asyncio.create_task(call(held))
+        for _ in range(turn):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        if held.is_closed:  # the outcome of a BEGIN or SAVEPOINT was not known
+            assert call is _in_savepoints
+            held = await pool_of_one.connect("test")
+        async with asyncio.timeout(5):
+            assert await held.fetchval("SELECT count(*) FROM journal") % 99 == 0
+        assert not held.in_transaction
+        task = asyncio.create_task(_joined(pool_of_one, outside, call))
+        for _ in range(turn):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        async with asyncio.timeout(5):
+            assert await outside.fetchval("SELECT count(*) FROM journal") % 99 == 0
+        assert not outside.is_in_transaction()
+    await held.aclose()
+
+
+async def _joined(pool, raw, call):
+    async with pool.transaction(connection=raw) as tx:
+        await call(tx)
+
+
 # -- listening ends only when its block does ---------------------------------------
 
 

@@ -36,7 +36,7 @@ else:
 FIRST_OWN_OID = 16_384
 """Numbers of types below are the server's own."""
 _SYNC = b"S\0\0\0\4"
-_CANCELLED_WITHIN = 0.4
+_CANCELLED_WITHIN = 1.0
 
 
 class DriverConnection(_Base):
@@ -330,7 +330,7 @@ async def copy_in(
             raise
         finally:
             refusal.stop()
-    return int(tag.rpartition(" ")[2])
+    return _row_count(tag)
 
 
 async def copy_out(
@@ -341,32 +341,37 @@ async def copy_out(
 ) -> int:
     """Give what the server sends to *sink*; return the number of rows.
 
-    If the server has sent everything, the driver waits for ever for the end of what
-    *sink* interrupts. So that is kept from it: the server is asked to stop, and read
-    to its end, or for a moment.
+    In a task that nothing interrupts but in *sink*: the driver waits for ever for the
+    end of what is interrupted when the server has sent everything.
     """
-    failed: BaseException | None = None
-    tag = ""
+    failed: list[BaseException] = []
+    broken = asyncio.Event()
+    writing = False
 
     async def guarded(block: bytes) -> None:
-        nonlocal failed
-        if failed is not None:
-            return
-        try:
-            await sink(block)
-        except BaseException as exc:  # raised below
-            failed = await _request_cancel(raw) or exc
-            rest.reschedule(asyncio.get_running_loop().time() + _CANCELLED_WITHIN)
+        nonlocal writing
+        if not failed:
+            writing = True
+            try:
+                await sink(block)
+            except BaseException as exc:  # raised below
+                failed.append(exc)
+                broken.set()
+            writing = False
 
-    async with asyncio.timeout(timeout), asyncio.timeout(None) as rest:
-        try:
-            tag = await _protocol(raw).copy_out(sql, guarded, NO_TIMEOUT)
-        except BaseException:
-            if failed is None:
-                raise
-        if failed is not None:
-            raise failed
-    return int(tag.rpartition(" ")[2])
+    copying = asyncio.ensure_future(_protocol(raw).copy_out(sql, guarded, NO_TIMEOUT))
+    copying.add_done_callback(consume)
+    copying.add_done_callback(lambda _: broken.set())
+    try:
+        async with asyncio.timeout(timeout):
+            await broken.wait()
+    except (asyncio.CancelledError, TimeoutError) as exc:
+        failed.insert(0, exc)
+        if writing:
+            copying.cancel()
+    if failed:
+        raise await _stop(raw, copying) or failed[0]
+    return _row_count(copying.result())
 
 
 async def execute_many(
@@ -386,13 +391,28 @@ async def execute_many(
         given.stopped = True
         if given.exhausted:
             sending.cancel()
-        else:
-            await _request_cancel(raw)
-        await wait_done(sending, _CANCELLED_WITHIN)
-        if not sending.done():
-            raw.terminate()
+        await _stop(raw, sending)
         raise
     sending.result()
+
+
+async def _stop(raw: Any, work: asyncio.Future[Any]) -> asyncio.CancelledError | None:
+    """Ask the server to end *work*; if it has not ended in a moment, close *raw*.
+
+    Returns:
+        A cancellation that arrived meanwhile.
+    """
+    asked = asyncio.get_running_loop().create_future()
+    raw._cancel_current_command(asked)
+    first = await wait_done(asked, _CANCELLED_WITHIN)
+    second = await wait_done(work, _CANCELLED_WITHIN)
+    if not work.done():
+        raw.terminate()
+    return first or second
+
+
+def _row_count(tag: str) -> int:
+    return int(tag.rpartition(" ")[2])
 
 
 class _Rows:
@@ -419,13 +439,6 @@ class _Rows:
                 raise FromCaller(exc) from None
             yield row
         raise FromCaller(asyncio.CancelledError())
-
-
-async def _request_cancel(raw: Any) -> asyncio.CancelledError | None:
-    """Ask the server to stop; return a cancellation that arrives meanwhile."""
-    sent = asyncio.get_running_loop().create_future()
-    raw._cancel_current_command(sent)
-    return await wait_done(sent, _CANCELLED_WITHIN)
 
 
 async def close_portal(raw: Any, cursor: Any, timeout: float | None) -> None:

@@ -61,6 +61,7 @@ FOREIGN_GOODBYE = 5.0
 """The same on a connection that is not ours to close."""
 _BEGIN = Sql("BEGIN READ ONLY")
 _ROLLBACK = Sql("ROLLBACK")
+_NO_SAVEPOINT = "3B001"
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +294,10 @@ async def finish(
     ending = asyncio.ensure_future(work)
     ending.add_done_callback(consume)
     cancelled = await wait_done(ending, patience + GRACE)
-    done = ending.done() and not ending.cancelled() and ending.exception() is None
+    done = ending.done() and not ending.cancelled()
+    if done and (failure := ending.exception()) is not None:
+        # A savepoint that was given up before it was made leaves nothing to undo.
+        done = getattr(failure, "sqlstate", None) == _NO_SAVEPOINT
     if cancelled is not None:
         if not done:
             entry.give_up()
