@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 
 _QUOTED = re.compile(r"""(?<!\w)(["'])([^"'<\n]{1,60}|(?:<\w+>|[^"'<\s]){1,60})\1""")
 _EMPTY = re.compile(r"\(\)|\[\]")
@@ -167,6 +168,7 @@ def _vary(words: set[str]) -> bool:
     return len(words) >= (_NAMES if any(map(_named, words)) else _VALUES)
 
 
+@lru_cache(maxsize=1 << 14)
 def _named(word: str) -> bool:
     return (_SURE.search(word) or _NAME.search(word)) is not None and (
         _EVENT.search(word) is None
@@ -184,11 +186,13 @@ def _is_name(words: Row, signs: Row, place: int) -> bool:
 
 def _is_value(words: Row, signs: Row, place: int) -> bool:
     """Return whether the place of a word says that it is a value: k=v, (v), [v]."""
-    if place == 0 or _EVENT.search(words[place]):
+    if place == 0:
         return False
     if signs[place - 1] == "=":
-        return not _tells_what(words, signs, place)
-    return _encloses(signs, place)
+        found = not _tells_what(words, signs, place)
+    else:
+        found = _encloses(signs, place)
+    return found and _EVENT.search(words[place]) is None
 
 
 def _tells_what(words: Row, signs: Row, place: int) -> bool:
