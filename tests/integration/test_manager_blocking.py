@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,13 @@ import pytest
 import fm_storage
 from fm_storage import ErrorEntry
 from fm_storage.config import StorageConfig
-from fm_storage.errors import DuplicateRecord, QueryFailed, StorageClosed
+from fm_storage.errors import (
+    DuplicateRecord,
+    ForkedProcess,
+    QueryFailed,
+    StorageClosed,
+    StorageError,
+)
 
 
 @pytest.fixture
@@ -68,5 +75,34 @@ def test_it_ends_with_its_block(dsn: str, tmp_path: Path):
     with pytest.raises(KeyboardInterrupt), fm_storage.blocking(config) as storage:
         pool = storage.pool
         raise KeyboardInterrupt
-    with pytest.raises((RuntimeError, StorageClosed)):
+    with pytest.raises(StorageClosed, match="its block has ended"):
         pool.fetchval("SELECT 1")
+
+
+def test_where_it_could_only_wait_for_ever_it_refuses(storage: Any):
+    """On its own loop's thread, and in a forked child."""
+    with pytest.raises(StorageError, match="would wait for itself"):
+        storage.run_in_transaction(lambda _: storage.pool.fetchval("SELECT 1"))
+    assert storage.run_in_transaction(lambda tx: tx.fetchval("SELECT 1")) == 1
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            storage.pool.fetchval("SELECT 1")
+        except ForkedProcess:
+            os.write(write, b"refused")
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(write)
+    answer = os.read(read, 100)
+    os.close(read)
+    assert answer == b"refused"
+
+
+def test_what_has_no_items_says_how_it_is_used(storage: Any):
+    """A stream of rows is a block around its iterator."""
+    with storage.pool.acquire() as connection:
+        with pytest.raises(TypeError, match=r"enter it: with … as rows"):
+            list(connection.stream("SELECT 1"))
+        with connection.stream("SELECT generate_series(1, 3)") as rows:
+            assert [row[0] for row in rows] == [1, 2, 3]
