@@ -13,7 +13,11 @@ import orjson
 import pytest
 
 from fm_storage.config import CollectionConfig, QdrantConfig
-from fm_storage.errors import CollectionDamaged, EmbeddedFailed
+from fm_storage.errors import (
+    CollectionDamaged,
+    EmbeddedFailed,
+    VectorStoreUnavailable,
+)
 from fm_storage.vectors import Point, QdrantStore
 from fm_storage.vectors.embedded.process import engine as process
 
@@ -162,3 +166,49 @@ def test_full_disk_is_named_and_still_read(
     engine.write({"op": "delete", "c": "a", "ids": [1]}, memoryview(b""))
     assert engine.write({"op": "drop", "c": "a"}, memoryview(b""))
     engine.close()
+
+
+async def test_file_that_ends_the_process_is_given_up(vector_folder: Path) -> None:
+    """The engine does not die of it again and again; the others go on."""
+    files = await two_collections(vector_folder)
+    for file in files.rglob("mutable_id_tracker.mappings"):
+        data = bytearray(file.read_bytes())
+        data[12] ^= 0xFF  # an offset now asks for more memory than there is
+        file.write_bytes(data)
+    async with QdrantStore(FAST, folder=vector_folder) as store:
+        for _ in range(3):
+            with pytest.raises((CollectionDamaged, VectorStoreUnavailable)):
+                await store.count("hurt")
+        with pytest.raises(CollectionDamaged) as caught:
+            await store.count("hurt")
+        assert caught.value.file == str(files / "opening")
+        restarts = store.statistics().restarts
+        assert restarts <= 3
+        assert (await store.collection_info("hurt")).status == "red"
+        assert await store.count("well") == 20
+        assert await store.delete_collection("hurt")
+        await store.ensure_collection_exists("hurt", 2)
+        assert await store.count("hurt") == 0
+        assert store.statistics().restarts == restarts
+
+
+@pytest.mark.parametrize(
+    ("pattern", "how"),
+    [("payload_storage/page_*", "emptied"), ("mutable_id_tracker.versions", "folder")],
+)
+async def test_damage_met_by_a_write_is_named(
+    vector_folder: Path, pattern: str, how: str
+) -> None:
+    """What cannot be written because of a damaged file is no outage to wait out."""
+    files = await two_collections(vector_folder)
+    for file in files.rglob(pattern):
+        file.unlink()
+        file.mkdir() if how == "folder" else file.touch()
+    config = QdrantConfig(durability="fsync")
+    async with QdrantStore(config, folder=vector_folder) as store:
+        for _ in range(3):
+            with pytest.raises(CollectionDamaged):
+                await store.upsert_points("hurt", [Point(99, [1.0, 2.0], {"n": 1})])
+                await store.upsert_points("hurt", [Point(98, [1.0, 2.0], {"n": 1})])
+        await store.upsert_points("well", [Point(99, [1.0, 2.0])])
+        assert await store.count("well") == 21

@@ -44,10 +44,11 @@ _REFUSED = re.compile(
     re.IGNORECASE,
 )
 _UNREADABLE = re.compile(
-    r"failed to (decode|deserialize|decompress|load segment)|not readable|corrupt"
-    r"|checksum|inconsistent storage",
+    r"failed to (decode|deserialize|decompress|flush|load segment)|not readable"
+    r"|corrupt|checksum|inconsistent storage|out of bounds",
     re.IGNORECASE,
 )
+_ATTEMPTS = 3
 REST = 60.0
 """Seconds between two attempts to build an index that failed."""
 
@@ -228,7 +229,9 @@ class Engine:
             raise
         except BaseException as exc:  # a panic of the engine is no Exception
             panicked = not isinstance(exc, Exception)
-            if not panicked and not _UNREADABLE.search(str(exc)):
+            if not panicked and (
+                not _UNREADABLE.search(str(exc)) or _ELSEWHERE.search(str(exc))
+            ):
                 raise
             name = self.manifest.resolve(str(request.get("c") or "")) or ""
             shard = self._dismiss(name)
@@ -348,7 +351,8 @@ class Engine:
             entry = self.manifest.collections[name]
             folder = self.manifest.shards_folder / entry["folder"]
             try:
-                shard = Shard.load(name, folder, entry["spec"])
+                with _noted(folder / "opening"):
+                    shard = Shard.load(name, folder, entry["spec"])
             except BaseException as exc:  # a panic of the engine is no Exception
                 if _ELSEWHERE.search(str(exc)) or isinstance(exc, MemoryError):
                     raise
@@ -474,6 +478,28 @@ class Engine:
 
     def _flush_one(self, request: dict[str, Any]) -> None:
         self._shard(request).flush()
+
+
+@contextmanager
+def _noted(note: Path) -> Iterator[None]:
+    """Give up after attempts that ended the process: a damaged file can do that.
+
+    Two such ends may be chance, of a process that was killed just then.
+    """
+    with suppress(OSError):  # a full disk is still read
+        if note.exists() and note.stat().st_size >= _ATTEMPTS:
+            message = (
+                f"{note}: the engine ended {_ATTEMPTS} times while it read the files "
+                "beside; to have it try again remove this one"
+            )
+            raise RuntimeError(message)
+        with note.open("a") as attempts:
+            attempts.write("x")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            note.unlink(missing_ok=True)
 
 
 def refusal(exc: Exception) -> dict[str, Any]:
