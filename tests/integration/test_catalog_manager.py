@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -13,7 +14,7 @@ import pytest
 
 from fm_storage.catalog import ErrorManager, Recorded
 from fm_storage.catalog.query.groups import hex_of, number_of
-from fm_storage.catalog.record.row import prepare
+from fm_storage.catalog.record.row import Prepared, prepare
 from fm_storage.catalog.record.store import CatalogStore
 from fm_storage.config import StorageConfig
 from fm_storage.errors import ConfigurationInvalid, InvalidRecord, StorageClosed
@@ -324,6 +325,21 @@ async def test_rows_that_were_written_before_hold_up_no_others(errors, storage):
     )
     assert {row["id"] for row in found} == {row.id for row in rows}
     assert {(row["op"], row["queued"]) for row in found} == {("u", True)}
+
+
+@pytest.mark.parametrize("collection", ["some", None])
+async def test_writers_with_common_rows_do_not_deadlock(storage, collection):
+    """Both statements lock in one order: each row is new to one writer, none fails."""
+    store, pool, chance = CatalogStore(collection), storage.pool, random.Random(7)
+    for turn in range(12):
+        rows = [prepare(f"order {turn} refused", module="shop") for _ in range(30)]
+
+        async def some(rows: list[Prepared] = rows) -> int:
+            given = chance.sample(rows, chance.randint(2, 30))
+            return await store.write_many(pool, given, fresh=chance.random() < 0.6)
+
+        added = sum(await asyncio.gather(*(some() for _ in range(6))))
+        assert added + await store.write_many(pool, rows, fresh=False) == len(rows)
 
 
 async def test_tail_shows_new_errors_of_other_managers(errors, storage):

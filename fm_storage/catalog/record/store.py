@@ -76,6 +76,8 @@ def _record(*, many: bool, fresh: bool, vectors: bool, origins: bool) -> Sql:
     given = ", ".join(f"${nr}::{kinds[name]}{array}" for name, nr in numbers.items())
     rows = f"unnest({given})" if many else f"(VALUES ({given}))"
     new = "src" if fresh else "rec JOIN src USING (id)"
+    # In the order of the other one, or two with a common row could deadlock.
+    last = "src, (SELECT count(*) FROM rec) AS written" if fresh else new
     ctes = [
         f"""src AS {"" if many else "NOT "}MATERIALIZED (
   SELECT * FROM {rows} AS src ({", ".join(numbers)})
@@ -85,7 +87,7 @@ def _record(*, many: bool, fresh: bool, vectors: bool, origins: bool) -> Sql:
     (id, timestamp, message, stack_trace, module, error_code, manager_context,
      severity)
   SELECT id, at, message, trace, module, code, context::jsonb, severity FROM src
-  WHERE {_PINNED}{"" if fresh else " ON CONFLICT (id) DO NOTHING RETURNING id"}
+  WHERE {_PINNED}{"" if fresh else " ON CONFLICT (id) DO NOTHING"} RETURNING id
 )""",
         f"""grp AS (
   INSERT INTO fm_storage.fingerprints (fingerprint, module, error_code, template)
@@ -106,13 +108,13 @@ def _record(*, many: bool, fresh: bool, vectors: bool, origins: bool) -> Sql:
     mark = f"""
   INSERT INTO fm_storage.error_fingerprints
     (error_id, fingerprint, timestamp, severity)
-  SELECT id, fingerprint, at, rank FROM {new}"""
+  SELECT id, fingerprint, at, rank FROM {new if vectors else last}"""
     if vectors:
         mark = f", mark AS ({mark}\n), " + upsert_ctes(
             collection=f"${len(_KINDS) + 1}::text",
             point_id="id::text",
             payload="payload",
-            source=new,
+            source=last,
             durable=False,
             fresh=fresh,
             last=True,
