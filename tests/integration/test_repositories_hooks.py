@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from fm_storage.errors import DuplicateRecord, InvalidName, InvalidRecord
+from fm_storage.errors import (
+    ConfigurationInvalid,
+    DuplicateRecord,
+    InvalidName,
+    InvalidRecord,
+)
 from fm_storage.postgres import Pool
 from fm_storage.repositories import Change, Repository
 from tests.support.repository_models import Note, Product
@@ -190,3 +197,15 @@ async def test_a_call_that_names_nothing_to_change_reaches_no_hook(
     with pytest.raises(InvalidRecord, match="sku"):
         await tidied.update(7, {"price": 2})
     assert seen == []
+
+
+async def test_a_hook_that_is_no_coroutine_function_is_refused(tables):
+    """What it has done is undone with the change."""
+    products: Repository[Any] = Repository(tables, Product, key="sku")
+    register: Any = products.before("create")
+    register(lambda _transaction, _change: None)
+
+    with pytest.raises(ConfigurationInvalid, match="async def"):
+        await products.create(Product(sku="tea", price=1))
+
+    assert await products.count() == 0

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
-from fm_storage.errors import InvalidName
+from fm_storage.errors import ConfigurationInvalid, InvalidName
 from fm_storage.postgres.arguments import function
 from fm_storage.postgres.connection.transaction import Transaction
 
@@ -84,6 +84,15 @@ class HookTable(Generic[M]):
         ) in self._hooks
 
     async def run(self, moment: str, transaction: Any, change: Change[M]) -> None:
-        """Run the hooks in the order of their registration."""
+        """Run the hooks in the order of their registration.
+
+        Raises:
+            ConfigurationInvalid: One is no coroutine function.
+        """
         for hook in self._hooks.get((moment, change.operation), ()):
-            await hook(transaction, change)
+            running: object = hook(transaction, change)
+            if not isinstance(running, Awaitable):
+                raise ConfigurationInvalid(
+                    "hook", f"{hook!r} gave nothing to await; write it with async def"
+                )
+            await running
