@@ -1,6 +1,6 @@
 """What dual write costs: the write path, draining, verifying.
 
-``python tests/bench/bench_outbox.py [--only write|drain|verify]``. The README
+``python tests/bench/bench_outbox.py [--only write|track|drain|verify]``. The README
 beside it states the bars that it is held against; ratios hold on a loaded machine,
 rows per second do not.
 """
@@ -8,12 +8,14 @@ rows per second do not.
 from __future__ import annotations
 
 import asyncio
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from fm_storage.config import (
 )
 from fm_storage.migrate import Migrator
 from fm_storage.outbox import Outbox
+from fm_storage.outbox.agreement.tracking import Tracker
 from fm_storage.postgres import Pool, Sql
 from fm_storage.postgres.embedded.embedded import EmbeddedPostgres
 from fm_storage.repositories import uuid7
@@ -40,6 +43,8 @@ from tests.support.inside import side_of
 SIZE = 384
 BACKLOG = 20_000
 VERIFIED = 100_000
+COPIED = 100_000
+COLUMNS = ["id", "title", "body", "year"]
 SINK_DELAY = 0.004
 
 TRACE = "\n".join(f'  File "app/module_{n}.py", line {n}, in call' for n in range(16))
@@ -262,12 +267,95 @@ async def verifying(base: Path, vectors: Path) -> list[str]:
         return [f"{what}, longest gap of the loop {longest}"]
 
 
+async def at_once(pool: Pool, verb: str, name: str, rows: list[Any]) -> None:
+    """Write all rows of a table with one statement."""
+    if verb == "COPY":
+        await pool.copy_records(name, records=rows, columns=COLUMNS)
+    elif verb == "UPDATE":
+        await pool.execute(f"UPDATE {name} SET year = year + 1")
+    else:
+        await pool.execute(f"DELETE FROM {name}")
+
+
+async def tracking(base: Path, cycles: int) -> tuple[list[Table], list[str]]:
+    """Measure what a tracked table costs others, and how fast its rows follow."""
+    names = ("untracked", "tracked")
+    rows = [(n, f"title {n}", "a line of text, as of a note", 7) for n in range(COPIED)]
+    inserts = {
+        name: Sql(f"INSERT INTO {name} (id, title, body, year) VALUES ($1, $2, $3, $4)")
+        for name in names
+    }
+    lines = []
+    async with stores(base, synchronous_commit="on") as (pool, _):
+        outbox = Outbox(pool, None, OutboxConfig(drain=False))
+        for name in names:
+            await pool.execute(f"DROP TABLE IF EXISTS {name}")
+            await pool.execute(
+                f"CREATE TABLE {name} (id BIGINT PRIMARY KEY, title TEXT, body TEXT, "
+                "year INT)"
+            )
+        await outbox.track(
+            "tracked", "docs", text=["title", "body"], payload=["title", "year"]
+        )
+        ids = count(COPIED)
+        table = await measure(
+            "a row into a tracked table, synchronous_commit on",
+            {
+                name: Peer(
+                    lambda insert=insert: pool.execute(insert, next(ids), *rows[0][1:])
+                )
+                for name, insert in inserts.items()
+            },
+            baseline="untracked",
+            block=20,
+            cycles=cycles,
+            bars=[Bar("tracked", wall=1.35)],
+        )
+        for verb in ("COPY", "UPDATE", "DELETE"):
+            spent: dict[str, list[float]] = {name: [] for name in names}
+            for turn in range(12):
+                name = names[(turn + turn // 2) % 2]
+                await pool.execute(f"DELETE FROM {name}")
+                if verb != "COPY":
+                    await pool.copy_records(name, records=rows, columns=COLUMNS)
+                await pool.execute("TRUNCATE fm_storage.vector_changed")
+                begun = time.perf_counter()
+                await at_once(pool, verb, name, rows)
+                spent[name].append(time.perf_counter() - begun)
+            tracked, without = map(statistics.median, (spent[n] for n in names[::-1]))
+            lines.append(
+                f"{verb} of {COPIED:,} tracked rows: {tracked:.2f} s, "
+                f"{tracked / without:.1f} times an untracked one's"
+            )
+        await pool.copy_records("tracked", records=rows, columns=COLUMNS)
+        for what in ("followed", "backfilled"):
+            begun = time.perf_counter()
+            if what == "backfilled":
+                await outbox.backfill("docs")
+            while await pool.fetchval(
+                "SELECT 1 FROM fm_storage.vector_changed LIMIT 1"
+            ):
+                await Tracker(pool).follow()
+            rate = COPIED / (time.perf_counter() - begun)
+            lines.append(f"rows {what}: {rate:,.0f} rows/s")
+            await pool.execute(
+                "TRUNCATE fm_storage.vector_state, fm_storage.vector_queue"
+            )
+            # So that the backfill takes them for rows from before.
+            await pool.execute("UPDATE fm_storage.vector_track SET since = 2^52")
+    return [table], lines
+
+
 async def run(base: Path, only: str, cycles: int) -> tuple[list[Table], list[str]]:
     """Run what *only* names, or everything."""
     tables: list[Table] = []
     lines: list[str] = []
     if only in "write":
         tables = await write_path(base, cycles)
+    if only in "track":
+        more, written = await tracking(base, cycles)
+        tables += more
+        lines += written
     if only in "drain":
         lines += await draining(base, base / "vectors")
     if only in "verify":

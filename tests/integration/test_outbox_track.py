@@ -14,7 +14,7 @@ import pytest
 
 from fm_storage import ErrorManager, StorageConfig, StorageManager
 from fm_storage.config import OutboxConfig, PostgresConfig
-from fm_storage.errors import ConfigurationInvalid
+from fm_storage.errors import ConfigurationInvalid, LockTimeout
 from fm_storage.outbox import Outbox, Unembedded
 from fm_storage.outbox.agreement.tracking import Tracker
 from fm_storage.outbox.delivery.queue import Queue
@@ -547,6 +547,25 @@ async def test_renamed_table_is_followed_under_its_new_name(
     assert set(await delivered(outbox, qdrant)) == {5000000000}
     with pytest.raises(ConfigurationInvalid, match="tracked for collection 'docs'"):
         await outbox.track("letters", "others", **given)
+
+
+@pytest.mark.slow
+async def test_locked_table_holds_up_no_other_collection(
+    pool: Pool, qdrant: QdrantStore, outbox: Outbox
+):
+    """Its changes wait, and rows in doubt are compared later."""
+    await followed(outbox)
+    await qdrant.ensure_collection_exists("things", 2)
+    await pool.execute("UPDATE fm_storage.vector_track SET doubtful = TRUE")
+    await pool.execute(INSERT, 1, "one", None, 2001)
+    async with pool.transaction() as tx:
+        await tx.execute("LOCK TABLE articles IN ACCESS EXCLUSIVE MODE")
+        await outbox.upsert("things", [Point(1, [1.0, 2.0], {})])
+        report = await outbox.drain(timeout=3)
+        assert (report.delivered, report.remaining) == (1, 1)
+        with pytest.raises(LockTimeout):
+            await outbox.verify("docs")
+    assert await delivered(outbox, qdrant) == {1: {"title": "one", "year": 2001}}
 
 
 async def test_pending_changes_are_made_points_before_untrack(

@@ -159,6 +159,7 @@ _FORMATS = ", ".join(
     }.items()
 )
 _FORMAT = Sql(f"SELECT {_FORMATS}")
+_READING = Sql(f"SELECT {_FORMATS}, set_config('lock_timeout', '1s', TRUE)")
 # What is delivered is flushed when it is claimed. No wait for a table that is locked.
 _ALONE = Sql(f"""
 SELECT {_FORMATS}, set_config('synchronous_commit', 'off', TRUE),
@@ -349,7 +350,7 @@ class Tracker:
         Returns, by collection, why a table cannot be compared.
 
         Raises:
-            StorageError: PostgreSQL did not answer, or a call may be repeated.
+            StorageError: PostgreSQL did not answer.
         """
         refused: dict[str, str] = {}
         met = await self._pool.fetch(_LOOK)
@@ -362,9 +363,8 @@ class Tracker:
                 async for _ in self.differences(collection, repair=True):
                     pass
             except QueryFailed as exc:
-                if exc.retryable:
-                    raise
-                refused[collection] = describe(exc)
+                if not exc.retryable:
+                    refused[collection] = describe(exc)
             else:
                 await self._pool.execute(_TRUSTED, collection, doubt)
         return refused
@@ -387,7 +387,12 @@ class Tracker:
             return
         reached = ""
         extra = (collection,) if rowless is _ERRORLESS else ()
-        while rows := await self._pool.fetch(rowless, _PAGE, reached, *extra):
+        while True:
+            async with self._pool.transaction() as tx:
+                await tx.execute(_READING)
+                rows = await tx.fetch(rowless, _PAGE, reached, *extra)
+            if not rows:
+                return
             reached = rows[-1]["point_id"]
             yield [
                 Difference(collection, decode_id(key), "orphan", None, ver)
@@ -407,7 +412,7 @@ class Tracker:
         while True:
             statement = tracked.differing(first=reached is None)
             async with self._pool.transaction() as tx:
-                await tx.execute(_FORMAT)
+                await tx.execute(_READING)
                 rows = await tx.fetch(statement, _PAGE, reached)
             if not rows:
                 return
