@@ -266,6 +266,26 @@ def progress_bar(
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def confirm(question: str, unasked: str) -> bool:
+    """Ask on standard error.
+
+    Args:
+        question: What is asked.
+        unasked: What ``--yes`` does: ``deletes``.
+
+    Raises:
+        click.UsageError: Nobody is there to answer.
+    """
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort as exc:
+        if isinstance(exc.__context__, EOFError):
+            raise click.UsageError(
+                f"nobody answered; --yes {unasked} unasked"
+            ) from None
+        raise
+
+
 def print_json(value: object) -> None:
     """Print *value* as JSON; dataclasses, UUIDs and times are understood."""
     data = orjson.dumps(

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from fm_storage.cli.common import (
     Settings,
+    confirm,
     console,
     json_option,
     plain,
@@ -195,14 +196,8 @@ def _confirm(settings: Settings, steps: int, sources: tuple[str, ...]) -> None:
         "record any more.",
         err=True,
     )
-    try:
-        click.confirm(f"Roll back {len(planned)} migration(s)?", abort=True, err=True)
-    except click.Abort as exc:
-        if isinstance(exc.__context__, EOFError):
-            raise click.UsageError(
-                "nobody answered; --yes rolls back unasked"
-            ) from None
-        raise
+    if not confirm(f"Roll back {len(planned)} migration(s)?", "rolls back"):
+        raise click.Abort
 
 
 @click.command(

@@ -13,6 +13,7 @@ import click
 
 from fm_storage.cli.common import (
     Settings,
+    confirm,
     console,
     json_option,
     plain,
@@ -347,9 +348,9 @@ def discard(
     as_json: bool,
 ) -> None:
     """Give set-aside points up: they go from both stores, their records stay."""
-    if not yes:
-        what = f"{len(ids)} points" if ids else "every set-aside point"
-        click.confirm(f"Give up {what}?", abort=True, err=True)
+    what = f"{len(ids)} points" if ids else "every set-aside point"
+    if not yes and not confirm(f"Give up {what}?", "gives them up"):
+        raise click.Abort
     count = _with(
         settings,
         lambda storage: storage.outbox.quarantine_discard(collection, _ids(ids)),

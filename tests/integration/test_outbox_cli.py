@@ -119,7 +119,7 @@ def test_backlog_is_shown_delivered_and_compared(outbox: Commands):
     assert (held["collection"], held["id"]) == ("things", 6)
     assert "1 will be tried again" in outbox("quarantine", "retry", "--id", "6").output
     assert outbox("drain").exit_code == 1
-    assert outbox("quarantine", "discard", "things").exit_code == 1  # asks, no answer
+    assert outbox("quarantine", "discard", "things").exit_code == 2  # asks, no answer
     assert outbox.json("quarantine", "discard", "--yes") == {"count": 1}
     assert outbox("drain").exit_code == 0
     empty = outbox("quarantine", "list")

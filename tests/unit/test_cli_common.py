@@ -12,11 +12,13 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from fm_storage.cli import cli, main
 from fm_storage.cli.common import (
     Settings,
     ago,
+    confirm,
     exit_code_of,
     plain,
     print_json,
@@ -235,3 +237,24 @@ def test_a_reader_that_leaves_is_no_error():
     writer.wait()
 
     assert b"Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("answer", "printed", "code"),
+    [
+        ("y\n", "True", 0),
+        ("n\n", "False", 0),
+        ("", "nobody answered; --yes deletes unasked", 2),
+    ],
+)
+def test_a_question_that_nobody_answers_names_the_option(answer, printed, code):
+    """Without a terminal it is a wrong use, not an interruption."""
+
+    @click.command()
+    def ask() -> None:
+        click.echo(str(confirm("Delete it?", "deletes")))
+
+    result = CliRunner().invoke(ask, input=answer)
+
+    assert printed in result.output
+    assert result.exit_code == code

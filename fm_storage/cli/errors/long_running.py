@@ -17,6 +17,7 @@ from rich.text import Text
 
 from fm_storage.cli.common import (
     Settings,
+    confirm,
     console,
     json_option,
     plain,
@@ -25,7 +26,7 @@ from fm_storage.cli.common import (
     with_errors,
     with_storage,
 )
-from fm_storage.cli.errors.options import MOMENT, SEVERITIES, ZONE, severity_text
+from fm_storage.cli.errors.options import MOMENT, ZONE, severity_option, severity_text
 from fm_storage.cli.errors.stdin import read_stdin
 from fm_storage.cli.errors.tables import say_nothing
 
@@ -44,11 +45,7 @@ _SLICE = 5.0
 @click.argument("log", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--source", help="Name of the log; by default its file's, or stdin.")
 @click.option("--module", help="Module of entries that name none.")
-@click.option(
-    "--severity",
-    type=click.Choice(SEVERITIES, case_sensitive=False),
-    help="Leave out entries below this severity.",
-)
+@severity_option("Leave out entries below this severity.")
 @click.option(
     "--zone",
     type=ZONE,
@@ -187,11 +184,7 @@ async def _drain(storage: StorageManager, *, quiet: bool) -> None:
     show_default=True,
     help="Number of earlier errors.",
 )
-@click.option(
-    "--severity",
-    type=click.Choice(SEVERITIES, case_sensitive=False),
-    help="Minimum severity.",
-)
+@severity_option()
 @click.option("--module", help="Only errors of this module.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @click.pass_obj
@@ -255,11 +248,7 @@ def _print_json_line(entry: ErrorEntry) -> None:
 @click.option("--title", default="Errors", show_default=True)
 @click.option("--since", type=MOMENT, help="Beginning: 2h, 7d, or a time.")
 @click.option("--until", type=MOMENT, help="End: 2h, 7d, or a time.")
-@click.option(
-    "--severity",
-    type=click.Choice(SEVERITIES, case_sensitive=False),
-    help="Minimum severity; by default WARNING.",
-)
+@severity_option("Minimum severity; by default WARNING.")
 @json_option
 @click.pass_obj
 def report(
@@ -365,12 +354,6 @@ def _confirm(settings: Settings, older_than: datetime) -> None:
     if not count:
         click.echo(f"no error is from before {before}; nothing is deleted")
         raise click.exceptions.Exit(0)
-    try:
-        sure = click.confirm(f"Delete {count:,} errors from before {before}?")
-    except click.Abort as exc:
-        if isinstance(exc.__context__, EOFError):
-            raise click.UsageError("nobody answered; --yes deletes unasked") from None
-        raise
-    if not sure:
+    if not confirm(f"Delete {count:,} errors from before {before}?", "deletes"):
         click.echo("nothing is deleted")
         raise click.exceptions.Exit(1)

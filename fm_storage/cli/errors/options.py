@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
-from typing import Any
+from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
 import click
 from rich.text import Text
 
+F = TypeVar("F", bound=Callable[..., Any])
 SEVERITIES = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _STYLES = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d|w)")
@@ -93,6 +94,12 @@ AHEAD = _Moment(ahead=True)
 ZONE = _Zone()
 
 
+def severity_option(text: str = "Minimum severity.") -> Callable[[F], F]:
+    """Return the option ``--severity``, explained by *text*."""
+    kinds = click.Choice(SEVERITIES, case_sensitive=False)
+    return click.option("--severity", type=kinds, help=text)
+
+
 def filters(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--module --severity --since --limit``."""
     for option in (
@@ -105,11 +112,7 @@ def filters(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Maximum number of rows.",
         ),
         click.option("--since", type=MOMENT, help="Beginning: 2h, 7d, or a time."),
-        click.option(
-            "--severity",
-            type=click.Choice(SEVERITIES, case_sensitive=False),
-            help="Minimum severity.",
-        ),
+        severity_option(),
         click.option("--module", help="Only errors of this module."),
     ):
         function = option(function)
