@@ -272,6 +272,9 @@ def test_the_keys_of_vendors_are_masked_by_their_shape(vendor, around):
         ("eyJhbGciOiJkaXIifQ..aXYx.Y2lwaGVy.dGFn", "Y2lwaGVy"),
         ("card 4111 1111 1111 1111 123", "4111"),
         ("session_id=h1dden secret_id=h1dden", "h1dden"),
+        ('{"name": "DB_PASSWORD", "value": "h1dden"}', "h1dden"),
+        ("- name: DB_PASSWORD\n  value: h1dden\n", "h1dden"),
+        ("smtpPass=h1dden pgpass=h1dden pw=h1dden creds=h1dden", "h1dden"),
         (repr(orjson.dumps({"password": 'a "h1dden" b'}).decode()), "h1dden"),
         ("password='h1dden\\\\'", "h1dden"),
         ("password\\n  too short [type=x, input_value='h1dden', y]", "h1dden"),
@@ -321,6 +324,8 @@ def test_secrets_are_masked_in_every_dress(text, secret):
         "sizes 4012 8888 8888 1881 9999 1234",
         "REPORT : 367 46048 89839 5",
         "re_compile failed in aio_read",
+        "jwt: malformed byPass=true bypass=12 tokenType=bearer secretName=db",
+        "name: bob\nvalue: 7",
     ],
 )
 def test_what_only_speaks_of_secrets_stays(text):
@@ -382,6 +387,9 @@ def test_context_is_masked_by_key_and_by_shape():
             "author": "me",
             "passenger": "z",
             "tokens": 3,
+            "env": [{"name": "DB_PASSWORD", "value": "x"}, {"name": "A", "value": "x"}],
+            "tokenType": "bearer",
+            "cookie_consent": True,
         }
     ) == {
         "password": "***",
@@ -393,6 +401,9 @@ def test_context_is_masked_by_key_and_by_shape():
         "author": "me",
         "passenger": "z",
         "tokens": 3,
+        "env": [{"name": "DB_PASSWORD", "value": "***"}, {"name": "A", "value": "x"}],
+        "tokenType": "bearer",
+        "cookie_consent": True,
     }
 
 

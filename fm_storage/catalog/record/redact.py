@@ -59,15 +59,18 @@ _UTF8 = ("utf-8", "surrogatepass")
 _LONG = (
     r"password|passphrase|passwd|passwort|kennwort|mot[ _-]de[ _-]passe"
     r"|contrase(?:n|\u00f1)a|secret|token|credentials?|authorization"
-    r"|cookie|csrf|xsrf|signature|session[_-]?id|(?:store|key|require)pass"
+    r"|cookie|csrf|xsrf|signature|session[_-]?id|(?:store|key|require|pg|db)pass"
 )
 _KEYS = (
     r"(?:api|app|access|private|signing|encryption|session|account|shared|storage"
     r"|master|auth|secret|license|webhook|consumer|hmac|subscription|deploy"
     r"|instrumentation)[_-]?key"
 )
-_SHORT = r"pass|passcode|pwd|mdp|otp|cvv|cvc|ssn|sig"
-_NAMES = rf"(?:{_LONG}|{_KEYS}|(?<![A-Za-z])(?:{_SHORT}))"
+_SHORT = r"pass|passcode|pwd|pw|mdp|otp|cvv|cvc|ssn|sig|jwt|creds"
+_NAMES = (
+    rf"(?:{_LONG}|{_KEYS}|(?<![A-Za-z])(?:{_SHORT})"
+    r"|(?-i:(?<=[a-z])(?:Pass|Pwd))(?![a-z]))"
+)
 _SECRET_KEY = re.compile(
     rf"(?i:{_NAMES}|(?<![A-Za-z])auth)(?:$|[^A-Za-z]|(?<=[a-z])(?=[A-Z]))"
 )
@@ -75,10 +78,13 @@ _SECRET_KEY = re.compile(
 _SECRETS_KEY = re.compile(rf"(?i:(?:{_LONG}|{_KEYS})s)$")
 _NAME_ONLY = re.compile(r"-{0,2}[\w-]+$")
 # Ends of names that tell something else about a secret than what it is.
+_ABOUT_ENDS = (
+    "count|length|len|size|total|limit|ttl|age|type|kind|name|field|policy|expir\\w*"
+    "|expires_in|required|enabled|valid|reset|change\\w*|path|url|uri|dir|file|hint|status"
+)
 _ABOUT = re.compile(
-    r"(?i)[_-](?:count|length|len|size|total|limit|ttl|age|type|kind|name|field|policy"
-    r"|expir\w*|expires_in|required|enabled|valid|reset|change\w*|\w+_at|path|url|uri"
-    r"|dir|file|hint|status|(?<!secret.)(?<!session.)id)$"
+    rf"(?i:[_-](?:{_ABOUT_ENDS}|\w+_at|(?<!secret.)(?<!session.)id)$)"
+    rf"|(?<=[a-z])(?:{'|'.join(map(str.capitalize, _ABOUT_ENDS.split('|')))})$"
 )
 # Values that say something about a secret, and are none.
 _WORDS = frozenset({
@@ -87,6 +93,7 @@ _WORDS = frozenset({
     "redacted", "masked", "filtered", "must", "is", "was", "has", "not", "should",
     "cannot", "may", "the", "a", "an", "mismatch", "unknown", "eof", "sent", "failed",
     "error", "expected", "denied", "disabled", "enabled", "found", "changed",
+    "malformed",
 })  # fmt: skip
 _COUNTED = re.compile(
     r"(?:token|pass|cookie|secret|credential|session|sig)", re.IGNORECASE
@@ -345,28 +352,33 @@ _RULES = (
     ),
     _rule(r"pwd|password", r"(?P<kept>(?:pwd|password)=)\{(?:[^{}\n]|\}\})+\}"),
     _rule(
-        _NAMED,
+        "values",
         rf"""(?P<kept>\([^()]*{_NAMES}(?![A-Za-z0-9])[^()]*\)\s*VALUES\s*)
             \((?=[^\n]*')[^\n]*\)""",
     ),
     _rule(  # PHP's var_dump, parts of a form
-        _NAMED,
+        r"string\(|name=",
         rf"""(?P<kept>{_NAMES}["']\]\s*=>\s*string\(\d+\)\s*
             |\bname=\\?"[\w-]*{_NAMES}\\?"(?:(?:\\r)?\\n|\r?\n){{2}})
             (?:{_QUOTED}|[^\r\n\\]+)""",
     ),
     _rule(
-        _NAMED,
+        r"\)=\(",
         rf"(?P<kept>\([^()]*{_NAMES}(?![A-Za-z0-9])[^()]*\)=)\([^\n]*?\)(?=[ ]|$)",
     ),
     _rule(
-        _NAMED,
+        "input_value=",
         rf"(?P<kept>{_NAMES}(?:[_-]\w+)*(?:\n|\\+n)[^\n]*?input_value=)(?:{_QUOTED}|[^\s,]+)",
     ),
-    _rule(_NAMED, rf"(?P<kept>(?<![\w-])--?[\w-]*{_NAMES}[ ])(?!-)[^\s]+"),
+    _rule(rf"-.*(?:{_NAMED})", rf"(?P<kept>(?<![\w-])--?[\w-]*{_NAMES}[ ])(?!-)[^\s]+"),
+    _rule(  # of Kubernetes, and headers as HAR has them
+        r"value[\"']?:",
+        rf"""(?P<kept>\b(?:name|key)["']?:\s*["']?[\w-]*{_NAMES}["']?,?\s+
+            ["']?value["']?:\s*)(?:{_QUOTED}|[^\s"',}}]+)""",
+    ),
     _rule(
-        _NAMED,
-        rf"""(?P<kept>["'][\w-]*{_NAMES}["'],\s*b?){_QUOTED}""",
+        rf"(?:{_NAMED})[\"'],",
+        rf"""(?P<kept>["'][\w-]*{_NAMES}["'],\s*b?)(?!["']value["']:){_QUOTED}""",
     ),
     _rule(
         _NAMED,
@@ -530,8 +542,11 @@ def mask_context(value: Json) -> Json:
             for after, item in zip(named, value, strict=False)
         ]
     if isinstance(value, dict):
+        holds = any(_names_secret(value.get(name)) for name in ("name", "key"))
         return {
-            mask_text(key): MASK if _holds_secret(key, item) else mask_context(item)
+            mask_text(key): MASK
+            if _holds_secret(key, item) or (holds and key == "value" and item)
+            else mask_context(item)
             for key, item in value.items()
         }
     return value
@@ -544,7 +559,7 @@ def _names_secret(item: Json) -> bool:
 
 
 def _holds_secret(key: str, item: Json) -> bool:
-    if item in (None, "", False):
+    if item in (None, "") or isinstance(item, bool):
         return False
     if _SECRET_KEY.search(key) is not None:
         return _ABOUT.search(key) is None
