@@ -21,6 +21,7 @@ from fm_storage.errors import (
     InvalidRecord,
 )
 from fm_storage.vectors import Point, QdrantStore, SparseVector
+from fm_storage.vectors.transfer.jsonl import export_points, import_points
 from fm_storage.vectors.transfer.parquet import export_parquet, import_parquet
 
 # A loaded machine may be slow, but not wrong.
@@ -207,3 +208,19 @@ def test_command_goes_by_the_name_of_the_file(
     kept = lines.read_bytes()
     assert invoke("export", "missing", "-o", str(lines)).exit_code != 0
     assert lines.read_bytes() == kept  # a mistake does not empty the file
+
+
+async def test_points_without_vectors_go_out_and_in(
+    qdrant: QdrantStore, tmp_path: Path
+) -> None:
+    """Through either kind of file."""
+    await qdrant.ensure_collection_exists("a", 2, "Dot")
+    await qdrant.upsert_points("a", [Point(1, [1.0, 2.0]), Point(2, {}, {"n": 1})])
+    file, lines = tmp_path / "a.parquet", list[bytes]()
+    await export_parquet(qdrant, "a", file)
+    await import_parquet(qdrant, file, collection="b")
+    await export_points(qdrant, "a", lines.append)
+    await import_points(qdrant, lines, collection="c")
+    for name in ("a", "b", "c"):
+        found = await contents(qdrant, name)
+        assert found == [(1, [1.0, 2.0], {}), (2, None, {"n": 1})]

@@ -341,3 +341,29 @@ async def test_only_fields_of_the_application_are_changed(
         await any_store.set_payload(name, {"x": 1}, [1], key=key)
     with pytest.raises(InvalidRecord):
         await any_store.delete_payload(name, [key], [1])
+
+
+async def test_points_without_vectors_move_with_the_others(
+    any_store: QdrantStore, name: str
+) -> None:
+    """A reindex copies them, and what they are is the same on every engine."""
+    await any_store.ensure_collection_exists(name, 2)
+    await any_store.upsert_points(
+        name, [Point(1, [1.0, 0.0], {"a": 1}), Point(2, {}, {"b": 1})]
+    )
+    other = CollectionConfig(size=2, distance="Dot")
+    report = await any_store.reindex(name, other)
+    assert report.copied == 2
+    found = await any_store.retrieve(name, [1, 2], with_vectors=True)
+    assert [point.vector for point in found] == [[1.0, 0.0], None]
+    assert [point.payload for point in found] == [{"a": 1}, {"b": 1}]
+
+
+async def test_a_bool_is_no_value_to_start_from(
+    any_store: QdrantStore, name: str
+) -> None:
+    """Refused by name on every engine."""
+    await fill(any_store, name)
+    await any_store.create_payload_index(name, "n", "integer")
+    with pytest.raises(InvalidRecord, match="order_by"):
+        await any_store.scroll(name, order_by={"key": "n", "start_from": True})

@@ -344,7 +344,8 @@ def _vector(reference: Any, raw: memoryview) -> Any:
             raw[start:middle].cast("I").tolist(),
             raw[middle : middle + 4 * count].cast("f").tolist(),
         )
-    return {name: _vector(inner, raw) for name, inner in reference["@n"].items()}
+    named = {name: _vector(inner, raw) for name, inner in reference["@n"].items()}
+    return named or None
 
 
 def _refused(

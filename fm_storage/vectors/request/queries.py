@@ -289,7 +289,8 @@ def order_by(given: Any) -> str | dict[str, Any] | None:
     if isinstance(given, Mapping) and given.keys() <= _ORDER and "key" in given:
         start = given.get("start_from")
         if given.get("direction") in (None, "asc", "desc") and (
-            start is None or isinstance(start, str | int | float)
+            start is None
+            or (isinstance(start, str | int | float) and not isinstance(start, bool))
         ):
             key = payload_path(given["key"], "order_by")
             return {**{k: v for k, v in given.items() if v is not None}, "key": key}

@@ -173,7 +173,11 @@ class _Run:
             await self._store.upsert_points(
                 self._target,
                 [
-                    Point(point.id, vector, {**_whole(point), MARK: mark})
+                    Point(
+                        point.id,
+                        {} if vector is None else vector,  # it may have none
+                        {**_whole(point), MARK: mark},
+                    )
                     for (point, mark), vector in zip(wanted, vectors, strict=True)
                 ],
             )

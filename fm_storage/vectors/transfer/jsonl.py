@@ -161,6 +161,7 @@ def _point(given: Mapping[str, Any], number: int) -> Point:
         vector = given["vector"]
         if isinstance(vector, Mapping):
             vector = {name: _vector(value) for name, value in vector.items()}
+        vector = {} if vector is None else vector  # a point may have none
         return Point(given["id"], vector, given.get("payload") or {})
     except KeyError as exc:
         message = f"import: line {number} has no {exc}; correct or remove it"
