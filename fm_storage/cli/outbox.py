@@ -218,6 +218,7 @@ def rebuild(
 @click.option("--payload", multiple=True, help="Column that the points carry.")
 @click.option("--key", default="id", show_default=True, help="Key column.")
 @click.option("--sql", is_flag=True, help="Print the migration; change nothing.")
+@json_option
 @click.pass_obj
 def track(
     settings: Settings,
@@ -228,6 +229,7 @@ def track(
     payload: Sequence[str],
     key: str,
     sql: bool,
+    as_json: bool,
 ) -> None:
     """Have the rows of TABLE be points of COLLECTION, for every writer.
 
@@ -245,6 +247,12 @@ def track(
         return await made.track(table, collection, text=text, payload=payload, key=key)
 
     done = _with(settings, job)
+    if as_json:
+        if isinstance(done, tuple):
+            print_json({"up": done[0], "down": done[1]})
+        else:
+            print_json({"changed": done})
+        return
     if isinstance(done, tuple):
         click.echo(f"-- Follows {table} as {collection}.\n\n{done[0]}")
         click.echo(f"-- Its rollback:\n\n{done[1]}")
@@ -257,11 +265,15 @@ def track(
 
 @outbox.command()
 @click.argument("collection")
+@json_option
 @click.pass_obj
-def untrack(settings: Settings, *, collection: str) -> None:
+def untrack(settings: Settings, *, collection: str, as_json: bool) -> None:
     """Stop following the table of COLLECTION; its points stay as they are."""
     if not _with(settings, lambda storage: storage.outbox.untrack(collection)):
         raise click.ClickException(f"no table is followed as {collection}")
+    if as_json:
+        print_json({"changed": True})
+        return
     console().print(plain(f"no table is followed as {collection} any more"))
 
 

@@ -286,7 +286,7 @@ class Outbox:
         collection: str,
         *,
         text: str | Sequence[str],
-        payload: Sequence[str] = (),
+        payload: str | Sequence[str] = (),
         key: str = "id",
         vectorizer: Vectorizer | None = None,
     ) -> bool:
@@ -320,9 +320,9 @@ class Outbox:
                 what ``fm-storage outbox track --sql`` prints.
             LockTimeout: The table was in use for too long; nothing was changed.
         """
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = _columns(text)
         tracked = await self._tracker.define(
-            table, collection, key=key, texts=texts, payload=payload
+            table, collection, key=key, texts=texts, payload=_columns(payload)
         )
         changed = await self._tracker.track(tracked)
         if vectorizer is not None:
@@ -339,19 +339,17 @@ class Outbox:
         collection: str,
         *,
         text: str | Sequence[str],
-        payload: Sequence[str] = (),
+        payload: str | Sequence[str] = (),
         key: str = "id",
     ) -> tuple[str, str]:
         """Return ``track()`` as SQL for a migration, and the SQL that undoes it.
 
         Nothing is changed. The arguments and errors are those of ``track()``.
         """
-        texts = [text] if isinstance(text, str) else list(text)
-        return self._tracker.script(
-            await self._tracker.define(
-                table, collection, key=key, texts=texts, payload=payload
-            )
+        tracked = await self._tracker.define(
+            table, collection, key=key, texts=_columns(text), payload=_columns(payload)
         )
+        return self._tracker.script(tracked)
 
     async def untrack(self, collection: str) -> bool:
         """Stop following a collection's table; return whether one was followed.
@@ -577,3 +575,7 @@ class Outbox:
     def statistics(self) -> OutboxStatistics:
         """Return what this process has delivered."""
         return self._counters.snapshot()
+
+
+def _columns(named: str | Sequence[str]) -> list[str]:
+    return [named] if isinstance(named, str) else list(dict.fromkeys(named))

@@ -230,11 +230,13 @@ def test_table_is_tracked_backfilled_and_untracked(outbox: Commands):
     assert "CREATE OR REPLACE TRIGGER" in script
     assert "DROP TRIGGER" in script.split("-- Its rollback:")[1]
     assert outbox("backfill", "docs").exit_code == 1
+    assert outbox.json(*tracking, "--sql")["up"] in script
     assert "is followed from now on" in outbox(*tracking).output
     assert "was followed already" in outbox(*tracking).output
+    assert outbox.json(*tracking) == {"changed": False}
     assert "9 rows read" in outbox("backfill", "docs", "--batch-size", "4").output
     assert outbox.json("status")["pending"] == 9
     wrong = outbox("track", "notes", "d", "--text", "none")
     assert "no column 'none'" in str(wrong.exception)
-    assert outbox("untrack", "docs").exit_code == 0
+    assert outbox.json("untrack", "docs") == {"changed": True}
     assert outbox("untrack", "docs").exit_code == 1

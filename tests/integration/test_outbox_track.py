@@ -403,6 +403,10 @@ async def test_script_for_a_migration_does_the_same_and_undoes_it(
     await _run(pool, down)
     assert await pool.fetchval("SELECT count(*) FROM pg_trigger") == before
     assert not await outbox.untrack("docs")
+    await _run(pool, f"SET standard_conforming_strings = off; {up}")
+    await pool.execute("DROP TABLE articles")
+    await _run(pool, down)  # a rollback after the table has gone
+    assert not await outbox.untrack("docs")
 
 
 async def _run(pool: Pool, script: str) -> None:
@@ -418,6 +422,8 @@ async def _run(pool: Pool, script: str) -> None:
         ({"payload": ["none"]}, "none"),
         ({"key": "year"}, "cannot name points"),
         ({"text": []}, "text"),
+        ({"collection": ""}, "another name"),
+        ({"collection": "project_errors_x"}, "another name"),
     ],
 )
 async def test_what_cannot_be_tracked_is_refused(
@@ -425,9 +431,11 @@ async def test_what_cannot_be_tracked_is_refused(
 ):
     """Before anything is changed, with the name of what is wrong."""
     given: dict[str, Any] = {"table": "articles", "text": "body", **options}
-    table = given.pop("table")
+    table, collection = given.pop("table"), given.pop("collection", "docs")
     with pytest.raises(ConfigurationInvalid, match=named):
-        await outbox.track(table, "docs", **given)
+        await outbox.track(table, collection, **given)
+    with pytest.raises(ConfigurationInvalid, match="1 or more"):
+        await outbox.backfill("docs", batch_size=0)
     with pytest.raises(ConfigurationInvalid, match="no tracked table"):
         await outbox.backfill("docs")
 
@@ -566,6 +574,21 @@ async def test_locked_table_holds_up_no_other_collection(
         with pytest.raises(LockTimeout):
             await outbox.verify("docs")
     assert await delivered(outbox, qdrant) == {1: {"title": "one", "year": 2001}}
+
+
+async def test_many_columns_are_the_payload(pool: Pool, qdrant: QdrantStore):
+    """More than a function of the server takes arguments; one may be named alone."""
+    outbox = Outbox(pool, qdrant, QUIET)
+    columns = [f"c{number}" for number in range(120)]
+    listed = ", ".join(f"{name} INT DEFAULT 7" for name in columns)
+    await pool.execute(f"CREATE TABLE wide (id INT PRIMARY KEY, body TEXT, {listed})")
+    given: Any = {"text": "body", "vectorizer": LexicalVectorizer()}
+    await outbox.track("wide", "docs", payload=columns, **given)
+    await pool.execute("INSERT INTO wide VALUES (1, 'one')")
+    assert await delivered(outbox, qdrant) == {1: dict.fromkeys(columns, 7)}
+    assert await outbox.track("wide", "docs", payload="c5", **given)
+    await outbox.backfill("docs")
+    assert await delivered(outbox, qdrant) == {1: {"c5": 7}}
 
 
 async def test_pending_changes_are_made_points_before_untrack(

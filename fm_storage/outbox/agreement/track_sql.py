@@ -95,7 +95,11 @@ class Tracked:
 
     def _payload(self, row: str) -> str:
         pairs = [f"{literal(c)}, {row}.{quote_ident(c)}" for c in self.payload]
-        return f"jsonb_build_object({', '.join(pairs)})"
+        parts = [  # a function takes 100 arguments
+            f"jsonb_build_object({', '.join(pairs[start : start + 50])})"
+            for start in range(0, max(1, len(pairs)), 50)
+        ]
+        return f"({' || '.join(parts)})"
 
     def _source(self, row: str) -> str:
         return f"hashtextextended({self._text(row)}, 0)"
@@ -232,11 +236,20 @@ END
                 for event in ("insert", "update", "delete", "truncate")
             ),
             f"DROP FUNCTION IF EXISTS {self.function}()",
-            self.lock,
-            self._follow(),
+            f"DO {literal(self._last)}",
             "DELETE FROM fm_storage.vector_track WHERE collection = "
             + literal(self.collection),
         ]
+
+    @property
+    def _last(self) -> str:
+        """The block that follows what was written before, if the table is there."""
+        return f"""BEGIN
+  IF to_regclass({literal(self.table)}) IS NOT NULL THEN
+    EXECUTE {literal(self.lock)};
+    EXECUTE {literal(self._follow())};
+  END IF;
+END"""
 
     # Desired state of the rows that changed
 

@@ -199,6 +199,12 @@ class Tracker:
             ConfigurationInvalid: There is no such table or column, or the key is
                 not one column that is unique, NOT NULL, and a UUID, integer or text.
         """
+        if not collection or collection.startswith(_CATALOGUE):
+            raise ConfigurationInvalid(
+                "collection",
+                f"{collection!r} cannot be that of a tracked table: it is empty, or "
+                "named as those of the error catalogue; give another name",
+            )
         schema, _, name = table.rpartition(".")
         quoted = quote_qualified(schema or None, name)
         found = await self._pool.fetchrow(_DESCRIBE, quoted, key, [*texts, *payload])
@@ -295,6 +301,10 @@ class Tracker:
         Raises:
             ConfigurationInvalid: The collection has no tracked table.
         """
+        if batch < 1:
+            raise ConfigurationInvalid(
+                "batch_size", f"is {batch}; give the rows of one transaction, 1 or more"
+            )
         tracked = await self._one(collection)
         record = await self._pool.fetchrow(_KNOWN, collection)
         assert record is not None
