@@ -49,7 +49,8 @@ class Connection(Verbs):
 
     def reported(self, name: str) -> str | None:
         """Return a setting that the server reports by itself (``TimeZone``); no I/O."""
-        of_kind(name, str, "name", "give the name of a setting")
+        if not isinstance(name, str):
+            of_kind(name, str, "name", "give the name of a setting")
         return getattr(self._statements.required().raw.get_settings(), name, None)
 
     @property

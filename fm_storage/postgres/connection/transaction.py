@@ -151,8 +151,8 @@ class Block:
             await self._finish()
 
     async def _finish(self) -> None:
-        entry = self._outer.required()
-        if not (entry.raw.is_closed() or entry.in_transaction):
+        raw = self._outer.required().raw
+        if not (raw.is_closed() or raw.is_in_transaction()):
             raise QueryFailed(
                 "transaction: a statement in its block ended it (COMMIT or ROLLBACK as "
                 "text), so what followed was not part of it; leave that to the block",
