@@ -143,7 +143,7 @@ _KNOWN = Sql(
 async def drop_known(
     source: Source, views: Sequence[TempView], config: SessionConfig
 ) -> CleanupReport:
-    """Drop *views* by their oids, newest first, where the registry is gone.
+    """Drop *views* by their oids, newest first, where the registry has no row.
 
     Only this process knows of them now: what is refused is not tried again.
     """

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from time import monotonic
 
 from fm_storage.concurrency.backoff import Backoff
@@ -395,12 +395,7 @@ class ViewSet:
             cascade=cascade,
         )
         done: list[CleanupReport] = []
-        try:
-            await drop_all(owner.source, claim, self._config, report=done.append)
-        except QueryFailed as exc:
-            if not registry.is_missing(exc):
-                raise
-            done.append(await drop_known(owner.source, [view], self._config))
+        await self._drop(owner, claim, [view], done)
         report = CleanupReport.sum(done)
         self._note(owner, report)
         if not report.refused:
@@ -476,23 +471,41 @@ class ViewSet:
         while not self._done:
             try:
                 await self.settle(owner)
-                await drop_all(owner.source, claim, self._config, report=done.append)
+                await self._drop(owner, claim, [*self.views.values()], done)
                 self._done = True
             except StorageError as exc:
-                if registry.is_missing(exc):
-                    views = list(self.views.values())
-                    done.append(await drop_known(owner.source, views, self._config))
-                    self._done = True
-                elif exc.retryable:
-                    logger.debug("session: clean-up interrupted (%s)", exc)
-                    await pause.sleep()
-                else:
+                if not exc.retryable:
                     raise
+                logger.debug("session: clean-up interrupted (%s)", exc)
+                await pause.sleep()
+
+    async def _drop(
+        self,
+        owner: Owner,
+        claim: Claim,
+        views: Sequence[TempView],
+        done: list[CleanupReport],
+    ) -> None:
+        """Drop what *claim* finds, and those of *views* that have no row any more."""
+        try:
+            await drop_all(owner.source, claim, self._config, report=done.append)
+        except QueryFailed as exc:
+            if not registry.is_missing(exc):
+                raise
+        report = CleanupReport.sum(done)
+        found = {*report.dropped, *report.already_gone, *report.forgotten}
+        found |= {refusal.view for refusal in report.refused}
+        views = [view for view in views if str(view) not in found]
+        done.append(await drop_known(owner.source, views, self._config))
 
     async def settle(self, owner: Owner) -> None:
         """Wait for the end of each creation whose outcome nobody saw."""
         for key in list(self._uncertain):
-            await self._settle(owner, key)
+            try:
+                await self._settle(owner, key)
+            except QueryFailed as exc:
+                if not registry.is_missing(exc):  # without it nothing is made
+                    raise
 
     async def _settle(self, owner: Owner, key: Key) -> None:
         """Wait for the end of one creation; track its view if it was made."""

@@ -198,7 +198,16 @@ async def test_a_name_whose_creation_was_given_up_is_free_again(pool: Pool):
             await session.drop_view("report")
 
 
-async def test_without_a_registry_a_session_drops_what_it_knows(pool: Pool):
+@pytest.mark.parametrize(
+    "gone",
+    [
+        "DROP TABLE fm_storage.session_objects",
+        "DROP SCHEMA fm_storage CASCADE",
+        "TRUNCATE fm_storage.session_objects",
+        "TRUNCATE fm_storage.session_owners CASCADE",
+    ],
+)
+async def test_without_a_registry_a_session_drops_what_it_knows(pool: Pool, gone: str):
     """By oid, its own views and nothing else, newest first."""
     session = await PostgresSessionManager(pool, config=SessionConfig(grace=0.1))
     one = await session.create_view("SELECT 1 AS a")
@@ -206,7 +215,7 @@ async def test_without_a_registry_a_session_drops_what_it_knows(pool: Pool):
     table = await session.create_table("SELECT 1 AS a")
     await pool.execute(f"DROP TABLE {table}; CREATE TABLE {table} (theirs int)")
     alone = await session.create_view("SELECT 1 AS a")
-    await pool.execute("DROP TABLE fm_storage.session_objects")
+    await pool.execute(gone)
     assert await session.drop_view(alone)
     await session.aclose()
     assert session.last_cleanup.dropped == (str(two), str(one))
