@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fm_storage.cli.common import (
+    Seconds,
     Settings,
     console,
     json_option,
@@ -44,7 +45,7 @@ _STYLES = {"ok": "green", "degraded": "yellow", "down": "bold red", "off": "dim"
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min=0, min_open=True, max=86_400),
     default=5.0,
     show_default=True,
     help="Maximum number of seconds for each part to answer.",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from fm_storage.cli.common import (
+    SECONDS,
     Settings,
     confirm,
     console,
@@ -77,7 +78,11 @@ def status(settings: Settings, *, as_json: bool) -> None:
 
 @outbox.command()
 @click.option(
-    "--timeout", default=60.0, show_default=True, help="Maximum number of seconds."
+    "--timeout",
+    type=SECONDS,
+    default=60.0,
+    show_default=True,
+    help="Maximum number of seconds.",
 )
 @json_option
 @click.pass_obj
@@ -130,6 +135,7 @@ def verify(settings: Settings, *, collection: str | None, as_json: bool) -> None
 @_COLLECTION
 @click.option(
     "--timeout",
+    type=SECONDS,
     default=60.0,
     show_default=True,
     help="Maximum number of seconds to deliver.",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from fm_storage.cli.common import Settings, run
+from fm_storage.cli.common import SECONDS, Settings, run
 from fm_storage.concurrency.backoff import Backoff
 from fm_storage.errors import ConfigurationInvalid, StorageError
 
@@ -37,7 +37,7 @@ _ATTEMPT = 5.0
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, max=86_400),
+    type=SECONDS,
     default=60.0,
     show_default=True,
     help="Maximum number of seconds to wait.",

@@ -258,3 +258,12 @@ def test_a_question_that_nobody_answers_names_the_option(answer, printed, code):
 
     assert printed in result.output
     assert result.exit_code == code
+
+
+@pytest.mark.parametrize("command", ["wait", "health", "outbox drain", "outbox repair"])
+@pytest.mark.parametrize("value", ["nan", "-1", "inf", "1e300"])
+def test_a_time_to_wait_ends(command: str, value: str):
+    """Refused before anything is opened; nan is below no bound and above none."""
+    done = CliRunner().invoke(cli, [*command.split(), "--timeout", value])
+    assert done.exit_code == 2
+    assert "Invalid value for '--timeout'" in done.output
