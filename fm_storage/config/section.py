@@ -46,7 +46,7 @@ class Section(BaseModel):
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
         return [
-            (name, mask_dsn(value) if name == "dsn" and value else value)
+            (name, mask_dsn(value) if name in _ADDRESSES and value else value)
             for name, value in super().__repr_args__()
         ]
 

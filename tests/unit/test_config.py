@@ -218,6 +218,11 @@ def test_embedded_engines_can_be_forbidden(
         f"postgresql://app:{SECRET}@h/db",
         f"postgresql://h/db?user=u&password={SECRET}&sslmode=require",
         f"postgres://app:{SECRET}@h1:1,h2:2/db",
+        f"postgresql://h/db?sslmode=prefer&pass%77ord={SECRET}&user=u",
+        f"postgresql://h/db?a=1&PASSWORD=x&Y={SECRET}",
+        f"postgresql://h/db?pwd={SECRET}",
+        f"postgresql://h/db?scram_client_key={SECRET}&oauth_client_secret={SECRET}",
+        f"http://h:6333/?api_key={SECRET}",
         f"host=h password={SECRET} dbname=d",
         f"host=h password='{SECRET}' dbname=d",
     ],
@@ -228,6 +233,14 @@ def test_passwords_are_masked(dsn: str):
 
     assert SECRET not in masked
     assert "***" in masked
+    if dsn.startswith("http"):
+        assert SECRET not in repr(QdrantConfig(url=dsn))
+
+
+def test_the_files_of_an_address_are_shown():
+    """They are what a message is about."""
+    dsn = "postgresql://h/db?sslkey=a.key&passfile=b&keepalives=1&krbsrvname=c"
+    assert mask_dsn(dsn) == dsn
 
 
 @pytest.mark.parametrize(

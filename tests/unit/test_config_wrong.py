@@ -256,6 +256,24 @@ def test_a_wrong_target_is_answered_with_the_right_ones(
         monkeypatch.setenv("PGTARGETSESSIONATTRS", "nowhere")
 
 
+@pytest.mark.parametrize(
+    "why", [KeyError("getpwuid(): uid not found: 5"), OSError("No username set in the")]
+)
+async def test_an_account_without_a_name_needs_a_user(
+    why: Exception, monkeypatch: pytest.MonkeyPatch
+):
+    """As a container's numeric one; both of Python's errors."""
+
+    def nobody() -> str:
+        raise why
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    monkeypatch.delenv("PGUSER", raising=False)
+    pool = Pool(PostgresConfig(dsn="postgresql://127.0.0.1:1/d"))
+    with pytest.raises(ConfigurationInvalid, match="names no user"):
+        await pool.open()
+
+
 @pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "postgres+psycopg"])
 def test_an_address_of_sqlalchemy_is_understood(scheme: str):
     """The driver's name says nothing to us."""

@@ -323,6 +323,13 @@ class Connector:
                 f"{self.server}: {what} ({exc.verify_message}); {remedy}",
                 retryable=False,
             )
+        # By getpass.getuser(): KeyError, since Python 3.13 OSError.
+        if isinstance(exc, KeyError) or "No username set" in str(exc):
+            return ConfigurationInvalid(
+                "postgres.dsn",
+                "names no user, and the account of this process has no name; write "
+                "postgresql://user@…, or set PGUSER",
+            )
         if wrong := self._wrong_file(exc):
             return wrong
         if isinstance(exc, (asyncpg.InterfaceError, ValueError)):
