@@ -323,14 +323,7 @@ class Connector:
                 f"{self.server}: {what} ({exc.verify_message}); {remedy}",
                 retryable=False,
             )
-        # By getpass.getuser(): KeyError, since Python 3.13 OSError.
-        if isinstance(exc, KeyError) or "No username set" in str(exc):
-            return ConfigurationInvalid(
-                "postgres.dsn",
-                "names no user, and the account of this process has no name; write "
-                "postgresql://user@…, or set PGUSER",
-            )
-        if wrong := self._wrong_file(exc):
+        if wrong := self._wrong_part(exc):
             return wrong
         if isinstance(exc, (asyncpg.InterfaceError, ValueError)):
             return ConfigurationInvalid("postgres.dsn", f"{exc}; correct the DSN")
@@ -347,8 +340,15 @@ class Connector:
             f"{self.server}: {why or str(exc) or type(exc).__name__}; {remedy}"
         )
 
-    def _wrong_file(self, exc: Exception) -> ConfigurationInvalid | None:
-        """Name the file of the address that cannot be used, if that is why."""
+    def _wrong_part(self, exc: Exception) -> ConfigurationInvalid | None:
+        """Name what of the address cannot be used, or is missing, if that is why."""
+        # By getpass.getuser(): KeyError, since Python 3.13 OSError.
+        if isinstance(exc, KeyError) or "No username set" in str(exc):
+            return ConfigurationInvalid(
+                "postgres.dsn",
+                "names no user, and the account of this process has no name; write "
+                "postgresql://user@…, or set PGUSER",
+            )
         if isinstance(exc, ssl.SSLError) and exc.reason in _KEYS:
             return ConfigurationInvalid(
                 "postgres.dsn",
