@@ -22,7 +22,7 @@ from fm_storage.postgres import Pool
 from fm_storage.vectors import LexicalVectorizer, QdrantStore
 from tests.fix_cluster import TestCluster
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
+pytestmark = pytest.mark.timeout(600)
 
 TABLES = {"docs": "id", "days": "id", "notes": "k"}
 

@@ -1,7 +1,8 @@
-"""Tracked tables: rows that anyone writes become desired state, by triggers.
+"""Tracked tables: rows that anyone writes become desired state.
 
-Triggers follow what is written from the moment they are made; ``backfill()`` brings
-the rows that were there before, and leaves alone what is newer. What fires no
+Triggers note which rows are written from the moment they are made, and ``follow()``
+makes desired state of them; ``backfill()`` brings the rows that were there before,
+and leaves alone what is newer. What fires no
 trigger (a partition that comes or goes, ``session_replication_role = replica``, a
 logical subscription) is found by comparing rows and points.
 """
