@@ -294,7 +294,8 @@ class Outbox:
 
         Triggers note every INSERT, UPDATE, DELETE, TRUNCATE and COPY in the writer's
         own transaction, and drainers make desired state of the rows, which takes the
-        right to read them; a point that the store refuses never fails the writer. A row whose texts are all NULL has no point. Rows from before
+        right to read them; a point that the store refuses never fails the writer.
+        A row whose texts are all NULL has no point. Rows from before
         are brought by ``backfill()``. The triggers notify the drainers, unless
         ``max_prepared_transactions`` is set; then ``outbox.poll_interval`` counts.
 
