@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from fm_storage.cli import main
-from fm_storage.config import StorageConfig
+from fm_storage.config import PostgresConfig, StorageConfig
 from fm_storage.errors import PermissionDenied
 from fm_storage.migrate import Migrator
 from fm_storage.postgres import Pool
@@ -354,3 +354,13 @@ def test_a_password_file_that_others_may_read_is_not_used(
     assert RAW not in caplog.text
     (home / ".pgpass").chmod(0o600)
     assert asyncio.run(_seen_by_the_pool(config, "SELECT 'in'")) == ("in",)
+
+    async def elsewhere() -> object:
+        """Connect by the address that a session has of its own."""
+        other = PostgresConfig(dsn="postgresql://other@127.0.0.1:1/other")
+        async with Pool(other, dsn=address) as pool:
+            return await pool.fetchval("SELECT 'in'")
+
+    text = f"*:*:other:*:x\n*:*:*:t_raw:{RAW}\n"
+    (home / ".pgpass").write_text(text, encoding="utf-8")
+    assert asyncio.run(elsewhere()) == "in"

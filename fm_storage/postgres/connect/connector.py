@@ -109,6 +109,7 @@ class Connector:
     def __init__(self, config: PostgresConfig, *, dsn: str | None = None) -> None:
         self._config = config
         self._dsn = _for_driver(dsn or config.dsn)
+        self._parameters = parameters_of(dsn or config.dsn)
         if not config.embedded and is_unbound(dsn or config.dsn, config.ssl):
             _log.warning(
                 "%s: channel_binding=require: the certificate is verified, but channel "
@@ -197,7 +198,7 @@ class Connector:
             check_security(dsn, config.ssl)
         return await asyncpg.connect(
             _for_driver(dsn) if dsn else self._dsn,
-            password=self._password(dsn or config.dsn),
+            password=self._password(dsn),
             ssl=config.ssl,
             target_session_attrs=wanted and SessionAttribute(wanted),
             server_settings={
@@ -272,12 +273,12 @@ class Connector:
         )
         return True
 
-    def _password(self, dsn: str) -> Any:
+    def _password(self, dsn: str | None) -> Any:
         password = self._config.password
         if isinstance(password, SecretStr):
             return password.get_secret_value()
         if password is None:
-            found = parameters_of(dsn)
+            found = parameters_of(dsn) if dsn else self._parameters
             if found.get("password") or os.environ.get("PGPASSWORD"):
                 return None  # which the driver reads as libpq does
             given = passwords_of(found) or [""]
