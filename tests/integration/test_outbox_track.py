@@ -784,3 +784,7 @@ async def test_renamed_column_stops_no_one(
     await pool.execute(insert, 2, "two")
     await outbox.backfill("docs")
     assert await delivered(outbox, qdrant) == {1: {"published": 1}, 2: {"published": 1}}
+    await pool.execute("ALTER TABLE articles RENAME COLUMN published TO year")
+    await pool.execute("DELETE FROM articles WHERE id = 1")
+    assert await outbox.untrack("docs")
+    assert await outbox.pending() == 0

@@ -243,12 +243,15 @@ END
 
     @property
     def _last(self) -> str:
-        """The block that follows what was written before, if the table is there."""
+        """The block that follows what was written before, if that can be read."""
         return f"""BEGIN
-  IF to_regclass({literal(self.table)}) IS NOT NULL THEN
+  BEGIN
     EXECUTE {literal(self.lock)};
     EXECUTE {literal(self._follow())};
-  END IF;
+  EXCEPTION WHEN syntax_error_or_access_rule_violation THEN
+    RAISE WARNING 'fm_storage: the last changes are not followed: %', SQLERRM;
+  END;
+  DELETE FROM fm_storage.vector_changed WHERE collection = {literal(self.collection)};
 END"""
 
     # Desired state of the rows that changed
