@@ -31,6 +31,8 @@ SOURCES := fm_storage tests
 NOT_LONG := not torture and not bench
 # Tests wait more than they work, so two cores serve three at a time.
 WORKERS ?= 3
+# A program before that of the tests, such as .ci/tests, which runs again alone what failed.
+RUNNER ?=
 
 .PHONY: help
 help:  ## this list
@@ -128,12 +130,12 @@ fast: $(VENV)/.dev  ## the quick tests (a minute)
 
 cover: $(VENV)/.dev  ## all tests, with the coverage of branches
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n $(WORKERS) -m "$(NOT_LONG)" $(ARGS)
+	$(RUNNER) $(BIN)/coverage run -m pytest -n $(WORKERS) -m "$(NOT_LONG)" $(ARGS)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --skip-covered
 
 test-containers: $(VENV)/.dev  ## the tests that use a server, on containers; fails without a Docker engine
-	$(BIN)/pytest -n $(WORKERS) --containers -m "$(NOT_LONG) and postgres" $(ARGS)
+	$(RUNNER) $(BIN)/pytest -n $(WORKERS) --containers -m "$(NOT_LONG) and postgres" $(ARGS)
 
 torture: $(VENV)/.dev  ## the long sweeps: kills, cancellations, storms, at full size
 	$(BIN)/pytest -m torture --timeout=1800 tests/torture $(ARGS)
