@@ -192,6 +192,46 @@ class Seen:
     at: dt.datetime = field(default_factory=lambda: dt.datetime.now(dt.UTC))
 
 
+@dataclass
+class Changed:
+    """A dataclass that has no NULL after all."""
+
+    a: int
+    b: str
+
+    def __post_init__(self) -> None:
+        self.b = self.b or "none"
+
+
+@pytest.mark.parametrize("model", [Frozen, Priced, Noted, Pair, Box[int]])
+async def test_null_where_none_is_not_annotated_is_refused(pool, model):
+    """What a checker of types takes for text is text; the row and field are named."""
+    rows = "VALUES (1, 'x'), (2, NULL)"
+    with pytest.raises(InvalidRecord, match=r"(?s)row 2.*\bb\b") as refused:
+        await pool.fetch_as(model, f"SELECT * FROM ({rows}) AS r (a, b)")
+    assert refused.value.index == 1
+    with pytest.raises(InvalidRecord, match=r"\bb\b"):
+        await pool.fetchrow_as(model, "SELECT 2 AS a, NULL::text AS b")
+    async with pool.transaction() as tx:
+        stream = tx.stream_as(model, f"SELECT * FROM ({rows}) AS r (a, b)")
+        with pytest.raises(InvalidRecord, match=r"(?s)row 2.*\bb\b"):
+            async with stream as records:
+                assert [record.a async for record in records] == [1]
+
+
+async def test_what_the_model_makes_of_null_counts(pool):
+    """A field may be optional, anything, or given a value by the model itself."""
+    assert await pool.fetch_as(Changed, "SELECT 1 AS a, NULL::text AS b") == [
+        Changed(1, "none")
+    ]
+    found = await pool.fetch_as(
+        Row,
+        "SELECT 1 AS number, 'red' AS colour, NULL::jsonb AS meta, "
+        "'x' AS \"the label\"",
+    )
+    assert found == [Row(1, Colour.RED, None, "x")]
+
+
 async def test_a_sessions_view_is_a_repositorys_table(pool):
     """Typed rows come out of a temporary view, by filters too."""
     async with PostgresSessionManager(pool) as session:

@@ -59,6 +59,9 @@ def _factory(model: Any, columns: tuple[str, ...]) -> RowFactory[Any]:
         ],
         unreadable=unreadable,
         order=[item.field for item in declared.fields],
+        required=[
+            item.field for item in fields if not (item.nullable or declared.decodes)
+        ],
     )
 
 

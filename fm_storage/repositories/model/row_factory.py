@@ -110,6 +110,7 @@ class RowFactory(Generic[M]):
         *,
         unreadable: Callable[[Iterable[Any], Exception, str | None], Exception],
         order: Sequence[str] | None = None,
+        required: Sequence[str] = (),
     ) -> None:
         """Write the code.
 
@@ -121,6 +122,7 @@ class RowFactory(Generic[M]):
             unreadable: Gives the error of a row that is no record, and of its field.
             order: The fields in the order in which *construct* takes them
                 (default: *names*).
+            required: Fields whose NULL makes a row unreadable.
         """
         order = order or names
         known: dict[str, Any] = {
@@ -131,6 +133,7 @@ class RowFactory(Generic[M]):
             "repeat": repeat,
             "converted": self._converted,
             "unreadable": self._refusal,
+            "Missing": Refused,
         }
         decoded: dict[int, str] = {}
         looked_up: dict[int, str] = {}
@@ -164,6 +167,9 @@ class RowFactory(Generic[M]):
         else:
             begun, one, many = _CONSTRUCTED
             written = functools.partial(_constructed, names, order)
+        if required:
+            absent = " or ".join(f"record.{name} is None" for name in required)
+            settled += [f"if {absent}: raise Missing"]
         source = _SOURCE.format(
             odd=" or ".join(odd) or "False",
             begun=_indented(begun, 8),
@@ -174,6 +180,7 @@ class RowFactory(Generic[M]):
         self.one: Callable[[Iterable[Any]], M] = known["one"]
         self._many: Callable[[Sequence[Any]], list[M]] = known["many"]
         self._looked = looked
+        self._required = frozenset(required)
         self._fields = tuple(zip(names, decoders, strict=True))
         self._unreadable = unreadable
 
@@ -182,6 +189,9 @@ class RowFactory(Generic[M]):
         field = None
         for (name, decoder), value in zip(self._fields, row, strict=True):
             try:
+                if value is None and name in self._required:
+                    field, exc = name, Refused(f"{name} is NULL")
+                    break
                 if decoder.decode is not None and value is not None:
                     decoder.decode(value)
             except (ValueError, TypeError):
