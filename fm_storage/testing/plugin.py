@@ -48,7 +48,7 @@ _RUN = "FM_STORAGE_TEST_RUN"
 _THROW_AWAY = ("fsync", "full_page_writes", "synchronous_commit", "autovacuum")
 _COPIES_FILES = """SELECT current_setting('server_version_num')::int >= 150000
     AND ($1 OR NOT current_setting('fsync')::bool)"""
-_LOCK = 0x666D_7465_7374  # "fmtest"
+_LOCK = 0x666D_7473  # "fmts"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -86,6 +86,10 @@ class _Server:
         self._portal = portal
         self._migrations = migrations
         self._template = f"fm_storage_{os.environ[_RUN]}"
+        # Of this run: others may use the server, too. One to use it, one to make it.
+        self._used, self._made = (
+            f"({_LOCK + at}, hashtext('{self._template}'))" for at in range(2)
+        )
         self._strategy = ""
         self._connection: Any = None
 
@@ -106,8 +110,8 @@ class _Server:
             # Two checkpoints for a copy cost less than its way through the log.
             self._strategy = " STRATEGY FILE_COPY"
         # Held until this worker ends: the last one drops the template.
-        await run.execute(f"SELECT pg_advisory_lock_shared({_LOCK})")
-        await run.execute(f"SELECT pg_advisory_lock({_LOCK + 1})")
+        await run.execute(f"SELECT pg_advisory_lock_shared{self._used}")
+        await run.execute(f"SELECT pg_advisory_lock{self._made}")
         made = "SELECT 1 FROM pg_database WHERE datname = $1 AND datistemplate"
         if await run.fetchval(made, self._template) is None:
             await run.execute(f"DROP DATABASE IF EXISTS {self._template}")
@@ -115,12 +119,12 @@ class _Server:
             config = MigrationsConfig(sources=self._migrations)
             await Migrator(self._at(self._template), config).apply()
             await run.execute(f"ALTER DATABASE {self._template} IS_TEMPLATE true")
-        await run.execute(f"SELECT pg_advisory_unlock({_LOCK + 1})")
+        await run.execute(f"SELECT pg_advisory_unlock{self._made}")
 
     async def aclose(self) -> None:
         run = self._connection
-        await run.execute(f"SELECT pg_advisory_unlock_shared({_LOCK})")
-        if await run.fetchval(f"SELECT pg_try_advisory_lock({_LOCK})"):
+        await run.execute(f"SELECT pg_advisory_unlock_shared{self._used}")
+        if await run.fetchval(f"SELECT pg_try_advisory_lock{self._used}"):
             await run.execute(f"ALTER DATABASE {self._template} IS_TEMPLATE false")
             await run.execute(f"DROP DATABASE IF EXISTS {self._template}")
         await run.close()

@@ -252,8 +252,8 @@ async def test_plain_loops_leave_nothing(
     """Returned, terminated with consent, interrupted: closed. Killed: reaped."""
     process = await child(BARE, way, host, DSN=dsn)
     assert await process.line() == "ready", await process.errors()
-    assert await pool.fetchval(ROWS) == 1
-    if way != "return":
+    if way != "return":  # it may have ended by now
+        assert await pool.fetchval(ROWS) == 1
         process.signal(signal.SIGINT if way == "interrupt" else signal.SIGTERM)
     assert await process.wait() == code, await process.errors()
     if way == "kill":

@@ -31,6 +31,7 @@ from fm_storage.errors import QueryFailed, StorageError
 from fm_storage.manager.transaction import StorageTransaction
 from fm_storage.postgres import Connection, Pool
 from fm_storage.sessions import PostgresSessionManager
+from tests.support.waiting import until
 
 
 class Point(NamedTuple):
@@ -290,12 +291,14 @@ async def wrong_ones(
             before = pool.statistics()
             async with inside() as owner:
                 fault = await fault_of(owner, name, given, named)
+            with suppress(TimeoutError):  # what is reset after a call is not lost
+                await until(lambda busy=before.busy: pool.statistics().busy == busy)
             after = pool.statistics()
             if fault is None and (after.busy, after.reconnects) != (
                 before.busy,
                 before.reconnects,
             ):
-                fault = "a connection is lost"
+                fault = f"a connection is lost: {before} became {after}"
             if fault is not None:
                 bad.append(f"{name}({what}): {fault}")
     return bad
