@@ -135,6 +135,20 @@ async def test_a_line_that_does_not_fit_is_named_and_nothing_is_written(pool, tm
     assert pool.statistics().busy == 0
 
 
+async def test_a_copy_that_is_cancelled_while_it_opens_its_file_leaves_none(
+    pool, tmp_path
+):
+    """The file is opened in a thread, which goes on."""
+    await pool.fetchval("SELECT 1")
+    for turns in range(1, 12):
+        task = asyncio.create_task(pool.copy_to(tmp_path / "t.csv", query="SELECT 1"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert not list(tmp_path.glob(".t.csv.*.part"))
+
+
 async def test_a_file_is_replaced_only_by_a_whole_one(pool, tmp_path):
     """Failed or cancelled, what was there before is there still, and no rest."""
     path = tmp_path / "t.csv"

@@ -15,6 +15,7 @@ import re
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
 import asyncpg
 
 from fm_storage._typing import Relation
+from fm_storage.concurrency.shield import wait_done
 from fm_storage.errors import ConfigurationInvalid, InvalidRecord
 from fm_storage.postgres.arguments import function, names_of, of_kind
 from fm_storage.postgres.connect.internals import (
@@ -46,6 +48,7 @@ T = TypeVar("T")
 _FILES = "give a path or a binary file"
 _BLOCK = 256 * 1024
 _EVERY = 0.1
+_OPENS_WITHIN = 1.0
 _PLACE = re.compile(r"COPY .*?, line (\d+)(?:, column ([^:,]+))?")
 
 
@@ -119,6 +122,24 @@ class _FileJob(ABC):
     async def _open(self) -> None:
         """Open the file, if it was given by name."""
 
+    async def _opened(self, make: Callable[[], BinaryIO]) -> BinaryIO:
+        """Return the file that *make* opens in a thread: a pipe may take for ever.
+
+        Cancelled, the file is closed and cleaned up, however late it opens.
+        """
+        opening = asyncio.ensure_future(asyncio.to_thread(make))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(self._too_late)
+            await wait_done(opening, _OPENS_WITHIN)
+            raise
+
+    def _too_late(self, opening: asyncio.Future[BinaryIO]) -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            opening.result().close()
+            self._closed(whole=False)
+
     def _closed(self, *, whole: bool) -> None:
         """Clean up when the file is closed; *whole* if the COPY got to its end."""
         del whole
@@ -178,7 +199,8 @@ class FileIn(_FileJob):
     async def _open(self) -> None:
         if isinstance(self._source, str | os.PathLike):
             try:
-                self._file = await asyncio.to_thread(Path(self._source).open, "rb")
+                path = Path(self._source)
+                self._file = await self._opened(lambda: path.open("rb"))
             except ValueError as exc:  # a NUL, a lone surrogate
                 raise _no_path("source", exc) from exc
             self._total = os.fstat(self._file.fileno()).st_size
@@ -250,7 +272,7 @@ class FileOut(_FileJob):
     async def _open(self) -> None:
         if isinstance(self._target, str | os.PathLike):
             try:
-                self._file = await asyncio.to_thread(self._make, Path(self._target))
+                self._file = await self._opened(partial(self._make, Path(self._target)))
             except ValueError as exc:
                 raise _no_path("target", exc) from exc
 
