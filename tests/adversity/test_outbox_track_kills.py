@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import os
 import random
-import signal
-import sys
 from pathlib import Path
 
 import asyncpg
@@ -19,6 +15,7 @@ from fm_storage.outbox import Outbox
 from fm_storage.postgres import Pool
 from fm_storage.vectors import LexicalVectorizer, QdrantStore
 from tests.fix_cluster import TestCluster
+from tests.support.storms import kill_storm
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
@@ -45,41 +42,8 @@ asyncio.run(main())
 """
 
 
-async def victim(dsn: str, folder: Path, life: float) -> None:
-    """Backfill and drain in a process that is killed after *life* seconds."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", VICTIM, dsn, str(folder)
-    )
-    await asyncio.sleep(life)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process.pid, signal.SIGKILL)
-    await process.wait()
-
-
-async def write(dsn: str, dice: random.Random, stop: asyncio.Event) -> int:
-    """Write rows as a program that knows nothing of us, over lost connections."""
-    done = 0
-    while not stop.is_set():
-        try:
-            connection = await asyncpg.connect(dsn, timeout=5)
-        except (OSError, asyncpg.PostgresError, TimeoutError):
-            await asyncio.sleep(0.1)
-            continue
-        with contextlib.suppress(
-            OSError,
-            TimeoutError,
-            asyncpg.PostgresError,
-            asyncpg.InterfaceError,
-            asyncpg.InternalClientError,  # a COPY on a connection that ended
-        ):
-            while not stop.is_set():
-                await _one(connection, dice)
-                done += 1
-        connection.terminate()
-    return done
-
-
-async def _one(connection: asyncpg.Connection, dice: random.Random) -> None:
+async def write(connection: asyncpg.Connection, dice: random.Random) -> None:
+    """Write rows as a program that knows nothing of us."""
     at, rev = dice.randrange(1, 900), dice.randrange(10**9)
     kind = dice.random()
     if kind < 0.5:
@@ -109,24 +73,10 @@ async def _one(connection: asyncpg.Connection, dice: random.Random) -> None:
             )
 
 
-async def cut(dsn: str, dice: random.Random) -> None:
-    """End some of the writers' connections in the middle of what they do."""
-    with contextlib.suppress(OSError, asyncpg.PostgresError, TimeoutError):
-        connection = await asyncpg.connect(dsn, timeout=5)
-        await connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE pid <> pg_backend_pid() AND datname = current_database() "
-            "AND application_name = '' AND random() < $1",
-            dice.uniform(0.3, 1.0),
-        )
-        await connection.close()
-
-
 async def test_rows_and_points_agree_after_any_kill(
     cluster: TestCluster, qdrant: QdrantStore, vector_folder: Path
 ):
     """0 missing, 0 orphan, 0 stale, by comparing each row with its point."""
-    dice = random.Random(11)
     await Migrator(cluster.dsn, MigrationsConfig()).apply()
     setup = await asyncpg.connect(cluster.dsn)
     await setup.execute(
@@ -136,25 +86,18 @@ async def test_rows_and_points_agree_after_any_kill(
         "INSERT INTO docs SELECT n, 'old', n FROM generate_series(1, 3000) n"
     )
     await setup.close()
-    stop = asyncio.Event()
-    writers = [
-        asyncio.create_task(write(cluster.dsn, random.Random(seed), stop))
-        for seed in range(3)
-    ]
-    for turn in range(4):
-        killed = asyncio.create_task(
-            victim(cluster.dsn, vector_folder, dice.uniform(2.0, 5.0))
-        )
-        while not killed.done():
-            await asyncio.sleep(dice.uniform(0.2, 0.8))
-            await cut(cluster.dsn, dice)
-        if turn == 1:
-            await cluster.restart("immediate")
-        if turn == 2:
-            await cluster.kill()
-            await cluster.start()
-    stop.set()
-    assert sum(await asyncio.gather(*writers)) > 50
+    done = await kill_storm(
+        cluster,
+        vector_folder,
+        write,
+        VICTIM,
+        seed=11,
+        turns=4,
+        life=(2.0, 5.0),
+        restart_after=1,
+        kill_after=2,
+    )
+    assert done > 50
     async with Pool(PostgresConfig(dsn=cluster.dsn)) as pool:
         outbox = Outbox(pool, qdrant, OutboxConfig(drain=False, max_backoff=0.2))
         await outbox.track(

@@ -7,9 +7,7 @@ fires no trigger; drainers SIGKILLed, connections cut, the server stopped at onc
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-import sys
 from pathlib import Path
 
 import asyncpg
@@ -21,6 +19,7 @@ from fm_storage.outbox import Outbox
 from fm_storage.postgres import Pool
 from fm_storage.vectors import LexicalVectorizer, QdrantStore
 from tests.fix_cluster import TestCluster
+from tests.support.storms import kill_storm
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -119,45 +118,9 @@ def statement(dice: random.Random) -> str:
     )
 
 
-async def write(dsn: str, dice: random.Random, stop: asyncio.Event) -> int:
-    """Write as a program that knows nothing of us, over lost connections."""
-    done = 0
-    lost = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
-    while not stop.is_set():
-        with contextlib.suppress(*lost, asyncpg.InternalClientError):
-            connection = await asyncpg.connect(dsn, timeout=5)
-            try:
-                while not stop.is_set():
-                    await connection.execute(statement(dice), timeout=20)
-                    done += 1
-                    await asyncio.sleep(0.005)
-            finally:
-                connection.terminate()
-        await asyncio.sleep(0.05)
-    return done
-
-
-async def cut(dsn: str) -> None:
-    """End some of the writers' connections in the middle of what they do."""
-    with contextlib.suppress(OSError, asyncpg.PostgresError, TimeoutError):
-        connection = await asyncpg.connect(dsn, timeout=5)
-        await connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE pid <> pg_backend_pid() AND datname = current_database() "
-            "AND application_name = '' AND random() < 0.4"
-        )
-        await connection.close()
-
-
-async def victim(dsn: str, folder: Path, life: float) -> None:
-    """Backfill and drain in a process that is killed after *life* seconds."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", VICTIM, dsn, str(folder))
-    )
-    await asyncio.sleep(life)
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
-    await process.wait()
+async def write(connection: asyncpg.Connection, dice: random.Random) -> None:
+    """Write as a program that knows nothing of us."""
+    await connection.execute(statement(dice), timeout=20)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -165,29 +128,23 @@ async def test_rows_and_points_agree_after_foreign_statements_of_every_kind(
     cluster: TestCluster, qdrant: QdrantStore, vector_folder: Path, seed: int
 ):
     """0 missing, 0 orphan, 0 stale; verify finds what fired no trigger."""
-    dice = random.Random(seed)
     await Migrator(cluster.dsn, MigrationsConfig()).apply()
     setup = await asyncpg.connect(cluster.dsn)
     await setup.execute(SETUP)
     await setup.close()
-    stop = asyncio.Event()
-    writers = [
-        asyncio.create_task(write(cluster.dsn, random.Random(10 * seed + nr), stop))
-        for nr in range(3)
-    ]
-    for turn in range(5):
-        life = dice.uniform(2.5, 6.0)
-        killed = asyncio.create_task(victim(cluster.dsn, vector_folder, life))
-        while not killed.done():
-            await asyncio.sleep(dice.uniform(0.3, 1.0))
-            await cut(cluster.dsn)
-        if turn == 1:
-            await cluster.restart("immediate")
-        if turn == 3:
-            await cluster.kill()
-            await cluster.start()
-    stop.set()
-    assert sum(await asyncio.gather(*writers)) > 200
+    done = await kill_storm(
+        cluster,
+        vector_folder,
+        write,
+        VICTIM,
+        seed=10 * seed,
+        turns=5,
+        life=(2.5, 6.0),
+        restart_after=1,
+        kill_after=3,
+        pause=0.005,
+    )
+    assert done > 200
     async with Pool(PostgresConfig(dsn=cluster.dsn)) as pool:
         outbox = Outbox(pool, qdrant, OutboxConfig(drain=False, max_backoff=0.2))
         for table, key in TABLES.items():
