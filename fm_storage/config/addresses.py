@@ -26,7 +26,9 @@ _FIELD = re.compile(r"((?:\\.|[^:\\])*)(?::|$)")
 _PASSFILE = (
     "~/.pgpass" if os.name == "posix" else r"~\AppData\Roaming\postgresql\pgpass.conf"
 )
-_LOCAL = frozenset({"", "/tmp", "/run/postgresql", "/var/run/postgresql"})  # noqa: S108
+_LOCAL = frozenset(
+    {"", "/tmp", "/run/postgresql", "/var/run/postgresql"}  # noqa: S108 - sockets are there
+)
 """Hosts, besides its own name, that "localhost" of a password file stands for."""
 
 _FOREIGN = {

@@ -89,7 +89,14 @@ def read_text(path: Path) -> str:
     Raises:
         MigrationFailed: It is no UTF-8, or has a zero byte.
     """
-    content = path.read_bytes().replace(b"\r\n", b"\n")
+    return _text_of(path, _content(path))
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes().replace(b"\r\n", b"\n")
+
+
+def _text_of(path: Path, content: bytes) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
@@ -222,7 +229,7 @@ def read_files(sources: Iterable[Source]) -> list[MigrationFile]:
 
 def read_file(path: Path, source: str) -> MigrationFile:
     """Read one migration file."""
-    content = path.read_bytes().replace(b"\r\n", b"\n")
+    content = _content(path)
     identifier = path.stem
     if len(identifier) > _LONGEST_ID:
         message = (
@@ -230,7 +237,7 @@ def read_file(path: Path, source: str) -> MigrationFile:
             f"characters, more than {_LONGEST_ID}; shorten it"
         )
         raise MigrationFailed(message, migration=identifier)
-    text = read_text(path)
+    text = _text_of(path, content)
     # Like the engine: directives count only above the first statement.
     head = _HEAD.match(text.replace("\r", "\n"))
     directives = head.group() if head and not is_python(path) else ""

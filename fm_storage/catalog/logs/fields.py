@@ -20,7 +20,7 @@ _TIMES = (
     "timestamp", "time", "@timestamp", "ts", "datetime", "date", "t.$date", "t",
     "asctime",
     "__REALTIME_TIMESTAMP", "eventTime", "@t", "receiveTimestamp",
-    "Timestamp", "timeMillis", "EventTime", "timeUnixNano", "@timestamp", "TimeCreated",
+    "Timestamp", "timeMillis", "EventTime", "timeUnixNano", "TimeCreated",
     "record.time.timestamp", "time_local", "time_iso8601", "start_time",
     "EdgeStartTimestamp",
 )  # fmt: skip

@@ -29,6 +29,11 @@ ON CONFLICT (collection, point_id) DO UPDATE SET
 _NEXT = "nextval('fm_storage.vector_version')"
 
 
+def _bare(point_id: str) -> str:
+    """Return the SQL of the key in an encoded point id."""
+    return f"substr({point_id}, CASE WHEN {point_id} LIKE 's:%' THEN 3 ELSE 1 END)"
+
+
 def literal(text: str) -> str:
     """Quote *text* as a string constant, whatever ``standard_conforming_strings``."""
     escaped = text.replace("\\", "\\\\").replace("'", "''")
@@ -276,7 +281,7 @@ END"""
 
     def _follow(self, limit: str = "") -> str:
         key = quote_ident(self.key)
-        bare = "substr(c.point_id, CASE WHEN c.point_id LIKE 's:%' THEN 3 ELSE 1 END)"
+        bare = _bare("c.point_id")
         named = literal(self.collection)
         key_of = f"t.{key} = coalesce(c.key, {bare})::{self._cast}"
         if self.kind == "text":  # another row's key may differ by its case only
@@ -385,7 +390,7 @@ WHERE l.reached IS NOT NULL"""
     def rowless(self) -> Sql:
         """The query for points without a row: ``($1 page, $2 after this point)``."""
         key = f"t.{quote_ident(self.key)}"
-        bare = "substr(s.point_id, CASE WHEN s.point_id LIKE 's:%' THEN 3 ELSE 1 END)"
+        bare = _bare("s.point_id")
         matches = f"{key} = {bare}::{self._cast}"
         if self.kind == "text":
             matches = f"({key} = {bare} OR lower({key}) = s.point_id)"

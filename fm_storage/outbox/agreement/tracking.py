@@ -22,7 +22,7 @@ from fm_storage.errors import ConfigurationInvalid, LockTimeout, QueryFailed
 from fm_storage.outbox.agreement.track_sql import Tracked, literal
 from fm_storage.outbox.delivery.delivery import describe
 from fm_storage.outbox.results import Difference
-from fm_storage.postgres import Pool, Sql, quote_qualified
+from fm_storage.postgres import Pool, Record, Sql, quote_qualified
 from fm_storage.vector_state import DELETE_MANY, decode_id
 
 if TYPE_CHECKING:
@@ -398,12 +398,7 @@ class Tracker:
             return
         reached = ""
         extra = (collection,) if rowless is _ERRORLESS else ()
-        while True:
-            async with self._pool.transaction() as tx:
-                await tx.execute(_READING)
-                rows = await tx.fetch(rowless, _PAGE, reached, *extra)
-            if not rows:
-                return
+        while rows := await self._page(rowless, _PAGE, reached, *extra):
             reached = rows[-1]["point_id"]
             yield [
                 Difference(collection, decode_id(key), "orphan", None, ver)
@@ -422,9 +417,7 @@ class Tracker:
         reached: str | None = None
         while True:
             statement = tracked.differing(first=reached is None)
-            async with self._pool.transaction() as tx:
-                await tx.execute(_READING)
-                rows = await tx.fetch(statement, _PAGE, reached)
+            rows = await self._page(statement, _PAGE, reached)
             if not rows:
                 return
             reached = rows[0]["reached"]
@@ -443,6 +436,12 @@ class Tracker:
             ]
             if repair:
                 await self._again(tracked, [row["point_id"] for row in found])
+
+    async def _page(self, statement: Sql, *args: object) -> list[Record]:
+        """Read a page of rows as every reader sees them; a lock is not waited for."""
+        async with self._pool.transaction() as tx:
+            await tx.execute(_READING)
+            return await tx.fetch(statement, *args)
 
     async def _again(self, tracked: Tracked, ids: list[str]) -> None:
         await self._pool.execute(tracked.recheck, ids)

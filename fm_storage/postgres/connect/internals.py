@@ -323,7 +323,7 @@ async def copy_in(
             tag: str = await protocol.copy_in(
                 sql, blocks and wanted(blocks), None, records, described, NO_TIMEOUT
             )
-        except BaseException:
+        except BaseException:  # whatever ended it is raised again
             if refusal.whole and protocol._is_cancelling():
                 # The driver waits for the end of an exchange that has ended.
                 raw._transport.write(_SYNC)

@@ -285,7 +285,7 @@ def _optional(annotation: Any) -> tuple[Any, bool]:
     if annotation in (Any, Json):
         return annotation, True
     values = typing.get_args(annotation)
-    if typing.get_origin(annotation) is Literal and None in values[:-1] + values[1:]:
+    if typing.get_origin(annotation) is Literal and len(values) > 1 and None in values:
         return Literal[tuple(one for one in values if one is not None)], True
     if typing.get_origin(annotation) in (Union, types.UnionType):
         rest = [

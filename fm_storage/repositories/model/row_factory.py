@@ -61,7 +61,7 @@ def one(row):
         row = converted(row)
     try:
 {one}
-    except Exception as exc:
+    except Exception as exc:  # whatever the model's own code raises
         raise unreadable(row, exc) from exc
     return record
 
@@ -69,8 +69,8 @@ def many(rows):
     try:
 {begun}
 {many}
-    except Exception:
-        return [one(row) for row in rows]  # this way names the row
+    except Exception:  # whatever it is, this way names the row
+        return [one(row) for row in rows]
     return records
 """
 

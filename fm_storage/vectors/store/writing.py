@@ -42,6 +42,7 @@ from fm_storage.vectors.request.points import (
     to_wire_id,
 )
 from fm_storage.vectors.store.call import Calls
+from fm_storage.vectors.store.reading import retrieve
 
 T = TypeVar("T")
 OnChosen: TypeAlias = Delete | DeletePayload | DeleteVectors | SetPayload
@@ -168,13 +169,12 @@ async def _bare(
 ) -> AsyncIterator[ScoredPoint]:
     """Yield the points that a request chooses, with what is kept in them alone."""
     payload = {"include": [RESERVED_ID, *MARKS]}
-    ids, offset = request.ids, None
-    if ids is not None:
-        for at in range(0, len(ids), _PAGE):
-            wanted = Retrieve(ids[at : at + _PAGE], payload, with_vector=False)
-            for point in await calls.ask("retrieve", collection, wanted):
-                yield point
+    if request.ids is not None:
+        wanted = Retrieve(request.ids, payload, with_vector=False)
+        for point in await retrieve(calls, collection, wanted):
+            yield point
         return
+    offset = None
     while True:
         page = Scroll(_PAGE, offset, request.filter, payload, with_vector=False)
         points, offset = await calls.ask("scroll", collection, page)
