@@ -11,6 +11,7 @@ import asyncio
 import importlib
 import os
 import shutil
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -154,17 +155,30 @@ async def shipped() -> AsyncIterator[tuple[str, int]]:
 
 def _docker() -> tuple[Any, str]:
     """Return a client of the Docker engine if one answers, and what was found."""
-    host = os.environ.get("DOCKER_HOST")
-    if not host and not Path("/var/run/docker.sock").exists():
+    host = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    if host.startswith("unix://") and not _accepts(host.removeprefix("unix://")):
         return None, "no engine"
     docker = importlib.import_module("docker")  # heavy, and without annotations
 
+    client = None
     try:
         client = docker.from_env(timeout=10)
         client.ping()
     except Exception as exc:
+        if client is not None:
+            client.close()
         return None, f"no answer ({type(exc).__name__})"
     return client, "answers"
+
+
+def _accepts(path: str) -> bool:
+    """Tell whether something listens at a socket; Docker's client would leak its own."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        try:
+            client.connect(path)
+        except OSError:
+            return False
+    return True
 
 
 def _has_image(engine: Any, name: str) -> bool:
