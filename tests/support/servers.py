@@ -172,7 +172,7 @@ def _docker() -> tuple[Any, str]:
 
 
 def _accepts(path: str) -> bool:
-    """Tell whether something listens at a socket; Docker's client would leak its own."""
+    """Tell whether something listens there; Docker's client would leak its socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         try:
             client.connect(path)

@@ -14,6 +14,7 @@ from tests.support import servers
 def test_an_engine_that_is_gone_is_no_engine_and_leaves_no_socket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Docker's client leaks the socket that it could not connect."""
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", ResourceWarning)
