@@ -205,7 +205,13 @@ class EmbeddedEngine:
     async def _call(
         self, operation: str, collection: str | None, request: Request | None
     ) -> Any:
-        meta, raw = await self._frame(request)
+        if (
+            isinstance(request, (Upsert, UpdateVectors))
+            and len(request.points) > _SMALL
+        ):
+            meta, raw = await asyncio.to_thread(_upsert_frame, request)
+        else:
+            meta, raw = _frame(request)
         meta["op"], meta["c"] = operation, collection
         if operation in _SYNCED:
             meta["sync"] = self._sync
@@ -238,25 +244,9 @@ class EmbeddedEngine:
     def _points(self, answer: Sequence[Any], raw: memoryview) -> list[ScoredPoint]:
         make = self._point
         return [
-            make(number, score, payload, _vector(vector, raw))
+            make(number, score, payload, vector and _vector(vector, raw))
             for number, score, payload, vector in answer
         ]
-
-    async def _frame(self, request: Request | None) -> tuple[dict[str, Any], bytes]:
-        if isinstance(request, (Upsert, UpdateVectors)):
-            if len(request.points) <= _SMALL:
-                return _upsert_frame(request)
-            return await asyncio.to_thread(_upsert_frame, request)
-        if request is None:
-            return {}, b""
-        meta = {name: getattr(request, name) for name in request.__slots__}
-        if isinstance(request, SetPayload):
-            meta["payload"] = orjson.Fragment(request.payload)
-        raw = bytearray()
-        if isinstance(request, Query):
-            for part in ("query", "prefetch"):
-                meta[part] = _with_references(meta[part], raw)
-        return meta, bytes(raw)
 
     async def _answered(
         self, meta: Mapping[str, Any], raw: bytes
@@ -268,6 +258,22 @@ class EmbeddedEngine:
             if meta["op"] not in _READS:
                 raise
         return await (await self._connected()).call(meta, raw)
+
+
+def _frame(request: Request | None) -> tuple[dict[str, Any], bytes]:
+    """Return the JSON part and the raw part of a frame."""
+    if isinstance(request, (Upsert, UpdateVectors)):
+        return _upsert_frame(request)
+    if request is None:
+        return {}, b""
+    meta = {name: getattr(request, name) for name in request.__slots__}
+    if isinstance(request, SetPayload):
+        meta["payload"] = orjson.Fragment(request.payload)
+    raw = bytearray()
+    if isinstance(request, Query):
+        for part in ("query", "prefetch"):
+            meta[part] = _with_references(meta[part], raw)
+    return meta, bytes(raw)
 
 
 def _upsert_frame(request: Upsert | UpdateVectors) -> tuple[dict[str, Any], bytes]:

@@ -29,6 +29,7 @@ MARK = "_fm_src"
 MARKS = ("_ver", MARK)
 """Payload keys of the outbox and of a reindex: marks of a point, not in its payload."""
 
+_OURS = frozenset({RESERVED_ID, *MARKS})
 _PLAIN = frozenset({str, int, bool, type(None)})
 _MAX_TERM = 2**32
 _MAX_FLOAT32 = 3.4028234e38
@@ -97,8 +98,8 @@ def point_from(
 ) -> ScoredPoint:
     """Return a hit as the application knows it; what we keep leaves *payload*."""
     number = value if isinstance(value, int) else str(value)
-    if not payload:
-        return ScoredPoint(number, score, {}, vector)
+    if not payload or payload.keys().isdisjoint(_OURS):
+        return ScoredPoint(number, score, payload or {}, vector)
     if RESERVED_ID in payload:
         kept = payload.pop(RESERVED_ID)
         if isinstance(kept, str):

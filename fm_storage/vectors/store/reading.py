@@ -7,8 +7,7 @@ points seen before tell how large they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,8 +45,10 @@ async def find(calls: Calls, collection: str, asked: Asked) -> list[ScoredPoint]
         return asked.encoded(spec, collection)
 
     request = await calls.fitted(collection, encode)
-    with _naming(collection, asked):
+    try:
         return await _found(calls, collection, request)
+    except RecordNotFound as exc:
+        raise _named(exc, collection, asked) from exc
 
 
 async def find_many(
@@ -59,15 +60,14 @@ async def find_many(
         return [asked.encoded(spec, collection) for asked in every]
 
     queries = await calls.fitted(collection, encode)
-    with _naming(collection, *every):
+    try:
         if sum(q.limit for q in queries) > _FIRST:
             return [await _found(calls, collection, query) for query in queries]
         if not queries:
             return []
-        answers: list[list[ScoredPoint]] = await calls.ask(
-            "query_batch", collection, QueryBatch(queries)
-        )
-        return answers
+        return list(await calls.ask("query_batch", collection, QueryBatch(queries)))
+    except RecordNotFound as exc:
+        raise _named(exc, collection, *every) from exc
 
 
 async def find_groups(
@@ -81,19 +81,16 @@ async def find_groups(
         return QueryGroups(asked.encoded(spec, collection), path, size)
 
     request = await calls.fitted(collection, encode)
-    with _naming(collection, asked):
-        groups: list[PointGroup] = await calls.ask("query_groups", collection, request)
-        return groups
-
-
-@contextmanager
-def _naming(collection: str, *every: Asked) -> Iterator[None]:
-    """Name a missing example as the caller does; the engine knows another id."""
     try:
-        yield
+        return list(await calls.ask("query_groups", collection, request))
     except RecordNotFound as exc:
-        given = ids_in(*((asked.query, asked.prefetch) for asked in every))
-        raise no_point(collection, given.get(str(exc.key), exc.key)) from exc
+        raise _named(exc, collection, asked) from exc
+
+
+def _named(exc: RecordNotFound, collection: str, *every: Asked) -> RecordNotFound:
+    """Name a missing example as the caller does; the engine knows another id."""
+    given = ids_in(*((asked.query, asked.prefetch) for asked in every))
+    return no_point(collection, given.get(str(exc.key), exc.key))
 
 
 async def _found(calls: Calls, collection: str, request: Query) -> list[ScoredPoint]:

@@ -8,7 +8,14 @@ writing, splitting, deadlines, retries, counting. What differs is behind
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -676,10 +683,10 @@ class QdrantStore:
         )
         return await self._found(operation, collection, asked)
 
-    async def _found(
+    def _found(
         self, operation: str, collection: str, asked: Asked
-    ) -> list[ScoredPoint]:
-        return await self._calls.run(
+    ) -> Coroutine[Any, Any, list[ScoredPoint]]:
+        return self._calls.run(
             operation, collection, lambda: find(self._calls, collection, asked)
         )
 
