@@ -144,7 +144,7 @@ async def test_two_hundred_collections_take_bounded_threads_and_memory(
             for name in names:
                 [hit] = await store.search(name, [1.0] * 64)
                 assert hit.payload == {"name": name}
-            assert used(pid, "Threads:") <= 2 * process.OPEN
+            assert used(pid, "Threads:") <= 3 * process.OPEN
             assert used(pid, "VmRSS:") <= 200 * 1024  # kB; eight times with all open
 
 

@@ -19,9 +19,8 @@ class BadRequest(Exception):
     """The request names something that the engine does not have or know."""
 
 
-_THREADS = 1
-"""Of a shard: a query then runs where it was asked. With two it goes over the indexed
-and the new part side by side, but first wakes a pool, which spins when it is done."""
+_THREADS = 2
+"""Of a shard: a query goes over the indexed and the new part side by side."""
 _DISTANCES = {
     "Cosine": edge.Distance.Cosine,
     "Euclid": edge.Distance.Euclid,

@@ -365,7 +365,7 @@ class Engine:
     def close_idle(self) -> None:
         """Close shards unused for long, and the longest unused of too many.
 
-        An open shard has a thread; it is opened anew by the next call.
+        An open shard has two threads; it is opened anew by the next call.
         """
         since = time.monotonic() - IDLE
         longest = sorted(self.shards.values(), key=lambda shard: shard.last_use)
