@@ -14,6 +14,8 @@ import gc
 import sys
 import tracemalloc
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -130,6 +132,65 @@ async def single(bench: Bench) -> list[Table]:
                 bars=[Bar("fm_storage, held", 1.15), Bar("fm_storage, pool", 1.15)],
             ),
         ]
+
+
+@dataclass(slots=True)
+class Narrow:
+    """Five columns that the driver reads fast."""
+
+    id: int
+    name: str
+    score: float
+    valid: bool
+    number: int
+
+
+@dataclass
+class Open(Narrow):
+    """The same without slots."""
+
+
+@dataclass(slots=True)
+class Wide(Narrow):
+    """Eight columns, one of them a moment and one that may be NULL."""
+
+    moment: datetime
+    note: str | None
+    more: str
+
+
+NARROW = (
+    "SELECT n AS id, 'name ' || n AS name, n / 3.0::float8 AS score, "
+    "n % 2 = 0 AS valid, n * 7 AS number"
+)
+WIDE = f"{NARROW}, now() AS moment, nullif('x', left('xy', n % 3)) AS note, 'm' AS more"
+ROWS = "FROM generate_series(1, 1000) AS n"
+
+
+async def own(bench: Bench) -> list[Table]:
+    """Measure typed rows of one's own SQL, beside the driver's records."""
+
+    def reads(columns: str, *models: type[Any]) -> dict[str, Peer]:
+        sql = f"{columns} {ROWS}"
+        return {"asyncpg": Peer(lambda: bench.raw.fetch(sql))} | {
+            model.__name__: Peer(lambda model=model: bench.pool.fetch_as(model, sql))
+            for model in models
+        }
+
+    return [
+        await measure(
+            f"fetch_as of 1,000 rows, {columns} columns",
+            peers,
+            baseline="asyncpg",
+            block=5,
+            cycles=bench.options.cycles,
+            bars=[Bar(bar, 1.15)],
+        )
+        for columns, bar, peers in (
+            (5, "Narrow", reads(NARROW, Narrow, Open)),
+            (8, "Wide", reads(WIDE, Wide)),
+        )
+    ]
 
 
 async def bulk(bench: Bench) -> list[Table]:
@@ -327,7 +388,7 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-PARTS = {"single": single, "bulk": bulk, "large": large}
+PARTS = {"single": single, "own": own, "bulk": bulk, "large": large}
 
 
 async def main() -> int:

@@ -13,7 +13,7 @@ import functools
 import gc
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import repeat
+from itertools import repeat, starmap
 from types import NoneType
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -79,7 +79,7 @@ def many(rows):
 # make one. All empty records at once, then row by row: half the calls.
 _ASSIGNED: tuple[list[str], list[str], list[str]] = (
     [
-        "records = list(map(new, repeat(blank, len(rows))))",
+        "records = list(starmap(new, repeat((blank,), len(rows))))",
         "for record, row in zip(records, rows):",
     ],
     ["record = new(blank)"],
@@ -131,6 +131,7 @@ class RowFactory(Generic[M]):
             "blank": model,
             "new": object.__new__,
             "repeat": repeat,
+            "starmap": starmap,
             "converted": self._converted,
             "unreadable": self._refusal,
             "Missing": Refused,
@@ -160,16 +161,17 @@ class RowFactory(Generic[M]):
         self._assigned = _is_assigned(model, order)
         if self._assigned:
             begun, one, many = _ASSIGNED
-            written = functools.partial(_assigned, names)
+            written = functools.partial(_assigned, names, required)
             if _is_frozen(model):
                 known["blank"] = _thawed(model)
                 settled = ["record.__class__ = model"]
+            _lay_out(known["blank"], order)
         else:
             begun, one, many = _CONSTRUCTED
             written = functools.partial(_constructed, names, order)
-        if required:
-            absent = " or ".join(f"record.{name} is None" for name in required)
-            settled += [f"if {absent}: raise Missing"]
+            if required:
+                absent = " or ".join(f"record.{name} is None" for name in required)
+                settled = [f"if {absent}: raise Missing"]
         source = _SOURCE.format(
             odd=" or ".join(odd) or "False",
             begun=_indented(begun, 8),
@@ -256,16 +258,35 @@ def _define(title: str, source: str, known: dict[str, Any]) -> None:
     exec(compile(source, f"<{title}>", "exec"), known)  # noqa: S102
 
 
-def _assigned(names: Sequence[str], decoded: dict[int, str]) -> list[str]:
+def _assigned(
+    names: Sequence[str], required: Sequence[str], decoded: dict[int, str]
+) -> list[str]:
     """Return code that does what a dataclass's own ``__init__`` does to *record*."""
-    targets = [
-        f"value{at}" if at in decoded else f"record.{name}"
+    places = {
+        at: f"value{at}"
         for at, name in enumerate(names)
-    ]
+        if at in decoded or name in required
+    }
+    targets = [places.get(at, f"record.{name}") for at, name in enumerate(names)]
+    absent = [f"value{at} is None" for at in places if names[at] in required]
     return [
         f"{', '.join(targets)}, = row",
-        *(f"record.{names[at]} = {value}" for at, value in decoded.items()),
+        *(f"record.{names[at]} = {decoded.get(at, places[at])}" for at in places),
+        *([f"if {' or '.join(absent)}: raise Missing"] if absent else []),
     ]
+
+
+def _lay_out(blank: type[Any], names: Sequence[str]) -> None:
+    """Let *blank* learn its fields before its records are made by the thousand.
+
+    CPython keeps 30 places for what all records of a class share, and each record
+    that is made before its fields are known takes one away; once they are used up,
+    every record has a dictionary of its own, which takes three times as long.
+    """
+    if blank.__dictoffset__:
+        fields = vars(object.__new__(blank))
+        for name in names:
+            fields[name] = None
 
 
 def _constructed(
