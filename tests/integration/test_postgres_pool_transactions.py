@@ -120,7 +120,13 @@ async def test_a_savepoint_with_a_failure_that_its_block_kept_is_undone(pool):
     assert await ids(pool) == [1, 3]
 
 
-@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK", "SELECT 1; ABORT"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        *("COMMIT", "ROLLBACK", "SELECT 1; ABORT"),
+        *("COMMIT AND CHAIN", "ROLLBACK WORK AND CHAIN", "/* a */ END; BEGIN"),
+    ],
+)
 async def test_a_block_whose_transaction_the_text_ended_says_so(pool, end):
     """What followed was no part of it: nobody takes the block for all or nothing."""
     with pytest.raises(QueryFailed, match="ended it") as found:
@@ -129,7 +135,43 @@ async def test_a_block_whose_transaction_the_text_ended_says_so(pool, end):
             await tx.execute(end)
             await tx.execute("INSERT INTO t VALUES (2)")
     assert found.value.sqlstate == "25P01"
-    assert await pool.fetchval("SELECT count(*) FROM t") in {1, 2}
+    undone = {1: set(), 2: set()}
+    if "ROLLBACK" in end or "ABORT" in end:
+        undone[1] = {1}
+    if "CHAIN" in end or "BEGIN" in end:
+        undone[2] = {2}
+    assert await ids(pool) == sorted({1, 2} - undone[1] - undone[2])
+
+
+async def test_a_savepoint_in_a_transaction_that_the_text_ended_says_so(pool):
+    """So does the block around it, whatever becomes of the savepoint's error."""
+    with pytest.raises(QueryFailed, match="ended it"):
+        async with pool.transaction() as tx:
+            await tx.execute("INSERT INTO t VALUES (1)")
+            with pytest.raises(QueryFailed, match="ended it"):
+                async with tx.savepoint() as inner:
+                    await inner.execute("COMMIT AND CHAIN")
+                    await inner.execute("INSERT INTO t VALUES (2)")
+    assert await ids(pool) == [1]
+    async with pool.transaction() as tx:  # nothing is remembered
+        await tx.execute("INSERT INTO t VALUES (3)")
+    assert await ids(pool) == [1, 3]
+
+
+async def test_a_body_that_ended_its_transaction_is_not_repeated(pool):
+    """A part of it is committed, and would be done twice."""
+    begun = []
+
+    async def body(tx):
+        begun.append(1)
+        await tx.execute("INSERT INTO t SELECT count(*) FROM t")
+        await tx.execute("COMMIT AND CHAIN")
+        await tx.execute("DO $$ BEGIN RAISE 'again' USING ERRCODE = '40001'; END $$")
+
+    with pytest.raises(QueryFailed, match="ended it"):
+        await pool.run_in_transaction(body)
+    assert await ids(pool) == [0]
+    assert len(begun) == 1
 
 
 async def test_the_options_reach_the_server(pool):

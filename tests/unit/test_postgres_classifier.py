@@ -9,6 +9,7 @@ from fm_storage.postgres.connection.classifier import (
     Effect,
     UserNames,
     classify,
+    ends_transaction,
 )
 
 USERS = UserNames(
@@ -134,3 +135,35 @@ def test_the_memory_is_bounded():
     for number in range(5_000):
         classifier.classify(f"SELECT {number}")
     assert classifier.classify("SELECT 4999") is Effect.READS
+
+
+@pytest.mark.parametrize(
+    ("sql", "ends"),
+    [
+        ("COMMIT", True),
+        ("  commit and chain", True),
+        ("SELECT 1;ROLLBACK WORK", True),
+        ("-- a\nEND TRANSACTION", True),
+        ("/* a */ ABORT; BEGIN", True),
+        ("PREPARE TRANSACTION 'a'", True),
+        ("PREPARE a AS SELECT 1", False),
+        ("COMMIT PREPARED 'a'", False),
+        ("ROLLBACK TO SAVEPOINT a", False),
+        ("ROLLBACK WORK TO a", False),
+        ("SELECT CASE WHEN TRUE THEN 1\nEND", False),
+        ("SELECT '\nCOMMIT;'", False),
+        ("DO $$ BEGIN PERFORM 1;\nEND $$", False),
+        (
+            "CREATE FUNCTION a() RETURNS int BEGIN ATOMIC\nSELECT 1;\nEND; SELECT 1",
+            False,
+        ),
+        (
+            "CREATE FUNCTION a() RETURNS int BEGIN ATOMIC\nSELECT 1;\nEND;\nEND",
+            True,
+        ),
+        ("\nCOMMIT '", False),
+    ],
+)
+def test_what_ends_a_transaction_is_found(sql: str, ends: bool) -> None:
+    """By its first words, wherever it stands in a text of several statements."""
+    assert ends_transaction(sql) is ends

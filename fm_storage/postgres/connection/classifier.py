@@ -14,13 +14,15 @@ policy, default or domain constraint calls cannot be seen from the text.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from fm_storage.errors import InvalidRecord
 from fm_storage.postgres.sql import sendable
-from fm_storage.postgres.tokens import fold, tokens
+from fm_storage.postgres.tokens import Token, fold, tokens
 
 if TYPE_CHECKING:
     import asyncpg
@@ -295,6 +297,54 @@ def classify(sql: str, names: UserNames | None = None) -> Effect:
     except InvalidRecord:  # a string, name or comment that does not end
         return Effect.ANYTHING
     return Effect.ANYTHING if names.unseen else statement.effect()
+
+
+# Most texts have none of these words at the start of a line or a statement.
+_ENDING = re.compile(
+    r"(?:\A|[;/\n\r])\s*(?:commit|end|abort|rollback|prepare)\b", re.IGNORECASE
+)
+
+_TELLING = 3  # words of a statement that tell whether it does
+
+
+def ends_transaction(sql: str) -> bool:
+    """Return whether a statement in *sql* ends the transaction that is open.
+
+    With AND CHAIN, or a BEGIN behind it, the server still has one open afterwards.
+    """
+    if _ENDING.search(sql) is None:
+        return False
+    words: list[str] = []  # of a statement
+    atomic = False  # within the body of a function
+    try:
+        for token in chain(tokens(sql), [Token("mark", ";", len(sql))]):
+            if token.text != ";":
+                word = fold(token.text) if token.kind == "word" else token.text
+                atomic = atomic or (word == "atomic" and words[:1] == ["create"])
+                if len(words) < _TELLING:
+                    words.append(word)
+                continue
+            if atomic:
+                atomic = words[:1] != ["end"]
+            elif _ends(words):
+                return True
+            words = []
+    except InvalidRecord:  # the server refuses it as well
+        return False
+    return False
+
+
+def _ends(words: list[str]) -> bool:
+    match words:
+        case ["prepare", "transaction", *_]:
+            return True
+        case ["rollback", "to", *_] | ["rollback", "work" | "transaction", "to", *_]:
+            return False
+        case [_, "prepared", *_]:
+            return False
+        case ["commit" | "end" | "abort" | "rollback", *_]:
+            return True
+    return False
 
 
 class _Level:

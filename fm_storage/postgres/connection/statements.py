@@ -33,7 +33,11 @@ from fm_storage.postgres.connect.internals import (
     wait_for_cancellation,
 )
 from fm_storage.postgres.connection import driver
-from fm_storage.postgres.connection.classifier import Classifier, Effect
+from fm_storage.postgres.connection.classifier import (
+    Classifier,
+    Effect,
+    ends_transaction,
+)
 from fm_storage.postgres.connection.entry import GRACE
 from fm_storage.postgres.errors import cause_of, is_callers, translate, unsent
 from fm_storage.postgres.sql import Sql, sendable
@@ -98,6 +102,8 @@ class Statements:
     def transaction(self) -> tuple[Statements, Any]:
         """Return statements for a transaction on the same entry, and the object."""
         entry = self.required()
+        if not entry.blocks:
+            entry.ended = False
         entry.blocks += 1
         inner = Statements(entry, self._rules, what="transaction")
         return inner, self._rules.make_transaction(inner)
@@ -229,6 +235,8 @@ class Statements:
             classifier = self._rules.classifier
             if not (classifier.known.get(sql) or classifier.classify(sql)):
                 entry.dirty = True
+                if entry.blocks and ends_transaction(sql):
+                    entry.ended = True
         entry.task = current_task()
         return entry
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any, Self
 
-from fm_storage.errors import ConfigurationInvalid, QueryFailed
+from fm_storage.errors import ConfigurationInvalid, QueryFailed, StorageError
 from fm_storage.postgres.arguments import of_kind
 from fm_storage.postgres.connection.statements import (
     Stream,
@@ -146,18 +146,21 @@ class Block:
         if exc_type is GeneratorExit:
             await undo_closed(self._outer, self._undo)
         elif exc_type is not None:
+            entry = self._outer.entry
             await undo_block(self._outer, self._undo)
+            ended = entry is not None and entry.ended
+            if ended and isinstance(exc, StorageError) and exc.retryable:
+                raise _ended() from exc  # a part may be committed: nobody repeats it
         else:
             await self._finish()
 
     async def _finish(self) -> None:
-        raw = self._outer.required().raw
-        if not (raw.is_closed() or raw.is_in_transaction()):
-            raise QueryFailed(
-                "transaction: a statement in its block ended it (COMMIT or ROLLBACK as "
-                "text), so what followed was not part of it; leave that to the block",
-                sqlstate="25P01",
-            )
+        entry = self._outer.required()
+        raw = entry.raw
+        if not raw.is_closed() and (entry.ended or not raw.is_in_transaction()):
+            if raw.is_in_transaction():  # AND CHAIN, or a BEGIN behind it
+                await undo_block(self._outer, self._undo)
+            raise _ended()
         try:
             tag = await begin(self._outer, self._end, self._undo)
         except QueryFailed as exc:
@@ -170,6 +173,14 @@ class Block:
                 "had failed; let that error leave the block",
                 sqlstate=_FAILED,
             )
+
+
+def _ended() -> QueryFailed:
+    return QueryFailed(
+        "transaction: a statement in its block ended it (COMMIT or ROLLBACK as "
+        "text), so what followed was not part of it; leave that to the block",
+        sqlstate="25P01",
+    )
 
 
 def transaction_on(outer: Statements, sql: Sql) -> Block:
