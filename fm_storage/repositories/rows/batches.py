@@ -88,8 +88,9 @@ async def upsert_many(
     batch = Batch(bound, given, on=target, vectors=vectors, payloads=payloads)
     found: list[Any] = [None] * len(given)
     rows = await despite_race(bound, batch.run)
-    for at, (created, *stored) in zip(batch.order, rows, strict=True):
-        found[at] = (bound.entity.from_row(stored), created)
+    made = bound.entity.from_rows([row[1:] for row in rows])
+    for at, row, record in zip(batch.order, rows, made, strict=True):
+        found[at] = (record, row[0])
     return found
 
 
@@ -328,8 +329,8 @@ async def _sent(
 def _nests(values: Iterable[Any]) -> bool:
     """Return whether the driver would take one of *values* for an inner array."""
     return any(
-        isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
-        for value in values
+        issubclass(kind, Iterable) and not issubclass(kind, str | bytes | Mapping)
+        for kind in set(map(type, values))
     )
 
 
