@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from fm_storage.errors import (
 )
 from fm_storage.vectors import Point, QdrantStore
 from fm_storage.vectors.embedded.process import engine as process
+from tests.support.waiting import until
 
 FAST = QdrantConfig(durability="process")
 
@@ -190,6 +192,30 @@ async def test_file_that_ends_the_process_is_given_up(vector_folder: Path) -> No
         await store.ensure_collection_exists("hurt", 2)
         assert await store.count("hurt") == 0
         assert store.statistics().restarts == restarts
+
+
+async def test_kills_while_a_collection_is_opened_are_no_damage(
+    vector_folder: Path,
+) -> None:
+    """An end by SIGKILL counts a third of one that the files may have caused."""
+    note = await two_collections(vector_folder) / "opening"
+    async with QdrantStore(FAST, folder=vector_folder) as store:
+
+        async def end_by(number: int) -> None:
+            assert await store.count("hurt") == 20
+            pid = store.statistics().engine_pid
+            assert pid is not None
+            note.write_text(3 * "xxx")
+            os.kill(pid, number)
+            await until(lambda: store.statistics().engine_pid is None)
+
+        await end_by(signal.SIGKILL)
+        await until(lambda: note.stat().st_size == 7)
+        await end_by(signal.SIGUSR1)
+        with pytest.raises(CollectionDamaged, match="remove this one"):
+            await store.count("hurt")
+        note.unlink()
+        assert await store.count("hurt") == 20
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import signal
 import socket
 import stat
 import struct
@@ -141,6 +142,14 @@ def take_turn(folder: Path) -> int | None:
     return handle
 
 
+def _reap(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """Wait for the engine's end; being killed says little about what it just read."""
+    if process.wait() == -signal.SIGKILL:
+        for note in folder.glob("shards/*/opening"):
+            with suppress(OSError):
+                os.truncate(note, max(0, note.stat().st_size - 2))
+
+
 def start(folder: Path) -> None:
     """Start the engine's process and wait until it says that it is ready.
 
@@ -164,7 +173,10 @@ def start(folder: Path) -> None:
     # The engine may outlive this process's interest in it; this thread only
     # keeps it from staying behind as a zombie.
     threading.Thread(
-        target=process.wait, name="fm_storage engine reaper", daemon=True
+        target=_reap,
+        args=(process, folder),
+        name="fm_storage engine reaper",
+        daemon=True,
     ).start()
     assert process.stdout is not None
     with process.stdout as out:
