@@ -14,9 +14,9 @@ import gc
 import sys
 import tracemalloc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 from uuid import UUID
 
 import asyncpg
@@ -145,9 +145,8 @@ class Narrow:
     number: int
 
 
-@dataclass
-class Open(Narrow):
-    """The same without slots."""
+Open = make_dataclass("Open", get_type_hints(Narrow).items())
+"""The same without slots."""
 
 
 @dataclass(slots=True)
