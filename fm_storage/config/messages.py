@@ -111,6 +111,7 @@ def _one(schema: Schema) -> str:
         "boolean": "true or false",
         "string": _text(schema),
         "array": 'a list, such as ["…"]',
+        "function": "a function",
         "object": 'an object, such as {"name": …}',
     }.get(str(schema.get("type")), "another value")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
-from pydantic.json_schema import SkipJsonSchema
+from pydantic.json_schema import WithJsonSchema
 
 from fm_storage.config.addresses import check_address, check_security, stated_in
 from fm_storage.config.masking import mask_dsn
@@ -21,7 +21,8 @@ else:  # a mapping is kept as texts
 
 _SOURCE_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
-Password = SecretStr | Callable[[], str | Awaitable[str]]
+_FUNCTION = WithJsonSchema({"type": "function"})
+Password = SecretStr | Annotated[Callable[[], str | Awaitable[str]], _FUNCTION]
 
 
 def _checked(dsn: str) -> str:
@@ -102,7 +103,7 @@ class PostgresConfig(Section):
     statement_cache_size: int = Field(default=100, ge=0)
     reset: Literal["tracked", "always"] = "tracked"
     pooler: Literal["auto", "transaction", "none"] = "auto"
-    on_connect: SkipJsonSchema[Callable[[Any], Awaitable[object]] | None] = Field(
+    on_connect: Annotated[Callable[[Any], Awaitable[object]], _FUNCTION] | None = Field(
         default=None, repr=False
     )
     slow_acquire: PositiveSeconds = 2.0

@@ -38,6 +38,7 @@ from fm_storage.outbox.results import (
 from fm_storage.outbox.status import read_health, read_status
 from fm_storage.outbox.writer import BoundOutbox, PointLike, write_together
 from fm_storage.postgres import Executor, Pool
+from fm_storage.postgres.arguments import of_kind
 from fm_storage.vector_state import Shapes
 
 if TYPE_CHECKING:
@@ -321,9 +322,13 @@ class Outbox:
                 what ``fm-storage outbox track --sql`` prints.
             LockTimeout: The table was in use for too long; nothing was changed.
         """
-        texts = _columns(text)
+        texts = _columns(text, "text")
         tracked = await self._tracker.define(
-            table, collection, key=key, texts=texts, payload=_columns(payload)
+            table,
+            collection,
+            key=key,
+            texts=texts,
+            payload=_columns(payload, "payload"),
         )
         changed = await self._tracker.track(tracked)
         if vectorizer is not None:
@@ -348,7 +353,11 @@ class Outbox:
         Nothing is changed. The arguments and errors are those of ``track()``.
         """
         tracked = await self._tracker.define(
-            table, collection, key=key, texts=_columns(text), payload=_columns(payload)
+            table,
+            collection,
+            key=key,
+            texts=_columns(text, "text"),
+            payload=_columns(payload, "payload"),
         )
         return self._tracker.script(tracked)
 
@@ -578,5 +587,10 @@ class Outbox:
         return self._counters.snapshot()
 
 
-def _columns(named: str | Sequence[str]) -> list[str]:
-    return [named] if isinstance(named, str) else list(dict.fromkeys(named))
+def _columns(named: str | Sequence[str], argument: str) -> list[str]:
+    columns = [named] if isinstance(named, str) else named
+    remedy = "give the name of a column, or a list of names"
+    of_kind(columns, (list, tuple), argument, remedy)
+    for column in columns:
+        of_kind(column, str, argument, remedy)
+    return list(dict.fromkeys(columns))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
+from typing import TypeVar
 
 from fm_storage.errors import ConfigurationInvalid
+
+T = TypeVar("T")
 
 _LONGEST = 1e8
 """Three years: longer timers overflow somewhere below, and mean for ever."""
@@ -35,6 +38,19 @@ def function(value: object, name: str) -> None:
         raise ConfigurationInvalid(
             name, f"is a {type(value).__name__}; give a function"
         )
+
+
+async def awaited(made: Awaitable[T], name: str) -> T:
+    """Return what *made* gives, which the function *name* has returned.
+
+    Raises:
+        ConfigurationInvalid: It cannot be awaited: the function is not async.
+    """
+    if not isinstance(made, Awaitable):
+        raise ConfigurationInvalid(
+            name, f"returned a {type(made).__name__}; give an async function"
+        )
+    return await made
 
 
 def names_of(columns: object) -> None:

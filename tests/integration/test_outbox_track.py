@@ -424,6 +424,12 @@ async def _run(pool: Pool, script: str) -> None:
         ({"text": []}, "text"),
         ({"collection": ""}, "another name"),
         ({"collection": "project_errors_x"}, "another name"),
+        ({"table": 5}, "table: is a int; give a name"),
+        ({"collection": None}, "collection: is a NoneType"),
+        ({"key": 5}, "key: is a int"),
+        ({"text": 5}, "text: is a int; give the name of a column"),
+        ({"text": [b"body"]}, "text: is a bytes"),
+        ({"payload": len}, "payload: is a builtin"),
     ],
 )
 async def test_what_cannot_be_tracked_is_refused(

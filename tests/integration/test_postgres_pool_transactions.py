@@ -254,6 +254,18 @@ async def test_a_deadlock_is_run_again(pool):
     assert await pool.fetchval("SELECT sum(n) FROM t") == 4
 
 
+async def test_a_body_that_is_not_async_is_refused_and_undone(pool):
+    """With the remedy; what it is given is a transaction."""
+    begun = []
+
+    def body(tx):
+        begun.append(tx)
+
+    with pytest.raises(ConfigurationInvalid, match="give an async function"):
+        await pool.run_in_transaction(body)
+    assert len(begun) == 1
+
+
 async def test_a_connection_lost_before_commit_is_sent_repeats_the_body(pool):
     """Nothing of COMMIT was sent: the body runs again, and counts once."""
     await pool.execute("CREATE TABLE once (attempt int)")

@@ -33,6 +33,8 @@ SECRET = "s3cr:e@t/"
     [
         ({"postgres": {"max_szie": 3}}, "postgres.max_szie", "did you mean 'max_size'"),
         ({"postgers": {}}, "postgers", "did you mean 'postgres'"),
+        ({"postgres": {"on_connect": 5}}, "postgres.on_connect", "give a function"),
+        ({"postgres": {"password": 5}}, "postgres.password", "text or a function"),
         ({"qdrant": {"zzz": 1}}, "qdrant.zzz", "unknown setting; remove it"),
         ({"postgres": {"dsn": "mysql://h/d"}}, "postgres.dsn", "must start with"),
         ({"postgres": {"max_size": "x"}}, "postgres.max_size", "number, 1 or more"),

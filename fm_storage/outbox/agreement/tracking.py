@@ -23,6 +23,7 @@ from fm_storage.outbox.agreement.track_sql import Tracked, literal
 from fm_storage.outbox.delivery.delivery import describe
 from fm_storage.outbox.results import Difference
 from fm_storage.postgres import Pool, Record, Sql, quote_qualified
+from fm_storage.postgres.arguments import of_kind
 from fm_storage.vector_state import DELETE_MANY, decode_id
 
 if TYPE_CHECKING:
@@ -200,6 +201,8 @@ class Tracker:
             ConfigurationInvalid: There is no such table or column, or the key is
                 not one column that is unique, NOT NULL, and a UUID, integer or text.
         """
+        for value, name in ((table, "table"), (collection, "collection"), (key, "key")):
+            of_kind(value, str, name, "give a name")
         if not collection or collection.startswith(_CATALOGUE):
             raise ConfigurationInvalid(
                 "collection",

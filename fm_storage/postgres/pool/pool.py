@@ -20,6 +20,7 @@ from fm_storage.errors import (
 )
 from fm_storage.postgres.arguments import (
     at_least_one,
+    awaited,
     check_position,
     function,
     of_kind,
@@ -380,7 +381,7 @@ class Pool(Verbs):
                     entry = statements.required()
                     entry.failure = None
                     async with transaction_on(statements, begin) as transaction:
-                        result = await fn(transaction)
+                        result = await awaited(fn(transaction), "fn")
                         committing = True
             except StorageError as error:
                 if attempt == attempts or not is_worth_repeating(
