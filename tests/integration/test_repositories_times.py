@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import pytest
@@ -227,3 +227,41 @@ async def test_a_statement_that_writes_is_not_run_again_to_find_the_row(pool):
         with pytest.raises(InvalidRecord, match="result: a value"):
             await pool.fetch_as(At, sql)
         assert await pool.fetchval("SELECT count(*) FROM event") == n
+
+
+@dataclass(slots=True)
+class Shift:
+    """Times of day, which have no zone."""
+
+    id: int
+    at: dt.time
+    more: list[dt.time] = field(default_factory=list)
+
+
+@pytest.mark.parametrize("wrong", ["at", "more"])
+async def test_a_time_of_day_with_a_zone_is_refused_by_every_way_of_writing(
+    pool, wrong
+):
+    """The server would drop the zone in silence."""
+    await pool.execute("CREATE TABLE shift (id int PRIMARY KEY, at time, more time[])")
+    shifts = Repository(pool, Shift)
+    zoned = dt.time(6, tzinfo=dt.UTC)
+
+    def shift(n):
+        return Shift(n, dt.time(6), [zoned]) if wrong == "more" else Shift(n, zoned)
+
+    value = [zoned] if wrong == "more" else zoned
+    await shifts.create(Shift(0, dt.time(6)))
+    for write in (
+        lambda: shifts.create(shift(1)),
+        lambda: shifts.create_many([shift(1), shift(2)]),
+        lambda: shifts.create_many([shift(n) for n in range(1, 5011)]),
+        lambda: shifts.upsert(shift(0)),
+        lambda: shifts.upsert_many([shift(0), shift(1)]),
+        lambda: shifts.update(0, {wrong: value}),
+        lambda: shifts.update_where(where("id") == 0, {wrong: value}),
+        lambda: shifts.count(where(wrong) == value),
+    ):
+        with pytest.raises(InvalidRecord, match="time zone, which time drops"):
+            await write()
+    assert await shifts.find_many(where("id") >= 0) == [Shift(0, dt.time(6))]

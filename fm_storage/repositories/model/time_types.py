@@ -139,8 +139,23 @@ class Date(Plain):
 class Time(Plain):
     """Times of day without a zone."""
 
-    sql, wanted, settled = "time", "a time", True
+    sql, wanted = "time", "a time"
     exact, accepted = frozenset({dt.time}), (dt.time,)
+
+    def encode(self, value: Any) -> Any:
+        """Return *value* if it has no time zone."""
+        if super().encode(value).tzinfo is not None:
+            raise Refused(
+                "has a time zone, which time drops; use timetz, declared as "
+                'Column(type="timetz")'
+            )
+        return value
+
+    def encode_many(
+        self, values: Sequence[Any], *, nullable: bool = True
+    ) -> Sequence[Any]:
+        """Look at each one's time zone."""
+        return self.encode_each(values, nullable=nullable)
 
     def from_text(self, text: str) -> Any:
         """Return the time."""
