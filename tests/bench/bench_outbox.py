@@ -57,18 +57,23 @@ _INSERT = (
     "VALUES ($1, now(), $2, $3, 'billing', 'E42', $4, 'ERROR')"
 )
 PLAIN = Sql(_INSERT)
-WITH_STATE = Sql(
-    f"WITH rec AS ({_INSERT} RETURNING id), "
-    + upsert_ctes(
-        collection="$5",
-        point_id="rec.id::text",
-        vectors="$6",
-        payload="$7",
-        payload_hash="$8",
-        source="rec",
-        last=True,
+# Pinned to be durable, and not: what waits for the disk is compared with its like.
+WITH_STATE = {
+    durable: Sql(
+        f"WITH rec AS ({_INSERT} RETURNING id), "
+        + upsert_ctes(
+            collection="$5",
+            point_id="rec.id::text",
+            vectors="$6",
+            payload="$7",
+            payload_hash="$8",
+            source="rec",
+            durable=durable,
+            last=True,
+        )
     )
-)
+    for durable in (True, False)
+}
 CONTEXT = {f"key{n}": "some value" for n in range(6)}
 
 
@@ -89,12 +94,14 @@ async def plain(pool: Pool) -> None:
     await pool.execute(PLAIN, uuid7(), "card refused", TRACE, CONTEXT)
 
 
-async def with_state(pool: Pool, vector: list[float] | None) -> None:
+async def with_state(
+    pool: Pool, vector: list[float] | None, *, durable: bool = True
+) -> None:
     """Insert an error and its desired state."""
     key = uuid7()
     row = state_row(key, vector, PAYLOAD)
     await pool.execute(
-        WITH_STATE,
+        WITH_STATE[durable],
         *(key, "card refused", TRACE, CONTEXT, "errors"),
         *(row.vectors, row.payload, row.payload_hash),
     )
@@ -126,10 +133,11 @@ async def write_path(base: Path, cycles: int) -> list[Table]:
     tables = []
     for setting, bar in (("on", 1.15), ("off", 1.5)):
         async with stores(base, synchronous_commit=setting) as (pool, _):
+            write = partial(with_state, pool, durable=setting == "on")
             peers = {
                 "plain insert": Peer(partial(plain, pool)),
-                "with desired state": Peer(partial(with_state, pool, None)),
-                "with 384 floats": Peer(partial(with_state, pool, VECTOR)),
+                "with desired state": Peer(partial(write, None)),
+                "with 384 floats": Peer(partial(write, VECTOR)),
                 "two statements": Peer(partial(two_statements, pool)),
             }
             tables.append(
