@@ -197,7 +197,7 @@ async def test_file_that_ends_the_process_is_given_up(vector_folder: Path) -> No
 async def test_kills_while_a_collection_is_opened_are_no_damage(
     vector_folder: Path,
 ) -> None:
-    """An end by SIGKILL counts a third of one that the files may have caused."""
+    """An end by SIGKILL counts a tenth of one that the files may have caused."""
     note = await two_collections(vector_folder) / "opening"
     async with QdrantStore(FAST, folder=vector_folder) as store:
 
@@ -205,12 +205,12 @@ async def test_kills_while_a_collection_is_opened_are_no_damage(
             assert await store.count("hurt") == 20
             pid = store.statistics().engine_pid
             assert pid is not None
-            note.write_text(3 * "xxx")
+            note.write_text(30 * "x")
             os.kill(pid, number)
             await until(lambda: store.statistics().engine_pid is None)
 
         await end_by(signal.SIGKILL)
-        await until(lambda: note.stat().st_size == 7)
+        await until(lambda: note.stat().st_size == 21)
         await end_by(signal.SIGUSR1)
         with pytest.raises(CollectionDamaged, match="remove this one"):
             await store.count("hurt")

@@ -147,7 +147,7 @@ def _reap(process: subprocess.Popen[bytes], folder: Path) -> None:
     if process.wait() == -signal.SIGKILL:
         for note in folder.glob("shards/*/opening"):
             with suppress(OSError):
-                os.truncate(note, max(0, note.stat().st_size - 2))
+                os.truncate(note, max(0, note.stat().st_size - 9))
 
 
 def start(folder: Path) -> None:

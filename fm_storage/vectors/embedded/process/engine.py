@@ -484,18 +484,18 @@ class Engine:
 def _noted(note: Path) -> Iterator[None]:
     """Give up after attempts that ended the process: a damaged file can do that.
 
-    Each end counts for three bytes; one by SIGKILL, which is nearly always another's
-    doing, for one, as the starting process takes two back (``launch.py``).
+    Each end counts for ten bytes; one by SIGKILL, which is nearly always another's
+    doing, for one, as the starting process takes nine back (``launch.py``).
     """
     with suppress(OSError):  # a full disk is still read
-        if note.exists() and note.stat().st_size >= 3 * _ATTEMPTS:
+        if note.exists() and note.stat().st_size >= 10 * _ATTEMPTS:
             message = (
                 f"{note}: the engine ended again and again while it read the files "
                 "beside; to have it try again remove this one"
             )
             raise RuntimeError(message)
         with note.open("a") as attempts:
-            attempts.write("xxx")
+            attempts.write(10 * "x")
     try:
         yield
     finally:
