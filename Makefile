@@ -126,7 +126,7 @@ test: $(VENV)/.dev  ## all tests, on containers where they can be had, else embe
 	$(BIN)/pytest -n $(WORKERS) -m "$(NOT_LONG)" $(ARGS)
 
 fast: $(VENV)/.dev  ## the quick tests (a minute)
-	$(BIN)/pytest -q -n $(WORKERS) --quick -m "$(NOT_LONG) and not slow and not cluster" tests/unit tests/integration $(ARGS)
+	$(BIN)/pytest -q -n $(WORKERS) --quick -m "$(NOT_LONG) and not slow and not lengthy and not cluster" tests/unit tests/integration $(ARGS)
 
 cover: $(VENV)/.dev  ## all tests, with the coverage of branches
 	$(BIN)/coverage erase

@@ -140,6 +140,7 @@ async def test_a_failure_to_record_does_not_hide_the_error(storage, caplog):
             raise Slotted
 
 
+@pytest.mark.lengthy
 async def test_a_plain_function_before_the_storage_opens_is_spooled(storage_config):
     """A decorator works at import time; what it catches is replayed at the start."""
     from fm_storage.manager import StorageManager
@@ -357,6 +358,7 @@ async def test_a_draft_that_cannot_be_made_is_logged(errors, caplog):
     assert "could not be rendered" in caplog.text
 
 
+@pytest.mark.lengthy
 async def test_internal_failures_are_recorded_seldom_and_never_recurse(errors, storage):
     """The same failure once a minute; watching the storage's log finds it too."""
     for n in range(50):
@@ -381,6 +383,7 @@ async def test_internal_failures_are_recorded_seldom_and_never_recurse(errors, s
     assert await storage.error_entries.count() == len(found)
 
 
+@pytest.mark.lengthy
 async def test_the_middleware_records_what_an_application_raises(errors):
     """Path, method, route and client; nothing where secrets live; it is re-raised."""
 

@@ -45,6 +45,7 @@ def run(monkeypatch, dsn, vector_folder, tmp_path):
     return invoke
 
 
+@pytest.mark.lengthy
 def test_a_log_is_ingested_listed_shown_grouped_and_compared(run, tmp_path):
     """The whole way of a log, as text and as JSON; hostile text is shown as text."""
     log = tmp_path / "shop.log"
@@ -128,6 +129,7 @@ def test_mistakes_are_answered_in_one_line(run, tmp_path):
     assert "no error matches" in run("similar", "x", "--module", "m", both=True)
 
 
+@pytest.mark.lengthy
 def test_a_page_that_may_not_be_written_and_an_id_that_is_not_clear(
     run, tmp_path, monkeypatch
 ):
@@ -144,6 +146,7 @@ def test_a_page_that_may_not_be_written_and_an_id_that_is_not_clear(
     assert named < ids
 
 
+@pytest.mark.lengthy
 def test_an_empty_catalogue_says_what_would_fill_it(run, tmp_path):
     """Every reading command, and the page."""
     for command in (["list"], ["groups"], ["similar", "x"], ["tail"]):
@@ -181,6 +184,7 @@ async def test_a_pipe_that_never_ends_is_left_by_ctrl_c(child, dsn, tmp_path):
 
 
 @pytest.mark.parametrize("width", [60, 140])
+@pytest.mark.lengthy
 def test_a_narrow_terminal_is_given_lines_that_fit(run, monkeypatch, width):
     """Below a hundred columns one thing stands under the other, ids whole."""
     run("ingest", "-", input=LOG)
@@ -194,6 +198,7 @@ def test_a_narrow_terminal_is_given_lines_that_fit(run, monkeypatch, width):
     assert first["id"] in run("similar", "volume gone")
 
 
+@pytest.mark.lengthy
 def test_a_pipe_is_given_one_whole_line_an_error(run):
     """Nothing is cut or wrapped, so that grep and cut find what they look for."""
     long = f"the price list {'x' * 300} is missing"

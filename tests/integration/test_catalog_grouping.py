@@ -60,6 +60,7 @@ async def insert(storage, severity, key):
     )
 
 
+@pytest.mark.lengthy
 async def test_what_a_repository_creates_is_in_the_same_group_as_what_is_recorded(
     errors, storage
 ):
@@ -96,6 +97,7 @@ async def test_between_whole_comparisons_new_ids_are_found_at_once(
     assert rank == 40
 
 
+@pytest.mark.lengthy
 async def test_recording_leaves_nothing_to_be_grouped(errors, storage):
     """One by one and from a log: the group is stored with the error."""
     await errors.record("order 1 refused", module="shop")
@@ -136,6 +138,7 @@ async def test_an_error_that_is_changed_changes_its_group(errors, storage):
     assert found["disk full"].severity == "CRITICAL"
 
 
+@pytest.mark.lengthy
 async def test_a_change_that_concerns_no_group_touches_none(errors, storage):
     """A note in the context leaves the group's row as it was."""
     recorded = (await errors.catalog(entry(1))).entry

@@ -31,6 +31,7 @@ async def errors(storage):
         yield manager
 
 
+@pytest.mark.lengthy
 async def test_the_same_log_again_adds_nothing_and_a_grown_one_only_the_rest(
     errors, storage, tmp_path
 ):
@@ -131,6 +132,7 @@ async def test_lines_are_taken_from_any_iterable(errors):
     assert (await errors.ingest([])).lines == 0
 
 
+@pytest.mark.lengthy
 async def test_lines_that_arrive_slowly_are_stored_before_the_last_has_come(
     errors, storage, monkeypatch
 ):

@@ -202,6 +202,7 @@ async def test_groups_count_equal_errors(errors):
         await errors.groups(severity="odd")
 
 
+@pytest.mark.lengthy
 async def test_similar_errors_are_found_directly_after_record(errors):
     """Scenario 4.3: recorded, in both stores, and found by similarity at once."""
     refused = await errors.record("connection to 10.0.0.7:5432 refused", module="db")
@@ -307,6 +308,7 @@ async def test_purge_takes_rows_groups_and_vectors(errors, storage):
     )
 
 
+@pytest.mark.lengthy
 async def test_rows_that_were_written_before_hold_up_no_others(errors, storage):
     """Of a batch one is known, one deleted: each is stored once, and the others too."""
     store, pool = recorder_of(errors).open(), storage.pool
@@ -354,6 +356,7 @@ async def test_tail_shows_new_errors_of_other_managers(errors, storage):
         assert (await asyncio.wait_for(waiting, 20)).id == second.id
 
 
+@pytest.mark.lengthy
 async def test_one_row_and_many_rows_store_the_same(errors, storage):
     """Both statements leave the same in every table, and say what was new."""
     store = recorder_of(errors).open()

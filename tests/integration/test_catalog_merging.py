@@ -107,6 +107,7 @@ async def test_a_merge_of_two_groups_is_recorded_and_keeps_the_older_name(
     assert merge["members"] == [younger.group_id]
 
 
+@pytest.mark.lengthy
 async def test_what_is_split_off_stays_apart_with_the_same_state(errors, storage):
     """Also when more siblings arrive; the merge is marked as undone."""
     await started(errors, *NAMES[:2])
@@ -137,6 +138,7 @@ async def test_what_is_split_off_stays_apart_with_the_same_state(errors, storage
     assert (oldest.fingerprint, oldest.count) == (group.fingerprint, 1)
 
 
+@pytest.mark.lengthy
 async def test_processes_that_merge_at_once_agree(errors, storage):
     """Under one lock: however many ask, one group is found and no deadlock."""
     for number in range(40):
@@ -150,6 +152,7 @@ async def test_processes_that_merge_at_once_agree(errors, storage):
     assert all(sum(one.count for one in groups) == 40 for groups in found)
 
 
+@pytest.mark.lengthy
 async def test_an_upgrade_renames_no_group_and_makes_none_new(errors, storage):
     """Errors with older fingerprints are moved; later ones join their groups."""
     await errors.record("order 7 refused", module="shop", timestamp=NOW)
@@ -184,6 +187,7 @@ async def test_an_upgrade_renames_no_group_and_makes_none_new(errors, storage):
 
 
 @pytest.mark.parametrize("known", [True, False])
+@pytest.mark.lengthy
 async def test_a_spool_of_an_older_release_joins_the_groups_of_today(
     errors, storage, known
 ):
@@ -206,6 +210,7 @@ async def test_a_spool_of_an_older_release_joins_the_groups_of_today(
     assert await errors.analyzer.count_new(NOW + timedelta(microseconds=1)) == 0
 
 
+@pytest.mark.lengthy
 async def test_an_upgrade_goes_on_where_its_budget_ended(errors, storage, monkeypatch):
     """In batches: no question waits for the whole, and each is answered truly."""
     for number in range(60):

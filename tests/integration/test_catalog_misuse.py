@@ -21,6 +21,7 @@ async def errors(storage):
         yield manager
 
 
+@pytest.mark.lengthy
 async def test_a_manager_is_closed_on_its_own_loop(errors):
     """From another one it was marked as closed, and what ran went on running."""
     await errors.record("x", module="m")
@@ -73,6 +74,7 @@ async def test_the_analyzer_says_what_is_unclear(errors, ask, said):
         await ask(errors.analyzer)
 
 
+@pytest.mark.lengthy
 async def test_spans_are_given_in_seconds_too(errors):
     """As every other duration of the library."""
     for _ in range(5):

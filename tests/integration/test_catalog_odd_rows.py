@@ -56,6 +56,7 @@ async def ask_everything(errors):
 
 
 @pytest.mark.parametrize("at", ODD, ids=str)
+@pytest.mark.lengthy
 async def test_an_impossible_time_is_replaced_and_named(errors, at):
     """The error is kept as of now; the time that it came with is in its repairs."""
     recorded = await errors.record("boom", module="m", timestamp=at)
@@ -67,6 +68,7 @@ async def test_an_impossible_time_is_replaced_and_named(errors, at):
     await ask_everything(errors)
 
 
+@pytest.mark.lengthy
 async def test_a_log_line_with_an_impossible_time_takes_that_of_the_one_before(errors):
     """Zero times of Go, years with offsets beyond the last: kept in order, marked."""
     report = await errors.ingest(
@@ -85,6 +87,7 @@ async def test_a_log_line_with_an_impossible_time_takes_that_of_the_one_before(e
     await ask_everything(errors)
 
 
+@pytest.mark.lengthy
 async def test_infinite_times_stored_by_others_break_no_question(errors, storage):
     """A repository or plain SQL may store any time; groups have it with a zone."""
     await errors.record("now", module="m")
@@ -112,6 +115,7 @@ async def test_a_span_longer_than_a_century_is_refused(errors):
         await errors.report(window=1e12)
 
 
+@pytest.mark.lengthy
 async def test_a_row_that_cannot_be_stored_fails_alone_with_its_line(errors, storage):
     """Of a log, all other entries are stored; the report has line and reason."""
     await storage.pool.execute(
@@ -127,6 +131,7 @@ async def test_a_row_that_cannot_be_stored_fails_alone_with_its_line(errors, sto
     assert "2 refused by the database" in str(report)
 
 
+@pytest.mark.lengthy
 async def test_the_spool_never_sticks_on_one_entry(errors, storage):
     """What the database refuses is set aside, and the rest is brought in."""
     await storage.pool.execute(
@@ -141,6 +146,7 @@ async def test_the_spool_never_sticks_on_one_entry(errors, storage):
     assert await storage.error_entries.count() == 1
 
 
+@pytest.mark.lengthy
 async def test_a_database_in_latin1_takes_every_error(dsn, tmp_path):
     """What its encoding lacks is escaped, and the repair is named; é stays é."""
     parts = urlsplit(dsn)

@@ -93,6 +93,7 @@ async def test_the_active_span_the_release_and_the_environment_are_kept(
         assert await storage.pool.fetchval(count) == 0
 
 
+@pytest.mark.lengthy
 async def test_without_a_span_and_settings_nothing_is_written(storage):
     """Such errors have no row in the side table, and cost none."""
     async with ErrorManager(storage) as errors:
@@ -104,6 +105,7 @@ async def test_without_a_span_and_settings_nothing_is_written(storage):
     assert await storage.pool.fetchval(count) == 0
 
 
+@pytest.mark.lengthy
 async def test_the_spool_keeps_where_errors_came_from(configured):
     """What is replayed by a later release is still of the one that recorded it."""
     async with (
@@ -124,6 +126,7 @@ async def test_the_spool_keeps_where_errors_came_from(configured):
         assert await storage.error_entries.count() == 2
 
 
+@pytest.mark.lengthy
 def test_the_command_shows_where_an_error_came_from(configured, tracer, dsn):
     """In the text of one, and in the JSON of one and of the list."""
 
@@ -151,6 +154,7 @@ def test_the_command_shows_where_an_error_came_from(configured, tracer, dsn):
         assert (one["release"], one["environment"]) == tuple(RELEASE.values())
 
 
+@pytest.mark.lengthy
 async def test_beyond_the_limit_errors_are_only_counted(configured):
     """The first of a group and minute are stored; the others say that they are not."""
     async with StorageManager(configured(group_limit=5)) as storage:
@@ -183,6 +187,7 @@ async def test_beyond_the_limit_errors_are_only_counted(configured):
             assert await storage.error_entries.count() >= 11
 
 
+@pytest.mark.lengthy
 async def test_the_handler_keeps_to_the_limit_as_well(configured):
     """A burst of one line is some rows and a number."""
     async with (

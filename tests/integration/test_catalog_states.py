@@ -201,6 +201,7 @@ def run(monkeypatch, dsn, vector_folder, tmp_path):
     return invoke
 
 
+@pytest.mark.lengthy
 def test_states_are_set_and_shown_on_the_command_line(run, tmp_path):
     """By group, by id, by the beginning of an id; wrong ones name the remedy."""
     log = tmp_path / "shop.log"
@@ -230,6 +231,7 @@ def test_states_are_set_and_shown_on_the_command_line(run, tmp_path):
     assert "neither an age" in run("mute", disk["fingerprint"], "--until", "x", code=2)
 
 
+@pytest.mark.lengthy
 def test_a_merged_group_is_taken_apart_on_the_command_line(run, tmp_path):
     """Its members are listed; those that are named become a group of their own."""
     log = tmp_path / "shop.log"

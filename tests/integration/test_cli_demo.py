@@ -120,6 +120,7 @@ async def test_the_readme_example_runs(environment: dict[str, str], tmp_path: Pa
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
+@pytest.mark.lengthy
 async def test_health_answers_people_and_probes(
     arguments: list[str], environment: dict[str, str], tmp_path: Path
 ):

@@ -128,6 +128,7 @@ async def names(environment: dict[str, str], tmp_path: Path) -> AsyncIterator[Na
 
 
 @pytest.mark.parametrize("chain", _cases("python"))
+@pytest.mark.lengthy
 async def test_a_python_example_runs(
     chain: list[Example], names: Names, environment: dict[str, str], tmp_path: Path
 ):

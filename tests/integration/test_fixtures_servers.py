@@ -89,6 +89,7 @@ async def test_restored_backup_forgets_what_came_later(
     await connection.close()
 
 
+@pytest.mark.lengthy
 async def test_proxy_cuts_swallows_delays_and_refuses(
     empty_dsn: str, tcp_proxy: Callable[[str], TcpProxy]
 ) -> None:

@@ -297,6 +297,7 @@ async def test_migrate_has_nothing_to_do_twice(storage: StorageManager):
     assert await storage.migrate() == []
 
 
+@pytest.mark.lengthy
 async def test_integrated_manager_opens_in_order(storage_config: StorageConfig):
     """ConfigManager → StorageManager → ErrorManager, closed in reverse."""
     assert storage_config.postgres is not None
@@ -319,6 +320,7 @@ async def test_integrated_manager_opens_in_order(storage_config: StorageConfig):
         _ = storage.pool
 
 
+@pytest.mark.lengthy
 async def test_a_failed_start_is_catalogued_by_the_next(empty_dsn: str, tmp_path: Path):
     """No schema, no catalogue: the failure waits on disk."""
     values = {

@@ -138,6 +138,7 @@ def test_an_application_without_a_manager_says_how_to_give_it_one():
 
 
 @pytest.mark.parametrize("goal", ["ready", "migrated"])
+@pytest.mark.lengthy
 def test_the_command_waits_until_somebody_has_migrated(
     empty_dsn: str, goal: str, monkeypatch: pytest.MonkeyPatch
 ):

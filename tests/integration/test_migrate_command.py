@@ -50,6 +50,7 @@ def command(empty_dsn: str, migrations: MigrationFolder) -> Command:
     return run
 
 
+@pytest.mark.lengthy
 def test_migrate_status_rollback(command: Command, migrations: MigrationFolder):
     """What make migrate, make migrate-status and make rollback run."""
     migrations.table("0001_shop", "t_a")
@@ -328,6 +329,7 @@ def test_yoyos_own_command_rolls_back_and_marks(
         _yoyo(empty_dsn, "apply", "--force", source)
 
 
+@pytest.mark.lengthy
 def test_yoyos_own_command_leaves_sources_with_names_to_ours(
     empty_dsn: str, migrations: MigrationFolder
 ):
@@ -347,6 +349,7 @@ def test_yoyos_own_command_leaves_sources_with_names_to_ours(
     _yoyo(empty_dsn, "apply", source)
 
 
+@pytest.mark.lengthy
 def test_a_rollback_asks_with_what_would_go(
     command: Command, migrations: MigrationFolder, empty_dsn: str
 ):

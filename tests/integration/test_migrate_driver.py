@@ -163,6 +163,7 @@ async def test_an_ignored_error_of_a_step_is_ignored(
 
 
 @pytest.mark.parametrize("way", ["server_settings", "query", "service"])
+@pytest.mark.lengthy
 async def test_pool_and_migrations_read_an_address_alike(
     empty_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ):

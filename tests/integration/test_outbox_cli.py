@@ -166,6 +166,7 @@ def test_collections_are_rebuilt_by_name_or_all(outbox: Commands):
     assert "database's now" in outbox("rebuild", "--adopt").output
 
 
+@pytest.mark.lengthy
 def test_missing_collection_is_named_with_its_remedy(outbox: Commands):
     """Drain and repair say what is in the way, at once, and status says it later."""
 
@@ -190,6 +191,7 @@ def test_missing_collection_is_named_with_its_remedy(outbox: Commands):
     assert shown.exit_code == 1
 
 
+@pytest.mark.lengthy
 def test_a_collection_that_was_never_written_is_a_slip_of_the_pen(outbox: Commands):
     """No command reports success about a name that means nothing."""
     outbox.prepare(_fill)
@@ -200,6 +202,7 @@ def test_a_collection_that_was_never_written_is_a_slip_of_the_pen(outbox: Comman
         assert "known: things" in refused.output
 
 
+@pytest.mark.lengthy
 def test_recorded_errors_are_delivered_from_the_command_line(outbox: Commands):
     """The catalogue's own vectorizer is there; another application's is not."""
 
@@ -214,6 +217,7 @@ def test_recorded_errors_are_delivered_from_the_command_line(outbox: Commands):
     assert "notes waits: points of 'notes' have no vectors yet" in drained.output
 
 
+@pytest.mark.lengthy
 def test_table_is_tracked_backfilled_and_untracked(outbox: Commands):
     """The script for a migration first; then the commands that do it."""
 

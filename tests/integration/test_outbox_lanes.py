@@ -59,6 +59,7 @@ TROUBLES = ["slow", "away", "refusing", "missing"]
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.lengthy
 async def test_drainer_delivers_beside_trouble(
     pool: Pool, qdrant: QdrantStore, trouble: str
 ):

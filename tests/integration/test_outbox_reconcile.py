@@ -211,6 +211,7 @@ async def test_rebuild_needs_a_definition_when_the_collection_is_gone(
     assert await qdrant.count("things") == 50
 
 
+@pytest.mark.lengthy
 async def test_interrupted_rebuild_goes_on_where_it_was(
     outbox: Outbox, qdrant: QdrantStore
 ):

@@ -121,6 +121,7 @@ async def test_collection_made_anew_with_another_size_is_known(
     assert outbox.shapes.get("others") is None  # the vector store has the last word
 
 
+@pytest.mark.lengthy
 async def test_rebuild_does_not_replace_what_a_reindex_made_by_what_fits_no_longer(
     pool: Pool, store: QdrantStore
 ):

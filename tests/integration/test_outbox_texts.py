@@ -49,6 +49,7 @@ def broken(fault: Callable[[list[str]], Any]) -> Any:
     ],
 )
 @pytest.mark.parametrize("count", [1, 50])
+@pytest.mark.lengthy
 async def test_function_with_a_bug_sets_no_point_aside(
     pool: Pool, qdrant: QdrantStore, fault: Any, named: str, count: int
 ):
@@ -69,6 +70,7 @@ async def test_function_with_a_bug_sets_no_point_aside(
     assert (report.delivered, report.remaining) == (count, 0)
 
 
+@pytest.mark.lengthy
 async def test_bug_is_logged_once_and_points_with_vectors_go_on(
     pool: Pool, qdrant: QdrantStore, caplog: pytest.LogCaptureFixture
 ):

@@ -142,6 +142,7 @@ async def test_many_rows_are_changed_in_one_statement_after_a_single_one(
     assert await outbox.pending() == 12000
 
 
+@pytest.mark.lengthy
 async def test_statement_is_announced_while_a_drainer_waits(tmp_path: Path):
     """Once each; no NOTIFY, which all writers queue for, where nobody waits for it."""
     heard = asyncio.Queue[str]()
@@ -582,6 +583,7 @@ async def test_locked_table_holds_up_no_other_collection(
     assert await delivered(outbox, qdrant) == {1: {"title": "one", "year": 2001}}
 
 
+@pytest.mark.lengthy
 async def test_many_columns_are_the_payload(pool: Pool, qdrant: QdrantStore):
     """More than a function of the server takes arguments; one may be named alone."""
     outbox = Outbox(pool, qdrant, QUIET)
@@ -680,6 +682,7 @@ async def test_odd_names_and_types_are_quoted(pool: Pool, qdrant: QdrantStore):
     assert (await outbox.verify()).agrees
 
 
+@pytest.mark.lengthy
 async def test_points_of_other_origin_beside_it_are_left_alone(
     pool: Pool, qdrant: QdrantStore, outbox: Outbox
 ):
@@ -770,6 +773,7 @@ async def test_many_errors_are_changed_in_one_statement_after_a_single_one(
         assert await storage.outbox.pending() == 5001
 
 
+@pytest.mark.lengthy
 async def test_renamed_column_stops_no_one(
     pool: Pool, qdrant: QdrantStore, outbox: Outbox, caplog: pytest.LogCaptureFixture
 ):

@@ -66,6 +66,7 @@ async def test_a_connection_that_dies_in_a_transaction_is_not_lent_again(pool):
     assert len(calls) == 2
 
 
+@pytest.mark.lengthy
 async def test_the_default_timeout_holds_inside_a_transaction(empty_dsn):
     """The coarse timer cancels a borrowed connection's statement too."""
     config = PostgresConfig(dsn=empty_dsn, command_timeout=0.2)

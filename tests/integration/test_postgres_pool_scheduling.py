@@ -445,6 +445,7 @@ async def test_closing_finishes_although_it_is_cancelled(empty_dsn):
         await pool.fetchval("SELECT 1")
 
 
+@pytest.mark.lengthy
 async def test_closing_while_the_pool_still_grows_frees_every_slot(empty_dsn):
     """A connection that arrives late is ended too; its slot used to stay taken."""
     for turn in range(30):

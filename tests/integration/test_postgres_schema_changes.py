@@ -348,6 +348,7 @@ async def together(pool: Pool, body: Callable[[Any], Awaitable[None]]) -> None:
 
 @pytest.mark.parametrize("where", ["pool", "connection", "transaction"])
 @pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.lengthy
 async def test_every_verb_survives_a_change(empty_dsn, name, where):
     """Statements prepared before it work after it, with the value as it is now."""
     change, failed = CHANGES[name], []
@@ -470,6 +471,7 @@ async def test_a_pool_that_does_not_listen_compares_the_record(measured, migrati
         assert pool.statistics().connects == 1
 
 
+@pytest.mark.lengthy
 async def test_the_check_needs_no_record_and_no_right_to_read_it(empty_dsn, migrations):
     """A database without migrations, then one, then no right to read its record."""
     migrations.write("0001_t", "CREATE TABLE t (id int)", "DROP TABLE t")

@@ -53,6 +53,7 @@ def item(number: int) -> Item:
 
 
 @pytest.mark.usefixtures("pgvector")
+@pytest.mark.lengthy
 async def test_registered_types_are_exchanged_by_every_way_of_writing(pool):
     """One by one, in batches of every size and in filters; numpy arrays too."""
     await pool.execute(
@@ -112,6 +113,7 @@ def from_sparse(text: str) -> dict[int, float]:
 
 
 @pytest.mark.usefixtures("pgvector")
+@pytest.mark.lengthy
 async def test_half_and_sparse_vectors_by_every_way_of_writing(pool):
     """As text at once; as numbers by functions."""
     await pool.execute(

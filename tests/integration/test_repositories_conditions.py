@@ -223,6 +223,7 @@ CREATE TABLE person (
 """
 
 
+@pytest.mark.lengthy
 async def test_wrapped_annotations_are_read(pool):
     """NewType, Annotated, TypedDict, nested models, unions of JSON."""
     await pool.execute(PERSON)

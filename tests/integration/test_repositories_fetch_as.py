@@ -133,6 +133,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.lengthy
 async def test_a_pool_alone_makes_records(dsn):
     """In a process that has loaded nothing else of the package."""
     arguments = (sys.executable, "-c", ALONE, dsn)

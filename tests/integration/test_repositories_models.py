@@ -64,6 +64,7 @@ EVERYTHING = Everything(
 )
 
 
+@pytest.mark.lengthy
 async def test_every_kind_of_value_survives_every_way_of_writing(tables):
     """Alone, by arrays, by COPY and by upsert: what went in comes out."""
     repository = Repository(tables, Everything)

@@ -120,6 +120,7 @@ async def test_every_verb_reaches_a_partition_that_was_attached(
     assert await events.find_by_id(5) is None
 
 
+@pytest.mark.lengthy
 async def test_an_open_stream_holds_its_partitions(
     pool: Pool, events: Repository[Event]
 ):

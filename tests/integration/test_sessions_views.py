@@ -150,6 +150,7 @@ async def test_generated_names_are_unique_and_short(pool: Pool):
             await session.create_view("SELECT 1")
 
 
+@pytest.mark.lengthy
 async def test_a_name_in_use_is_refused(pool: Pool):
     """A live session's name is refused at once, one's own even without I/O."""
     async with (

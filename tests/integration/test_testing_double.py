@@ -135,6 +135,7 @@ async def test_points_outlive_the_server(tmp_path: Path) -> None:
             await client.close()
 
 
+@pytest.mark.lengthy
 async def test_local_mode_answers_where_the_engine_is_not_installed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

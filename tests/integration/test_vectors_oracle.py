@@ -346,6 +346,7 @@ FILTERS: list[tuple[str, Any, Check]] = [
 ]
 
 
+@pytest.mark.lengthy
 async def test_every_condition_chooses_what_python_chooses(
     any_store: QdrantStore, name: str
 ) -> None:
@@ -566,6 +567,7 @@ async def test_differing_hits_are_chosen_as_python_chooses(
     assert [hit.id for hit in found] == chosen
 
 
+@pytest.mark.lengthy
 async def test_fusions_score_as_python_does(any_store: QdrantStore, name: str) -> None:
     """Reciprocal ranks, with a constant and weights of one's own; spread of scores."""
     await fill(any_store, name)

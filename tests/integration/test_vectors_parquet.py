@@ -176,6 +176,7 @@ async def test_missing_extra_is_named(
         await export_parquet(qdrant, "a", tmp_path / "a.parquet")
 
 
+@pytest.mark.lengthy
 def test_command_goes_by_the_name_of_the_file(
     vector_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def test_the_child_sends_what_a_thread_would_have_read(log):
     assert child.report == report
 
 
+@pytest.mark.lengthy
 def test_the_child_loads_only_what_reads(log):
     """Half a second for driver, models and pages would be longer than 4 MB take."""
     assert reading_process.BOOT.rstrip().endswith("main()")

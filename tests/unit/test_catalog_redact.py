@@ -511,6 +511,7 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.text(), JSON))
+@pytest.mark.lengthy
 def test_any_context_can_be_stored_after_repair(context):
     """JSON and PostgreSQL take the result: no NUL, no surrogate, no NaN."""
     repaired, _ = repair_context(context)

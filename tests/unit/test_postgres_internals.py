@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 import asyncpg
+import pytest
 from asyncpg import cursor, prepared_stmt, protocol
 
 import fm_storage
@@ -38,6 +39,7 @@ def _used(path: Path) -> set[str]:
     }
 
 
+@pytest.mark.lengthy
 def test_only_two_modules_use_what_asyncpg_does_not_offer():
     """Everything else goes through them."""
     found = {
