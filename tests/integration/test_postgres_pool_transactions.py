@@ -158,6 +158,18 @@ async def test_a_savepoint_in_a_transaction_that_the_text_ended_says_so(pool):
     assert await ids(pool) == [1, 3]
 
 
+@pytest.mark.parametrize("text", ["SELECT $1::int; COMMIT", "COMMIT nonsense"])
+async def test_a_text_that_the_server_refused_has_ended_nothing(pool, text):
+    """The savepoint is undone, and the transaction goes on to its end."""
+    async with pool.transaction() as tx:
+        await tx.execute("INSERT INTO t VALUES (1)")
+        with pytest.raises(QueryFailed) as found:
+            async with tx.savepoint() as inner:
+                await inner.fetch(text, *([1] if "$1" in text else []))
+        assert found.value.sqlstate == "42601"
+    assert await ids(pool) == [1]
+
+
 async def test_a_body_that_ended_its_transaction_is_not_repeated(pool):
     """A part of it is committed, and would be done twice."""
     begun = []

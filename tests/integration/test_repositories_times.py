@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from typing import Annotated, Any
 
 import pytest
@@ -265,3 +265,27 @@ async def test_a_time_of_day_with_a_zone_is_refused_by_every_way_of_writing(
         with pytest.raises(InvalidRecord, match="time zone, which time drops"):
             await write()
     assert await shifts.find_many(where("id") >= 0) == [Shift(0, dt.time(6))]
+
+
+@pytest.mark.parametrize(
+    "kind", ["timetz", "timetz(0)", "time(3) with time zone", "opening", "timetz[]"]
+)
+async def test_a_time_with_a_zone_is_kept_where_the_column_has_one(pool, kind):
+    """Whatever its type is called, a domain too."""
+    await pool.execute("CREATE DOMAIN opening AS timetz")
+    await pool.execute(f"CREATE TABLE desk (id int PRIMARY KEY, at {kind})")
+    at = dt.time(6, tzinfo=dt.timezone(dt.timedelta(hours=2)))
+    annotation = list[dt.time] if kind.endswith("[]") else dt.time
+    value = [at, at] if kind.endswith("[]") else at
+    desk = make_dataclass(
+        "Desk", [("id", int), ("at", Annotated[annotation, Column(type=kind)])]
+    )
+    desks = Repository(pool, desk, table="desk")
+    await desks.create(desk(1, value))
+    await desks.create_many([desk(2, value), desk(3, value)])
+    await desks.create_many([desk(n, value) for n in range(10, 5020)])
+    await desks.upsert(desk(4, value))
+    await desks.upsert_many([desk(4, value), desk(5, value)])
+    await desks.update(1, {"at": value})
+    assert await desks.count(where("at") == value) == 5015
+    assert await desks.get_by_id(5) == desk(5, value)

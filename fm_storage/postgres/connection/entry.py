@@ -49,7 +49,7 @@ class PoolEntry:
         unsynced: Whether a call may have left the server in an implicit transaction.
         settling: The task that ends that, on a connection that is held.
         blocks: How many of our transactions and savepoints are open on it.
-        ended: Whether a text sent in them may have ended the transaction.
+        ended: How many texts sent in them may have ended the transaction.
         failure: The last error that a statement of ours ended with.
         nothing_sent: Whether not a byte of that statement was sent.
         foreign: Whether it is the caller's own connection, which is never closed.
@@ -109,7 +109,7 @@ class PoolEntry:
         self.unsynced = False
         self.settling: asyncio.Task[None] | None = None
         self.blocks = 0
-        self.ended = False
+        self.ended = 0
         self.failure: BaseException | None = None
         self.nothing_sent = False
         self.foreign = foreign

@@ -66,6 +66,7 @@ FOREIGN_GOODBYE = 5.0
 _BEGIN = Sql("BEGIN READ ONLY")
 _ROLLBACK = Sql("ROLLBACK")
 _NO_SAVEPOINT = "3B001"
+_SYNTAX = "42601"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class Statements:
         """Return statements for a transaction on the same entry, and the object."""
         entry = self.required()
         if not entry.blocks:
-            entry.ended = False
+            entry.ended = 0
         entry.blocks += 1
         inner = Statements(entry, self._rules, what="transaction")
         return inner, self._rules.make_transaction(inner)
@@ -165,7 +166,7 @@ class Statements:
                     entry, exc, sql, again(entry.raw, text, *args, timeout=timeout)
                 )
         except BaseException as exc:  # translated, and passed on
-            error = self._failed(entry, exc, args)
+            error = self._failed(entry, exc, sql, args)
             if observed is not None:
                 observed.fail(error)
             if error is exc:
@@ -236,15 +237,17 @@ class Statements:
             if not (classifier.known.get(sql) or classifier.classify(sql)):
                 entry.dirty = True
                 if entry.blocks and ends_transaction(sql):
-                    entry.ended = True
+                    entry.ended += 1
         entry.task = current_task()
         return entry
 
     def _failed(
-        self, entry: PoolEntry, exc: BaseException, args: Sequence[Any]
+        self, entry: PoolEntry, exc: BaseException, sql: str, args: Sequence[Any]
     ) -> BaseException:
         """Translate *exc*, and let the pool learn from it."""
         owner = self._rules.owner
+        if entry.ended and getattr(exc, "sqlstate", None) == _SYNTAX:
+            entry.ended -= ends_transaction(sql)  # nothing of the text was run
         entry.nothing_sent = False
         if not driver.is_synced(exc):
             self._settle_soon(entry)

@@ -148,7 +148,7 @@ class Block:
         elif exc_type is not None:
             entry = self._outer.entry
             await undo_block(self._outer, self._undo)
-            ended = entry is not None and entry.ended
+            ended = entry is not None and entry.ended > 0
             if ended and isinstance(exc, StorageError) and exc.retryable:
                 raise _ended() from exc  # a part may be committed: nobody repeats it
         else:

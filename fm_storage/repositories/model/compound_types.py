@@ -344,6 +344,9 @@ class Geometry(Other):
 
 _WITHOUT_ZONE = re.compile(r"timestamp ?(\(\d\))?( without time zone)?(\[\])?")
 
+_TIME = re.compile(r"time ?(\(\d\))?( without time zone)?(\[\])?")
+_TIME_WITH_ZONE = re.compile(r"timetz ?(\(\d\))?|time ?(\(\d\))? with time zone")
+
 
 def named_type(sql: str, annotation: Any) -> ColumnType | None:
     """Return the type that the name decides more than the annotation, if it does."""
@@ -356,7 +359,13 @@ def named_type(sql: str, annotation: Any) -> ColumnType | None:
         return Geometry(sql, binary=annotation is bytes)
     if TimeRange.names.fullmatch(sql):
         return TimeRange(sql)
-    return TimeWithZone(sql) if sql in {"timetz", "time with time zone"} else None
+    if annotation is dt.time and not _TIME.fullmatch(sql):
+        return TimeWithZone(sql)
+    if dt.time in typing.get_args(annotation) and not _TIME.fullmatch(sql):
+        return Array(
+            TimeWithZone(sql.removesuffix("[]")), typing.get_origin(annotation)
+        )
+    return TimeWithZone(sql) if _TIME_WITH_ZONE.fullmatch(sql) else None
 
 
 def _decode_array(
