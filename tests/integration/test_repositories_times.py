@@ -289,3 +289,25 @@ async def test_a_time_with_a_zone_is_kept_where_the_column_has_one(pool, kind):
     await desks.update(1, {"at": value})
     assert await desks.count(where("at") == value) == 5015
     assert await desks.get_by_id(5) == desk(5, value)
+
+
+async def test_times_of_day_in_json_stay_json(pool):
+    """A declared type other than a time's decides as it did."""
+    await pool.execute(
+        "CREATE TABLE plot (id int PRIMARY KEY, one jsonb, many jsonb, named jsonb)"
+    )
+
+    @dataclass
+    class Plot:
+        """Times in three shapes."""
+
+        id: int
+        one: Annotated[dt.time, Column(type="jsonb")]
+        many: Annotated[list[dt.time], Column(type="jsonb")]
+        named: Annotated[dict[str, dt.time], Column(type="jsonb")]
+
+    plots = Repository(pool, Plot)
+    given = [Plot(n, dt.time(6), [dt.time(7)], {"a": dt.time(8)}) for n in (1, 2, 3)]
+    await plots.create(given[0])
+    await plots.create_many(given[1:])
+    assert await plots.find_many(where("id") > 0, order_by="id") == given

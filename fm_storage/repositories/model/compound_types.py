@@ -344,7 +344,6 @@ class Geometry(Other):
 
 _WITHOUT_ZONE = re.compile(r"timestamp ?(\(\d\))?( without time zone)?(\[\])?")
 
-_TIME = re.compile(r"time ?(\(\d\))?( without time zone)?(\[\])?")
 _TIME_WITH_ZONE = re.compile(r"timetz ?(\(\d\))?|time ?(\(\d\))? with time zone")
 
 
@@ -359,12 +358,10 @@ def named_type(sql: str, annotation: Any) -> ColumnType | None:
         return Geometry(sql, binary=annotation is bytes)
     if TimeRange.names.fullmatch(sql):
         return TimeRange(sql)
-    if annotation is dt.time and not _TIME.fullmatch(sql):
-        return TimeWithZone(sql)
-    if dt.time in typing.get_args(annotation) and not _TIME.fullmatch(sql):
-        return Array(
-            TimeWithZone(sql.removesuffix("[]")), typing.get_origin(annotation)
-        )
+    if sql.endswith("[]") and dt.time in typing.get_args(annotation):
+        element = Time()
+        element.sql = sql.removesuffix("[]")
+        return Array(element, typing.get_origin(annotation))
     return TimeWithZone(sql) if _TIME_WITH_ZONE.fullmatch(sql) else None
 
 

@@ -136,15 +136,18 @@ class Date(Plain):
         return _beyond(name)
 
 
+_ZONELESS = re.compile(r"time ?(\(\d\))?( without time zone)?")
+
+
 class Time(Plain):
-    """Times of day without a zone."""
+    """Times of day; what another type than ``time`` does with a zone is its affair."""
 
     sql, wanted = "time", "a time"
     exact, accepted = frozenset({dt.time}), (dt.time,)
 
     def encode(self, value: Any) -> Any:
-        """Return *value* if it has no time zone."""
-        if super().encode(value).tzinfo is not None:
+        """Return *value*, which has no time zone if the column would drop it."""
+        if super().encode(value).tzinfo and _ZONELESS.fullmatch(self.sql):
             raise Refused(
                 "has a time zone, which time drops; use timetz, declared as "
                 'Column(type="timetz")'
