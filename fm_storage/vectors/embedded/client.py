@@ -209,7 +209,7 @@ class EmbeddedEngine:
             isinstance(request, (Upsert, UpdateVectors))
             and len(request.points) > _SMALL
         ):
-            meta, raw = await asyncio.to_thread(_upsert_frame, request)
+            meta, raw = await asyncio.to_thread(_frame, request)
         else:
             meta, raw = _frame(request)
         meta["op"], meta["c"] = operation, collection

@@ -23,6 +23,7 @@ from pathlib import Path
 from fm_storage.concurrency.posix import fcntl, require_posix
 from fm_storage.errors import EmbeddedFailed
 from fm_storage.vectors.embedded.boot import command
+from fm_storage.vectors.embedded.opening import weigh_as_killed
 
 _ENGINE = "fm_storage.vectors.embedded.process.main"
 START_TIMEOUT = 45.0
@@ -145,9 +146,7 @@ def take_turn(folder: Path) -> int | None:
 def _reap(process: subprocess.Popen[bytes], folder: Path) -> None:
     """Wait for the engine's end; being killed says little about what it just read."""
     if process.wait() == -signal.SIGKILL:
-        for note in folder.glob("shards/*/opening"):
-            with suppress(OSError):
-                os.truncate(note, max(0, note.stat().st_size - 9))
+        weigh_as_killed(folder / "shards")
 
 
 def start(folder: Path) -> None:

@@ -65,9 +65,12 @@ async def find_many(
             return [await _found(calls, collection, query) for query in queries]
         if not queries:
             return []
-        return list(await calls.ask("query_batch", collection, QueryBatch(queries)))
+        answers: list[list[ScoredPoint]] = await calls.ask(
+            "query_batch", collection, QueryBatch(queries)
+        )
     except RecordNotFound as exc:
         raise _named(exc, collection, *every) from exc
+    return answers
 
 
 async def find_groups(
@@ -82,9 +85,10 @@ async def find_groups(
 
     request = await calls.fitted(collection, encode)
     try:
-        return list(await calls.ask("query_groups", collection, request))
+        groups: list[PointGroup] = await calls.ask("query_groups", collection, request)
     except RecordNotFound as exc:
         raise _named(exc, collection, asked) from exc
+    return groups
 
 
 def _named(exc: RecordNotFound, collection: str, *every: Asked) -> RecordNotFound:

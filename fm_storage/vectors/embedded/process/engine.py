@@ -21,6 +21,7 @@ from typing import Any
 import qdrant_edge as edge
 
 from fm_storage.vectors.embedded.frames import PROTOCOL
+from fm_storage.vectors.embedded.opening import noted
 from fm_storage.vectors.embedded.process.edge_types import BadRequest
 from fm_storage.vectors.embedded.process.index_build import Build, wants_index
 from fm_storage.vectors.embedded.process.manifest import Manifest, sync_folder
@@ -48,7 +49,6 @@ _UNREADABLE = re.compile(
     r"|corrupt|checksum|inconsistent storage|out of bounds",
     re.IGNORECASE,
 )
-_ATTEMPTS = 3
 REST = 60.0
 """Seconds between two attempts to build an index that failed."""
 
@@ -351,7 +351,7 @@ class Engine:
             entry = self.manifest.collections[name]
             folder = self.manifest.shards_folder / entry["folder"]
             try:
-                with _noted(folder / "opening"):
+                with noted(folder):
                     shard = Shard.load(name, folder, entry["spec"])
             except BaseException as exc:  # a panic of the engine is no Exception
                 if _ELSEWHERE.search(str(exc)) or isinstance(exc, MemoryError):
@@ -478,29 +478,6 @@ class Engine:
 
     def _flush_one(self, request: dict[str, Any]) -> None:
         self._shard(request).flush()
-
-
-@contextmanager
-def _noted(note: Path) -> Iterator[None]:
-    """Give up after attempts that ended the process: a damaged file can do that.
-
-    Each end counts for ten bytes; one by SIGKILL, which is nearly always another's
-    doing, for one, as the starting process takes nine back (``launch.py``).
-    """
-    with suppress(OSError):  # a full disk is still read
-        if note.exists() and note.stat().st_size >= 10 * _ATTEMPTS:
-            message = (
-                f"{note}: the engine ended again and again while it read the files "
-                "beside; to have it try again remove this one"
-            )
-            raise RuntimeError(message)
-        with note.open("a") as attempts:
-            attempts.write(10 * "x")
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            note.unlink(missing_ok=True)
 
 
 def refusal(exc: Exception) -> dict[str, Any]:
