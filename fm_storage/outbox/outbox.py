@@ -588,9 +588,9 @@ class Outbox:
 
 
 def _columns(named: str | Sequence[str], argument: str) -> list[str]:
-    columns = [named] if isinstance(named, str) else named
     remedy = "give the name of a column, or a list of names"
-    of_kind(columns, (list, tuple), argument, remedy)
+    of_kind(named, Iterable, argument, remedy)
+    columns = [named] if isinstance(named, (str, bytes)) else list(named)
     for column in columns:
         of_kind(column, str, argument, remedy)
     return list(dict.fromkeys(columns))

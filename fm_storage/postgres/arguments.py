@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Awaitable, Iterable
@@ -40,17 +41,17 @@ def function(value: object, name: str) -> None:
         )
 
 
-async def awaited(made: Awaitable[T], name: str) -> T:
-    """Return what *made* gives, which the function *name* has returned.
+def awaitable(made: Awaitable[T], name: str, remedy: str) -> Awaitable[T]:
+    """Return *made*, which the function *name* has returned.
 
     Raises:
-        ConfigurationInvalid: It cannot be awaited: the function is not async.
+        ConfigurationInvalid: It cannot be awaited; the message ends in *remedy*.
     """
-    if not isinstance(made, Awaitable):
+    if not inspect.isawaitable(made):
         raise ConfigurationInvalid(
-            name, f"returned a {type(made).__name__}; give an async function"
+            name, f"it returned a {type(made).__name__}, not an awaitable; {remedy}"
         )
-    return await made
+    return made
 
 
 def names_of(columns: object) -> None:

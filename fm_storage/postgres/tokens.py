@@ -74,6 +74,10 @@ _CONTINUED = re.compile(
     r"(?:[ \t\f\v]|--[^\n\r]*+)*+[\n\r](?:[ \t\n\r\f\v]|--[^\n\r]*+[\n\r])*+'"
 )
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
+_PARENTHESES = {"(": 1, ")": -1}
+_FUNCTION = re.compile(r"create (or replace )?(function|procedure)\b")
+_TELLING = 4
+"""Words that show whether a statement makes a function."""
 _FOLDED = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
@@ -117,6 +121,62 @@ def tokens(
             raise _unended(owner, "a quoted name")
         yield Token(str(kind), sql[at:end], at)
         at = end
+
+
+def split(sql: str, *, owner: str = "statement") -> list[str]:
+    """Split *sql* into statements where psql does.
+
+    A semicolon ends a statement outside parentheses and outside the body of a
+    function in SQL, which is ``BEGIN ATOMIC … END``. Each statement goes from its
+    first word to its semicolon, without the comments around it.
+
+    Raises:
+        InvalidRecord: A string, a quoted name or a comment does not end.
+    """
+    found: list[str] = []
+    start, end, nesting = -1, 0, _Nesting()
+    for token in tokens(sql, owner=owner):
+        if token.text == ";" and not nesting:
+            if start >= 0:
+                found.append(sql[start : token.end])
+            start, nesting = -1, _Nesting()
+            continue
+        if start < 0:
+            start = token.start
+        end = token.end
+        nesting.enter(token)
+    if start >= 0:
+        found.append(sql[start:end])
+    return found
+
+
+class _Nesting:
+    """How deep in parentheses, and in blocks of an SQL function, a statement is."""
+
+    def __init__(self) -> None:
+        self._parentheses = 0
+        self._blocks = 0
+        self._words: list[str] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._parentheses or self._blocks)
+
+    def enter(self, token: Token) -> None:
+        """Count what *token* opens or closes."""
+        if token.text in _PARENTHESES:
+            self._parentheses = max(self._parentheses + _PARENTHESES[token.text], 0)
+        elif token.kind == "word" and not self._parentheses:
+            self._enter_word(fold(token.text))
+
+    def _enter_word(self, word: str) -> None:
+        if len(self._words) < _TELLING:
+            self._words.append(word)
+        if not _FUNCTION.match(" ".join(self._words)):
+            return
+        if word == "begin" or (word == "case" and self._blocks):
+            self._blocks += 1
+        elif word == "end" and self._blocks:
+            self._blocks -= 1
 
 
 def fold(name: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
 from fm_storage.errors import ConfigurationInvalid, ConnectionFailed
 from fm_storage.postgres import Connection, Pool
+from fm_storage.postgres.arguments import awaitable
 from fm_storage.postgres.connection.joining import adopted
 from fm_storage.postgres.errors import translate
 
@@ -56,13 +56,11 @@ class _FromFunction:
 
     async def connect(self, purpose: str, *, dsn: str | None = None) -> Connection:
         del dsn  # the address is the function's own affair
-        waiting: object = self._make()
-        if not inspect.isawaitable(waiting):
-            raise ConfigurationInvalid(
-                "provider",
-                f"it returned a {type(waiting).__name__}, not an awaitable; give an "
-                "async function that returns a connection",
-            )
+        waiting = awaitable(
+            self._make(),
+            "provider",
+            "give an async function that returns a connection",
+        )
         try:
             made = await waiting
         except OSError as exc:

@@ -121,13 +121,17 @@ async def test_a_savepoint_with_a_failure_that_its_block_kept_is_undone(pool):
 
 
 @pytest.mark.parametrize(
-    "end",
+    ("end", "kept"),
     [
-        *("COMMIT", "ROLLBACK", "SELECT 1; ABORT"),
-        *("COMMIT AND CHAIN", "ROLLBACK WORK AND CHAIN", "/* a */ END; BEGIN"),
+        ("COMMIT", [1, 2]),
+        ("ROLLBACK", [2]),
+        ("SELECT 1; ABORT", [2]),
+        ("COMMIT AND CHAIN", [1]),
+        ("ROLLBACK WORK AND CHAIN", []),
+        ("/* a */ END; BEGIN", [1]),
     ],
 )
-async def test_a_block_whose_transaction_the_text_ended_says_so(pool, end):
+async def test_a_block_whose_transaction_the_text_ended_says_so(pool, end, kept):
     """What followed was no part of it: nobody takes the block for all or nothing."""
     with pytest.raises(QueryFailed, match="ended it") as found:
         async with pool.transaction() as tx:
@@ -135,12 +139,7 @@ async def test_a_block_whose_transaction_the_text_ended_says_so(pool, end):
             await tx.execute(end)
             await tx.execute("INSERT INTO t VALUES (2)")
     assert found.value.sqlstate == "25P01"
-    undone = {1: set(), 2: set()}
-    if "ROLLBACK" in end or "ABORT" in end:
-        undone[1] = {1}
-    if "CHAIN" in end or "BEGIN" in end:
-        undone[2] = {2}
-    assert await ids(pool) == sorted({1, 2} - undone[1] - undone[2])
+    assert await ids(pool) == kept
 
 
 async def test_a_savepoint_in_a_transaction_that_the_text_ended_says_so(pool):

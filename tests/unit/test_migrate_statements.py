@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fm_storage.errors import InvalidRecord
-from fm_storage.migrate.statements import split
+from fm_storage.postgres.tokens import split
 
 
 @pytest.mark.parametrize(

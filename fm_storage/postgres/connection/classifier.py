@@ -17,12 +17,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import chain
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from fm_storage.errors import InvalidRecord
 from fm_storage.postgres.sql import sendable
-from fm_storage.postgres.tokens import Token, fold, tokens
+from fm_storage.postgres.tokens import fold, split, tokens
 
 if TYPE_CHECKING:
     import asyncpg
@@ -245,6 +245,7 @@ class Classifier:
         self.stale = False
         self._names = UserNames()
         self._defining: set[str] = set()  # of what is known
+        self._ending: dict[str, bool] = {}  # by those of which it was asked
 
     def learn(self, names: UserNames) -> None:
         """Judge by *names* from now on."""
@@ -277,9 +278,19 @@ class Classifier:
             self.stale = True
         return effect
 
+    def ends_transaction(self, sql: str) -> bool:
+        """Return whether *sql*, which was classified, ends the open transaction."""
+        ends = self._ending.get(sql)
+        if ends is None:
+            ends = ends_transaction(sql)
+            if len(sql) <= _LONGEST:
+                self._ending[sql] = ends
+        return ends
+
     def _forget(self) -> None:
         self.known.clear()
         self._defining.clear()
+        self._ending.clear()
 
 
 def classify(sql: str, names: UserNames | None = None) -> Effect:
@@ -304,8 +315,6 @@ _ENDING = re.compile(
     r"(?:\A|[;/\n\r])\s*(?:commit|end|abort|rollback|prepare)\b", re.IGNORECASE
 )
 
-_TELLING = 3  # words of a statement that tell whether it does
-
 
 def ends_transaction(sql: str) -> bool:
     """Return whether a statement in *sql* ends the transaction that is open.
@@ -314,34 +323,20 @@ def ends_transaction(sql: str) -> bool:
     """
     if _ENDING.search(sql) is None:
         return False
-    words: list[str] = []  # of a statement
-    atomic = False  # within the body of a function
     try:
-        for token in chain(tokens(sql), [Token("mark", ";", len(sql))]):
-            if token.text != ";":
-                word = fold(token.text) if token.kind == "word" else token.text
-                atomic = atomic or (word == "atomic" and words[:1] == ["create"])
-                if len(words) < _TELLING:
-                    words.append(word)
-                continue
-            if atomic:
-                atomic = words[:1] != ["end"]
-            elif _ends(words):
-                return True
-            words = []
+        return any(map(_ends, split(sql)))
     except InvalidRecord:  # the server refuses it as well
         return False
-    return False
 
 
-def _ends(words: list[str]) -> bool:
-    match words:
-        case ["prepare", "transaction", *_]:
-            return True
-        case ["rollback", "to", *_] | ["rollback", "work" | "transaction", "to", *_]:
+def _ends(statement: str) -> bool:
+    match [fold(token.text) for token in islice(tokens(statement), 3)]:
+        case ["rollback", "to", *_] | ["rollback", "work" | "transaction", "to"]:
             return False
         case [_, "prepared", *_]:
             return False
+        case ["prepare", "transaction", *_]:
+            return True
         case ["commit" | "end" | "abort" | "rollback", *_]:
             return True
     return False

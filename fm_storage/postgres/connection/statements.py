@@ -33,11 +33,7 @@ from fm_storage.postgres.connect.internals import (
     wait_for_cancellation,
 )
 from fm_storage.postgres.connection import driver
-from fm_storage.postgres.connection.classifier import (
-    Classifier,
-    Effect,
-    ends_transaction,
-)
+from fm_storage.postgres.connection.classifier import Classifier, Effect
 from fm_storage.postgres.connection.entry import GRACE
 from fm_storage.postgres.errors import cause_of, is_callers, translate, unsent
 from fm_storage.postgres.sql import Sql, sendable
@@ -236,7 +232,7 @@ class Statements:
             classifier = self._rules.classifier
             if not (classifier.known.get(sql) or classifier.classify(sql)):
                 entry.dirty = True
-                if entry.blocks and ends_transaction(sql):
+                if entry.blocks and classifier.ends_transaction(sql):
                     entry.ended += 1
         entry.task = current_task()
         return entry
@@ -247,7 +243,8 @@ class Statements:
         """Translate *exc*, and let the pool learn from it."""
         owner = self._rules.owner
         if entry.ended and getattr(exc, "sqlstate", None) == _SYNTAX:
-            entry.ended -= ends_transaction(sql)  # nothing of the text was run
+            # Nothing of the text was run.
+            entry.ended -= self._rules.classifier.ends_transaction(sql)
         entry.nothing_sent = False
         if not driver.is_synced(exc):
             self._settle_soon(entry)

@@ -20,7 +20,7 @@ from fm_storage.errors import (
 )
 from fm_storage.postgres.arguments import (
     at_least_one,
-    awaited,
+    awaitable,
     check_position,
     function,
     of_kind,
@@ -381,7 +381,9 @@ class Pool(Verbs):
                     entry = statements.required()
                     entry.failure = None
                     async with transaction_on(statements, begin) as transaction:
-                        result = await awaited(fn(transaction), "fn")
+                        result = await awaitable(
+                            fn(transaction), "fn", "give an async function"
+                        )
                         committing = True
             except StorageError as error:
                 if attempt == attempts or not is_worth_repeating(
