@@ -6,7 +6,6 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
 from contextvars import Context
-from itertools import islice
 from typing import Generic, TypeVar
 
 from fm_storage.concurrency.lifecycle import Home
@@ -90,6 +89,7 @@ class Batcher(Generic[T, R]):
         self._write = write
         # In order of arrival; by add() and _take().
         self._waiting: deque[_Waiting[T, R]] = deque()
+        self._load = 0  # keys of what waits
         self._busy: set[Hashable] = set()  # keys under way
         self._under_way = 0
         self._due = False  # whether _start() is called in this turn of the loop
@@ -128,6 +128,7 @@ class Batcher(Generic[T, R]):
         self._home.check()  # what a child inherited by fork never ends
         future: asyncio.Future[R] = loop.create_future()
         self._waiting.append(_Waiting(item, keys, group, future))
+        self._load += len(keys)
         self._schedule()
         return await future
 
@@ -155,9 +156,9 @@ class Batcher(Generic[T, R]):
             self._timer = loop.call_later(_PATIENCE, self._hurry, context=Context())
 
     def _has_room(self) -> bool:
-        if not 0 < self._under_way < _WIDTH:
-            return not self._under_way
-        return sum(len(one.keys) for one in islice(self._waiting, _FULL)) >= _FULL
+        if not self._under_way:
+            return True
+        return self._under_way < _WIDTH and self._load >= _FULL
 
     def _hurry(self) -> None:
         """Begin another batch: what is under way may wait for somebody's lock."""
@@ -194,8 +195,9 @@ class Batcher(Generic[T, R]):
         size = 0
         while self._waiting and size < _MOST and len(batch) < calls:
             one = self._waiting.popleft()
-            if one.future.done():
-                continue  # cancelled
+            if one.future.done():  # cancelled
+                self._load -= len(one.keys)
+                continue
             fits = not batch or (
                 one.group == batch[0].group and size + len(one.keys) <= _MOST
             )
@@ -207,6 +209,7 @@ class Batcher(Generic[T, R]):
                 passed.append(one)
                 held.update(one.keys)
         self._waiting.extendleft(reversed(passed))
+        self._load -= size
         return batch
 
     async def _fly(self, batch: Sequence[_Waiting[T, R]]) -> None:

@@ -173,11 +173,12 @@ def active_span() -> tuple[str, str] | None:
     tracing = sys.modules.get("opentelemetry.trace")
     if tracing is None:
         return None
-    # Nothing of the application's tracing may keep an error out.
-    with contextlib.suppress(Exception):
+    try:
         context = tracing.get_current_span().get_span_context()
         if context.is_valid:
             return f"{context.trace_id:032x}", f"{context.span_id:016x}"
+    except Exception:  # nothing of the application's tracing may keep an error out
+        return None
     return None
 
 

@@ -157,7 +157,8 @@ class Recorder:
             StorageError: Misuse, or neither place could take them.
         """
         self.open()
-        return await self._batcher.add(rows, [row.id for row in rows])
+        # Numbers: a UUID's hash is computed in Python.
+        return await self._batcher.add(rows, [row.id.int for row in rows])
 
     async def _kept(self, calls: Sequence[Sequence[Prepared]]) -> bool:
         """Store the rows of several calls, all of them in the same place.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
@@ -96,6 +96,13 @@ class Recorded:
         return self.entry.id
 
 
+@cache
+def _entity() -> type[ErrorEntry]:
+    from fm_storage.repositories import ErrorEntry  # not in a process that reads logs
+
+    return ErrorEntry
+
+
 class Prepared(NamedTuple):
     """One row of the catalogue, ready for the statement that stores it.
 
@@ -118,17 +125,15 @@ class Prepared(NamedTuple):
     @property
     def entry(self) -> ErrorEntry:
         """The row as the repository's entity."""
-        from fm_storage.repositories import ErrorEntry
-
-        return ErrorEntry(
-            message=self.message,
-            module=self.module,
-            error_code=self.error_code,
-            severity=self.severity,
-            stack_trace=self.stack_trace,
-            manager_context=self.context,
-            timestamp=self.timestamp,
-            id=self.id,
+        return _entity()(
+            self.message,
+            self.module,
+            self.error_code,
+            self.severity,
+            self.stack_trace,
+            self.context,
+            self.timestamp,
+            self.id,
         )
 
     @property
