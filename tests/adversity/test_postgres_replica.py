@@ -17,6 +17,7 @@ from fm_storage import (
     ErrorManager,
     PostgresConfig,
     QueryFailed,
+    QueryTimeout,
     SerializationFailed,
     StorageConfig,
     StorageManager,
@@ -305,6 +306,19 @@ async def test_a_conflict_with_recovery_is_no_error(cluster: TestCluster):
             ended = True
         assert counts == [5, 5, 5, 5, 1000]
         assert reads.statistics().fallbacks > 0
+
+
+async def test_a_slow_read_is_not_run_again(cluster: TestCluster):
+    """What the server cancelled for its time would burden the primary, too."""
+    standby = await cluster.standby()
+    limit = {"statement_timeout": "400"}
+    async with pools(cluster, standby.tcp_dsn, server_settings=limit) as (_, reads):
+        for call in (reads.fetch, reads.fetchrow, reads.fetchval, reads.execute):
+            began = time.monotonic()
+            with pytest.raises(QueryTimeout, match="postgres-reads"):
+                await call("SELECT pg_sleep(5)")
+            assert time.monotonic() - began < 0.8
+        assert reads.statistics().fallbacks == 0
 
 
 async def test_a_replica_behind_a_pooler(cluster: TestCluster, pgbouncer):

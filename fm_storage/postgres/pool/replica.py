@@ -48,7 +48,7 @@ _LOOK = 2.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 30.0
 _CONNECT = 3.0
 """An attempt to connect to a replica takes no longer: the primary is there."""
-_CONFLICTS = frozenset({"40001", "40P01", "57014"})
+_CONFLICTS = frozenset({"40001", "40P01"})
 _CONFLICT_PAUSE = 0.05
 _REPEATED = frozenset({driver.fetch, driver.fetchrow, driver.execute})
 """Calls of the driver that may be made again: none has given anything away."""
