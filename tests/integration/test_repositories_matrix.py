@@ -324,6 +324,56 @@ async def test_one_meaning(pool, kind: Kind):
         assert seen == ordered
 
 
+GAPS = memoryview(b"abcd")[::2]
+NETWORK = ip.IPv4Interface("10.0.0.1/8")
+OTHER_INT = Annotated[int, Column(type="oid")]
+
+
+@pytest.mark.parametrize(
+    ("sql", "annotation", "wrong"),
+    [
+        ("int2", int, 1 << 15),
+        ("int2[]", list[int], [1, 1 << 15]),
+        ("int4", int, 1 << 31),
+        ("int4[]", list[int], [-1 - (1 << 31)]),
+        ("oid", OTHER_INT, 1 << 32),
+        ("oid[]", list[OTHER_INT], [-1]),
+        ("real", float, 1e40),
+        ("real[]", list[float], [0.5, -1e40]),
+        ("bytea", bytes, GAPS),
+        ("bytea[]", list[bytes], [GAPS, "text"]),
+        ("inet", ip.IPv4Address, NETWORK),
+        ("inet[]", list[ip.IPv4Address], [NETWORK]),
+    ],
+)
+async def test_one_refusal(pool, sql: str, annotation: Any, wrong: Any):
+    """What a column cannot hold is refused alike by every way, and nothing stays."""
+    await pool.execute(f"CREATE TABLE t (id int PRIMARY KEY, v {sql})")
+    model = dataclasses.make_dataclass("Row", [("id", int), ("v", annotation | None)])
+    rows: Repository[Any] = Repository(pool, model, table="t")
+    await rows.create(model(0, None))
+    bad = model(1, wrong)
+    good = [model(n, None) for n in range(2, 3 + COPY_ABOVE)]
+    for call in (
+        lambda: rows.create(bad),
+        lambda: rows.create_many([good[0], bad]),
+        lambda: rows.create_many([*good, bad]),
+        lambda: rows.upsert(bad),
+        lambda: rows.upsert_many([good[0], bad]),
+        lambda: rows.get_or_create(bad),
+        lambda: rows.update(0, {"v": wrong}),
+        lambda: rows.update_where([], {"v": wrong}, everything=True),
+        lambda: rows.find_many(where("v") == wrong),
+        lambda: rows.find_many(where("v").in_([wrong])),
+    ):
+        with pytest.raises(InvalidRecord):
+            await call()
+    assert await rows.find_many() == [model(0, None)]
+    with pytest.raises(InvalidRecord) as caught:
+        await rows.create_many([good[0], bad])
+    assert (caught.value.index, caught.value.field) == (1, "v")
+
+
 LARGEST, SMALLEST = Decimal("9E+131071"), Decimal("-1E-16383")
 BOTH = Decimal(f"{10**100}.{'0' * 99}1")
 

@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 Encoder: TypeAlias = Callable[[Any], Any]
 _UNIX = getattr(socket, "AF_UNIX", None)
 _ROOM = 1 << 20
-_REFUSED = (TypeError, ValueError, OverflowError, LookupError, AttributeError)
-"""What the driver's encoders raise; the last, that for uuid."""
+_REFUSED = (
+    TypeError, ValueError, ArithmeticError, LookupError, AttributeError, BufferError
+)  # fmt: skip
+"""What the driver's encoders raise; the last two, those for uuid and bytea."""
 _ENUMS = "SELECT oid FROM pg_type WHERE oid = ANY($1::oid[]) AND typtype = 'e'"
 
 

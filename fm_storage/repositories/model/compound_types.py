@@ -229,10 +229,12 @@ class Array(ColumnType):
         """Return text, from which the array is built; see ``encode_many()``."""
         if not actual.element:
             return None
+        # Text of a negative number would be taken for an oid, a number is not.
+        element = "int8::oid" if actual.element == "oid" else actual.element
         return Source(
             "text",
             f"CASE WHEN {{0}} IS NULL THEN NULL ELSE ARRAY(SELECT "
-            f"e::{actual.element} FROM jsonb_array_elements_text({{0}}::jsonb) "
+            f"e::{element} FROM jsonb_array_elements_text({{0}}::jsonb) "
             f"WITH ORDINALITY AS j(e, n) ORDER BY n) END",
         )
 

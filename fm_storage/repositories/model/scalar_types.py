@@ -440,6 +440,10 @@ class Uuid(Plain):
         return UUID(text)
 
 
+_INTERFACES = (ip.IPv4Interface, ip.IPv6Interface)
+"""Subclasses of the addresses', with a network beside it."""
+
+
 class Address(Plain):
     """Addresses and networks of the Internet protocol."""
 
@@ -449,8 +453,10 @@ class Address(Plain):
         self.exact = self.given = frozenset({wanted})
 
     def encode(self, value: Any) -> Any:
-        """Return *value* if it is of the class."""
-        if not isinstance(value, self._class):
+        """Return *value* if it is of the class; an interface is no address."""
+        if not isinstance(value, self._class) or (
+            isinstance(value, _INTERFACES) and not issubclass(self._class, _INTERFACES)
+        ):
             raise Refused(f"is {named(value)}, not an {self._class.__name__}")
         return value
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias, TypeVar
 
-from fm_storage.errors import QueryFailed, StorageError
+from fm_storage.errors import InvalidRecord, QueryFailed, StorageError
 from fm_storage.postgres.connection.transaction import Transaction
 from fm_storage.postgres.executor import Executor, TransactionExecutor
 from fm_storage.postgres.sql import Sql
@@ -21,6 +21,12 @@ R = TypeVar("R")
 
 Trial: TypeAlias = Callable[[Executor, list[M]], Awaitable[None]]
 """Writes some of a batch."""
+
+Fault: TypeAlias = InvalidRecord | QueryFailed
+"""What a record is refused with, by the driver or by the server."""
+
+Alone: TypeAlias = Callable[[Executor, int], Awaitable[None]]
+"""Writes one record as it is written alone, where the driver encodes its values."""
 
 _ROW_FAULTS = ("22", "23", "44", "P0", "XX")
 """SQLSTATE classes that may be about a row.
@@ -54,8 +60,14 @@ async def naming_bad_row(
     batch: list[M],
     write: Callable[[Executor], Awaitable[R]],
     trial: Trial[M],
+    alone: Alone,
 ) -> R:
-    """Run *write*; if the server refuses, name the record it refuses."""
+    """Run *write*; if the server refuses, name the record it refuses.
+
+    Raises:
+        InvalidRecord: The record would be refused before it is sent, if it were alone.
+        QueryFailed: The server refused a record.
+    """
     executor = bound.executor
     try:
         if not isinstance(executor, Transaction):
@@ -67,15 +79,19 @@ async def naming_bad_row(
     except QueryFailed as exc:
         if not _is_row_fault(bound, exc):
             raise
-        raise await _named(bound, batch, exc, trial) from exc
+        raise await _named(bound, batch, exc, trial, alone) from exc
+    except InvalidRecord as exc:
+        if exc.index is not None:  # the driver does not always say it
+            raise
+        raise await _named(bound, batch, exc, trial, alone) from exc.__cause__
 
 
 async def _named(
-    bound: Bound[M], batch: list[M], exc: QueryFailed, trial: Trial[M]
-) -> QueryFailed:
+    bound: Bound[M], batch: list[M], exc: Fault, trial: Trial[M], alone: Alone
+) -> Fault:
     """Return *exc* with the number of the bad record, if that can be found."""
     try:
-        bad = await find_bad_row(bound, batch, trial)
+        bad = await find_bad_row(bound, batch, trial, alone)
     except StorageError:
         # The connection went, or a rule forbids the trial: the first error is
         # the caller's answer.
@@ -83,6 +99,8 @@ async def _named(
     if bad is None:
         return exc
     index, found, column = bad
+    if isinstance(found, InvalidRecord):
+        return found
     named = type(found)(
         f"record {index}"
         + (f", {column}" if column else "")
@@ -98,22 +116,23 @@ async def _named(
 
 
 async def find_bad_row(
-    bound: Bound[M], batch: list[M], trial: Trial[M]
-) -> tuple[int, QueryFailed, str | None] | None:
+    bound: Bound[M], batch: list[M], trial: Trial[M], alone: Alone
+) -> tuple[int, Fault, str | None] | None:
     """Return the first bad record, its error and its column, by halving.
 
     Args:
         bound: Where the batch was refused.
         batch: The records; they are written again, and undone.
         trial: Writes some of them.
+        alone: Writes one of them.
     """
     low, high = 0, len(batch)
-    bad: tuple[int, QueryFailed, str | None] | None = None
+    bad: tuple[int, Fault, str | None] | None = None
     try:
         async with bound.executor.transaction() as transaction:
             # Everything before *low* is good and written; once an error has been
             # seen, the first bad record stands before *high*.
-            found: QueryFailed | None = None
+            found: Fault | None = None
             while low < high:
                 middle = high if found is None else (low + high + 1) // 2
                 part = batch[low:middle]
@@ -123,6 +142,7 @@ async def find_bad_row(
                     continue
                 found, high = error, middle
                 if high - low == 1:
+                    found = await _refusal(transaction, low, alone) or found
                     column = await _column(bound, transaction, batch[low], found)
                     bad = low, found, column
                     break
@@ -133,15 +153,31 @@ async def find_bad_row(
 
 async def _trial(
     bound: Bound[M], transaction: TransactionExecutor, part: list[M], trial: Trial[M]
-) -> QueryFailed | None:
+) -> Fault | None:
     """Write *part* in a savepoint; return what refuses a row of it."""
     try:
         async with transaction.savepoint() as savepoint:
             await trial(savepoint, part)
+    except InvalidRecord as exc:
+        return exc
     except QueryFailed as exc:
         if _is_row_fault(bound, exc):
             return exc
         raise
+    return None
+
+
+async def _refusal(
+    transaction: TransactionExecutor, index: int, alone: Alone
+) -> InvalidRecord | None:
+    """Return why a record is not even sent when it is written alone, if so."""
+    try:
+        async with transaction.savepoint() as savepoint:
+            await alone(savepoint, index)
+    except InvalidRecord as exc:
+        return exc
+    except QueryFailed:
+        pass
     return None
 
 
@@ -151,10 +187,12 @@ def _is_row_fault(bound: Bound[M], exc: QueryFailed) -> bool:
 
 
 async def _column(
-    bound: Bound[M], transaction: Executor, record: M, error: QueryFailed
+    bound: Bound[M], transaction: Executor, record: M, error: Fault
 ) -> str | None:
     """Return the column, or columns, that *error* is about."""
     entity = bound.entity
+    if isinstance(error, InvalidRecord):
+        return error.field
     if error.column is not None:
         return error.column
     if error.constraint is not None:

@@ -201,7 +201,9 @@ class Batch(Generic[M]):
             ]
             write = functools.partial(self._in_chunks, self._many(sources), ordered)
         write = functools.partial(self._all_or_none, write, checked)
-        return await naming_bad_row(self._bound, records, write, self._trial)
+        return await naming_bad_row(
+            self._bound, records, write, self._trial, self._alone
+        )
 
     def _single(self) -> Sql:
         """Return the statement of one row."""
@@ -233,6 +235,16 @@ class Batch(Generic[M]):
         else:
             sql = statements.upsert(self._on, sources)
             await executor.fetch(sql, *entity.insert_columns(part))
+
+    async def _alone(self, executor: Executor, at: int) -> None:
+        """Write one record, without its point, as ``create()`` or ``upsert()`` do."""
+        entity, statements = self._bound.entity, self._bound.statements
+        sql = statements.upsert(self._on) if self._on else statements.insert
+        values = entity.insert_values(self._records[at], at)
+        try:
+            await executor.fetch(sql, *values)
+        except InvalidRecord as exc:
+            raise entity.named(exc, entity.inserted, at) from exc
 
     async def _all_or_none(
         self,
