@@ -23,6 +23,7 @@ from typing import (
 )
 
 from asyncpg import Record
+from asyncpg.pgproto import pgproto
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CopyOptions",
     "CopyProgress",
+    "DriverUUID",
     "Executor",
     "Record",
     "Source",
@@ -43,6 +45,8 @@ __all__ = [
 
 M = TypeVar("M")
 
+DriverUUID = pgproto.UUID
+"""Class of the UUIDs that the driver reads, a subclass of the standard library's."""
 Value: TypeAlias = Any
 """A parameter or a column's value: whatever the type in the database maps to."""
 

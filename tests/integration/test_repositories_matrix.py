@@ -217,6 +217,10 @@ CONTAINERS = [
     Kind("citext[]", list[str], ["a"], ["b"], paged=False),
     Kind("integer[]", list[list[int]], [[1, 2], [3, 4]], [[5]], paged=False),
     Kind("text[]", list[list[str]], [["a"], ["b"]], [["c"]], paged=False),
+    Kind("integer[]", tuple[int, int], (1, 2), (3, 4), paged=False),
+    Kind("jsonb[]", list[int], [1], [2, 3], paged=False),
+    Kind("jsonb[]", list[str], ["a"], ["1", "b"], paged=False),
+    Kind("json[]", list[dict[str, int]], [{"a": 1}], [], compared=False, paged=False),
 ]
 OTHERS = [
     other("pg_lsn", 16, 32),
@@ -372,6 +376,35 @@ async def test_one_refusal(pool, sql: str, annotation: Any, wrong: Any):
     with pytest.raises(InvalidRecord) as caught:
         await rows.create_many([good[0], bad])
     assert (caught.value.index, caught.value.field) == (1, "v")
+
+
+@pytest.mark.parametrize(
+    ("sql", "annotation", "stored"),
+    [
+        ("jsonb", list[dt.datetime], '["2026-05-01"]'),
+        ("jsonb", dict[str, int], "[1]"),
+        ("date", dt.datetime, "2026-05-01"),
+        ("text", dt.date, "2026-05-01"),
+        ("text", uuid.UUID, "00000000-0000-0000-0000-000000000001"),
+        ("integer", bool, "1"),
+        ("text", bytes, "a"),
+        ("integer", list[int], "1"),
+    ],
+)
+async def test_another_type_than_annotated(pool, sql: str, annotation: Any, stored):
+    """A column of another type than the field's: the row and the field are named."""
+    await pool.execute(f"CREATE TABLE t AS SELECT 7 AS id, '{stored}'::{sql} AS v")
+    model = dataclasses.make_dataclass("Row", [("id", int), ("v", annotation)])
+    rows: Repository[Any] = Repository(pool, model, table="t")
+    for call in (
+        lambda: rows.get_by_id(7),
+        rows.find_many,
+        lambda: pool.fetch_as(model, "SELECT id, v FROM t"),
+        lambda: pool.fetchrow_as(model, "SELECT id, v FROM t"),
+    ):
+        with pytest.raises(InvalidRecord, match="is no Row") as at:
+            await call()
+        assert at.value.field == "v"
 
 
 LARGEST, SMALLEST = Decimal("9E+131071"), Decimal("-1E-16383")

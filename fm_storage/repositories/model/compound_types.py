@@ -41,7 +41,8 @@ class JsonValue(ColumnType):
         self.container = container
         self.dump = dump
         if container is not None and dump is None:
-            self.exact, self.settled = frozenset({container}), True
+            self.exact = self.given = frozenset({container})
+            self.settled = True
 
     def encode(self, value: Any) -> Any:
         """Return *value* for the JSON codec, which looks inside it."""
@@ -186,6 +187,8 @@ class Converted(ColumnType):
 class Array(ColumnType):
     """One-dimensional arrays of another type."""
 
+    given = frozenset({list})
+
     def __init__(self, element: ColumnType, container: type = list) -> None:
         self.element = element
         self._taken: tuple[Any, ...] = (list, tuple, container)
@@ -227,7 +230,7 @@ class Array(ColumnType):
 
     def source(self, actual: Actual) -> Source | None:
         """Return text, from which the array is built; see ``encode_many()``."""
-        if not actual.element:
+        if not actual.element or actual.holds_json:
             return None
         # Text of a negative number would be taken for an oid, a number is not.
         element = "int8::oid" if actual.element == "oid" else actual.element
@@ -240,7 +243,7 @@ class Array(ColumnType):
 
     def fits(self, actual: Actual) -> bool:
         """Return whether the column holds arrays."""
-        return actual.element is not None
+        return actual.element is not None and not actual.holds_json
 
     def beyond(self, name: str) -> str:
         """Return the condition of an element that Python cannot hold."""

@@ -412,7 +412,7 @@ def _sequence(
 ) -> scalar_types.ColumnType:
     """Return an array of scalars, or JSON when the elements are none."""
     element = arguments[0] if arguments else Any
-    if origin is tuple and (len(arguments) != 2 or arguments[1] is not ...):
+    if origin is tuple and len({element, *arguments} - {...}) != 1:
         raise TypeError(f"tuple{list(arguments)}")
     try:
         found = _inferred(_optional(_unwrap(element)[0])[0], None)

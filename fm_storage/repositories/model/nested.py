@@ -140,7 +140,7 @@ def _dumped(dump: Callable[[Any], Any], value: Any) -> Any:
     except (ValueError, TypeError, RecursionError) as exc:
         errors = getattr(exc, "errors", None)
         if errors is None:
-            raise Refused(f"cannot be written as JSON ({exc})") from exc
+            raise Refused(f"cannot be written as JSON ({exc}); use JSON types") from exc
         first = errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise Refused(

@@ -196,7 +196,7 @@ class RowFactory(Generic[M]):
                     break
                 if decoder.decode is not None and value is not None:
                     decoder.decode(value)
-            except (ValueError, TypeError):
+            except Exception:  # whatever a value of another type leads to
                 field = name
                 break
         return self._unreadable(row, exc, field)
@@ -209,7 +209,7 @@ class RowFactory(Generic[M]):
                 field = self._fields[at][0]
                 if type(values[at]) not in given:
                     values[at] = convert(values[at])
-        except (ValueError, TypeError, ArithmeticError) as exc:
+        except Exception as exc:  # as above
             raise self._unreadable(row, exc, field) from exc
         return values
 

@@ -14,9 +14,14 @@ from types import NoneType
 from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
 
+from fm_storage.postgres.executor import DriverUUID
+
 
 class Refused(ValueError):
     """A value that its column cannot hold; the message is the reason."""
+
+
+_JSON = frozenset({"json", "jsonb"})
 
 
 class Actual(NamedTuple):
@@ -35,7 +40,12 @@ class Actual(NamedTuple):
     @property
     def is_json(self) -> bool:
         """Whether the column holds JSON."""
-        return self.base in {"json", "jsonb"}
+        return self.base in _JSON
+
+    @property
+    def holds_json(self) -> bool:
+        """Whether it is an array of JSON, of which no text is an element."""
+        return self.element in _JSON
 
 
 class Source(NamedTuple):
@@ -328,6 +338,7 @@ class Boolean(Plain):
 
     sql, wanted, settled = "bool", "True or False", True
     exact, accepted = frozenset({bool}), (bool,)
+    given = exact
 
     def from_text(self, text: str) -> Any:
         """Return the truth value."""
@@ -417,7 +428,7 @@ class Bytes(Plain):
     """Binary data."""
 
     sql, wanted, settled = "bytea", "bytes", True
-    exact = frozenset({bytes})
+    exact = given = frozenset({bytes})
     accepted = (bytes, bytearray, memoryview)
 
     def to_text(self, value: Any) -> str:
@@ -434,6 +445,7 @@ class Uuid(Plain):
 
     sql, wanted, settled = "uuid", "a UUID", True
     exact, accepted = frozenset({UUID}), (UUID,)
+    given = frozenset({UUID, DriverUUID})
 
     def from_text(self, text: str) -> Any:
         """Return the UUID."""

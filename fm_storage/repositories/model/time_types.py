@@ -42,6 +42,7 @@ class Timestamp(Plain):
 
     wanted = "a datetime"
     exact, accepted = frozenset({dt.datetime}), (dt.datetime,)
+    given = exact
 
     def __init__(self, *, aware: bool = True) -> None:
         self.aware = aware
@@ -120,6 +121,7 @@ class Date(Plain):
 
     sql, wanted, settled = "date", "a date", True
     exact, accepted, refused = frozenset({dt.date}), (dt.date,), (dt.datetime,)
+    given = exact
 
     def to_text(self, value: Any) -> str:
         """Return the day."""
@@ -144,6 +146,7 @@ class Time(Plain):
 
     sql, wanted = "time", "a time"
     exact, accepted = frozenset({dt.time}), (dt.time,)
+    given = exact
 
     def encode(self, value: Any) -> Any:
         """Return *value*, which has no time zone if the column would drop it."""
@@ -174,6 +177,7 @@ class Interval(Plain):
 
     sql, wanted, settled = "interval", "a timedelta", True
     exact, accepted = frozenset({dt.timedelta}), (dt.timedelta,)
+    given = exact
 
     def to_text(self, value: Any) -> str:
         """Return days and seconds, as PostgreSQL reads them."""
