@@ -15,10 +15,11 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from asyncpg import Record
 
-from fm_storage.errors import InvalidRecord, StorageError
+from fm_storage.errors import ConnectionReleased, InvalidRecord, StorageError
 
 M = TypeVar("M")
 
+_REMEMBERED = 1_000
 _PATIENCE = 5.0
 """Seconds that the search for an unreadable row may take, on the way to its error."""
 
@@ -56,6 +57,38 @@ def _registered() -> tuple[RowMaker, Beyond]:
     if not _makers:
         importlib.import_module("fm_storage.repositories")
     return _makers[0]
+
+
+class Matched:
+    """Classes and statements whose columns were found to be the fields.
+
+    A result without rows does not show its columns, and what writes should not find
+    out after it has written.
+    """
+
+    def __init__(self) -> None:
+        self._known: set[tuple[Any, str]] = set()
+
+    def __contains__(self, pair: tuple[Any, str]) -> bool:
+        """Return whether they are known to match."""
+        return pair in self._known
+
+    def add(self, model: type[Any], sql: str, columns: tuple[str, ...]) -> None:
+        """Note that they match.
+
+        Args:
+            model: The class.
+            sql: The statement.
+            columns: What it gives; empty if that is no rows at all.
+
+        Raises:
+            InvalidName: They do not.
+        """
+        if columns:
+            _registered()[0](model, columns)
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known.add((model, sql))
 
 
 def records_of(model: type[M], rows: Sequence[Record], *, first: int = 0) -> list[M]:
@@ -158,20 +191,30 @@ def _at(index: int, why: str, field: str | None) -> InvalidRecord:
 
 
 class Records(Generic[M]):
-    """A block with a stream, whose rows *make* makes into records."""
+    """A block with a stream, whose rows *make* makes into records.
+
+    Args:
+        stream: Of the rows.
+        make: Makes records of them.
+        before: Awaited before the stream is opened.
+    """
 
     def __init__(
         self,
         stream: AbstractAsyncContextManager[AsyncIterator[Record]],
         make: Callable[[AsyncIterator[Record]], AsyncGenerator[M, None]],
+        before: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._stream = stream
         self._make = make
-        self._records: AsyncGenerator[M, None]
+        self._before = before
+        self._records: AsyncGenerator[M, None] | None = None
 
     async def __aenter__(self) -> AsyncIterator[M]:
+        if self._before is not None:
+            await self._before()
         self._records = self._make(await self._stream.__aenter__())
-        return self._records
+        return self
 
     async def __aexit__(
         self,
@@ -179,7 +222,22 @@ class Records(Generic[M]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        records, self._records = self._open(), None
         try:
-            await self._records.aclose()
+            await records.aclose()
         finally:
             await self._stream.__aexit__(exc_type, exc, traceback)
+
+    def __aiter__(self) -> AsyncIterator[M]:
+        # The generator itself: a frame more would show at each record.
+        return self._open()
+
+    def __anext__(self) -> Awaitable[M]:
+        return anext(self._open())
+
+    def _open(self) -> AsyncGenerator[M, None]:
+        if self._records is None:  # else it would seem to have no records
+            raise ConnectionReleased(
+                "stream: it is not open; iterate inside its 'async with' block"
+            )
+        return self._records

@@ -16,7 +16,12 @@ import msgspec
 import pydantic
 import pytest
 
-from fm_storage.errors import ConfigurationInvalid, InvalidName, InvalidRecord
+from fm_storage.errors import (
+    ConfigurationInvalid,
+    ConnectionReleased,
+    InvalidName,
+    InvalidRecord,
+)
 from fm_storage.postgres import Pool
 from fm_storage.repositories import Column, Repository, where
 from fm_storage.sessions import PostgresSessionManager
@@ -167,6 +172,41 @@ async def test_columns_and_fields_that_do_not_match_are_named(pool):
         await pool.fetch_as(Pair, "SELECT 1 AS a, 2 AS a, 'x' AS b")
     with pytest.raises(ConfigurationInvalid):
         await pool.fetch_as(dict, "SELECT 1 AS a")
+
+
+async def test_columns_are_compared_without_rows_too(pool):
+    """And before a statement that writes has written."""
+    await pool.execute("CREATE TABLE t (a int, b text)")
+    for sql in ("SELECT a FROM t", "INSERT INTO t VALUES (1, 'x') RETURNING a"):
+        for call in (pool.fetch_as, pool.fetchrow_as):
+            with pytest.raises(InvalidName, match="field 'b' has no column"):
+                await call(Frozen, sql)
+    with pytest.raises(InvalidName, match="field 'b' has no column"):
+        async with pool.stream_as(Frozen, "SELECT a FROM t"):
+            pass
+    assert await pool.fetchval("SELECT count(*) FROM t") == 0
+    insert = "INSERT INTO t VALUES ($1, 'x') RETURNING a, b"
+    for n in (1, 2):
+        assert await pool.fetchrow_as(Frozen, insert, n) == Frozen(a=n, b="x")
+    assert await pool.fetch_as(Frozen, "INSERT INTO t VALUES (3, 'x')") == []
+    async with pool.transaction() as transaction:
+        with pytest.raises(InvalidName):
+            await transaction.fetch_as(Frozen, "DELETE FROM t RETURNING a")
+        assert await transaction.fetchval("SELECT count(*) FROM t") == 3
+
+
+async def test_a_stream_that_is_not_open_gives_no_records(pool):
+    """Before its block and behind it, where it would seem to be empty."""
+    await pool.execute("CREATE TABLE t AS SELECT 1 AS a, 'x' AS b")
+    rows = Repository(pool, Frozen, table="t", key="a")
+    for open_stream in (lambda: pool.stream_as(Frozen, "TABLE t"), rows.stream):
+        with pytest.raises(ConnectionReleased, match="'async with'"):
+            async for _ in open_stream():
+                pass
+        async with open_stream() as records:
+            assert await anext(records) == Frozen(a=1, b="x")
+        with pytest.raises(ConnectionReleased, match="'async with'"):
+            await anext(records)
 
 
 async def test_values_that_are_not_the_fields_are_refused(pool):

@@ -333,6 +333,16 @@ def _has_parts(statement: Any) -> bool:
     )
 
 
+async def columns_of(
+    raw: Any, sql: str, *_: Value, timeout: float | None
+) -> tuple[str, ...]:
+    """Return the names of the columns that *sql* would give; it is not run."""
+    described = await describe(raw, sql, timeout)
+    # Preparing alone leaves its locks until the next statement ends.
+    await raw.execute("SELECT 1", timeout=timeout)
+    return tuple(one.name for one in described._get_attributes() or ())
+
+
 async def _is_outdated(
     raw: Any,
     sql: str,

@@ -19,6 +19,7 @@ from fm_storage.postgres.connection.classifier import Effect, classify
 from fm_storage.postgres.copy.files import FileIn, FileOut
 from fm_storage.postgres.copy.records import Copy
 from fm_storage.postgres.typed_rows import (
+    Matched,
     Records,
     named_value,
     records_of,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M")
 _CLASS = "give a dataclass, or another class of records"
+_MATCHED = Matched()
 
 
 class Run(Protocol):
@@ -124,19 +126,17 @@ class Verbs:
             timeout: Seconds for the whole call; see the class.
 
         Raises:
-            InvalidName: A column is no field of *model*, or a field has no column.
+            InvalidName: A column is no field of *model*, or a field has no column;
+                before it is run, unless it only reads. A statement that writes, or
+                gives no rows, is described to the server first, once for a class.
             InvalidRecord: A row's values are not what *model* is annotated with, or
                 nothing that Python can hold; ``.index`` is the row, from 0, and
                 ``.field`` the field. To find them in the latter case a statement that
                 only reads is run again, in a transaction that may not write.
             StorageError: One of those that every verb raises; see the class.
         """
-        of_kind(model, Hashable, "model", _CLASS)
-        try:
-            rows = await self.fetch(sql, *args, timeout=timeout)
-        except InvalidRecord as exc:
-            raise await self._named(model, sql, args, exc) from exc
-        return records_of(model, rows)
+        found = await self._as(self.fetch, model, sql, args, timeout)
+        return records_of(model, found)
 
     async def fetchrow_as(
         self, model: type[M], sql: str, /, *args: Value, timeout: float | None = None
@@ -145,11 +145,7 @@ class Verbs:
 
         As ``fetch_as()``.
         """
-        of_kind(model, Hashable, "model", _CLASS)
-        try:
-            row = await self.fetchrow(sql, *args, timeout=timeout)
-        except InvalidRecord as exc:
-            raise await self._named(model, sql, args, exc) from exc
+        row = await self._as(self.fetchrow, model, sql, args, timeout)
         return None if row is None else records_of(model, [row])[0]
 
     def stream_as(
@@ -162,7 +158,37 @@ class Verbs:
         of_kind(model, Hashable, "model", _CLASS)
         opened = self.stream(sql, *args, prefetch=prefetch)
         name = partial(self._named, model, sql, args)
-        return Records(opened, lambda rows: stream_of(model, rows, name))
+        match = partial(self._match, model, sql, None)
+        return Records(opened, lambda rows: stream_of(model, rows, name), match)
+
+    async def _as(
+        self,
+        verb: Callable[..., Awaitable[Any]],
+        model: type[Any],
+        sql: str,
+        args: Sequence[Value],
+        timeout: float | None,
+    ) -> Any:
+        """Run a verb whose rows shall be records of *model*."""
+        of_kind(model, Hashable, "model", _CLASS)
+        new = (model, sql) not in _MATCHED
+        if new and classify(sql) is not Effect.READS:
+            await self._match(model, sql, timeout)
+        try:
+            found = await verb(sql, *args, timeout=timeout)
+        except InvalidRecord as exc:
+            raise await self._named(model, sql, args, exc) from exc
+        if new and found:
+            _MATCHED.add(model, sql, ())  # by their rows, each time
+        elif new:
+            await self._match(model, sql, timeout)
+        return found
+
+    async def _match(self, model: type[Any], sql: str, timeout: float | None) -> None:
+        """Compare columns and fields, once."""
+        if (model, sql) not in _MATCHED:
+            columns = await self._run(driver.columns_of, sql, (), timeout)
+            _MATCHED.add(model, sql, columns)
 
     async def _named(
         self, model: type[Any], sql: str, args: Sequence[Value], exc: InvalidRecord
