@@ -174,6 +174,17 @@ async def test_on_connect_prepares_each_connection_and_again_after_a_reset(dsn):
         assert len(seen) >= 3
 
 
+async def test_on_connect_that_is_not_async_is_refused(dsn):
+    """With what to do about it, at the first connection."""
+
+    def prepare(_connection):
+        return None
+
+    with pytest.raises(ConfigurationInvalid, match="make it an async function"):
+        async with Pool(PostgresConfig(dsn=dsn, on_connect=prepare)):
+            pass
+
+
 async def test_on_connect_that_fails_is_named(dsn):
     """A mistake of the application's is no lost connection."""
 

@@ -35,6 +35,7 @@ from fm_storage.errors import (
     ServerTooOld,
     StorageError,
 )
+from fm_storage.postgres.arguments import awaitable
 from fm_storage.postgres.connect.codecs import install_codecs
 from fm_storage.postgres.connect.internals import (
     DriverConnection,
@@ -246,9 +247,12 @@ class Connector:
         if self._config.on_connect is None:
             return
         try:
-            await self._config.on_connect(raw)
+            made = self._config.on_connect(raw)
+            await awaitable(made, "postgres.on_connect", "make it an async function")
             mark_unchanged(raw)
         except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError):
+            raise
+        except ConfigurationInvalid:
             raise
         except Exception as exc:  # on_connect is the application's
             raise ConfigurationInvalid(
