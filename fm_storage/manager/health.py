@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
@@ -13,6 +13,7 @@ from fm_storage.postgres.pool.replica import ReadPool
 
 if TYPE_CHECKING:
     from fm_storage.manager.parts import Parts
+    from fm_storage.migrate import MigrationStatus
     from fm_storage.postgres import Pool
     from fm_storage.vectors import QdrantStore
 
@@ -128,10 +129,18 @@ async def _ask_postgres(pool: Pool, parts: Parts) -> tuple[str, str]:
 
 async def _ask_migrations(pool: Pool, parts: Parts) -> tuple[str, str]:
     found = await parts.migrator().status(executor=pool)
-    others = [f"{one.id} is {one.state}" for one in found if one.state != "applied"]
-    if others:
-        return "degraded", ", ".join(others)
-    return "ok", f"{len(found)} applied"
+    if problem := unsettled(found):
+        return "degraded", problem
+    return "ok", f"{sum(one.applied for one in found)} applied"
+
+
+def unsettled(found: Iterable[MigrationStatus]) -> str:
+    """Name what is pending or drifted; those of another release or source are fine."""
+    return ", ".join(
+        f"{one.id} is {one.state}"
+        for one in found
+        if one.state == "pending" or one.state.drifted
+    )
 
 
 async def _ask_qdrant(store: QdrantStore, timeout: float) -> tuple[str, str]:

@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from fm_storage.errors import StorageError
-from fm_storage.manager.health import PartHealth, probe
-from fm_storage.migrate import MigrationState
+from fm_storage.manager.health import PartHealth, probe, unsettled
 
 if TYPE_CHECKING:
     from fm_storage.hooks.hosts import Receive, Send
@@ -26,14 +25,9 @@ async def ask_pool(pool: Pool) -> tuple[str, str]:
 async def ask_migrated(
     migrator: Migrator, executor: Pool | None = None
 ) -> tuple[str, str]:
-    """Ask whether every migration is applied; a newer release's ones are fine."""
-    found = await migrator.status(executor=executor)
-    others = [
-        f"{one.id} is {one.state}"
-        for one in found
-        if one.state is MigrationState.PENDING or one.state.drifted
-    ]
-    return ("down", ", ".join(others)) if others else ("ok", "")
+    """Ask whether every migration is applied."""
+    problem = unsettled(await migrator.status(executor=executor))
+    return "down" if problem else "ok", problem
 
 
 class Probes:

@@ -54,6 +54,18 @@ async def test_ready_is_an_open_manager_on_a_migrated_server(dsn: str, tmp_path:
     assert await ask(app, "/livez") == (200, {"loop": "ok"})
 
 
+async def test_migrations_of_another_application_are_well(dsn: str, tmp_path: Path):
+    """Two share the database: neither's health is worse for what the other applied."""
+    (tmp_path / "0001_other.sql").write_text("CREATE TABLE other (id int)")
+    theirs = MigrationsConfig(sources={"other": str(tmp_path)})
+    await Migrator(dsn, theirs).apply()
+
+    config = StorageConfig(postgres={"dsn": dsn}, qdrant=None, data_dir=tmp_path)
+    async with StorageManager(config) as storage:
+        assert (await storage.health())["migrations"].status == "ok"
+        assert (await ask(storage.probes(), "/readyz"))[0] == 200
+
+
 async def test_a_server_that_is_away_is_not_ready(
     dsn: str, tcp_proxy: Callable[[str], TcpProxy], tmp_path: Path
 ):

@@ -101,8 +101,8 @@ def test_make_targets_exist(page: Path):
     assert named <= targets
 
 
-def test_a_manifest_names_what_exists():
-    """Commands parse, settings are settings, the probes' paths are the probes'."""
+def test_a_manifest_names_what_exists(monkeypatch: pytest.MonkeyPatch):
+    """Commands parse, settings are complete, the probes' paths are the probes'."""
     page = ROOT / "fm_storage" / "manager" / "DEPLOYING.md"
     [manifests] = re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
     containers = [
@@ -119,13 +119,16 @@ def test_a_manifest_names_what_exists():
             assert command is not None
             command.make_context(name, arguments)
         known = StorageConfig.model_fields
-        for variable in container["env"]:
-            section, setting = (
-                variable["name"].removeprefix("FM_STORAGE_").lower().split("__")
-            )
-            model = section_of(known[section].annotation)
-            assert model is not None
-            assert setting in model.model_fields
+        with monkeypatch.context() as environment:
+            for variable in container["env"]:
+                name = variable["name"]
+                section, setting = name.removeprefix("FM_STORAGE_").lower().split("__")
+                model = section_of(known[section].annotation)
+                assert model is not None
+                assert setting in model.model_fields
+                secret = "postgresql://app@db/shop"
+                environment.setenv(name, variable.get("value", secret))
+            assert StorageConfig.from_env().migrations is not None
         for probe in ("livenessProbe", "readinessProbe"):
             path = container.get(probe, {"httpGet": {"path": "/livez"}})
             assert path["httpGet"]["path"].rsplit("/", 1)[1] in {"livez", "readyz"}
