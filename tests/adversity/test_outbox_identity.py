@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -169,6 +170,24 @@ async def test_store_of_another_database_is_refused(pool: Pool, qdrant: QdrantSt
     with pytest.raises(ConfigurationInvalid, match="belongs to another database"):
         await Outbox(pool, qdrant, QUIET).drain(timeout=15)
     assert await qdrant.count("things") == 1
+
+
+async def test_workers_that_start_together_see_no_emptied_store(
+    pool: Pool, qdrant: QdrantStore, caplog: pytest.LogCaptureFixture
+):
+    """The first makes the store the database's; its marker is not lost, but to come."""
+    await qdrant.ensure_collection_exists("things", 4)
+    workers = [Outbox(pool, qdrant, QUIET) for _ in range(4)]
+
+    async def start(worker: Outbox, number: int) -> None:
+        for n in range(5):
+            await worker.upsert("things", points([10 * number + n]))
+            await worker.drain(timeout=15)
+
+    await asyncio.gather(*(start(one, n) for n, one in enumerate(workers)))
+    assert await qdrant.count("things") == 20
+    warned = [one.message for one in caplog.records if one.levelno >= logging.WARNING]
+    assert warned == []
 
 
 async def test_emptied_store_in_the_same_place_is_filled_again(

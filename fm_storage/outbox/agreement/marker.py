@@ -15,6 +15,7 @@ restore that falls into that second is found by ``verify()`` only.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import time
 from dataclasses import asdict, dataclass, fields
@@ -42,6 +43,13 @@ SELECT v.installation::text AS installation,
 FROM fm_storage.vector_store AS v, fm_storage.vector_version AS s,
   pg_control_system() AS c, pg_database AS d
 WHERE d.datname = current_database()""")
+
+_FRESH = Sql(
+    "SELECT coalesce(attached_at > now() - interval '10 seconds', false) "
+    "FROM fm_storage.vector_store"
+)
+_FIRST_MARKER = 2.0
+"""Seconds in which a process that has made a store its database's writes the marker."""
 
 _ADOPT = Sql("""
 UPDATE fm_storage.vector_store
@@ -152,11 +160,25 @@ class Marker:
                 )
             standing = Standing.EMPTIED
         elif found is None:
+            if await self._is_begun():
+                return await self._judged()
             standing = Standing.EMPTIED
         else:
             followed = position.follows(found)
             standing = Standing.KNOWN if followed else Standing.RESTORED
         return standing, found, position, identity, known
+
+    async def _is_begun(self) -> bool:
+        """Whether another process writes the first marker meanwhile.
+
+        As when several workers start for the first time; for one it is emptied.
+        """
+        until = time.monotonic() + _FIRST_MARKER
+        while await self._executor.fetchval(_FRESH) and time.monotonic() < until:
+            await asyncio.sleep(_FIRST_MARKER / 40)
+            if _read(await self._store.get_marker()) is not None:
+                return True
+        return False
 
     async def adopt(self) -> None:
         """Make the configured store this database's, whatever was recorded."""
