@@ -25,7 +25,7 @@ from fm_storage.manager.transaction import StorageTransaction
 from fm_storage.migrate import Progress as MigrationProgress
 from fm_storage.outbox import Outbox
 from fm_storage.postgres import Pool
-from fm_storage.postgres.arguments import of_kind
+from fm_storage.postgres.arguments import of_kind, seconds
 from fm_storage.repositories import Column, ErrorEntryRepository, Repository
 from fm_storage.sessions import PostgresSessionManager, SessionService
 from fm_storage.vectors import QdrantStore
@@ -449,7 +449,7 @@ class StorageManager(Lifecycle, Hosted):
             timeout: Seconds at most for each part; all are asked at once.
         """
         self._home.require_open(Life.CLOSING)
-        return await check_parts(self._parts, timeout=timeout)
+        return await check_parts(self._parts, timeout=seconds(timeout))
 
     def statistics(self) -> StorageStatistics:
         """Return the counters of every part, as they are now; no I/O."""

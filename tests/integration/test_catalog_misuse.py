@@ -48,9 +48,11 @@ async def test_a_question_that_asks_for_nothing_or_no_known_time_is_refused(
     """A naive time meant another moment on each machine; a limit of 0, no answer."""
     question = getattr(errors, ask)
     given = ("x",) if ask == "find_similar" else ()
-    for limit in (0, -1):
-        with pytest.raises(InvalidRecord, match=rf"limit is {limit}; give"):
+    for limit in (0, -1, "3", 1.5):
+        with pytest.raises(InvalidRecord, match=rf"limit is {limit!r}; give"):
             await question(*given, limit=limit)
+    with pytest.raises(InvalidRecord, match="since is yesterday"):
+        await question(*given, since="yesterday")
     with pytest.raises(InvalidRecord, match="since is 2024-01-02") as caught:
         await question(*given, since=datetime(2024, 1, 2))
     assert caught.value.field == "since"

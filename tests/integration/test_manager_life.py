@@ -96,6 +96,9 @@ async def test_parts_that_are_off_say_so(storage_config: StorageConfig):
         assert health["qdrant"].status == "off"
         assert health.ok
         assert storage.statistics().qdrant is None
+        text: Any = "5"
+        with pytest.raises(ConfigurationInvalid, match="timeout: is a str; give"):
+            await storage.health(timeout=text)
 
 
 async def test_without_postgres_only_vectors_open(storage_config: StorageConfig):

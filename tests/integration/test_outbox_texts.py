@@ -214,6 +214,9 @@ async def test_other_forms_are_refused_when_registered(
     outbox = Outbox(pool, qdrant, QUICK)
     with pytest.raises(ConfigurationInvalid, match="text_of"):
         outbox.register_vectorizer("notes", LexicalVectorizer(), text_of)
+    none: Any = text_of
+    with pytest.raises(ConfigurationInvalid, match=r"vectorizer\.embed: is a"):
+        outbox.register_vectorizer("notes", none, "payload:text")
     assert outbox.shapes.get("notes") is None
 
 

@@ -15,10 +15,12 @@ def refuse_unclear(limit: int = 1, **times: datetime | None) -> None:
     Raises:
         InvalidRecord: Naming which, and what to give.
     """
-    if limit < 1:
-        raise InvalidRecord(f"limit is {limit}; give an integer from 1", field="limit")
+    if not isinstance(limit, int) or limit < 1:
+        raise InvalidRecord(
+            f"limit is {limit!r}; give an integer from 1", field="limit"
+        )
     for name, moment in times.items():
-        if moment is not None and moment.tzinfo is None:
+        if moment is not None and getattr(moment, "tzinfo", None) is None:
             raise InvalidRecord(
                 f"{name} is {moment}, without a zone; give a time with one "
                 "(datetime.now(UTC) - timedelta(days=7))",

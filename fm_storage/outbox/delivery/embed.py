@@ -16,6 +16,7 @@ from fm_storage.errors import InvalidVector
 from fm_storage.outbox.delivery.queue import Leased, Queue
 from fm_storage.outbox.delivery.texts import Texts, TextsFailed, raise_if_cancelled
 from fm_storage.postgres import Executor, Sql
+from fm_storage.postgres.arguments import function
 from fm_storage.vector_state import DELETE_MANY, decode_id, encode_vectors
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Embedder:
 
     def register(self, collection: str, vectorizer: Vectorizer, texts: Texts) -> None:
         """Name the vectorizer of a collection, replacing an earlier one."""
+        function(getattr(vectorizer, "embed", None), "vectorizer.embed")
         self._registered[collection] = Registration(vectorizer, texts)
 
     def spec(self, collection: str) -> CollectionConfig | None:
