@@ -19,6 +19,9 @@ from urllib.parse import unquote
 from fm_storage.errors import ConfigurationInvalid
 
 _log = logging.getLogger("fm_storage.config")
+SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+"""What libpq's ``sslmode`` may be."""
+
 _SCHEME = re.compile(r"(postgres(?:ql)?)(?:\+\w+)?://")
 _PORT = re.compile(r":([^:\]]*)$")
 _LAST = 65_535

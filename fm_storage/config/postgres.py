@@ -5,12 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from ssl import SSLContext
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic.json_schema import WithJsonSchema
 
-from fm_storage.config.addresses import check_address, check_security, stated_in
+from fm_storage.config.addresses import (
+    SSL_MODES,
+    check_address,
+    check_security,
+    stated_in,
+)
 from fm_storage.config.masking import mask_dsn
 from fm_storage.config.section import EMBEDDED, PositiveSeconds, Section
 
@@ -42,7 +48,7 @@ class PostgresConfig(Section):
             ``embedded:PATH`` for a server of our own.
         password: Overrides the one in the DSN; a value, or a function, sync or
             async, called for every new connection.
-        ssl: ``sslmode`` word of libpq, or an ``ssl.SSLContext``.
+        ssl: ``sslmode`` word of libpq, True, False, or an ``ssl.SSLContext``.
         target_session_attrs: Which of several hosts may be used.
         read_dsn: Address of replicas for ``storage.reads``, several hosts allowed
             (standbys are preferred); None reads from ``dsn``.
@@ -123,6 +129,17 @@ class PostgresConfig(Section):
         if not dsn.startswith(EMBEDDED):
             check_address(dsn, others=EMBEDDED)
         return dsn
+
+    @field_validator("ssl")
+    @classmethod
+    def _known_ssl(cls, given: Any) -> Any:
+        # Something else would be taken for yes, or for no.
+        if given is None or isinstance(given, bool | SSLContext) or given in SSL_MODES:
+            return given
+        raise ValueError(
+            f"it is neither one of {', '.join(SSL_MODES)} nor an ssl.SSLContext; "
+            "give one of those"
+        )
 
     @model_validator(mode="after")
     def _demands_are_met(self) -> Self:

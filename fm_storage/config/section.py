@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 
 from fm_storage.config.masking import mask_dsn
@@ -44,11 +52,29 @@ class Section(BaseModel):
             raised.section = self.section
             raise raised from None
 
+    @field_validator("*")
+    @classmethod
+    def _without_nul(cls, value: Any) -> Any:
+        # It ends a text on its way to a server, or in the name of a file.
+        if _holds_nul(value):
+            raise ValueError("it holds a NUL character; remove that")
+        return value
+
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
         return [
             (name, mask_dsn(value) if name in _ADDRESSES and value else value)
             for name, value in super().__repr_args__()
         ]
+
+
+def _holds_nul(value: object) -> bool:
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if isinstance(value, Mapping):
+        value = (*value, *value.values())
+    if isinstance(value, tuple | list):
+        return any(map(_holds_nul, value))
+    return isinstance(value, str | Path) and "\0" in str(value)
 
 
 def section_of(annotation: object) -> type[Section] | None:

@@ -35,6 +35,20 @@ SECRET = "s3cr:e@t/"
         ({"postgers": {}}, "postgers", "did you mean 'postgres'"),
         ({"postgres": {"on_connect": 5}}, "postgres.on_connect", "give a function"),
         ({"postgres": {"password": 5}}, "postgres.password", "text or a function"),
+        *(
+            ({"postgres": {"ssl": given}}, "postgres.ssl", "disable, allow, prefer")
+            for given in (5, "on", "true", "", [], {}, object())
+        ),
+        *(
+            ({"postgres": {name: given}}, f"postgres.{name}", "holds a NUL")
+            for name, given in (
+                ("application_name", "a\0"),
+                ("password", "\0"),
+                ("server_settings", {"search_path": "a\0b"}),
+                ("server_settings", {"\0": "a"}),
+            )
+        ),
+        ({"migrations": {"sources": ["a\0"]}}, "migrations.sources", "holds a NUL"),
         ({"qdrant": {"zzz": 1}}, "qdrant.zzz", "unknown setting; remove it"),
         ({"postgres": {"dsn": "mysql://h/d"}}, "postgres.dsn", "must start with"),
         ({"postgres": {"max_size": "x"}}, "postgres.max_size", "number, 1 or more"),
