@@ -1,7 +1,7 @@
 """Text of SQL: identifiers, and the mark of statements that we wrote ourselves.
 
 Every room builds SQL and only this module quotes: a name is quoted, never rewritten,
-and a value is never put into the text.
+and a value is put into the text only where the server takes no parameter.
 """
 
 from __future__ import annotations
@@ -66,6 +66,12 @@ def quote_ident(name: str) -> str:
             f"{_MAX_BYTES}; shorten it"
         )
     return '"' + name.replace('"', '""') + '"'
+
+
+def quote_literal(text: str) -> str:
+    """Quote *text* as a string constant, whatever ``standard_conforming_strings``."""
+    escaped = text.replace("\\", "\\\\").replace("'", "''")
+    return f"E'{escaped}'"
 
 
 def quote_qualified(schema: str | None, name: str | Relation) -> str:

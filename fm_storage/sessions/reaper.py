@@ -47,10 +47,6 @@ _CONDEMN = Sql(
     "UPDATE fm_storage.session_owners SET condemned_at = now()"
     " WHERE id = $1 AND condemned_at IS NULL"
 )
-_REMOVE_IF_EMPTY = Sql(
-    "DELETE FROM fm_storage.session_owners o WHERE o.id = $1 AND NOT EXISTS"
-    " (SELECT FROM fm_storage.session_objects b WHERE b.owner_id = o.id)"
-)
 _NAMES = Sql(
     "SELECT b.schema_name::text AS schema_name, b.name::text AS name"
     " FROM fm_storage.session_objects b WHERE b.owner_id = $1"
@@ -181,7 +177,7 @@ class Reaper:
         )
         report = CleanupReport.sum(done)
         async with self._source.acquire() as connection:
-            await connection.execute(_REMOVE_IF_EMPTY, owner)
+            await connection.execute(registry.REMOVE_OWNER, owner)
         self._schedule(owner, report)
         if report.dropped:
             logger.info("session: reaped %d view(s) of %s", len(report.dropped), owner)

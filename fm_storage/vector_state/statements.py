@@ -28,8 +28,10 @@ _QUEUE = f"""{_QUEUE_FRESH}
 
 _FM_QUEUE = f", fm_queue AS ({_QUEUE}\n)"
 
-# A scalar subquery is evaluated once, however many rows there are.
-_PIN = "(SELECT pg_catalog.set_config('synchronous_commit', 'on', TRUE)) IS NOT NULL"
+# The setting travels inside the statement (a pooler would lose a SET), and is
+# referenced, or the server would never evaluate it; a scalar subquery once, however
+# many rows there are.
+PIN = "(SELECT pg_catalog.set_config('synchronous_commit', 'on', TRUE)) IS NOT NULL"
 
 
 def upsert_ctes(
@@ -79,7 +81,7 @@ def upsert_ctes(
     (collection, point_id, ver, op, vectors, payload, payload_hash)
   SELECT {collection}::text, {point_id}, nextval('fm_storage.vector_version'), 'u',
     {vectors}::bytea, {payload}::jsonb, {payload_hash}::bytea
-  {f"FROM {source}" if source else ""}{f" WHERE {_PIN}" if durable else ""}{
+  {f"FROM {source}" if source else ""}{f" WHERE {PIN}" if durable else ""}{
         "" if fresh else conflict
     }
   RETURNING s.collection, s.point_id, s.ver
@@ -101,7 +103,7 @@ def delete_ctes(
     return f"""fm_state AS (
   INSERT INTO fm_storage.vector_state AS s (collection, point_id, ver, op)
   SELECT {collection}::text, {point_id}, nextval('fm_storage.vector_version'), 'd'
-  {f"FROM {source}" if source else ""}{f" WHERE {_PIN}" if durable else ""}
+  {f"FROM {source}" if source else ""}{f" WHERE {PIN}" if durable else ""}
   ON CONFLICT (collection, point_id) DO UPDATE SET
     ver = nextval('fm_storage.vector_version'), op = 'd',
     vectors = NULL, payload = NULL, payload_hash = NULL
@@ -117,7 +119,7 @@ def retire_ctes(
     As ``delete_ctes()``, for a record that may come back. A point that was never
     written, or is deleted already, stays as it is.
     """
-    pin = _PIN if durable else "TRUE"
+    pin = PIN if durable else "TRUE"
     return _turned(collection, point_id, source, to="d", when=f"s.op = 'u' AND {pin}")
 
 
@@ -125,7 +127,7 @@ def restore_ctes(
     *, collection: str, point_id: str, source: str, durable: bool = True
 ) -> str:
     """Return the CTEs that make points desired again which ``retire_ctes()`` kept."""
-    when = f"s.op = 'd' AND s.payload IS NOT NULL AND {_PIN if durable else 'TRUE'}"
+    when = f"s.op = 'd' AND s.payload IS NOT NULL AND {PIN if durable else 'TRUE'}"
     return _turned(collection, point_id, source, to="u", when=when)
 
 

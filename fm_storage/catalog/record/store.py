@@ -30,6 +30,7 @@ from fm_storage.errors import InvalidRecord, QueryFailed, StorageError
 from fm_storage.postgres import Record, Sql
 from fm_storage.repositories import ErrorEntry, Severity
 from fm_storage.vector_state import upsert_ctes
+from fm_storage.vector_state.statements import PIN
 
 if TYPE_CHECKING:
     from fm_storage.postgres import Executor
@@ -50,10 +51,6 @@ _PAYLOAD = [
     RANK,
 ]
 SEVERITY_OF_RANK = {rank: severity for severity, rank in RANKS.items()}
-
-# The setting travels inside the statement (a pooler would lose a SET), and is
-# referenced, or the server would never evaluate it.
-_PINNED = "(SELECT pg_catalog.set_config('synchronous_commit', 'on', TRUE)) IS NOT NULL"
 
 _KINDS = {
     "id": "uuid", "at": "timestamptz", "message": "text", "trace": "text",
@@ -87,7 +84,7 @@ def _record(*, many: bool, fresh: bool, vectors: bool, origins: bool) -> Sql:
     (id, timestamp, message, stack_trace, module, error_code, manager_context,
      severity)
   SELECT id, at, message, trace, module, code, context::jsonb, severity FROM src
-  WHERE {_PINNED}{"" if fresh else " ON CONFLICT (id) DO NOTHING"} RETURNING id
+  WHERE {PIN}{"" if fresh else " ON CONFLICT (id) DO NOTHING"} RETURNING id
 )""",
         f"""grp AS (
   INSERT INTO fm_storage.fingerprints (fingerprint, module, error_code, template)

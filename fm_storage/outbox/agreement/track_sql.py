@@ -13,6 +13,7 @@ from hashlib import blake2b
 from fm_storage.outbox.delivery.texts import text_sql
 from fm_storage.outbox.notify import CHANNEL
 from fm_storage.postgres import Sql, quote_ident, quote_qualified
+from fm_storage.postgres.sql import quote_literal as literal
 
 _LONGEST_KEY = 1000
 """Bytes of a key; an index entry of the queue must hold it."""
@@ -32,12 +33,6 @@ _NEXT = "nextval('fm_storage.vector_version')"
 def _bare(point_id: str) -> str:
     """Return the SQL of the key in an encoded point id."""
     return f"substr({point_id}, CASE WHEN {point_id} LIKE 's:%' THEN 3 ELSE 1 END)"
-
-
-def literal(text: str) -> str:
-    """Quote *text* as a string constant, whatever ``standard_conforming_strings``."""
-    escaped = text.replace("\\", "\\\\").replace("'", "''")
-    return f"E'{escaped}'"
 
 
 @dataclass(frozen=True)

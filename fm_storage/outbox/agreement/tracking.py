@@ -19,11 +19,12 @@ import orjson
 
 from fm_storage.concurrency.backoff import Backoff
 from fm_storage.errors import ConfigurationInvalid, LockTimeout, QueryFailed
-from fm_storage.outbox.agreement.track_sql import Tracked, literal
+from fm_storage.outbox.agreement.track_sql import Tracked
 from fm_storage.outbox.delivery.delivery import describe
 from fm_storage.outbox.results import Difference
 from fm_storage.postgres import Pool, Record, Sql, quote_qualified
 from fm_storage.postgres.arguments import of_kind
+from fm_storage.postgres.sql import quote_literal as literal
 from fm_storage.vector_state import DELETE_MANY, decode_id
 
 if TYPE_CHECKING:

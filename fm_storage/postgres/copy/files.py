@@ -36,7 +36,13 @@ from fm_storage.postgres.connect.internals import (
 from fm_storage.postgres.copy.source import callers_code, from_caller
 from fm_storage.postgres.errors import FromCaller
 from fm_storage.postgres.executor import CopyOptions, CopyProgress
-from fm_storage.postgres.sql import Sql, quote_ident, quote_qualified, quote_type
+from fm_storage.postgres.sql import (
+    Sql,
+    quote_ident,
+    quote_literal,
+    quote_qualified,
+    quote_type,
+)
 from fm_storage.postgres.tokens import tokens
 
 if TYPE_CHECKING:
@@ -342,9 +348,7 @@ def _with(options: CopyOptions) -> str:
     ):
         if given is not None:
             of_kind(given, str, name.lower(), "give a str")
-            # E'' means the same whatever standard_conforming_strings is.
-            inner = given.replace("\\", "\\\\").replace("'", "''")
-            words.append(f"{name} E'{inner}'")
+            words.append(f"{name} {quote_literal(given)}")
     if form != "binary":
         words.append("ENCODING 'UTF8'")
     return f"({', '.join(words)})"

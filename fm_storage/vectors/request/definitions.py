@@ -25,10 +25,10 @@ _TUNING = ("hnsw", "quantization", *_SCALE_OUT)
 def spec_of(config: CollectionConfig) -> dict[str, Any]:
     """Return a configured collection in plain form; ``""`` is the unnamed vector."""
     vectors: dict[str, dict[str, Any]] = {
-        name: _present(vector.model_dump()) for name, vector in config.vectors.items()
+        name: present(vector.model_dump()) for name, vector in config.vectors.items()
     }
     if config.size is not None:
-        vectors[""] = _present(
+        vectors[""] = present(
             {
                 "size": config.size,
                 "distance": config.distance,
@@ -41,7 +41,7 @@ def spec_of(config: CollectionConfig) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "vectors": vectors,
         "sparse_vectors": {
-            name: _present(sparse.model_dump())
+            name: present(sparse.model_dump())
             for name, sparse in config.sparse_vectors.items()
         },
         "payload_indexes": {
@@ -55,7 +55,8 @@ def spec_of(config: CollectionConfig) -> dict[str, Any]:
     return spec
 
 
-def _present(values: Mapping[str, Any]) -> dict[str, Any]:
+def present(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *values* without what is None."""
     return {key: value for key, value in values.items() if value is not None}
 
 

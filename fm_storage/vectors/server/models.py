@@ -15,6 +15,7 @@ from qdrant_client import models
 
 from fm_storage.errors import InvalidRecord
 from fm_storage.vectors.points import ScoredPoint, SparseVector
+from fm_storage.vectors.request.definitions import present
 from fm_storage.vectors.request.points import Floats, Terms
 from fm_storage.vectors.request.points import point_from as _point_from
 
@@ -157,7 +158,7 @@ def spec_from(info: models.CollectionInfo) -> dict[str, Any]:
     )
     spec: dict[str, Any] = {
         "vectors": {
-            name: _plain(
+            name: present(
                 {
                     "size": vector.size,
                     "distance": vector.distance.value,
@@ -169,7 +170,7 @@ def spec_from(info: models.CollectionInfo) -> dict[str, Any]:
             for name, vector in dense.items()
         },
         "sparse_vectors": {
-            name: _plain(
+            name: present(
                 {
                     "modifier": sparse.modifier.value if sparse.modifier else "none",
                     "on_disk": sparse.index.on_disk if sparse.index else None,
@@ -191,11 +192,7 @@ def spec_from(info: models.CollectionInfo) -> dict[str, Any]:
         if params.sharding_method
         else None,
     }
-    return _plain(spec)
-
-
-def _plain(values: Json) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+    return present(spec)
 
 
 def _dump(model: Any) -> Any:

@@ -32,6 +32,14 @@ class Embedding:
     sparse: SparseVector | None = None
 
 
+def hybrid(size: int) -> CollectionConfig:
+    """Return the definition for a dense vector of *size*, and words."""
+    return CollectionConfig(
+        vectors={"dense": VectorConfig(size=size, distance="Cosine")},
+        sparse_vectors={"sparse": SparseVectorConfig(modifier="idf")},
+    )
+
+
 @runtime_checkable
 class Vectorizer(Protocol):
     """Whatever turns texts into vectors.
@@ -119,10 +127,7 @@ class LexicalVectorizer:
     @property
     def spec(self) -> CollectionConfig:
         """Vectors ``dense`` (cosine) and ``sparse`` (with the engine's IDF)."""
-        return CollectionConfig(
-            vectors={"dense": VectorConfig(size=self._size, distance="Cosine")},
-            sparse_vectors={"sparse": SparseVectorConfig(modifier="idf")},
-        )
+        return hybrid(self._size)
 
     async def embed(self, texts: Sequence[str]) -> list[Embedding]:
         """Return one embedding per text; works in a thread, in short pieces."""

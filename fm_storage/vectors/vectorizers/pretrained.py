@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fm_storage.config import CollectionConfig, SparseVectorConfig, VectorConfig
+from fm_storage.config import CollectionConfig
 from fm_storage.errors import ConfigurationInvalid
-from fm_storage.vectors.vectorizers.lexical import Embedding, LexicalVectorizer
+from fm_storage.vectors.vectorizers.lexical import Embedding, LexicalVectorizer, hybrid
 
 Model = Callable[[Sequence[str]], Any]
 """Returns one row of float32 per text: a matrix."""
@@ -45,10 +45,7 @@ class _ModelVectorizer(ABC):
     @property
     def spec(self) -> CollectionConfig:
         """Vectors ``dense`` (cosine, of the model) and ``sparse`` (of the words)."""
-        return CollectionConfig(
-            vectors={"dense": VectorConfig(size=self._size, distance="Cosine")},
-            sparse_vectors={"sparse": SparseVectorConfig(modifier="idf")},
-        )
+        return hybrid(self._size)
 
     async def embed(self, texts: Sequence[str]) -> list[Embedding]:
         """Return one embedding per text; loads and works in a thread.
