@@ -93,7 +93,14 @@ def read_text(path: Path) -> str:
 
 
 def _content(path: Path) -> bytes:
-    return path.read_bytes().replace(b"\r\n", b"\n")
+    try:
+        return path.read_bytes().replace(b"\r\n", b"\n")
+    except OSError as exc:
+        raise MigrationFailed(
+            f"migration {path.stem!r}: {path.name} cannot be read ({exc.strerror}); "
+            "correct its rights, or the link",
+            migration=path.stem,
+        ) from exc
 
 
 def _text_of(path: Path, content: bytes) -> str:
@@ -268,7 +275,7 @@ def migration_paths(folder: Path) -> list[Path]:
         if path.suffix in {".sql", ".SQL", ".py"}
         and not path.name.lower().endswith(_ROLLBACK)
         and not path.name.startswith(("post-apply", "_", "."))
-        and path.is_file()
+        and (path.is_file() or (path.is_symlink() and not path.exists()))
     ]
 
 

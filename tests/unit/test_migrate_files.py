@@ -53,6 +53,15 @@ def test_depending_on_nothing_known_is_refused_by_name(tmp_path: Path):
         read_files([Source("app", tmp_path)])
 
 
+def test_a_file_that_cannot_be_read_is_not_left_out(tmp_path: Path):
+    """A link that leads nowhere is a migration that is missing, not none."""
+    _file(tmp_path, "0001_a.sql", "SELECT 1")
+    (tmp_path / "0002_b.sql").symlink_to(tmp_path / "gone")
+    (tmp_path / "0003_c.sql").mkdir()
+    with pytest.raises(MigrationFailed, match=r"'0002_b'.*cannot be read.*the link"):
+        read_files([Source("app", tmp_path)])
+
+
 def test_one_name_in_two_sources_is_refused(tmp_path: Path):
     """Identifiers are unique over all sources."""
     for part in ("a", "b"):
