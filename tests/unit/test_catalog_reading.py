@@ -485,3 +485,45 @@ def test_a_batch_of_long_entries_ends_before_it_is_large():
     sizes = [len(batch) for batch in reader.batches(1000)]
     assert sum(sizes) == 400
     assert 1 < len(sizes) < 10
+
+
+DEEP = "[" * 900 + "]" * 900
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"level": "²", "message": "m", "status": "²²²"}',
+        '{"level": "INFO", "message": "m", "time": "²"}',
+        '{"level": "%s", "message": "m"}' % ("9" * 5000),
+        '{"level": "INFO", "message": "m", "time": "%s"}' % ("9" * 5000),
+        '{"level": "INFO", "message": "m", "time": %s}' % ("9" * 400),
+        '{"level": "INFO", "message": "m", "time": "9999-12-31T23:59:60"}',
+        '{"level": "INFO", "message": "m", "instant": {"epochSecond": "x"}}',
+        '{"level": "INFO", "message": "m", "instant": {"epochSecond": null}}',
+        '{"level": "INFO", "message": {"a": "\\ud800"}}',
+        '{"level": "INFO", "stack_trace": " "}',
+        '{"__REALTIME_TIMESTAMP": "²", "MESSAGE": "m", "PRIORITY": "²"}',
+        "level=² msg=m time=²",
+    ],
+)
+def test_an_odd_value_costs_no_more_than_itself(line):
+    """It ended the reading of the whole log; the entry is there, and those behind."""
+    [_, last], report = read(f'{line}\n{{"level": "ERROR", "message": "last"}}\n')
+    assert last.message == "last"
+    assert report.unparsed == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f'{{"level": "INFO", "message": {DEEP}}}',
+        f'{{"__REALTIME_TIMESTAMP": "1", "MESSAGE": {DEEP}}}',
+        '{"log": "x", "a": {"stream": 1}}',
+    ],
+)
+def test_an_object_that_is_no_entry_costs_one_line(line):
+    """Nested deeper than Python counts, or a container's in a part only."""
+    [last], report = read(f'{line}\n{{"level": "ERROR", "message": "last"}}\n')
+    assert last.message == "last"
+    assert report.unparsed == 1

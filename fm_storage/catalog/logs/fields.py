@@ -16,6 +16,8 @@ from fm_storage.catalog.logs.levels import (
 from fm_storage.catalog.logs.timestamps import Clock
 from fm_storage.catalog.record.frames import frames_of
 
+_DEEPEST = 200
+"""Levels of an object beyond which it is no entry: Python's own limit is near."""
 _TIMES = (
     "timestamp", "time", "@timestamp", "ts", "datetime", "date", "t.$date", "t",
     "asctime",
@@ -117,20 +119,42 @@ def json_of(line: str) -> dict[str, Any] | None:
             found = json.loads(line)
         except (ValueError, RecursionError):
             return None
+    if line.count("[") + line.count("{") > _DEEPEST and _too_deep(found):
+        return None
     return found if isinstance(found, dict) else None
 
 
-def _instant(value: object) -> float | None:
+def _too_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return bool(level)
+
+
+def _instant(value: Any) -> float | None:
     """Return the seconds of log4j2's *instant*."""
-    if not isinstance(value, dict) or "epochSecond" not in value:
+    try:
+        return float(value["epochSecond"]) + float(value.get("nanoOfSecond", 0)) / 1e9
+    except (LookupError, TypeError, ValueError, OverflowError):
         return None
-    return float(value["epochSecond"]) + float(value.get("nanoOfSecond", 0)) / 1e9
+
+
+def _as_json(value: dict[str, Any]) -> str:
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # a lone surrogate, a number of more than 64 bits, 254 levels
+        return str(value)
 
 
 def _severity_of_answer(status: object) -> str | None:
     """Return the severity of a status of HTTP, or of one that is a word."""
     text = str(status)
-    if len(text) == 3 and text.isdigit():
+    if len(text) == 3 and text.isdecimal():
         return severity_of_status(int(text))
     return severity_of(status) if isinstance(status, str) else None
 
@@ -151,7 +175,9 @@ def header_of_fields(fields: dict[str, Any], clock: Clock) -> Header | None:
                 return value
         return None
 
-    at = clock.any(_instant(fields.get("instant")) or take(*_TIMES))
+    at = clock.any(
+        ("instant" in fields and _instant(fields["instant"])) or take(*_TIMES)
+    )
     level = take(*_LEVELS) or ("Information" if "@t" in fields else None)  # Serilog's
     message = take(*_MESSAGES)
     module = take(*_MODULES)
@@ -162,11 +188,12 @@ def header_of_fields(fields: dict[str, Any], clock: Clock) -> Header | None:
     if level is None and at is None and severity is None:
         return None
     if isinstance(message, dict):
-        message = message.get("message") or orjson.dumps(message).decode()
+        message = message.get("message") or _as_json(message)
     if isinstance(trace, list):
         trace = "\n".join(str(line).rstrip("\n") for line in trace)
-    trace = orjson.dumps(trace).decode() if isinstance(trace, dict) else trace
-    text = str(message) if message is not None else str(trace).strip().splitlines()[-1]
+    trace = _as_json(trace) if isinstance(trace, dict) else trace
+    last = ["", *str(trace).strip().splitlines()][-1]
+    text = last if message is None else str(message)
     return Header(
         at,
         severity or guess_severity(text),

@@ -51,9 +51,9 @@ def severity_of(level: object) -> str | None:
     """Return the ``Severity`` meant by the level of any logging system, or None."""
     if isinstance(level, str):
         known = SEVERITIES.get(level) or SEVERITIES.get(level.strip().lower())
-        if known is not None or not level.strip().isdigit():
+        if known is not None or not level.strip().isdecimal():
             return known
-        level = int(level)
+        level = float(level)
     if isinstance(level, int | float) and not isinstance(level, bool):
         if 0 <= level < len(SYSLOG):
             return SYSLOG[int(level)]

@@ -77,7 +77,7 @@ def _unwrap(line: str) -> _Wrapped | None:
         fields = json_of(line) if '"log":' in line and '"stream":' in line else None
         if fields is None or not isinstance(text := fields.get("log"), str):
             return None
-        at, stream = str(fields.get("time", "")), str(fields["stream"])
+        at, stream = str(fields.get("time", "")), str(fields.get("stream"))
         return _Wrapped(at, stream, text.rstrip("\r\n"), text.endswith("\n"))
     found = _CRI.match(line) if " std" in line[19:45] else None
     if found is None:

@@ -103,8 +103,8 @@ class Clock:
     def any(self, value: object) -> datetime | None:
         """Read a timestamp of JSON: text, or seconds to nanoseconds since 1970."""
         if isinstance(value, str):
-            if value.isdigit():
-                value = int(value)
+            if value.isdecimal():
+                value = float(value)
             elif (named := _WEB.fullmatch(value)) is not None:
                 day, month, year, clock, zone = named.groups()
                 return self.day(month, day, clock, int(year), zone)
@@ -114,17 +114,15 @@ class Clock:
                     return self.at(text, zone)
                 return self.at(value.replace("/", "-"))
         if isinstance(value, int | float) and not isinstance(value, bool):
-            seconds = float(value)
-            if seconds > _NANOSECONDS:
-                seconds /= 1e9
-            elif seconds > _MILLISECONDS * 1e3:
-                seconds /= 1e6
-            elif seconds > _MILLISECONDS:
-                seconds /= 1e3
-            try:
+            with contextlib.suppress(OverflowError, OSError, ValueError):
+                seconds = float(value)
+                if seconds > _NANOSECONDS:
+                    seconds /= 1e9
+                elif seconds > _MILLISECONDS * 1e3:
+                    seconds /= 1e6
+                elif seconds > _MILLISECONDS:
+                    seconds /= 1e3
                 return datetime.fromtimestamp(seconds, UTC)
-            except (OverflowError, OSError, ValueError):
-                return None
         return None
 
 
@@ -134,6 +132,6 @@ def _from_iso(text: str) -> datetime | None:
     except ValueError:
         if ":60" not in text:
             return None
-    with contextlib.suppress(ValueError):  # a leap second
+    with contextlib.suppress(ValueError, OverflowError):  # a leap second
         return datetime.fromisoformat(text.replace(":60", ":59")) + _SECOND
     return None
