@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 from fm_storage.config import PostgresConfig
+from fm_storage.errors import InvalidRecord
 from fm_storage.postgres import Connection, Pool
 
 
@@ -502,3 +503,16 @@ async def test_a_type_made_anew_is_known_behind_a_pooler(empty_dsn, pgbouncer):
         for verb in (fetchval, execute, executemany, select_all, stream, copy_records):
             await survives(pool, alone, raw, verb, change)
     await raw.close()
+
+
+async def test_many_rows_in_a_transaction_are_not_written_twice(pool):
+    """Where only a later one shows the change, those before it stand already."""
+    await pool.execute("CREATE TABLE t (v int)")
+    insert = "INSERT INTO t VALUES ($1)"
+    async with pool.acquire() as connection:
+        await connection.executemany(insert, [(0,)])
+        await pool.execute("ALTER TABLE t ALTER v TYPE bigint")
+        async with connection.transaction() as transaction:
+            with pytest.raises(InvalidRecord):
+                await transaction.executemany(insert, [(1,)] * 9999 + [(2**31,)])
+            assert await transaction.fetchval("SELECT count(*) FROM t") < 10000

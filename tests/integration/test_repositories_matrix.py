@@ -97,6 +97,7 @@ AWARE = NOON.replace(tzinfo=UTC)
 ONE, TWO = uuid.UUID(int=1), uuid.UUID(int=2)
 EAST = dt.timezone(dt.timedelta(hours=2))
 HOUR = dt.timedelta(hours=1)
+ENDS = (dt.datetime.min.replace(tzinfo=UTC), dt.datetime.max.replace(tzinfo=UTC))
 SCALARS = [
     Kind("smallint", int, -5, 7),
     Kind("integer", int, -5, 7),
@@ -143,12 +144,7 @@ SCALARS = [
         "timestamp", Annotated[dt.datetime, Column(type="timestamp")], NOON, NOON + HOUR
     ),
     Kind("timestamptz", dt.datetime, AWARE, AWARE + HOUR),
-    Kind(
-        "timestamptz",
-        dt.datetime,
-        dt.datetime.min.replace(tzinfo=UTC),
-        dt.datetime.max.replace(tzinfo=UTC),
-    ),
+    Kind("timestamptz", dt.datetime, *ENDS),
     Kind("interval", dt.timedelta, -HOUR, HOUR * 50),
     Kind(
         "inet", ip.IPv4Address, ip.IPv4Address("10.0.0.1"), ip.IPv4Address("10.0.0.2")
@@ -221,8 +217,45 @@ CONTAINERS = [
     Kind("jsonb[]", list[int], [1], [2, 3], paged=False),
     Kind("jsonb[]", list[str], ["a"], ["1", "b"], paged=False),
     Kind("json[]", list[dict[str, int]], [{"a": 1}], [], compared=False, paged=False),
+    Kind("integer[]", list[int], [], [None, 1], paged=False),
+    Kind("real[]", list[float], [0.5], [float("inf"), 1024.25], paged=False),
+    Kind("uuid[]", list[str], [str(ONE)], [str(TWO), None], paged=False),
+    Kind("numeric[]", list[int], [1], [2, None], paged=False),
+    Kind("float8[]", tuple[Decimal, ...], (Decimal("0.5"),), (), paged=False),
+    Kind("integer[]", list[bool], [True], [False, True], paged=False),
+    Kind("jsonb[]", list[str], ["a"], ['"b"', "1"], paged=False),
+    Kind("timestamptz[]", list[dt.datetime], [ENDS[0]], [ENDS[1], AWARE], paged=False),
+    Kind(
+        "timestamptz[]",
+        Annotated[list[list[dt.datetime]], Column(type="timestamptz[]")],
+        [[AWARE]],
+        [[AWARE + HOUR], [ENDS[1]]],
+        paged=False,
+    ),
+    Kind(
+        "timetz[]",
+        Annotated[list[dt.time], Column(type="timetz[]")],
+        [dt.time(1, tzinfo=EAST)],
+        [dt.time(2, tzinfo=EAST), None],
+        paged=False,
+    ),
 ]
 OTHERS = [
+    other("text", "a", "b", paged=True),
+    other("varchar(3)", "abc", "b", paged=True),
+    other("bytea", b"a", b"b\0", paged=True),
+    other("date", DAY, NEXT, paged=True),
+    other("time", dt.time(1), dt.time(2), paged=True),
+    other("timestamp", NOON, NOON + HOUR, paged=True),
+    other("timestamptz", *ENDS, paged=True),
+    other("timestamptz(3)", ENDS[0], AWARE.replace(microsecond=5000), paged=True),
+    other("interval", HOUR, HOUR * 2, paged=True),
+    other("integer", -5, 7),
+    other("real", 0.5, 1024.25),
+    other("numeric(12, 2)", Decimal("0.10"), Decimal("NaN")),
+    other("integer[]", [[1, 2], [3, 4]], [None, 1]),
+    other("numeric[]", [Decimal("1.50")], [[Decimal(2)], [None]]),
+    other("timestamptz[]", [ENDS[0], None], [AWARE]),
     other("pg_lsn", 16, 32),
     other("timetz", dt.time(1, tzinfo=EAST), dt.time(2, tzinfo=EAST)),
     other("bit(4)", BitString("1010"), BitString("1111")),
@@ -252,7 +285,7 @@ OTHERS = [
 ]
 KINDS = [*SCALARS, *CONTAINERS, *OTHERS]
 TYPES = """
-CREATE EXTENSION citext; CREATE EXTENSION ltree;
+CREATE EXTENSION citext; CREATE EXTENSION ltree; CREATE EXTENSION hstore;
 CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE pair AS (a int, b text);
 CREATE DOMAIN grade AS integer CHECK (VALUE > 0); CREATE DOMAIN word AS text
 """
@@ -453,3 +486,136 @@ async def test_numeric_to_its_limits(pool):
             with pytest.raises(InvalidRecord):
                 await call()
     assert await numbers.count(where("id") < 10) == 6
+
+
+def named(sql: str, *values: Any) -> list[tuple[str, Any, Any]]:
+    """Return values of a type that only its name tells."""
+    return [(sql, Annotated[Any, Column(type=sql)], value) for value in values]
+
+
+TOO_FINE = dt.timezone(dt.timedelta(hours=1, seconds=3))
+REFUSED = [
+    ("real[]", list[float], [1e39]),
+    ("smallint[]", list[int], [2**15]),
+    ("integer[]", list[int], [2**31]),
+    ("oid[]", list[int], [-1]),
+    ("grade[]", list[int], [2**31]),
+    ("text[]", list[int], [1]),
+    ("integer[]", list[str], ["1"]),
+    ("date[]", list[str], ["2026-01-01"]),
+    ("timestamp[]", list[dt.datetime], [AWARE]),
+    ("timetz[]", list[dt.time], [dt.time(1)]),
+    ("bytea[]", list[str], ["a"]),
+    ("float8", float, 2**53 + 1),
+    ("numeric", float, 10**400),
+    ("date", dt.date, NOON),
+    ("real", Annotated[float, Column(type="real")], 1e-50),
+    ("real[]", Annotated[list[float], Column(type="real[]")], [1e39]),
+    ("real[]", Annotated[list[float], Column(type="real[]")], [1e-50]),
+    ("timetz", Annotated[dt.time, Column(type="timetz")], dt.time(1)),
+    ("timetz", Annotated[dt.time, Column(type="timetz")], dt.time(1, tzinfo=TOO_FINE)),
+    (
+        "date[]",
+        Annotated[list[list[dt.date]], Column(type="date[]")],
+        [[NOON]],
+    ),
+    *named("integer", 1.5, Decimal("1.5"), 2**31, "1", float("nan")),
+    *named("integer[]", [1.5], [[2**31]]),
+    *named("real", 1e39, 1e-50),
+    *named("float8", 2**53 + 1, Decimal("1E+400")),
+    *named("numeric", Decimal("1E+200000"), Decimal("sNaN"), Decimal("1E-20000")),
+    *named("numeric[]", [Decimal("1E+200000")], [[Decimal("sNaN")]]),
+    *named("numrange", Range(Decimal(1), Decimal("1E+200000"))),
+    *named("int4range", Range(1.5, 3), Range(1, 2**31)),
+    *named("text", "\0", "\ud800"),
+    *named("varchar(3)", "abcd", "\0"),
+    *named("name", "\0"),
+    *named("text[]", ["\0"], [["\ud800"]]),
+    *named("mood[]", ["\0"]),
+    *named("pair", (1, "\0"), (1, "\ud800"), (2**31, "a")),
+    *named("pair[]", [(1, "\0")]),
+    *named("hstore", {"a": "\0"}, {"\0": "a"}),
+    *named("date", NOON),
+    *named("date[]", [NOON]),
+    *named("daterange", Range(NOON, None)),
+    *named("time", dt.time(1, tzinfo=UTC)),
+    *named("timetz", dt.time(1), dt.time(1, tzinfo=dt.timezone(16 * HOUR))),
+    *named("timestamp", AWARE, DAY),
+    *named("timestamptz", NOON, DAY),
+    *named("timestamptz[]", [NOON], [[NOON]]),
+    *named("tstzrange", Range(NOON, None)),
+]
+
+
+@pytest.mark.parametrize(
+    ("sql", "annotation", "value"),
+    REFUSED,
+    ids=[f"{at}-{row[0]}" for at, row in enumerate(REFUSED)],
+)
+async def test_one_refusal(pool, sql: str, annotation: Any, value: Any):
+    """What a column would not keep as it is: by every way, before anything is sent."""
+    await pool.execute(f"{TYPES}; CREATE TABLE t (id int PRIMARY KEY, v {sql})")
+    await pool.execute("INSERT INTO t VALUES (1)")
+    model = dataclasses.make_dataclass("Row", [("id", int), ("v", annotation | None)])
+    rows: Repository[Any] = Repository(pool, model, table="t")
+    few = [model(2, None), model(3, value)]
+    many = [*(model(n, None) for n in range(10, 11 + COPY_ABOVE)), model(3, value)]
+    async with pool.transaction() as transaction:
+        inside = rows.bind(transaction)
+        for call in (
+            lambda: inside.create(model(3, value)),
+            lambda: inside.create_many(few),
+            lambda: inside.create_many(many),
+            lambda: inside.upsert(model(3, value)),
+            lambda: inside.upsert_many(few),
+            lambda: inside.update(1, {"v": value}),
+            lambda: inside.update_where(where("id") == 1, {"v": value}),
+            lambda: inside.get_or_create(model(3, value)),
+        ):
+            with pytest.raises(InvalidRecord) as caught:
+                await call()
+            assert caught.value.field == "v"
+        assert await transaction.fetch("SELECT id, v::text FROM t") == [(1, None)]
+
+
+async def test_whole_numbers_of_floats_stay_floats(pool):
+    """Also after records of the same classes went through."""
+    await pool.execute("CREATE TABLE t (id int PRIMARY KEY, v numeric)")
+    model = dataclasses.make_dataclass("Row", [("id", int), ("v", float)])
+    rows: Repository[Any] = Repository(pool, model, table="t")
+    for n in range(3):
+        await rows.create(model(n, 2**60))
+        with pytest.raises(InvalidRecord):
+            await rows.create(model(9, 2**60 + 1))
+    assert await rows.count(where("v") == 2**60) == 3
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview], ids=str)
+async def test_bytes_in_any_wrapping(pool, kind):
+    """Views that are not contiguous among them."""
+    await pool.execute("CREATE TABLE t (id int PRIMARY KEY, v bytea, many bytea[])")
+    model = dataclasses.make_dataclass(
+        "Row", [("id", int), ("v", bytes), ("many", list[bytes])]
+    )
+    rows: Repository[Any] = Repository(pool, model, table="t")
+    odd = kind(b"aXbXc")[::2]
+    await rows.create(model(1, odd, [odd]))
+    await rows.create_many([model(2, odd, [odd])])
+    await rows.create_many([model(n, odd, [odd]) for n in range(3, 5 + COPY_ABOVE)])
+    assert await rows.count(where("v") == b"abc", where("many") == [b"abc"]) == (
+        4 + COPY_ABOVE
+    )
+
+
+async def test_composites_that_are_null(pool):
+    """Where no row has a value, arrays of them look like any other."""
+    await pool.execute(f"{TYPES}; CREATE TABLE t (id int PRIMARY KEY, v pair)")
+    model = dataclasses.make_dataclass(
+        "Row", [("id", int), ("v", Annotated[Any, Column(type="pair")], None)]
+    )
+    rows: Repository[Any] = Repository(pool, model, table="t")
+    await rows.create_many([model(1), model(2)])
+    await rows.upsert_many([model(2), model(3)])
+    await rows.create_many([model(n) for n in range(10, 11 + COPY_ABOVE)])
+    await rows.create_many([model(4, {"a": 1, "b": "x"}), model(5, (1, "x"))])
+    assert await rows.count(where("v") == (1, "x")) == 2

@@ -393,7 +393,10 @@ async def execute_many(
             sending.cancel()
         await _stop(raw, sending)
         raise
-    sending.result()
+    failure = sending.exception()
+    if failure is not None:
+        vars(failure)["rows_taken"] = given.taken
+        raise failure
 
 
 async def _stop(raw: Any, work: asyncio.Future[Any]) -> asyncio.CancelledError | None:
@@ -419,12 +422,14 @@ class _Rows:
     """Rows for the driver.
 
     Attributes:
+        taken: How many it has taken, of which the last may be what it refuses.
         exhausted: Whether it has taken all of them.
         stopped: Whether it gets no more.
     """
 
     def __init__(self, rows: Iterable[Sequence[Any]]) -> None:
         self._rows = rows
+        self.taken = 0
         self.exhausted = self.stopped = False
 
     def __iter__(self) -> Iterator[Sequence[Any]]:
@@ -437,6 +442,7 @@ class _Rows:
                 return
             except BaseException as exc:
                 raise FromCaller(exc) from None
+            self.taken += 1
             yield row
         raise FromCaller(asyncio.CancelledError())
 

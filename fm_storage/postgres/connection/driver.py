@@ -116,13 +116,22 @@ async def _ask(
         return await ask(sql, *args, timeout=timeout)
     except asyncpg.DataError as exc:
         made = raw._stmt_cache.get((sql, _RECORD, False))
-        if not _is_drivers(exc) or (made is not None and not _has_parts(made)):
+        if (
+            not _is_drivers(exc)
+            or (made is not None and not _has_parts(made))
+            or _wrote_some(raw, exc)
+        ):
             raise
         forget_types(raw)
         forget_statements(raw)
         return await ask(sql, *args, timeout=timeout)
     except (OverflowError, ValueError) as exc:
         raise _unreadable(exc) from exc
+
+
+def _wrote_some(raw: Any, exc: Exception) -> bool:
+    """Return whether rows of executemany() may stand before the one refused."""
+    return bool(raw.is_in_transaction()) and vars(exc).get("rows_taken", 0) > 1
 
 
 def _unreadable(exc: Exception) -> Exception:
@@ -186,6 +195,8 @@ async def executemany(
         try:
             await execute_many(raw, sql, rows, timeout=timeout)
         except _SUSPECT as exc:
+            if _wrote_some(raw, exc):
+                raise
             await _forget(raw, sql, statement, exc, timeout)
         else:
             return

@@ -6,25 +6,38 @@ They convert, inside containers too, and travel in bulk in another shape than al
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import enum
 import functools
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from decimal import Decimal
+from types import NoneType
+from typing import Any
 
 from fm_storage.errors import InvalidRecord
 from fm_storage.postgres.connect.codecs import encode_json, encode_plain_json
 from fm_storage.repositories.model.scalar_types import (
     Actual,
+    Boolean,
+    Bytes,
     ColumnType,
+    Float,
+    Integer,
+    Numeric,
     Refused,
     Source,
+    Text,
     classes,
     named,
 )
-from fm_storage.repositories.model.time_types import Date, Time, Timestamp
+from fm_storage.repositories.model.time_types import (
+    Date,
+    Interval,
+    Time,
+    Timestamp,
+    TimeWithZone,
+)
 
 
 class JsonValue(ColumnType):
@@ -53,7 +66,7 @@ class JsonValue(ColumnType):
             raise Refused(f"is {named(value)}, not {wanted}; wrap it")
         return value
 
-    def encode_text(self, value: Any) -> str:
+    def to_text(self, value: Any) -> str:
         """Return *value* as JSON text, looked at inside."""
         try:
             return encode_json(self.encode(value))
@@ -71,7 +84,7 @@ class JsonValue(ColumnType):
             if texts is not None:
                 made = iter(texts)
                 return [None if value is None else next(made) for value in values]
-        text = self.encode_text
+        text = self.to_text
         return [None if value is None else text(value) for value in values]
 
     def source(self, actual: Actual) -> Source | None:
@@ -191,9 +204,17 @@ class Array(ColumnType):
 
     def __init__(self, element: ColumnType, container: type = list) -> None:
         self.element = element
+        self._carried: ColumnType | None = None
         self._taken: tuple[Any, ...] = (list, tuple, container)
         self.sql = f"{element.sql}[]"
         inner = element.decode
+        if inner is None and element.given:
+            inner = functools.partial(_allowed, element)
+            known = [given.__name__ for given in element.given]
+            if container is list:
+                self.decode_if = (
+                    f"({{0}} and {{0}}[0].__class__.__name__ not in {known})"
+                )
         if inner is not None:
             self.decode = functools.partial(_decode_array, container, inner)
         elif container is not list:
@@ -215,12 +236,18 @@ class Array(ColumnType):
             if value is None
             else encode_json(
                 [
-                    None if item is None else self.element.to_text(item)
+                    None if item is None else self._to_text(item)
                     for item in self.encode(value)
                 ]
             )
             for value in values
         ]
+
+    def _to_text(self, item: Any) -> str:
+        kind = self._carried
+        if kind is None:
+            return self.element.to_text(item)
+        return kind.to_text(as_stored(kind, item))
 
     def copy_many(
         self, values: Sequence[Any], *, nullable: bool = True
@@ -229,9 +256,15 @@ class Array(ColumnType):
         return self.encode_each(values, nullable=nullable)
 
     def source(self, actual: Actual) -> Source | None:
-        """Return text, from which the array is built; see ``encode_many()``."""
+        """Return text, from which the array is built; see ``encode_many()``.
+
+        From now on its elements are those that the driver takes for the column.
+        """
         if not actual.element or actual.holds_json:
             return None
+        kind = leaf_of(actual.leaf or actual.element)
+        differs = kind is not None and kind.sql != self.element.sql
+        self._carried = kind if differs else None
         # Text of a negative number would be taken for an oid, a number is not.
         element = "int8::oid" if actual.element == "oid" else actual.element
         return Source(
@@ -259,7 +292,8 @@ class Other(ColumnType):
         self.sql = sql
 
     def encode(self, value: Any) -> Any:
-        """Return *value*."""
+        """Return *value*, in which nothing is that no type stores as it is."""
+        _look_inside(value)
         return value
 
     def from_text(self, text: str) -> Any:
@@ -267,42 +301,44 @@ class Other(ColumnType):
         return text
 
 
-class TimeRange(Other):
-    """Ranges and multiranges of times; their bounds are what times alone are."""
+class Known(Other):
+    """Values of a type whose name tells what they, their elements or bounds are."""
 
-    bounds: ClassVar[Mapping[str, ColumnType]] = {
-        "tstz": Timestamp(),
-        "ts": Timestamp(aware=False),
-        "date": Date(),
-    }
-    names = re.compile(r"(tstz|ts|date)(?:range(\[\])?|(multi)range)")
-
-    def __init__(self, sql: str) -> None:
-        super().__init__(sql)
-        found = self.names.fullmatch(sql)
-        assert found is not None
-        self.bound, self._nested = self.bounds[found[1]], bool(found[2] or found[3])
-        if self.bound.decode is not None:
-            self.decode = functools.partial(_bounded, self.bound.decode)
+    def __init__(self, sql: str, leaf: ColumnType) -> None:
+        super().__init__(_MODIFIERS.sub("", sql))
+        self.leaf = leaf
+        if leaf.decode is not None:
+            self.decode = functools.partial(_bounded, leaf.decode)
 
     def encode(self, value: Any) -> Any:
-        """Return the driver's range with the driver's infinities."""
-        return _bounded(self.bound.encode, value)
+        """Return *value* as the driver takes it, infinities among them."""
+        return _bounded(functools.partial(as_stored, self.leaf), value)
 
     def beyond(self, name: str) -> str:
-        """Return the condition of a bound that Python cannot hold."""
-        one = "e" if self._nested else name
-        ends = (self.bound.beyond(f"{end}({one})") for end in ("lower", "upper"))
-        either = f"({' OR '.join(ends)})"
-        return any_of(name, either) if self._nested else either
+        """Return the condition of a value or bound that Python cannot hold."""
+        nested = "multirange" in self.sql or self.sql.endswith("[]")
+        one = "e" if nested else name
+        either = self.leaf.beyond(one)
+        if either and "range" in self.sql:
+            ends = (self.leaf.beyond(f"{end}({one})") for end in ("lower", "upper"))
+            either = f"({' OR '.join(ends)})"
+        return any_of(name, either) if nested else either
 
 
-class TimeWithZone(Other):
-    """Times of day with an offset."""
+def as_stored(kind: ColumnType, value: Any) -> Any:
+    """Return *value*, perhaps of another class, as a column of *kind* keeps it.
 
-    def beyond(self, name: str) -> str:
-        """Return the condition of the end of the day."""
-        return Time().beyond(name)
+    Raises:
+        Refused: The driver would refuse it, or store something else.
+    """
+    if isinstance(kind, Integer | Float | Numeric) and isinstance(
+        value, Decimal | float | bool
+    ):
+        try:
+            value = kind.convert(value)
+        except (ValueError, ArithmeticError):
+            raise Refused(f"is {named(value)} that {kind.sql} cannot keep") from None
+    return kind.encode(value)
 
 
 def any_of(name: str, condition: str) -> str:
@@ -314,10 +350,12 @@ def any_of(name: str, condition: str) -> str:
 
 def _bounded(convert: Callable[[Any], Any], value: Any) -> Any:
     """Return a range, or a list of some, with its bounds converted."""
-    if isinstance(value, list | tuple):
-        return [_bounded(convert, one) for one in value]
-    if getattr(value, "isempty", True):
+    if value is None or getattr(value, "isempty", False):
         return value
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_bounded(convert, one) for one in value]
+    if not hasattr(value, "isempty"):
+        return convert(value)
     lower, upper = (
         None if bound is None else convert(bound)
         for bound in (value.lower, value.upper)
@@ -344,33 +382,100 @@ class Geometry(Other):
         """Return bytes as hexadecimal text, which the type reads like any other."""
         if isinstance(value, bytes | bytearray | memoryview):
             return bytes(value).hex().upper()
-        return value
+        return super().encode(value)
 
 
-_WITHOUT_ZONE = re.compile(r"timestamp ?(\(\d\))?( without time zone)?(\[\])?")
+_MODIFIERS = re.compile(r" ?\([^)]*\)")
 
-_TIME_WITH_ZONE = re.compile(r"timetz ?(\(\d\))?|time ?(\(\d\))? with time zone")
+_NAMED: Mapping[str, ColumnType] = {
+    name: kind
+    for names, kind in (
+        ("bool,boolean", Boolean()),
+        ("int2,smallint", Integer(2)),
+        ("int4,int,integer,int4range,int4multirange", Integer(4)),
+        ("int8,bigint,int8range,int8multirange", Integer(8)),
+        ("oid", Integer(4, signed=False)),
+        ("float4,real", Float(4)),
+        ("float8,double precision", Float()),
+        ("numeric,decimal,numrange,nummultirange", Numeric()),
+        ("text,varchar,character varying,bpchar,citext,name", Text()),
+        ("bytea", Bytes()),
+        ("date,daterange,datemultirange", Date()),
+        ("time,time without time zone", Time()),
+        ("timetz,time with time zone", TimeWithZone()),
+        (
+            "timestamp,timestamp without time zone,tsrange,tsmultirange",
+            Timestamp(aware=False),
+        ),
+        (
+            "timestamptz,timestamp with time zone,tstzrange,tstzmultirange",
+            Timestamp(),
+        ),
+        ("interval", Interval()),
+    )
+    for name in names.split(",")
+}
+"""What the elements, bounds or values of a type are, by its name."""
+
+
+def leaf_of(sql: str) -> ColumnType | None:
+    """Return what a value of type *sql* consists of, if its name tells."""
+    return _NAMED.get(_MODIFIERS.sub("", sql).rstrip("[]"))
 
 
 def named_type(sql: str, annotation: Any) -> ColumnType | None:
     """Return the type that the name decides more than the annotation, if it does."""
-    plain = _WITHOUT_ZONE.fullmatch(sql)
-    if plain is not None and not plain[3]:
-        return Timestamp(aware=False)
-    if plain is not None and dt.datetime in typing.get_args(annotation):
-        return Array(Timestamp(aware=False), typing.get_origin(annotation))
     if sql.partition("(")[0] in {"geometry", "geography"}:
         return Geometry(sql, binary=annotation is bytes)
-    if TimeRange.names.fullmatch(sql):
-        return TimeRange(sql)
-    if sql.endswith("[]") and dt.time in typing.get_args(annotation):
-        element = Time()
-        element.sql = sql.removesuffix("[]")
-        return Array(element, typing.get_origin(annotation))
-    return TimeWithZone(sql) if _TIME_WITH_ZONE.fullmatch(sql) else None
+    leaf = leaf_of(sql)
+    if leaf is None:
+        return None
+    element: Any = next(iter(typing.get_args(annotation)), None)
+    if "range" in sql or (
+        sql.endswith("[]") and (annotation is Any or typing.get_origin(element) is list)
+    ):
+        return Known(sql, leaf)
+    if sql.endswith("[]"):
+        origin = typing.get_origin(annotation)
+        several = origin in {list, set, frozenset} or annotation == tuple[element, ...]
+        return Array(leaf, origin) if several and element in leaf.exact else None
+    if annotation is Any and isinstance(leaf, Integer | Float | Numeric):
+        return Known(sql, leaf)
+    return leaf if annotation is Any or annotation in leaf.exact else None
 
 
 def _decode_array(
     container: type, inner: Callable[[Any], Any], values: Sequence[Any]
 ) -> Any:
     return container(None if value is None else inner(value) for value in values)
+
+
+def _allowed(element: ColumnType, value: Any) -> Any:
+    """Return an element, or one of several dimensions, as the annotation names it."""
+    if type(value) in element.given or isinstance(value, list):
+        return value
+    return element.convert(value)
+
+
+def _look_inside(value: Any) -> None:
+    """Refuse texts and numbers that no type stores as they are.
+
+    Raises:
+        Refused: There is one.
+    """
+    if isinstance(value, str):
+        _ANY_TEXT.encode(value)
+    elif isinstance(value, Decimal):
+        _ANY_NUMBER.encode(value)
+    elif isinstance(value, Mapping):
+        _look_inside([*value, *value.values()])
+    elif isinstance(value, list | tuple | set | frozenset):
+        if not set(map(type, value)) <= _HARMLESS:
+            for item in value:
+                _look_inside(item)
+    elif not getattr(value, "isempty", True):
+        _look_inside((value.lower, value.upper))
+
+
+_ANY_TEXT, _ANY_NUMBER = Text(), Numeric()
+_HARMLESS = frozenset({int, float, bool, NoneType})

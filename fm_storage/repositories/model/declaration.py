@@ -316,7 +316,6 @@ _CONVERTED: Mapping[Any, tuple[type, Callable[[Any], str], Callable[[str], Any]]
     pathlib.PurePath: (pathlib.PurePath, str, pathlib.PurePath),
     zoneinfo.ZoneInfo: (zoneinfo.ZoneInfo, str, zoneinfo.ZoneInfo),
 }
-_INTEGERS = {"int2": 2, "smallint": 2, "int4": 4, "integer": 4, "int": 4}
 _TYPE_NAME = re.compile(r'[\w."][\w." ]*(\([\w, -]+\)[\w ]*)?(\[\])*')
 _LENGTH = re.compile(r"(?:varchar|character varying|char|character)\((\d+)\)")
 _JSON_PARTS = frozenset({bool, int, float, str, list, dict, Any})
@@ -336,10 +335,8 @@ def _typed(bare: Any, sql: str | None, length: int | None) -> scalar_types.Colum
     name = sql.partition("(")[0]
     sized = _LENGTH.fullmatch(sql)
     if sized is not None:
-        return _inferred(bare, length or int(sized[1]))
-    if name in _INTEGERS and bare is int:
-        return scalar_types.Integer(_INTEGERS[name])
-    known = compound_types.named_type(sql, bare)
+        return _inferred(str if bare is Any else bare, length or int(sized[1]))
+    known = compound_types.named_type(sql, bare) if length is None else None
     if known is not None:
         return known
     if name in {"json", "jsonb"}:

@@ -8,6 +8,8 @@ would refuse, or worse, would silently change, before anything is sent.
 from __future__ import annotations
 
 import ipaddress as ip
+import math
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from types import NoneType
@@ -31,11 +33,13 @@ class Actual(NamedTuple):
         name: The type.
         base: The type below a domain, else the same.
         element: Type of an array's elements; empty if unknown, None for no array.
+        leaf: The type below a domain of elements.
     """
 
     name: str
     base: str
     element: str | None
+    leaf: str | None = None
 
     @property
     def is_json(self) -> bool:
@@ -278,10 +282,10 @@ class Integer(ColumnType):
             return int(value)
         return super().convert(value)
 
-    def __init__(self, size: int = 8) -> None:
-        self.sql = f"int{size}"
-        self.high = (1 << (size * 8 - 1)) - 1
-        self.low = -self.high - 1
+    def __init__(self, size: int = 8, *, signed: bool = True) -> None:
+        self.sql = f"int{size}" if signed else "oid"
+        self.high = (1 << (size * 8 - signed)) - 1
+        self.low = -self.high - 1 if signed else 0
 
     def encode(self, value: Any) -> Any:
         """Return *value* if it is a whole number in range."""
@@ -348,34 +352,54 @@ class Boolean(Plain):
 class Float(Plain):
     """Floating point numbers, NaN and infinities among them."""
 
-    sql, wanted, settled = "float8", "a number", True
+    wanted = "a number"
     exact, accepted, refused = frozenset({float}), (float, int), (bool,)
     given = exact
 
+    def __init__(self, size: int = 8) -> None:
+        self.sql, self.settled = f"float{size}", size == 8
+
+    def knows(self, found: type) -> bool:
+        """Return whether the class is the one: whole numbers are converted."""
+        return found in self.exact
+
     def convert(self, value: Any) -> Any:
         """Return a number of any other type as a float."""
-        return (
-            float(value) if isinstance(value, Decimal | int) else super().convert(value)
-        )
+        if not isinstance(value, Decimal | int):
+            return super().convert(value)
+        number = float(value)
+        if math.isinf(number) and Decimal(value).is_finite():
+            raise Refused("is too large for float8")
+        return number
 
     def encode(self, value: Any) -> Any:
-        """Return *value* as a float."""
+        """Return *value* as a float that the type rounds, but does not change."""
         try:
-            return float(super().encode(value))
+            number = float(super().encode(value))
+            if self.sql == "float4" and number and not _as_float4(number):
+                raise Refused("is too small for float4; round it to 0")
         except OverflowError:
-            raise Refused("is too large for float8") from None
+            raise Refused(f"is too large for {self.sql}") from None
+        if isinstance(value, int) and number != value:
+            raise Refused("has more digits than float8 keeps; give a float")
+        return number
 
     def encode_many(
         self, values: Sequence[Any], *, nullable: bool = True
     ) -> Sequence[Any]:
         """Convert whole numbers, which may be too large."""
-        if classes(values, nullable=nullable) <= self.exact:
+        if self.settled and classes(values, nullable=nullable) <= self.exact:
             return values
         return self.encode_each(values, nullable=nullable)
 
     def from_text(self, text: str) -> Any:
         """Return the number."""
         return float(text)
+
+
+def _as_float4(number: float) -> float:
+    kept: float = struct.unpack("!f", struct.pack("!f", number))[0]
+    return kept
 
 
 _BEFORE_POINT = 131_071
@@ -430,6 +454,14 @@ class Bytes(Plain):
     sql, wanted, settled = "bytea", "bytes", True
     exact = given = frozenset({bytes})
     accepted = (bytes, bytearray, memoryview)
+
+    def knows(self, found: type) -> bool:
+        """Return whether the class is the one: a view need not be contiguous."""
+        return found in self.exact
+
+    def encode(self, value: Any) -> Any:
+        """Return *value* as bytes."""
+        return bytes(super().encode(value))
 
     def to_text(self, value: Any) -> str:
         r"""Return *value* as PostgreSQL reads it (``\xdecafbad``)."""

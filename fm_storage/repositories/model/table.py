@@ -20,7 +20,10 @@ _COLUMNS = Sql(
     "SELECT a.attname::text, format_type(t.oid, -1), "
     "format_type(CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END, -1), "
     "CASE t.typcategory WHEN 'A' THEN coalesce("
-    "format_type(nullif(t.typelem, 0), -1), '') END, "
+    "format_type(nullif(t.typelem, 0), -1), '') "
+    "WHEN 'C' THEN '' END, "  # whose rows unnest() would spread over columns
+    "(SELECT format_type(nullif(e.typbasetype, 0), -1) FROM pg_type AS e "
+    "WHERE e.oid = t.typelem), "
     "c.relkind IN ('r', 'p') AND NOT c.relhasrules "  # which COPY does not run
     "AND NOT row_security_active(c.oid), "
     "row_security_active(c.oid), c.relkind <> 'r' OR c.relhasrules "
@@ -64,16 +67,16 @@ class Table:
     ) -> bool:
         """Read the catalogue; return whether anything differs from before."""
         rows = await executor.fetch(_COLUMNS, name)
-        actual = {row[0]: Actual(*row[1:4]) for row in rows}
+        actual = {row[0]: Actual(*row[1:5]) for row in rows}
         before = self.sources, self.keys
         self.sources = _sources(inserted, actual)
         self.keys = _sources(key, actual)
         self.copied = (
             bool(rows)
-            and rows[0][4]
+            and rows[0][5]
             and all(_binary(item, actual.get(item.column)) for item in inserted)
         )
-        self.secured, self.suppresses = rows[0][5:7] if rows else (False, False)
+        self.secured, self.suppresses = rows[0][6:8] if rows else (False, False)
         self.known = True
         return before != (self.sources, self.keys)
 

@@ -172,6 +172,26 @@ class Time(Plain):
         return f"{name}::time = '24:00'"
 
 
+class TimeWithZone(Time):
+    """Times of day with an offset of whole minutes: the driver drops its seconds."""
+
+    sql = "timetz"
+
+    def encode(self, value: Any) -> Any:
+        """Return *value* if its offset can be stored."""
+        offset = super().encode(value).utcoffset()
+        if offset is None:
+            raise Refused("has no offset from UTC; give it one, as tzinfo=UTC")
+        if offset % _MINUTE or abs(offset) >= 16 * 60 * _MINUTE:
+            raise Refused(
+                f"is {offset} from UTC; use an offset of whole minutes, below 16 hours"
+            )
+        return value
+
+
+_MINUTE = dt.timedelta(minutes=1)
+
+
 class Interval(Plain):
     """Durations."""
 

@@ -147,11 +147,13 @@ class Batch(Generic[M]):
         # Before anything is sent, so looked at for the way that is the likeliest.
         likely = large and not self._read
         columns = bound.entity.insert_columns(self._records, copy=likely)
+        again = False
         if large or not bound.table.known:
             # Before a COPY always: whether row security stands in its way depends
             # on the role, and a refusal would end the caller's transaction.
-            await bound.look_up()
-        if likely and not bound.table.copied:
+            # What the columns are tells how elements of arrays travel.
+            again = await bound.look_up() and not likely
+        if again or (likely and not bound.table.copied):
             columns = bound.entity.insert_columns(self._records)
         try:
             rows = await self._write(columns)
@@ -275,12 +277,16 @@ class Batch(Generic[M]):
     ) -> Sequence[Any]:
         """Write *columns*, the records' values made for it, by COPY."""
         entity = self._bound.entity
-        number = await executor.copy_records(
-            entity.table,
-            schema=entity.schema,
-            columns=[item.column for item in entity.inserted],
-            records=entity.outgoing(columns),
-        )
+        try:
+            number = await executor.copy_records(
+                entity.table,
+                schema=entity.schema,
+                columns=[item.column for item in entity.inserted],
+                records=entity.outgoing(columns),
+            )
+        except InvalidRecord:
+            entity.insert_columns(self._records)  # names the field, if it finds it
+            raise
         return range(number)
 
     async def _one_by_one(
@@ -292,7 +298,8 @@ class Batch(Generic[M]):
         reads = bool(self._on or entity.returned)
         if not (reads or self._bound.table.suppresses):
             with contextlib.suppress(InvalidRecord):  # which row, is found below
-                await executor.executemany(sql, [rows[at] for at in self.order])
+                async with executor.transaction() as transaction:
+                    await transaction.executemany(sql, [rows[at] for at in self.order])
                 return rows
         async with executor.transaction() as transaction:
             for at in self.order:
