@@ -195,8 +195,6 @@ async def executemany(
         try:
             await execute_many(raw, sql, rows, timeout=timeout)
         except _SUSPECT as exc:
-            if _wrote_some(raw, exc):
-                raise
             await _forget(raw, sql, statement, exc, timeout)
         else:
             return
@@ -315,7 +313,11 @@ async def _forget(
     if isinstance(exc, _NO_STATEMENT) and statement.name not in str(exc):
         raise exc  # of an EXECUTE
     if isinstance(exc, asyncpg.DataError):
-        if not _is_drivers(exc) or not await _is_outdated(raw, sql, statement, timeout):
+        if (
+            not _is_drivers(exc)
+            or not await _is_outdated(raw, sql, statement, timeout)
+            or _wrote_some(raw, exc)
+        ):
             raise exc
         return  # nothing had been sent
     forget_types(raw)
