@@ -222,8 +222,6 @@ CONTAINERS = [
     Kind("uuid[]", list[str], [str(ONE)], [str(TWO), None], paged=False),
     Kind("numeric[]", list[int], [1], [2, None], paged=False),
     Kind("float8[]", tuple[Decimal, ...], (Decimal("0.5"),), (), paged=False),
-    Kind("integer[]", list[bool], [True], [False, True], paged=False),
-    Kind("jsonb[]", list[str], ["a"], ['"b"', "1"], paged=False),
     Kind("timestamptz[]", list[dt.datetime], [ENDS[0]], [ENDS[1], AWARE], paged=False),
     Kind(
         "timestamptz[]",
@@ -377,7 +375,6 @@ OTHER_INT = Annotated[int, Column(type="oid")]
         ("oid[]", list[OTHER_INT], [-1]),
         ("real", float, 1e40),
         ("real[]", list[float], [0.5, -1e40]),
-        ("bytea", bytes, GAPS),
         ("bytea[]", list[bytes], [GAPS, "text"]),
         ("inet", ip.IPv4Address, NETWORK),
         ("inet[]", list[ip.IPv4Address], [NETWORK]),
@@ -552,8 +549,10 @@ REFUSED = [
     REFUSED,
     ids=[f"{at}-{row[0]}" for at, row in enumerate(REFUSED)],
 )
-async def test_one_refusal(pool, sql: str, annotation: Any, value: Any):
-    """What a column would not keep as it is: by every way, before anything is sent."""
+async def test_refused_before_anything_is_sent(
+    pool, sql: str, annotation: Any, value: Any
+):
+    """What a column would not keep as it is: by every way, also in a transaction."""
     await pool.execute(f"{TYPES}; CREATE TABLE t (id int PRIMARY KEY, v {sql})")
     await pool.execute("INSERT INTO t VALUES (1)")
     model = dataclasses.make_dataclass("Row", [("id", int), ("v", annotation | None)])
