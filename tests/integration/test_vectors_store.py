@@ -11,10 +11,13 @@ from uuid import UUID
 
 import pytest
 
+from fm_storage.config import CollectionConfig
 from fm_storage.errors import (
     CollectionMismatch,
     CollectionNotFound,
+    ConfigurationInvalid,
     DimensionMismatch,
+    InvalidRecord,
     StorageClosed,
 )
 from fm_storage.vectors import Point, QdrantStore
@@ -22,6 +25,7 @@ from tests.support.vector_rows import fill
 
 # A loaded machine may be slow, but not wrong.
 pytestmark = pytest.mark.timeout(120)
+SPEC = CollectionConfig(size=4)
 
 
 @pytest.mark.usefixtures("alone_with_the_marker")
@@ -84,6 +88,32 @@ async def test_errors_name_the_method_and_the_collection(
         assert not caught.value.retryable
         if kind is CollectionNotFound:
             assert f"({operation})" in str(caught.value)
+
+
+WRONG: list[tuple[str, Callable[[Any, str, Any], Awaitable[object]]]] = [
+    ("timeout", lambda store, _, bad: store.ready(timeout=bad)),
+    ("marker", lambda store, _, bad: store.set_marker(bad)),
+    ("targets", lambda store, _, bad: store.set_aliases(bad)),
+    ("field", lambda store, name, bad: store.create_payload_index(name, bad, "float")),
+    ("field", lambda store, name, bad: store.delete_payload_index(name, bad)),
+    ("positive", lambda store, name, bad: store.recommend(name, bad)),
+    ("negative", lambda store, name, bad: store.recommend(name, [1], bad)),
+    ("definition", lambda store, name, bad: store.reindex(name, bad)),
+    ("embed", lambda store, name, bad: store.reindex(name, SPEC, bad)),
+    ("progress", lambda store, name, bad: store.upsert_points(name, [], progress=bad)),
+    ("newer_by", lambda store, name, bad: store.upsert_points(name, [], newer_by=bad)),
+]
+
+
+@pytest.mark.parametrize("bad", [5j, object()], ids=["complex", "object"])
+async def test_arguments_of_another_type_are_named(
+    any_store: QdrantStore, name: str, bad: object
+) -> None:
+    """Before anything is sent: no error from inside, nothing half written."""
+    await fill(any_store, name)
+    for argument, call in WRONG:
+        with pytest.raises((InvalidRecord, ConfigurationInvalid), match=argument):
+            await call(any_store, name, bad)
 
 
 async def test_closed_store_says_so(any_store: QdrantStore, name: str) -> None:

@@ -167,8 +167,32 @@ def listed(given: Any, field: str) -> list[Any]:
     try:
         return list(given)
     except TypeError:
-        problem = f"{field}: it is a {type(given).__name__}; give a list"
-        raise InvalidRecord(problem, field=field) from None
+        raise _misfit(given, field, "give a list") from None
+
+
+def of_kind(given: Any, kind: type[Any], field: str, remedy: str) -> None:
+    """Refuse what is no *kind*.
+
+    Raises:
+        InvalidRecord: See above; the message ends in *remedy*.
+    """
+    if not isinstance(given, kind):
+        raise _misfit(given, field, remedy)
+
+
+def function(given: Any, field: str) -> None:
+    """Refuse what cannot be called; None was left out.
+
+    Raises:
+        InvalidRecord: See above.
+    """
+    if given is not None and not callable(given):
+        raise _misfit(given, field, "give a function")
+
+
+def _misfit(given: Any, field: str, remedy: str) -> InvalidRecord:
+    problem = f"{field}: it is a {type(given).__name__}; {remedy}"
+    return InvalidRecord(problem, field=field)
 
 
 def encode_points(

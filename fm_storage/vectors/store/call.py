@@ -17,7 +17,12 @@ from typing import Any, TypeVar
 
 from fm_storage.concurrency.lifecycle import Home, Life
 from fm_storage.config import QdrantConfig
-from fm_storage.errors import InvalidName, InvalidVector, VectorStoreUnavailable
+from fm_storage.errors import (
+    ConfigurationInvalid,
+    InvalidName,
+    InvalidVector,
+    VectorStoreUnavailable,
+)
 from fm_storage.errors.vectors import name_operation
 from fm_storage.vectors.backend import Backend, backend_for
 from fm_storage.vectors.request.operations import Request
@@ -176,7 +181,9 @@ class Calls:
         ):
             check_name(collection)
         self.calls[operation] += 1
-        within = self.config.timeout if timeout is None else timeout
+        within = self.config.timeout
+        if timeout is not None:
+            within = _seconds(timeout)
         scope = Scope(loop.time() + within)
         trace = sys.modules.get("opentelemetry.trace")
         spanned = (
@@ -223,6 +230,17 @@ def _late(
         operation=operation,
         collection=collection,
     )
+
+
+def _seconds(timeout: object) -> float:
+    """Return *timeout*, checked.
+
+    Raises:
+        ConfigurationInvalid: It is no number of seconds.
+    """
+    if isinstance(timeout, int | float) and timeout is not True and timeout >= 0:
+        return timeout
+    raise ConfigurationInvalid("timeout", f"is {timeout!r}; give seconds")
 
 
 def check_name(name: object) -> None:

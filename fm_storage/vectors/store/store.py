@@ -40,6 +40,7 @@ from fm_storage.vectors.request.filters import (
     Filter,
     as_json,
     normal_filter,
+    payload_path,
 )
 from fm_storage.vectors.request.operations import (
     Alias,
@@ -54,7 +55,13 @@ from fm_storage.vectors.request.operations import (
     Scroll,
     SetPayload,
 )
-from fm_storage.vectors.request.points import encode_payload, listed, to_wire_id
+from fm_storage.vectors.request.points import (
+    encode_payload,
+    function,
+    listed,
+    of_kind,
+    to_wire_id,
+)
 from fm_storage.vectors.request.queries import (
     Asked,
     asked_from,
@@ -205,6 +212,7 @@ class QdrantStore:
 
     async def set_marker(self, marker: Mapping[str, object]) -> None:
         """Note a small JSON object in the vector store itself, durably."""
+        of_kind(marker, Mapping, "marker", "give an object")
         await self._calls.one("set_marker", None, request=Marker(dict(marker)))
 
     # Collections
@@ -298,18 +306,19 @@ class QdrantStore:
 
         Raises:
             CollectionNotFound: There is no such collection.
-            InvalidRecord: The schema is not known.
+            InvalidRecord: The schema is not known, or *field* is none.
         """
-        plain = as_json(schema)
+        request = Index(payload_path(field, "field"), as_json(schema))
         await self._calls.one(
-            "create_payload_index", collection, "create_index", Index(field, plain)
+            "create_payload_index", collection, "create_index", request
         )
         self._calls.specs.pop(collection, None)
 
     async def delete_payload_index(self, collection: str, field: str) -> None:
         """Drop the index of a payload field; harmless when there is none."""
+        request = Index(payload_path(field, "field"))
         await self._calls.one(
-            "delete_payload_index", collection, "delete_index", Index(field)
+            "delete_payload_index", collection, "delete_index", request
         )
         self._calls.specs.pop(collection, None)
 
@@ -326,9 +335,12 @@ class QdrantStore:
         Raises:
             CollectionNotFound: A target does not exist; nothing was changed.
             InvalidName: An alias is the name of a collection.
+            InvalidRecord: *targets* is no mapping.
         """
-        for alias in targets:
-            check_name(alias)
+        of_kind(targets, Mapping, "targets", "give {alias: collection, or None}")
+        for name in (*targets, *targets.values()):
+            if name is not None:
+                check_name(name)
         await self._calls.one("set_aliases", None, request=Alias(dict(targets)))
         self._calls.specs.clear()
 
@@ -377,6 +389,13 @@ class QdrantStore:
             CollectionNotFound: There is no such collection.
             InvalidVector: *embed* returns what does not fit; nothing is exchanged.
         """
+        if not isinstance(definition, CollectionConfig):
+            raise ConfigurationInvalid(
+                "definition",
+                f"is a {type(definition).__name__}; give a CollectionConfig",
+            )
+        function(embed, "embed")
+        function(progress, "progress")
         return await reindex(
             self,
             collection,
@@ -421,6 +440,9 @@ class QdrantStore:
 
         See https://qdrant.tech/documentation/concepts/points/.
         """
+        if newer_by is not None:
+            payload_path(newer_by, "newer_by")
+        function(progress, "progress")
         return await self._calls.run(
             "upsert_points",
             collection,
@@ -877,8 +899,8 @@ class QdrantStore:
         asked = Asked(
             {
                 "recommend": {
-                    "positive": list(positive),
-                    "negative": list(negative),
+                    "positive": listed(positive, "positive"),
+                    "negative": listed(negative, "negative"),
                     "strategy": strategy,
                 }
             },
