@@ -89,12 +89,11 @@ class StorageManager(Lifecycle, Hosted):
 
     def __init__(self, config: StorageConfig | None = None) -> None:
         self.config = StorageConfig() if config is None else config
-        if not isinstance(self.config, StorageConfig):
-            raise ConfigurationInvalid(
-                "config",
-                f"is a {type(config).__name__}; give a StorageConfig, such as "
-                "StorageConfig(postgres=PostgresConfig(dsn=…), qdrant=…)",
-            )
+        remedy = (
+            "give a StorageConfig, such as "
+            "StorageConfig(postgres=PostgresConfig(dsn=…), qdrant=…)"
+        )
+        of_kind(self.config, StorageConfig, "config", remedy)
         self.hooks = ShutdownHooks()
         self._home = Home(
             "storage manager",

@@ -16,6 +16,7 @@ from collections.abc import (
 )
 from contextlib import aclosing
 from datetime import UTC, tzinfo
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fm_storage.catalog.logs.entry import IngestReport
@@ -63,10 +64,11 @@ async def ingest_log(
     if source is None:
         source = source_name(log) if isinstance(log, str | os.PathLike) else "lines"
     name, _ = repair_text(source)
+    reader_of = partial(
+        LogReader, source=name, module=module, least=least, zone=zone, format=format
+    )
     if isinstance(log, AsyncIterable):
-        reader = LogReader(
-            (), source=name, module=module, least=least, zone=zone, format=format
-        )
+        reader = reader_of(())
         return await _pump(
             _collected(log, reader, batch_size), reader.report, write, progress, None
         )
@@ -86,15 +88,7 @@ async def ingest_log(
                     own_names(),
                 )
                 return await _pump_process(task, write, progress, opened.size)
-            reader = LogReader(
-                opened.lines(),
-                source=name,
-                module=module,
-                least=least,
-                zone=zone,
-                now=opened.modified,
-                format=format,
-            )
+            reader = reader_of(opened.lines(), now=opened.modified)
             report = await _pump_here(
                 reader, batch_size, write, progress, total=opened.size
             )
@@ -103,15 +97,7 @@ async def ingest_log(
         finally:
             # Cancelled, a thread may still be reading: close behind it.
             await asyncio.to_thread(opened.close)
-    reader = LogReader(
-        map(_as_bytes, log),
-        source=name,
-        module=module,
-        least=least,
-        zone=zone,
-        format=format,
-    )
-    return await _pump_here(reader, batch_size, write, progress)
+    return await _pump_here(reader_of(map(_as_bytes, log)), batch_size, write, progress)
 
 
 async def _pump_here(

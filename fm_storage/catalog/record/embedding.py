@@ -85,14 +85,14 @@ class CatalogVectorizer:
     async def embed(self, texts: Sequence[str]) -> list[Embedding]:
         """Embed *texts*; only those not seen lately reach the vectorizer."""
         cache = self._cache
-        new = [text for text in dict.fromkeys(texts) if text not in cache]
-        found = dict(zip(new, await self._inner.embed(new), strict=True)) if new else {}
-        result: list[Embedding] = []
-        for text in texts:
-            one = found.get(text) or cache[text]
+        # Taken before the wait: another call may push them out of the cache.
+        found = {text: cache[text] for text in texts if text in cache}
+        new = [text for text in dict.fromkeys(texts) if text not in found]
+        if new:
+            found.update(zip(new, await self._inner.embed(new), strict=True))
+        for text, one in found.items():
             cache[text] = one
             cache.move_to_end(text)
-            result.append(one)
         while len(cache) > self._size:
             cache.popitem(last=False)
-        return result
+        return [found[text] for text in texts]

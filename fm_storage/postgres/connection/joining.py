@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from fm_storage.errors import ConfigurationInvalid
+from fm_storage.postgres.arguments import of_kind
 from fm_storage.postgres.connect.codecs import foreign_codecs
 from fm_storage.postgres.connection.classifier import Classifier
 from fm_storage.postgres.connection.connection import Connection
@@ -67,12 +68,8 @@ async def join(
     """
     begin = begin_sql(isolation=isolation, readonly=readonly, deferrable=deferrable)
     raw = getattr(raw, "_con", raw)  # what the driver's pool hands out is a proxy
-    if not isinstance(raw, asyncpg.Connection):
-        raise ConfigurationInvalid(
-            "connection",
-            f"is a {type(raw).__name__}; give a connection of asyncpg's, or leave it "
-            "out to borrow one of the pool's",
-        )
+    remedy = "give a connection of asyncpg's, or leave it out to borrow one"
+    of_kind(raw, asyncpg.Connection, "connection", f"{remedy} of the pool's")
     outer = Statements(PoolEntry(raw, foreign=True), rules)
     with foreign_codecs(raw):
         if not raw.is_in_transaction():
