@@ -598,3 +598,35 @@ async def test_rows_come_back_by_position_however_they_are_stored(pool):
             [Price(Decimal("1.001"), 1), Price(Decimal("1.002"), 2)]
         )
     assert (await prices.get_by_id(Decimal(1))).n == 9
+
+
+async def test_an_identity_that_is_always_generated(pool):
+    """Refused alike where the model gives it, by COPY too; else given by the server."""
+
+    @dataclass
+    class Given:
+        text: str
+        id: int = 1
+
+    @dataclass
+    class Taken:
+        text: str
+        id: Annotated[int, Column(generated=True)] = 0
+
+    await pool.execute(
+        "CREATE TABLE t (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, text text)"
+    )
+    given = Repository(pool, Given, table="t")
+    many = [Given("x", n) for n in range(COPY_ABOVE + 1)]
+    for call in (
+        lambda: given.create(many[0]),
+        lambda: given.create_many(many[:2]),
+        lambda: given.create_many(many),
+        lambda: given.upsert(many[0]),
+    ):
+        with pytest.raises(QueryFailed) as caught:
+            await call()
+        assert caught.value.sqlstate == "428C9"
+    taken = Repository(pool, Taken, table="t")
+    created = await taken.create_many([Taken("x"), Taken("y")])
+    assert await taken.find_many(order_by="id") == created

@@ -25,7 +25,8 @@ _COLUMNS = Sql(
     "(SELECT format_type(nullif(e.typbasetype, 0), -1) FROM pg_type AS e "
     "WHERE e.oid = t.typelem), "
     "c.relkind IN ('r', 'p') AND NOT c.relhasrules "  # which COPY does not run
-    "AND NOT row_security_active(c.oid), "
+    "AND NOT row_security_active(c.oid) "
+    "AND a.attidentity <> 'a', "  # to which COPY alone writes
     "row_security_active(c.oid), c.relkind <> 'r' OR c.relhasrules "
     "OR EXISTS (SELECT FROM pg_trigger AS g WHERE g.tgrelid = c.oid "
     "AND g.tgtype & 7 = 7) "  # before each row's INSERT
@@ -71,9 +72,10 @@ class Table:
         before = self.sources, self.keys
         self.sources = _sources(inserted, actual)
         self.keys = _sources(key, actual)
+        written = {item.column for item in inserted}
         self.copied = (
             bool(rows)
-            and rows[0][5]
+            and all(row[5] for row in rows if row[0] in written)
             and all(_binary(item, actual.get(item.column)) for item in inserted)
         )
         self.secured, self.suppresses = rows[0][6:8] if rows else (False, False)
