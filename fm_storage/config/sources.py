@@ -110,9 +110,7 @@ def _is_of_a_service(name: str, value: str) -> bool:
     )
 
 
-def refuse_misspelt(
-    environ: Mapping[str, str], model: type[BaseModel], prefix: str = PREFIX
-) -> None:
+def refuse_misspelt(environ: Mapping[str, str], model: type[BaseModel]) -> None:
     """Refuse a variable that was meant as a setting; log one that is none of ours.
 
     Another program may use the prefix (Kubernetes names variables after services),
@@ -122,7 +120,7 @@ def refuse_misspelt(
         ConfigurationInvalid: Names the variable and the one that was meant.
     """
     for name in sorted(environ):
-        given = name.upper().removeprefix(prefix)
+        given = name.upper().removeprefix(PREFIX)
         if name.upper() == given or not environ[name]:
             continue
         if given.startswith(_OF_THE_TESTS):
@@ -132,7 +130,7 @@ def refuse_misspelt(
         meant = nearest_variable(given, model)
         if meant and not _is_of_a_service(name, environ[name]):
             raise ConfigurationInvalid(
-                name, f"no such variable; did you mean {prefix}{meant}?"
+                name, f"no such variable; did you mean {PREFIX}{meant}?"
             )
         logger.warning(
             "environment: %s is no setting of fm_storage and has no effect", name

@@ -170,13 +170,9 @@ def _is_prose(match: re.Match[str], value: str) -> bool:
 
 
 def _rule(
-    hint: str,
-    pattern: str,
-    replace: Callable[[re.Match[str]], str] = _mask,
-    *,
-    cased: bool = False,
+    hint: str, pattern: str, replace: Callable[[re.Match[str]], str] = _mask
 ) -> Rule:
-    flags = re.VERBOSE | re.DOTALL | (re.NOFLAG if cased else re.IGNORECASE)
+    flags = re.VERBOSE | re.DOTALL | re.IGNORECASE
     return Rule(re.compile(hint), re.compile(pattern, flags), replace)
 
 

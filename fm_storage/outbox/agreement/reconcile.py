@@ -185,10 +185,10 @@ class Reconciler:
             tally.unknown = await self._unknown()
         return RepairReport(tally.verification(), enqueued)
 
-    async def enqueue_all(self, collection: str | None = None) -> int:
+    async def enqueue_all(self) -> int:
         """Put every desired point into the queue; for an emptied vector store."""
         total = 0
-        for name in await self._named(collection):
+        for name in await self._named(None):
             reached = ""
             while True:
                 record = await self._pool.fetchrow(_ENQUEUE_ALL, name, reached, _PAGE)
