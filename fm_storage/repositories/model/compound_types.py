@@ -5,6 +5,7 @@ They convert, inside containers too, and travel in bulk in another shape than al
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import enum
 import functools
@@ -210,11 +211,11 @@ class Array(ColumnType):
         inner = element.decode
         if inner is None and element.given:
             inner = functools.partial(_allowed, element)
-            known = [given.__name__ for given in element.given]
+            (name,) = {given.__name__ for given in element.given}
+            built_in = hasattr(builtins, name)  # its name is known where rows are made
+            other = f" is not {name}" if built_in else f".__name__ != {name!r}"
             if container is list:
-                self.decode_if = (
-                    f"({{0}} and {{0}}[0].__class__.__name__ not in {known})"
-                )
+                self.decode_if = f"({{0}} and {{0}}[0].__class__{other})"
         if inner is not None:
             self.decode = functools.partial(_decode_array, container, inner)
         elif container is not list:
