@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
@@ -39,6 +47,7 @@ from fm_storage.catalog.web import ErrorPages, Guard
 from fm_storage.concurrency.lifecycle import Home, Lifecycle
 from fm_storage.concurrency.shield import shielded
 from fm_storage.errors import ConfigurationInvalid, StorageError
+from fm_storage.postgres.arguments import of_kind
 from fm_storage.repositories import ErrorEntry, Severity
 
 if TYPE_CHECKING:
@@ -437,13 +446,16 @@ class ErrorManager(Lifecycle):
             progress: Called with bytes read and bytes in all, if known.
 
         Raises:
+            ConfigurationInvalid: *log* or *zone* is of another type.
             InvalidRecord: The file is empty, or it is not text, or *format* is no
                 pattern with a group *message*.
             OSError: The file cannot be read.
             StorageError: PostgreSQL did not take a batch; those before stay.
         """
         store = self._opened_store()
-
+        kinds = (str, os.PathLike, Iterable, AsyncIterable)
+        of_kind(log, kinds, "log", "give a path, or lines")
+        of_kind(zone, tzinfo, "zone", "give a tzinfo, such as ZoneInfo('Asia/Tokyo')")
         fresh = True
 
         async def write(columns: list[list[Any]]) -> int:

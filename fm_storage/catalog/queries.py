@@ -47,6 +47,7 @@ from fm_storage.errors import (
     InvalidRecord,
     RecordNotFound,
 )
+from fm_storage.postgres.arguments import of_kind
 from fm_storage.repositories import ErrorEntry, Severity
 
 if TYPE_CHECKING:
@@ -151,6 +152,8 @@ class CatalogQueries:
         """Return stored errors like *error*, the most similar first."""
         store = self._recorder.open()
         refuse_unclear(limit, since=since)
+        kinds = (str, BaseException, ErrorEntry, Recorded)
+        of_kind(error, kinds, "error", "give a message, an exception or an ErrorEntry")
         vectorizer, collection = self._recorder.vectors()
         await self._recorder.wait_fresh()
         asked = question_of(error.entry if isinstance(error, Recorded) else error)

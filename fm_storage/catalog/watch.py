@@ -24,6 +24,7 @@ from fm_storage.catalog.record.render import text_of, type_name
 from fm_storage.concurrency.backoff import Backoff
 from fm_storage.errors import InvalidRecord, StorageError
 from fm_storage.postgres import Sql
+from fm_storage.postgres.arguments import seconds
 
 if TYPE_CHECKING:
     from fm_storage.postgres import Pool, Record
@@ -195,7 +196,7 @@ class Watch:
                     "that takes a GroupNotice",
                     field=event,
                 )
-        if not name or timeout <= 0:
+        if not name or seconds(timeout) <= 0:
             raise InvalidRecord(
                 f"watch: name is {name!r} and timeout {timeout!r}; give a name, and "
                 "seconds above 0",

@@ -205,7 +205,7 @@ def search(
             return await _by_words(store, info, query, limit, wanted)
         _check_using(info, using)
         example: Any = _json(query, "QUERY") if by_vector else query[len("id:") :]
-        if by_id and example.isdigit():
+        if by_id and example.isdecimal():
             example = int(example)
         return await store.search(collection, example, limit, wanted, using=using)
 

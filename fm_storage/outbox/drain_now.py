@@ -30,6 +30,7 @@ from fm_storage.outbox.delivery.lanes import Lanes
 from fm_storage.outbox.delivery.presence import Presence
 from fm_storage.outbox.delivery.queue import Leases, Queue
 from fm_storage.outbox.results import DrainReport
+from fm_storage.postgres.arguments import seconds
 from fm_storage.vector_state import encode_id
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ async def drain_now(
     lanes = Lanes(queue, delivery, config.batch_size, store_check)
     run = _Run(queue, delivery, lanes, store_check, presence)
     pause = pauses(min(_LONGEST_PAUSE, config.max_backoff))
-    deadline = lease_clock() + timeout
+    deadline = lease_clock() + seconds(timeout)
     await queue.retry_now()
     total = await queue.pending()
     try:
@@ -209,7 +210,7 @@ async def wait_synced(
         NotSynced: Not within *timeout* seconds, or the point was set aside.
     """
     key = encode_id(point_id)
-    deadline = lease_clock() + timeout
+    deadline = lease_clock() + seconds(timeout)
     pause = Backoff(_FIRST_LOOK, _SLOWEST_LOOK, jitter=0.0)
     while (found := await queue.waiting(key, collection)) is not None:
         quarantined, error = found

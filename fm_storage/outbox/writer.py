@@ -19,7 +19,7 @@ from fm_storage.vector_state import (
     UPSERT_MANY_FAST,
     Shapes,
     StateRow,
-    encode_id,
+    encode_ids,
     state_row,
 )
 
@@ -179,8 +179,8 @@ class BoundOutbox:
         Raises:
             InvalidRecord: An id is none; nothing was written.
         """
-        keys = [encode_id(one, index=nr) for nr, one in enumerate(ids)]
-        return await self._run(Change(collection, "d", durable, dict.fromkeys(keys)))
+        keys = dict.fromkeys(encode_ids(ids))
+        return await self._run(Change(collection, "d", durable, keys))
 
     async def _run(self, change: Change) -> int:
         if self._batcher is None or len(change.rows) > _CHUNK:

@@ -15,7 +15,12 @@ from fm_storage.vector_state.frames import (
     decode_vectors,
     encode_vectors,
 )
-from fm_storage.vector_state.identifiers import decode_id, encode_id, point_id_sql
+from fm_storage.vector_state.identifiers import (
+    decode_id,
+    encode_id,
+    encode_ids,
+    point_id_sql,
+)
 from fm_storage.vector_state.rows import (
     VERSION_KEY,
     StateRow,
@@ -53,6 +58,7 @@ __all__ = [
     "decode_vectors",
     "delete_ctes",
     "encode_id",
+    "encode_ids",
     "encode_vectors",
     "payload_digest",
     "point_id_sql",

@@ -7,6 +7,7 @@ server makes it.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from uuid import UUID
 
 from fm_storage.errors import InvalidRecord
@@ -40,6 +41,20 @@ def encode_id(value: object, *, index: int | None = None) -> str:
         field="id",
         index=index,
     )
+
+
+def encode_ids(ids: object) -> list[str]:
+    """Return the texts of several ids, or of a lone one.
+
+    Raises:
+        InvalidRecord: One of them is no id, or they are no list.
+    """
+    if isinstance(ids, str | int | UUID):
+        ids = (ids,)
+    if not isinstance(ids, Iterable):
+        problem = f"ids: it is a {type(ids).__name__}; give a list"
+        raise InvalidRecord(problem, field="ids")
+    return [encode_id(one, index=index) for index, one in enumerate(ids)]
 
 
 def decode_id(text: str) -> int | str:

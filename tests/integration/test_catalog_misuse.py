@@ -59,6 +59,23 @@ async def test_a_question_that_asks_for_nothing_or_no_known_time_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda e: e.ingest(["x"], zone="UTC"), "zone: is a str; give a tzinfo"),
+        (lambda e: e.ingest(None), "log: is a NoneType; give a path, or lines"),
+        (lambda e: e.ingest([1, 2]), "log: a line is a int; give text"),
+        (lambda e: e.find_similar(None), "error: is a NoneType; give a message"),
+        (lambda e: e.watch(new=e.ingest, timeout="5"), "timeout: is a str; give"),
+    ],
+    ids=["zone", "log", "line", "error", "timeout"],
+)
+async def test_what_is_of_another_type_is_named(errors, call, named):
+    """Each failed somewhere inside."""
+    with pytest.raises((ConfigurationInvalid, InvalidRecord), match=named):
+        await call(errors)
+
+
+@pytest.mark.parametrize(
     ("ask", "said"),
     [
         (lambda a: a.patterns(limit=0), "limit is 0; give"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
 
 from fm_storage.config import CollectionConfig, OutboxConfig, QdrantConfig
 from fm_storage.errors import (
+    ConfigurationInvalid,
     DimensionMismatch,
     InvalidRecord,
     InvalidVector,
@@ -98,6 +99,23 @@ async def test_every_kind_of_id_arrives(still: Outbox, qdrant: QdrantStore):
     await still.drain(timeout=15)
     found = await qdrant.retrieve("things", ids)
     assert [p.id for p in found] == [7, str(ids[1]), "invoice 12/7"]
+
+
+async def test_a_lone_text_is_one_id(still: Outbox, qdrant: QdrantStore):
+    """As in the store; it was the ids of its letters. What is no list is refused."""
+    await still.upsert("things", [Point(i, [1.0, 0, 0, 0], {}) for i in "ab"])
+    nothing: Any = 1.5
+    assert await still.delete("things", "ab") == 1
+    assert await still.quarantine_discard("things", "ab") == 0
+    with pytest.raises(InvalidRecord, match="ids: it is a float; give a list"):
+        await still.delete("things", nothing)
+    nothing = "15"
+    with pytest.raises(ConfigurationInvalid, match="timeout: is a str; give"):
+        await still.drain(timeout=nothing)
+    with pytest.raises(ConfigurationInvalid, match="timeout: is a str; give"):
+        await still.wait_synced("a", timeout=nothing)
+    await still.drain(timeout=15)
+    assert await qdrant.count("things") == 2
 
 
 async def test_last_of_several_with_one_id_counts(still: Outbox, qdrant: QdrantStore):

@@ -32,7 +32,7 @@ from fm_storage.catalog.record.redact import repair_text
 from fm_storage.catalog.record.row import columns_of, line_of
 from fm_storage.catalog.record.store import write_each
 from fm_storage.concurrency.shield import shielded
-from fm_storage.errors import StorageError
+from fm_storage.errors import InvalidRecord, StorageError
 from fm_storage.repositories import Severity
 
 if TYPE_CHECKING:
@@ -223,5 +223,7 @@ async def _collected(
 
 
 def _as_bytes(line: str | bytes) -> bytes:
+    if not isinstance(line, str | bytes):
+        raise InvalidRecord(f"log: a line is a {type(line).__name__}; give text")
     data = line.encode("utf-8", "surrogateescape") if isinstance(line, str) else line
     return data if data.endswith(b"\n") else data + b"\n"

@@ -81,7 +81,7 @@ class Clock:
         zone: str | None = None,
     ) -> datetime | None:
         """Read a day of a month, which is a number or named by its first letters."""
-        number = int(month) if month.isdigit() else _MONTHS.get(month[:3].title())
+        number = int(month) if month.isdecimal() else _MONTHS.get(month[:3].title())
         if number is None:
             return None
         rest = f"-{number:02}-{int(day):02}T{clock}"

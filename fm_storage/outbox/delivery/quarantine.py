@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from fm_storage.outbox.results import Quarantined
 from fm_storage.postgres import Executor, Sql
-from fm_storage.vector_state import decode_id, delete_ctes, encode_id
+from fm_storage.vector_state import decode_id, delete_ctes, encode_ids
 
 _CHOSEN = """q.quarantined_at IS NOT NULL
   AND ($1::text IS NULL OR q.collection = $1)
@@ -75,4 +75,4 @@ class Quarantine:
 
 
 def _encoded(ids: Iterable[object] | None) -> Sequence[str] | None:
-    return None if ids is None else [encode_id(one) for one in ids]
+    return None if ids is None else encode_ids(ids)

@@ -218,7 +218,7 @@ def _from_code(
         seconds = None
         if wish is not None:
             given = wish.decode() if isinstance(wish, bytes) else str(wish)
-            seconds = float(given) if given.isdigit() else _until(given)
+            seconds = float(given) if given.isdecimal() else _until(given)
         return _limited(operation, collection, seconds)
     if code in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}:
         what = f"the server refuses access ({text[:_SHOWN]}); set qdrant.api_key"
