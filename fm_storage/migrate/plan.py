@@ -175,6 +175,7 @@ def _up_to(
         MigrationFailed: It is none of theirs, or that of several; they are named.
     """
     names = [file.id for file, _ in ordered]
+    to = str(to)  # a number is often given as one
     number = int(to) if to.isdecimal() else None
     readings = (
         [name for name in names if name == to],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from fm_storage._typing import Relation
 from fm_storage.concurrency.batcher import Batcher
+from fm_storage.config import CollectionConfig
 from fm_storage.errors import ConfigurationInvalid, StorageError
 from fm_storage.outbox.agreement.interrupted import Interrupted
 from fm_storage.outbox.agreement.rebuild import Rebuilder
@@ -38,14 +39,14 @@ from fm_storage.outbox.results import (
 from fm_storage.outbox.status import read_health, read_status
 from fm_storage.outbox.writer import BoundOutbox, PointLike, write_together
 from fm_storage.postgres import Executor, Pool
-from fm_storage.postgres.arguments import of_kind
+from fm_storage.postgres.arguments import function, of_kind, seconds
 from fm_storage.vector_state import Shapes
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from fm_storage._typing import Progress
-    from fm_storage.config import CollectionConfig, OutboxConfig
+    from fm_storage.config import OutboxConfig
     from fm_storage.hooks import ShutdownHooks
     from fm_storage.vectors import QdrantStore, Vectorizer
 
@@ -404,6 +405,9 @@ class Outbox:
             ConfigurationInvalid: The vector store is not this database's.
         """
         side = self._require_store()
+        timeout = seconds(timeout)
+        if progress is not None:
+            function(progress, "progress")
         try:
             return await drain_now(
                 self._queue,
@@ -525,6 +529,9 @@ class Outbox:
             LockTimeout: Another process is rebuilding it.
         """
         side = self._require_store()
+        of_kind(collection, str, "collection", "give its name")
+        if spec is not None:
+            of_kind(spec, CollectionConfig, "spec", "give a CollectionConfig")
         await side.check.ensure()
         known = spec or self._embedder.spec(collection)
         report = await side.rebuilder.rebuild(collection, known, progress=progress)

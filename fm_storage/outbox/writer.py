@@ -12,6 +12,7 @@ from uuid import UUID
 
 from fm_storage.concurrency.batcher import Batcher
 from fm_storage.errors import InvalidRecord
+from fm_storage.postgres.arguments import of_kind
 from fm_storage.vector_state import (
     DELETE_MANY,
     DELETE_MANY_FAST,
@@ -139,6 +140,7 @@ class BoundOutbox:
             DimensionMismatch: A vector has not the size that is known for the
                 collection; nothing was written.
         """
+        of_kind(collection, str, "collection", "give its name")
         shape = self._shapes.get(collection)
         rows: dict[str, StateRow | None] = {}
         try:
@@ -179,6 +181,7 @@ class BoundOutbox:
         Raises:
             InvalidRecord: An id is none; nothing was written.
         """
+        of_kind(collection, str, "collection", "give its name")
         keys = dict.fromkeys(encode_ids(ids))
         return await self._run(Change(collection, "d", durable, keys))
 

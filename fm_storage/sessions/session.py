@@ -9,6 +9,7 @@ from typing import Any, Self
 from fm_storage.concurrency.lifecycle import Lifecycle
 from fm_storage.config import SessionConfig
 from fm_storage.errors import PermissionDenied
+from fm_storage.postgres.arguments import function
 from fm_storage.sessions.creating import (
     CreateProgress,
     ViewPlan,
@@ -226,6 +227,8 @@ class PostgresSessionManager(Lifecycle):
     ) -> TempView:
         if self._provider is None:
             return TempView(self.schema, name or "", kind, 0)
+        if progress is not None:
+            function(progress, "progress")
         given = generated_name(self.VIEW_PREFIX) if name is None else name
         plan = ViewPlan(
             *(self.schema, given, kind, sql, args), *(as_indexes(indexes), with_data)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fm_storage.config import OutboxConfig, PostgresConfig, QdrantConfig
-from fm_storage.errors import ConfigurationInvalid, LockTimeout
+from fm_storage.errors import ConfigurationInvalid, InvalidRecord, LockTimeout
 from fm_storage.hooks import ShutdownHooks
 from fm_storage.outbox import Outbox, drain_now
 from fm_storage.postgres import Pool
@@ -126,6 +126,26 @@ async def test_without_a_vector_store_writing_works_and_the_rest_says_why(pool: 
         ):
             with pytest.raises(ConfigurationInvalid, match="switched off"):
                 await call
+
+
+async def test_arguments_of_another_type_are_named(pool: Pool, qdrant: QdrantStore):
+    """Before anything is written or delivered."""
+    outbox: Any = Outbox(pool, qdrant, OutboxConfig(drain=False))
+    calls = {
+        "collection": lambda bad: outbox.upsert(bad, []),
+        "ids": lambda bad: outbox.delete("c", bad),
+        "timeout": lambda bad: outbox.drain(timeout=bad),
+        "progress": lambda bad: outbox.drain(progress=bad),
+        "batch_size": lambda bad: outbox.backfill("c", batch_size=bad),
+        "spec": lambda bad: outbox.rebuild("c", spec=bad),
+    }
+    for argument, call in calls.items():
+        for bad in (5j, object()):
+            with pytest.raises((ConfigurationInvalid, InvalidRecord), match=argument):
+                await call(bad)
+    for call in (outbox.quarantine_retry, outbox.quarantine_discard):
+        with pytest.raises(InvalidRecord, match="ids"):
+            await call(ids=5j)
 
 
 async def test_several_drainers_share_the_queue(pool: Pool, qdrant: QdrantStore):

@@ -195,6 +195,16 @@ async def test_columns_are_compared_without_rows_too(pool):
         assert await transaction.fetchval("SELECT count(*) FROM t") == 3
 
 
+@pytest.mark.parametrize("sql", [None, 5, ["SELECT 1"], {"a": 1}])
+async def test_what_is_no_statement_is_refused(pool, sql):
+    """Whatever it is, as ``fetch()`` does."""
+    for call in (pool.fetch_as, pool.fetchrow_as):
+        with pytest.raises(InvalidRecord, match="give its text as a str"):
+            await call(Frozen, sql)
+    with pytest.raises(InvalidRecord, match="give its text as a str"):
+        pool.stream_as(Frozen, sql)
+
+
 async def test_a_stream_that_is_not_open_gives_no_records(pool):
     """Before its block and behind it, where it would seem to be empty."""
     await pool.execute("CREATE TABLE t AS SELECT 1 AS a, 'x' AS b")

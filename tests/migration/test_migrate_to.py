@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from fm_storage.errors import MigrationFailed
@@ -13,8 +15,10 @@ FIRST = "0001_create_project_errors"
 SECOND = "0002_create_session_registry"
 
 
-@pytest.mark.parametrize("to", ["2", "0002", SECOND, "0002_cr", "00002"])
-async def test_a_number_a_name_or_a_beginning_will_do(empty_dsn: str, to: str):
+@pytest.mark.parametrize(
+    "to", [pytest.param(2, id="number"), "2", "0002", SECOND, "0002_cr", "00002"]
+)
+async def test_a_number_a_name_or_a_beginning_will_do(empty_dsn: str, to: Any):
     """On the project's own files."""
     done = await Migrator(empty_dsn).apply(to=to)
     assert [one.id for one in done] == [FIRST, SECOND]

@@ -306,6 +306,7 @@ class Tracker:
         Raises:
             ConfigurationInvalid: The collection has no tracked table.
         """
+        of_kind(batch, int, "batch_size", "give a whole number")
         if batch < 1:
             raise ConfigurationInvalid(
                 "batch_size", f"is {batch}; give the rows of one transaction, 1 or more"

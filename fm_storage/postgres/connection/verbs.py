@@ -18,6 +18,7 @@ from fm_storage.postgres.connection import driver
 from fm_storage.postgres.connection.classifier import Effect, classify
 from fm_storage.postgres.copy.files import FileIn, FileOut
 from fm_storage.postgres.copy.records import Copy
+from fm_storage.postgres.sql import sendable
 from fm_storage.postgres.typed_rows import (
     Matched,
     Records,
@@ -156,6 +157,7 @@ class Verbs:
         As ``stream()`` and ``fetch_as()``.
         """
         of_kind(model, Hashable, "model", _CLASS)
+        sendable(sql)
         opened = self.stream(sql, *args, prefetch=prefetch)
         name = partial(self._named, model, sql, args)
         match = partial(self._match, model, sql, None)
@@ -171,6 +173,7 @@ class Verbs:
     ) -> Any:
         """Run a verb whose rows shall be records of *model*."""
         of_kind(model, Hashable, "model", _CLASS)
+        sendable(sql)
         new = (model, sql) not in _MATCHED
         if new and classify(sql) is not Effect.READS:
             await self._match(model, sql, timeout)
