@@ -487,7 +487,14 @@ def test_a_batch_of_long_entries_ends_before_it_is_large():
     assert 1 < len(sizes) < 10
 
 
-DEEP = "[" * 900 + "]" * 900
+LONG = {"<5000>": "9" * 5000, "<400>": "9" * 400, "<deep>": "[" * 900 + "]" * 900}
+
+
+def with_two(line):
+    """Read *line*, its long parts written out, and an ordinary one behind it."""
+    for mark, meant in LONG.items():
+        line = line.replace(mark, meant)
+    return read(f'{line}\n{{"level": "ERROR", "message": "last"}}\n')
 
 
 @pytest.mark.parametrize(
@@ -495,9 +502,9 @@ DEEP = "[" * 900 + "]" * 900
     [
         '{"level": "²", "message": "m", "status": "²²²"}',
         '{"level": "INFO", "message": "m", "time": "²"}',
-        '{"level": "%s", "message": "m"}' % ("9" * 5000),
-        '{"level": "INFO", "message": "m", "time": "%s"}' % ("9" * 5000),
-        '{"level": "INFO", "message": "m", "time": %s}' % ("9" * 400),
+        '{"level": "<5000>", "message": "m"}',
+        '{"level": "INFO", "message": "m", "time": "<5000>"}',
+        '{"level": "INFO", "message": "m", "time": <400>}',
         '{"level": "INFO", "message": "m", "time": "9999-12-31T23:59:60"}',
         '{"level": "INFO", "message": "m", "instant": {"epochSecond": "x"}}',
         '{"level": "INFO", "message": "m", "instant": {"epochSecond": null}}',
@@ -509,7 +516,7 @@ DEEP = "[" * 900 + "]" * 900
 )
 def test_an_odd_value_costs_no_more_than_itself(line):
     """It ended the reading of the whole log; the entry is there, and those behind."""
-    [_, last], report = read(f'{line}\n{{"level": "ERROR", "message": "last"}}\n')
+    [_, last], report = with_two(line)
     assert last.message == "last"
     assert report.unparsed == 0
 
@@ -517,13 +524,13 @@ def test_an_odd_value_costs_no_more_than_itself(line):
 @pytest.mark.parametrize(
     "line",
     [
-        f'{{"level": "INFO", "message": {DEEP}}}',
-        f'{{"__REALTIME_TIMESTAMP": "1", "MESSAGE": {DEEP}}}',
+        '{"level": "INFO", "message": <deep>}',
+        '{"__REALTIME_TIMESTAMP": "1", "MESSAGE": <deep>}',
         '{"log": "x", "a": {"stream": 1}}',
     ],
 )
 def test_an_object_that_is_no_entry_costs_one_line(line):
     """Nested deeper than Python counts, or a container's in a part only."""
-    [last], report = read(f'{line}\n{{"level": "ERROR", "message": "last"}}\n')
+    [last], report = with_two(line)
     assert last.message == "last"
     assert report.unparsed == 1
