@@ -47,7 +47,7 @@ from fm_storage.catalog.web import ErrorPages, Guard
 from fm_storage.concurrency.lifecycle import Home, Lifecycle
 from fm_storage.concurrency.shield import shielded
 from fm_storage.errors import ConfigurationInvalid, StorageError
-from fm_storage.postgres.arguments import of_kind
+from fm_storage.postgres.arguments import function, of_kind
 from fm_storage.repositories import ErrorEntry, Severity
 
 if TYPE_CHECKING:
@@ -456,6 +456,13 @@ class ErrorManager(Lifecycle):
         kinds = (str, os.PathLike, Iterable, AsyncIterable)
         of_kind(log, kinds, "log", "give a path, or lines")
         of_kind(zone, tzinfo, "zone", "give a tzinfo, such as ZoneInfo('Asia/Tokyo')")
+        if progress is not None:
+            function(progress, "progress")
+        for name, text in (("source", source), ("module", module)):
+            if text is not None:
+                of_kind(text, str, name, "give text")
+        if format is not None:
+            of_kind(format, (str, re.Pattern), "format", "give a regular expression")
         fresh = True
 
         async def write(columns: list[list[Any]]) -> int:
@@ -737,6 +744,8 @@ class ErrorManager(Lifecycle):
             ConfigurationInvalid: Not exactly one of the first three is given.
             StorageClosed: The manager is not open, or closed.
         """
+        if token is not None:
+            of_kind(token, str, "token", "give text")
         return ErrorPages(
             self._reading(),
             title=title,

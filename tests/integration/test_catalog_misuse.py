@@ -62,6 +62,10 @@ async def test_a_question_that_asks_for_nothing_or_no_known_time_is_refused(
     ("call", "named"),
     [
         (lambda e: e.ingest(["x"], zone="UTC"), "zone: is a str; give a tzinfo"),
+        (lambda e: e.ingest(["x"], source=3), "source: is a int; give text"),
+        (lambda e: e.ingest(["x"], module=3), "module: is a int; give text"),
+        (lambda e: e.ingest(["x"], format=3), "format: is a int; give a regular"),
+        (lambda e: e.ingest(["x"], progress=3), "progress: is a int; give a function"),
         (lambda e: e.ingest(None), "log: is a NoneType; give a path, or lines"),
         (lambda e: e.ingest([1, 2]), "log: a line is a int; give text"),
         (lambda e: e.find_similar(None), "error: is a NoneType; give a message"),
