@@ -71,7 +71,17 @@ async def test_a_question_that_asks_for_nothing_or_no_known_time_is_refused(
         (lambda e: e.find_similar(None), "error: is a NoneType; give a message"),
         (lambda e: e.watch(new=e.ingest, timeout="5"), "timeout: is a str; give"),
     ],
-    ids=["zone", "log", "line", "error", "timeout"],
+    ids=[
+        "zone",
+        "source",
+        "module",
+        "format",
+        "progress",
+        "log",
+        "line",
+        "error",
+        "timeout",
+    ],
 )
 async def test_what_is_of_another_type_is_named(errors, call, named):
     """Each failed somewhere inside."""
