@@ -185,6 +185,19 @@ async def test_on_connect_that_is_not_async_is_refused(dsn):
             pass
 
 
+async def test_on_connect_that_leaves_a_transaction_open_is_refused(dsn):
+    """The first borrower's write would be acknowledged, and undone with it."""
+
+    async def prepare(connection):
+        await connection.execute("BEGIN")
+
+    with pytest.raises(ConfigurationInvalid, match="left a transaction open"):
+        async with Pool(PostgresConfig(dsn=dsn, on_connect=prepare)) as pool:
+            await pool.execute("CREATE TABLE kept ()")
+    async with Pool(PostgresConfig(dsn=dsn)) as pool:
+        assert await pool.fetchval("SELECT to_regclass('kept')") is None
+
+
 async def test_on_connect_that_fails_is_named(dsn):
     """A mistake of the application's is no lost connection."""
 

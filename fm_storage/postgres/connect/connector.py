@@ -249,6 +249,10 @@ class Connector:
         try:
             made = self._config.on_connect(raw)
             await awaitable(made, "postgres.on_connect", "make it an async function")
+            if raw.is_in_transaction():  # with it, a borrower's write would be undone
+                raise ConfigurationInvalid(
+                    "postgres.on_connect", "it left a transaction open; end it"
+                )
             mark_unchanged(raw)
         except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError):
             raise
