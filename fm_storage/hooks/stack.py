@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 from fm_storage.concurrency.lifecycle import Home
 from fm_storage.concurrency.shield import Once, abandon, shielded, wait_done
 from fm_storage.concurrency.threads import in_thread
-from fm_storage.errors import StorageClosed
+from fm_storage.errors import ConfigurationInvalid, StorageClosed
 from fm_storage.hooks import triggers
 from fm_storage.hooks.hosts import Hosted
 from fm_storage.hooks.signals import SignalGuard, held
@@ -49,6 +49,13 @@ class _Hook:
         return str(name or repr(self.function))
 
 
+def _seconds(value: float, name: str) -> float:
+    # Found out at the end, it would keep the other hooks from being run.
+    if isinstance(value, int | float) and value is not True and value > 0:
+        return value
+    raise ConfigurationInvalid(name, f"is {value!r}; give seconds above 0")
+
+
 class ShutdownHooks(Hosted):
     """``atexit`` for coroutines: last in, first out, every hook tried.
 
@@ -68,8 +75,8 @@ class ShutdownHooks(Hosted):
     """
 
     def __init__(self, *, timeout: float = 10.0, total_timeout: float = 30.0) -> None:
-        self._timeout = timeout
-        self._total_timeout = total_timeout
+        self._timeout = _seconds(timeout, "timeout")
+        self._total_timeout = _seconds(total_timeout, "total_timeout")
         self._hooks: list[_Hook] = []  # by register() and the run
         self._home = Home("shutdown hooks")  # its loop is the armed one, by arm()
         self._closed = False  # by the run
@@ -97,7 +104,13 @@ class ShutdownHooks(Hosted):
     def on_close(
         self, *, timeout: float | None = None
     ) -> Callable[[Callable[[], R]], Callable[[], R]]:
-        """Register the decorated function, with a *timeout* of its own in seconds."""
+        """Register the decorated function, with a *timeout* of its own in seconds.
+
+        Raises:
+            ConfigurationInvalid: *timeout* is no number above 0.
+        """
+        if timeout is not None:
+            _seconds(timeout, "timeout")
 
         def decorate(fn: Callable[[], R]) -> Callable[[], R]:
             return self._add(_Hook(fn, (), {}, timeout), fn)

@@ -437,6 +437,32 @@ async def test_another_type_than_annotated(pool, sql: str, annotation: Any, stor
         assert at.value.field == "v"
 
 
+@pytest.mark.parametrize("sql", ["date[]", "int4range", "pair", "xml"])
+async def test_a_value_that_contains_itself_is_refused(pool, sql: str):
+    """In a field whose type only the name tells, by every way of writing."""
+    await pool.execute(f"{TYPES}; CREATE TABLE t (id int PRIMARY KEY, v {sql})")
+    model = dataclasses.make_dataclass(
+        "Row", [("id", int), ("v", Annotated[Any, Column(type=sql)])]
+    )
+    rows: Repository[Any] = Repository(pool, model, table="t")
+    endless: list[Any] = []
+    endless.append(endless)
+    bad = model(1, endless)
+    for call in (
+        lambda: rows.create(bad),
+        lambda: rows.create_many([bad]),
+        lambda: rows.create_many([bad] * (COPY_ABOVE + 1)),
+        lambda: rows.upsert(bad),
+        lambda: rows.upsert_many([bad]),
+        lambda: rows.update(1, {"v": endless}),
+        lambda: rows.update_where([], {"v": endless}, everything=True),
+        lambda: rows.find_many(where("v") == endless),
+    ):
+        with pytest.raises(InvalidRecord):
+            await call()
+    assert await rows.find_many() == []
+
+
 LARGEST, SMALLEST = Decimal("9E+131071"), Decimal("-1E-16383")
 BOTH = Decimal(f"{10**100}.{'0' * 99}1")
 

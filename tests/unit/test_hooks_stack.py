@@ -7,10 +7,11 @@ import os
 import signal
 import threading
 import time
+from typing import Any
 
 import pytest
 
-from fm_storage.errors import StorageClosed, WrongLoop
+from fm_storage.errors import ConfigurationInvalid, StorageClosed, WrongLoop
 from fm_storage.hooks import ShutdownHooks, triggers
 
 
@@ -295,3 +296,15 @@ async def test_signals_are_taken_only_where_nobody_else_has_them():
         return asyncio.run(take())
 
     assert await asyncio.to_thread(elsewhere) == ()
+
+
+@pytest.mark.parametrize("wrong", ["5", 0, -1, float("nan"), True, None, 5j])
+def test_a_deadline_that_is_none_is_refused_at_once(wrong: Any):
+    """At the end it would keep the other hooks from being run."""
+    with pytest.raises(ConfigurationInvalid, match="give seconds above 0"):
+        ShutdownHooks(timeout=wrong)
+    with pytest.raises(ConfigurationInvalid, match="give seconds above 0"):
+        ShutdownHooks(total_timeout=wrong)
+    if wrong is not None:
+        with pytest.raises(ConfigurationInvalid, match="give seconds above 0"):
+            ShutdownHooks().on_close(timeout=wrong)

@@ -11,7 +11,7 @@ import enum
 import functools
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from types import NoneType
 from typing import Any
@@ -294,7 +294,8 @@ class Other(ColumnType):
 
     def encode(self, value: Any) -> Any:
         """Return *value*, in which nothing is that no type stores as it is."""
-        _look_inside(value)
+        with _bottomless():
+            _look_inside(value)
         return value
 
     def from_text(self, text: str) -> Any:
@@ -313,7 +314,8 @@ class Known(Other):
 
     def encode(self, value: Any) -> Any:
         """Return *value* as the driver takes it, infinities among them."""
-        return _bounded(functools.partial(as_stored, self.leaf), value)
+        with _bottomless():
+            return _bounded(functools.partial(as_stored, self.leaf), value)
 
     def beyond(self, name: str) -> str:
         """Return the condition of a value or bound that Python cannot hold."""
@@ -324,6 +326,14 @@ class Known(Other):
             ends = (self.leaf.beyond(f"{end}({one})") for end in ("lower", "upper"))
             either = f"({' OR '.join(ends)})"
         return any_of(name, either) if nested else either
+
+
+@contextlib.contextmanager
+def _bottomless() -> Iterator[None]:
+    try:
+        yield
+    except RecursionError:
+        raise Refused("contains itself, or is nested too deep; flatten it") from None
 
 
 def as_stored(kind: ColumnType, value: Any) -> Any:
