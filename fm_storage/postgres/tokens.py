@@ -43,7 +43,8 @@ class Token(NamedTuple):
         return self.start + len(self.text)
 
 
-# Possessive repetitions: no text makes the expression try again in another way.
+# Possessive repetitions: no text makes the expression try again in another way. Parts
+# of numbers cannot; in such groups Python before 3.11.5 may lose its place.
 _TOKEN = re.compile(
     r"""
       (?P<space>(?:[ \t\n\r\f\v]|--[^\n\r]*+)++)
@@ -54,10 +55,10 @@ _TOKEN = re.compile(
     | (?P<parameter>\$[0-9]++)
     | (?P<word>[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_$\x80-\U0010ffff]*+)
     | (?P<number>
-        0[xX](?:_?[0-9A-Fa-f])++ | 0[oO](?:_?[0-7])++ | 0[bB](?:_?[01])++
-      | (?:[0-9]++(?:_[0-9]++)*+(?:\.(?!\.)(?:[0-9]++(?:_[0-9]++)*+)?+)?+
-          | \.[0-9]++(?:_[0-9]++)*+)
-        (?:[eE][-+]?[0-9]++(?:_[0-9]++)*+)?+
+        0[xX](?:_?[0-9A-Fa-f])+ | 0[oO](?:_?[0-7])+ | 0[bB](?:_?[01])+
+      | (?:[0-9]+(?:_[0-9]+)*(?:\.(?!\.)(?:[0-9]+(?:_[0-9]+)*)?)?
+          | \.[0-9]+(?:_[0-9]+)*)
+        (?:[eE][-+]?[0-9]+(?:_[0-9]+)*)?
       )
     | (?P<operator>[~!@\#^&|`?+\-*/%<>=]++)
     | (?P<mark>::|:=|\.\.|[^"])
